@@ -1,0 +1,113 @@
+"""What every engine is: the graphs of one network on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbvsr_deploy.graphs import Precision
+
+__all__ = ["Array", "Description", "Engine", "Network"]
+
+Array = Any
+"""An array on the engine's device, opaque to the runtime: only the engine that made it can read it.
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the runtime has to know about the network an engine runs."""
+
+    channels: int
+    """Of the recurrent state."""
+    has_cleaning: bool
+    """False: there is no ``clean`` graph (BasicVSR)."""
+    refine_threshold: float
+    """Default of dynamic refinement, on the 0-255 scale."""
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Description:
+    """Which engine was taken, and why: shown to the user at every run."""
+
+    engine: Literal["onnxruntime", "torch"]
+    version: str
+    device: str
+    precision: Precision
+    model: str
+    """File name of the bundle or checkpoint."""
+    reason: str
+    """Why this engine and device, as a clause."""
+
+    def __str__(self) -> str:
+        what = f"{self.model} in {self.precision}"
+        return f"{what} by {self.engine} {self.version} on {self.device} ({self.reason})"
+
+
+class Engine(Protocol):
+    """Runs the graphs of :mod:`rbvsr_deploy.graphs`; a context manager that frees the device.
+
+    An engine keeps no state between calls. An array it returns is the caller's: later calls never
+    write to it.
+    """
+
+    @property
+    def network(self) -> Network:
+        """The network behind the graphs."""
+        ...
+
+    def run(self, graph: str, **arrays: Array) -> tuple[Array, ...]:
+        """Run one graph.
+
+        Args:
+            graph: its name.
+            arrays: one per input, by the input's name, with the contract's shape and dtype.
+
+        Returns:
+            The outputs in the contract's order, on the device.
+
+        Raises:
+            EngineError: the engine failed (out of memory, for one); the graph is named.
+        """
+        ...
+
+    def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
+        """A zero array of a NumPy dtype on the device."""
+        ...
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        """Copy to the device. On a CPU the array may be used in place: leave it unchanged until
+        results are read.
+        """
+        ...
+
+    def download(self, array: Array) -> NDArray[Any]:
+        """Copy from the device, waiting for what is still being computed."""
+        ...
+
+    def describe(self) -> Description:
+        """Which engine this is and why it was taken."""
+        ...
+
+    def close(self) -> None:
+        """Free the device; a closed engine runs nothing."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def image_batch(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) -> (1, H, W, 3), contiguous as engines need it."""
+    return np.ascontiguousarray(image[None])

@@ -1,0 +1,115 @@
+"""The graphs' torch modules run directly: the reference other engines are compared with, on any
+torch device.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.export.graphs import graph_modules
+
+from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import GRAPHS, Precision
+from rbvsr_deploy.model import RealBasicVSR
+
+__all__ = ["TorchEngine"]
+
+
+class TorchEngine:
+    """An :class:`~rbvsr_deploy.engines.base.Engine` on torch. Arrays are tensors on the device.
+
+    Args:
+        model: float32; copied, not changed.
+        name: what to call the model when describing the engine.
+        device: a torch device, or "auto" for CUDA where there is one and the CPU otherwise.
+        precision: float type of features.
+        refine_threshold: default of dynamic refinement, on the 0-255 scale.
+
+    Raises:
+        EngineError: the device is unknown to torch or not there.
+    """
+
+    def __init__(
+        self,
+        model: RealBasicVSR,
+        *,
+        name: str,
+        device: str = "auto",
+        precision: Precision = "float32",
+        refine_threshold: float = 255.0,
+    ) -> None:
+        there = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._device = torch.device(there if device == "auto" else device)
+            modules = graph_modules(model, precision=precision)
+            self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
+        except (RuntimeError, AssertionError) as error:
+            raise EngineError(
+                f"torch has no device '{device}' here ({str(error).splitlines()[0]}): use "
+                f"--device {there}"
+            ) from error
+        self._name = name
+        self._reason = "a checkpoint runs in torch" + (
+            "" if device == "auto" else f", --device {device}"
+        )
+        self.network = Network(
+            channels=model.config.mid_channels,
+            has_cleaning=model.has_cleaning,
+            refine_threshold=refine_threshold,
+            precision=precision,
+        )
+
+    @torch.inference_mode()
+    def run(self, graph: str, **arrays: Array) -> tuple[Array, ...]:
+        try:
+            module = self._modules[graph]
+        except KeyError:
+            raise EngineError(
+                f"there is no graph '{graph}'; open are {', '.join(self._modules) or 'none'}"
+            ) from None
+        try:
+            outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            raise EngineError(
+                f"graph '{graph}' failed on {self._device}: {str(error).splitlines()[0]}"
+            ) from error
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self._device)
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def download(self, array: Array) -> NDArray[Any]:
+        values: NDArray[Any] = array.cpu().numpy()
+        return values
+
+    def describe(self) -> Description:
+        return Description(
+            engine="torch",
+            version=torch.__version__,
+            device=str(self._device),
+            precision=self.network.precision,
+            model=self._name,
+            reason=self._reason,
+        )
+
+    def close(self) -> None:
+        self._modules = {}
+
+    def __enter__(self) -> TorchEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

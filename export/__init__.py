@@ -1,0 +1,9 @@
+"""Checkpoint -> seven ONNX graphs -> verified bundle. Start at
+:func:`rbvsr_deploy.export.export.export_bundle`.
+"""
+
+if __name__ != "rbvsr_deploy.export":
+    raise ImportError(
+        f"this folder is the package 'rbvsr_deploy.export', but was imported as '{__name__}': "
+        "install the project (pip install -e .) and import it by its full name"
+    )

@@ -1,0 +1,74 @@
+"""What must hold in a graph that was written, read off the file itself: the promises engines rely
+on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.shape_inference
+
+from rbvsr_deploy.errors import ExportError
+from rbvsr_deploy.graphs import GraphSpec, Precision
+
+__all__ = ["check_graph"]
+
+_FLOAT32 = onnx.TensorProto.FLOAT
+
+
+def check_graph(
+    model: onnx.ModelProto, spec: GraphSpec, *, precision: Precision, opset: int
+) -> None:
+    """Check a graph against its contract.
+
+    The ONNX checker accepts it; opset, inputs and outputs are as promised; convolutions run in the
+    bundle's float type; every GridSample is bilinear with aligned corners, and its image and grid
+    are float32 in every precision.
+
+    Raises:
+        ExportError: the first promise that is broken.
+    """
+    where = f"graph '{spec.name}'"
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{where} is refused by the ONNX checker: {error}") from None
+    written = {item.domain: item.version for item in model.opset_import}
+    if written.get("") != opset:
+        raise ExportError(
+            f"{where} came out with opset {written.get('')}, but {opset} was asked for"
+        )
+
+    graph = inferred.graph
+    dtypes = {
+        v.name: v.type.tensor_type.elem_type
+        for v in [*graph.value_info, *graph.input, *graph.output]
+    }
+    dtypes |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    features = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(precision))
+    for value, item in zip(
+        [*graph.input, *graph.output], [*spec.inputs, *spec.outputs], strict=True
+    ):
+        expected = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(item.numpy_dtype(precision)))
+        if value.name != item.name or dtypes[value.name] != expected:
+            raise ExportError(
+                f"{where} has '{value.name}' of ONNX type {dtypes[value.name]} where "
+                f"'{item.name}' of type {expected} belongs"
+            )
+    for node in graph.node:
+        if node.op_type == "Conv" and dtypes.get(node.input[0]) != features:
+            raise ExportError(f"{where}: convolution '{node.name}' does not run in {precision}")
+        if node.op_type == "GridSample":
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            mode = attributes.get("mode", b"bilinear")
+            if mode != b"bilinear" or attributes.get("align_corners") != 1:
+                raise ExportError(
+                    f"{where}: '{node.name}' samples with {attributes}, not bilinear with "
+                    "aligned corners"
+                )
+            if any(dtypes.get(name) != _FLOAT32 for name in node.input):
+                raise ExportError(
+                    f"{where}: '{node.name}' samples at coordinates or values that are not float32"
+                )

@@ -1,0 +1,89 @@
+"""Checkpoint -> verified bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rbvsr_deploy.export.checks import check_graph
+from rbvsr_deploy.export.graphs import graph_modules
+from rbvsr_deploy.export.onnx_export import DEFAULT_OPSET, export_graph
+from rbvsr_deploy.export.verify import verify_graphs
+
+from rbvsr_deploy import __version__
+from rbvsr_deploy.bundle import Manifest, Weights, graph_io, write_bundle
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.graphs import GRAPHS, Precision
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(
+    checkpoint: Path,
+    output: Path,
+    *,
+    precision: Precision = "float32",
+    opset: int = DEFAULT_OPSET,
+    refine_threshold: float | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Export a checkpoint to a bundle, verified against the torch model on the way.
+
+    Args:
+        checkpoint: see :mod:`rbvsr_deploy.checkpoint` for what is accepted.
+        output: the ``model.plan`` to write; replaced if it exists, and only once everything has
+            passed.
+        precision: float type of features and convolutions; flow and coordinates are float32 in
+            both.
+        opset: 17, 18 or 19.
+        refine_threshold: dynamic refinement's default to record, on the 0-255 scale; the
+            checkpoint's own if ``None``.
+        report: called with one line per step.
+
+    Returns:
+        The manifest written.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        ExportError: a graph cannot be exported, breaks its contract or differs from the model.
+        BundleError: the output cannot be written.
+    """
+    loaded = load_checkpoint(checkpoint)
+    model = loaded.model
+    config = model.config
+    report(f"loaded {checkpoint.name} ({loaded.layout}): {config.mid_channels} channels")
+
+    graphs = {}
+    for name, module in graph_modules(model, precision=precision).items():
+        spec = GRAPHS[name]
+        proto = export_graph(
+            module, spec, channels=config.mid_channels, precision=precision, opset=opset
+        )
+        check_graph(proto, spec, precision=precision, opset=opset)
+        graphs[name] = proto.SerializeToString()
+        report(f"exported {name}: {len(proto.graph.node)} nodes, {len(graphs[name]) / 1e6:.2f} MB")
+
+    verification = verify_graphs(
+        graphs, graph_modules(model, precision="float32"), precision=precision
+    )
+    report(f"verified every output against torch under {verification['runtime']}")
+
+    manifest = Manifest(
+        model=config.as_dict(),
+        weights=Weights(
+            file_name=loaded.file_name,
+            sha256=loaded.sha256,
+            license=loaded.license,
+            provenance=loaded.provenance,
+        ),
+        precision=precision,
+        opset=opset,
+        refine_threshold=loaded.refine_threshold if refine_threshold is None else refine_threshold,
+        graphs=graph_io(
+            has_cleaning=model.has_cleaning, channels=config.mid_channels, precision=precision
+        ),
+        verification=verification,
+        toolkit_version=__version__,
+    )
+    write_bundle(output, manifest, graphs)
+    return manifest

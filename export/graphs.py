@@ -1,0 +1,93 @@
+"""The graphs as torch modules: thin wrappers around the methods of
+:class:`~rbvsr_deploy.model.RealBasicVSR`.
+
+They serve twice: they are what is exported, and the torch engine runs them as the reference. Their
+    inputs and outputs
+are the table of :mod:`rbvsr_deploy.graphs`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from rbvsr_deploy.graphs import Precision, graph_names
+from rbvsr_deploy.model import RealBasicVSR
+
+__all__ = ["graph_modules"]
+
+
+class _Ingest(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, image: Tensor) -> Tensor:
+        # Divided in float32 and rounded once: 1/255 is no float16 number.
+        return (image.permute(0, 3, 1, 2).float() / 255.0).to(self.dtype)
+
+
+class _Emit(nn.Module):
+    def forward(self, picture: Tensor) -> Tensor:
+        levels = picture.float().clamp(0.0, 1.0) * 255.0
+        return levels.round().permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class _ModelPart(nn.Module):
+    """A method of the network as a module with a ``forward``."""
+
+    def __init__(self, model: RealBasicVSR) -> None:
+        super().__init__()
+        self.model = model
+
+
+class _Clean(_ModelPart):
+    def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.clean(frame)
+
+
+class _Flow(_ModelPart):
+    def forward(self, reference: Tensor, neighbour: Tensor) -> Tensor:
+        return self.model.flow(reference, neighbour)
+
+
+class _Backward(_ModelPart):
+    def forward(self, frame: Tensor, state: Tensor, flow: Tensor) -> Tensor:
+        return self.model.backward_step(frame, state, flow)
+
+
+class _Forward(_ModelPart):
+    def forward(self, frame: Tensor, state: Tensor, flow: Tensor) -> Tensor:
+        return self.model.forward_step(frame, state, flow)
+
+
+class _Reconstruct(_ModelPart):
+    def forward(self, frame: Tensor, backward_state: Tensor, forward_state: Tensor) -> Tensor:
+        return self.model.reconstruct(frame, backward_state, forward_state)
+
+
+def graph_modules(model: RealBasicVSR, *, precision: Precision) -> dict[str, nn.Module]:
+    """The graphs of a model in one precision.
+
+    Args:
+        model: float32; it is copied, not changed.
+        precision: of features and convolutions; flow and coordinates are float32 in both.
+
+    Returns:
+        Modules in eval mode by graph name, ``clean`` only if the model cleans.
+    """
+    dtype = torch.float16 if precision == "float16" else torch.float32
+    typed = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+    modules: dict[str, nn.Module] = {
+        "ingest": _Ingest(dtype),
+        "flow": _Flow(typed),
+        "backward": _Backward(typed),
+        "forward": _Forward(typed),
+        "reconstruct": _Reconstruct(typed),
+        "emit": _Emit(),
+    }
+    if model.has_cleaning:
+        modules["clean"] = _Clean(typed)
+    return {name: modules[name].eval() for name in graph_names(has_cleaning=model.has_cleaning)}

@@ -1,0 +1,179 @@
+"""Do the graphs in the file compute what the torch model computes? Measured, per output, before a
+bundle is written.
+
+Inputs are what the graphs will really see: a moving texture is taken through the float32 model,
+    step by step, and every
+graph is given the model's own intermediate results, at two sizes that are no multiple of 32. The
+flow between frames is moved off whole pixels, because a sampler that has fallen back to "nearest"
+is right on whole pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rbvsr_deploy.errors import EngineError, ExportError
+from rbvsr_deploy.graphs import GRAPHS, Precision
+
+__all__ = ["MAX_DIFFERENCE", "MIN_PSNR", "verify_graphs"]
+
+SIZES = ((1, 45, 70), (2, 71, 37))
+"""(N, H, W)"""
+
+MAX_DIFFERENCE = 1e-4
+"""Of float32 outputs, in units of the output's largest value where that is above 1."""
+
+MIN_PSNR = 50.0
+"""dB, of float16 outputs against float32; the peak is the output's largest value."""
+
+Call = tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Graph, inputs, expected outputs; all float32 or uint8."""
+
+
+def verify_graphs(
+    graphs: Mapping[str, bytes], reference: Mapping[str, nn.Module], *, precision: Precision
+) -> dict[str, Any]:
+    """Run every graph under ONNX Runtime's CPU provider and compare it with the float32 torch
+    model.
+
+    Args:
+        graphs: serialised ONNX model by graph name.
+        reference: the float32 modules of the same model, by graph name.
+        precision: of ``graphs``.
+
+    Returns:
+        Record for the manifest: per graph, output and size the largest absolute difference (uint8:
+            in levels) and,
+        for float16, the PSNR in dB.
+
+    Raises:
+        ExportError: ONNX Runtime refuses a graph, or an output is off by more than is allowed;
+            every such output is listed with its figure.
+    """
+    import onnxruntime
+
+    record: dict[str, Any] = {
+        "runtime": f"onnxruntime {onnxruntime.__version__} CPU",
+        "outputs": {},
+    }
+    failures = []
+    sessions = {}
+    for name, data in graphs.items():
+        try:
+            sessions[name] = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(f"graph '{name}' is refused by ONNX Runtime: {error}") from error
+    for n, height, width in SIZES:
+        for name, inputs, expected in _calls(reference, n, height, width):
+            spec = GRAPHS[name]
+            feeds = {
+                item.name: value.numpy().astype(item.numpy_dtype(precision), copy=False)
+                for item, value in zip(spec.inputs, inputs, strict=True)
+            }
+            try:
+                outputs = sessions[name].run([item.name for item in spec.outputs], feeds)
+            except Exception as error:
+                raise EngineError(
+                    f"graph '{name}' fails in ONNX Runtime at {n}x{height}x{width}: {error}"
+                ) from error
+            for item, got, want in zip(spec.outputs, outputs, expected, strict=True):
+                figures = _compare(got, want.numpy())
+                record["outputs"].setdefault(name, {}).setdefault(item.name, {})[
+                    f"{n}x{height}x{width}"
+                ] = figures
+                if not _passes(figures, precision):
+                    failures.append(f"{name}.{item.name} at {n}x{height}x{width}: {figures}")
+    if failures:
+        raise ExportError(
+            f"{len(failures)} outputs differ from the torch model by more than is allowed "
+            f"({MAX_DIFFERENCE} in float32, {MIN_PSNR} dB in float16, 1 level in uint8): "
+            f"{'; '.join(failures)}"
+        )
+    return record
+
+
+def _compare(got: NDArray[Any], want: NDArray[Any]) -> dict[str, float]:
+    if got.shape != want.shape:
+        return {"max_difference": math.inf, "peak": 0.0, "psnr": -math.inf}
+    difference = got.astype(np.float64) - want.astype(np.float64)
+    if want.dtype == np.uint8:
+        return {"max_levels": float(np.abs(difference).max())}
+    peak = max(1.0, float(np.abs(want).max()))
+    mse = float((difference**2).mean())
+    psnr = 200.0 if mse == 0 else min(200.0, 10 * math.log10(peak**2 / mse))
+    return {
+        "max_difference": float(f"{np.abs(difference).max():.3g}"),
+        "peak": float(f"{peak:.3g}"),
+        "psnr": round(psnr, 1),
+    }
+
+
+def _passes(figures: Mapping[str, float], precision: Precision) -> bool:
+    if "max_levels" in figures:
+        return figures["max_levels"] <= 1
+    if precision == "float16":
+        return figures["psnr"] >= MIN_PSNR
+    return figures["max_difference"] <= MAX_DIFFERENCE * figures["peak"]
+
+
+@torch.no_grad()
+def _calls(modules: Mapping[str, nn.Module], n: int, height: int, width: int) -> list[Call]:
+    """Every graph once or twice with the inputs it meets in a sequence of two frames."""
+    calls: list[Call] = []
+
+    def call(name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = modules[name](*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        calls.append((name, inputs, outputs))
+        return outputs
+
+    frames = [call("ingest", image)[0] for image in _moving_texture(n, height, width)]
+    if "clean" in modules:
+        frames = [call("clean", frame)[0] for frame in frames]
+    earlier, later = frames
+    sub_pixel = torch.tensor([0.37, -0.61]).view(1, 2, 1, 1)
+    to_next = call("flow", earlier, later)[0] + sub_pixel
+    to_previous = call("flow", later, earlier)[0] + sub_pixel
+    channels = _state_channels(modules["backward"])
+    zero_state, zero_flow = (
+        torch.zeros(n, channels, height, width),
+        torch.zeros(n, 2, height, width),
+    )
+    later_state = call("backward", later, zero_state, zero_flow)[0]
+    backward_state = call("backward", earlier, later_state, to_next)[0]
+    earlier_state = call("forward", earlier, zero_state, zero_flow)[0]
+    forward_state = call("forward", later, earlier_state, to_previous)[0]
+    picture = call("reconstruct", earlier, backward_state, forward_state)[0]
+    call("emit", picture)
+    return calls
+
+
+def _state_channels(step: nn.Module) -> int:
+    """Mid channels, from the module that makes states."""
+    return int(step.model.config.mid_channels)  # type: ignore[union-attr, arg-type]
+
+
+def _moving_texture(n: int, height: int, width: int) -> list[Tensor]:
+    """Two uint8 frames (n, H, W, 3): smooth noise, and the same moved by a part of a pixel plus
+    fresh grain.
+    """
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    coarse = torch.rand(n, 3, height // 4 + 3, width // 4 + 3, generator=generator)
+    texture = F.interpolate(
+        coarse, size=(height + 4, width + 4), mode="bicubic", align_corners=False
+    )
+    first = texture[..., 2:-2, 2:-2]
+    second = 0.6 * first + 0.4 * texture[..., 2:-2, 3:-1]  # moved by 0.4 px in x
+    grain = [0.02 * torch.randn(first.shape, generator=generator) for _ in range(2)]
+    return [
+        ((frame + g).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        for frame, g in zip((first, second), grain, strict=True)
+    ]

@@ -1,0 +1,23 @@
+"""RealBasicVSR deployment: a checkpoint goes in, one ``model.plan`` comes out, any video comes out
+four times larger.
+
+The rooms, in the order a model and then a frame goes through them:
+
+- :mod:`rbvsr_deploy.model`, :mod:`rbvsr_deploy.checkpoint`: the network and its weights (needs
+  torch).
+- :mod:`rbvsr_deploy.export`: checkpoint -> seven ONNX graphs -> bundle (needs torch and onnx).
+- :mod:`rbvsr_deploy.bundle`: the ``model.plan`` file.
+- :mod:`rbvsr_deploy.engines`: a graph on a device.
+- :mod:`rbvsr_deploy.video`: video and pictures, in and out.
+- :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`, :mod:`rbvsr_deploy.run`: the
+  runtime.
+- :mod:`rbvsr_deploy.cli`: the commands.
+
+Importing this package loads none of torch, onnx, onnxruntime, tensorrt or av.
+"""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

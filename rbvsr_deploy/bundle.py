@@ -1,0 +1,239 @@
+"""The bundle: one ``model.plan`` that holds a network as typed ONNX graphs and everything known
+about it.
+
+A zip with stored members: ``manifest.json``, ``graphs/<name>.onnx`` and, later,
+    ``engines/<set>/<name>.plan``. The
+manifest has a SHA-256 for every member, and the zip's comment one of the whole file before it, so
+that no flipped byte goes unseen. The same content always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rbvsr_deploy.errors import BundleError
+from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bundle",
+    "Manifest",
+    "Weights",
+    "graph_io",
+    "open_bundle",
+    "write_bundle",
+]
+
+SCHEMA_VERSION = 1
+
+_MANIFEST = "manifest.json"
+_DIGEST = re.compile(rb"rbvsr-bundle sha256=([0-9a-f]{64})$")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: bytes do not depend on the day
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights came from."""
+
+    file_name: str
+    sha256: str
+    """Of the checkpoint file, as published sums are."""
+    license: str | None = None
+    provenance: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known about the network in a bundle. ``rbvsr-info`` shows it."""
+
+    model: Mapping[str, Any]
+    """``RealBasicVSRConfig.as_dict()``."""
+    weights: Weights
+    precision: Precision
+    opset: int
+    refine_threshold: float
+    """Dynamic refinement's default, on the 0-255 scale."""
+    graphs: Mapping[str, Any]
+    """Inputs and outputs of each graph: name, dtype, shape."""
+    verification: Mapping[str, Any]
+    """Largest difference from the torch model per graph, output and size, measured by the export.
+    """
+    toolkit_version: str
+    scale: int = 4
+    quantisation: Mapping[str, Any] | None = None
+    """Calibration record of an INT8 bundle; ``None`` for floating point."""
+    schema_version: int = SCHEMA_VERSION
+    members: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every other member; filled in by :func:`write_bundle`."""
+
+    @property
+    def has_cleaning(self) -> bool:
+        """Whether there is a ``clean`` graph: RealBasicVSR has one, BasicVSR has not."""
+        return self.model["cleaning_blocks"] is not None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the recurrent state."""
+        return int(self.model["mid_channels"])
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; its members have been checked against the manifest."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    """Of the whole file."""
+    members: Mapping[str, bytes]
+
+    def graph(self, name: str) -> bytes:
+        """The serialised ONNX model of a graph.
+
+        Raises:
+            KeyError: the bundle has no such graph (``clean`` of a BasicVSR).
+        """
+        return self.members[_graph_member(name)]
+
+
+def _graph_member(name: str) -> str:
+    return f"graphs/{name}.onnx"
+
+
+def graph_io(*, has_cleaning: bool, channels: int, precision: Precision) -> dict[str, Any]:
+    """Inputs and outputs of every graph in plain values, for the manifest and for engines to check
+    against.
+    """
+    return {
+        name: {
+            side: [
+                {
+                    "name": item.name,
+                    "dtype": item.numpy_dtype(precision),
+                    "shape": [channels if size == "C" else size for size in item.shape],
+                }
+                for item in items
+            ]
+            for side, items in (("inputs", GRAPHS[name].inputs), ("outputs", GRAPHS[name].outputs))
+        }
+        for name in graph_names(has_cleaning=has_cleaning)
+    }
+
+
+def write_bundle(path: Path, manifest: Manifest, graphs: Mapping[str, bytes]) -> None:
+    """Write a bundle in one piece or not at all.
+
+    Args:
+        path: an existing file is replaced.
+        manifest: its ``members`` are filled in here.
+        graphs: serialised ONNX model by graph name.
+
+    Raises:
+        BundleError: the file cannot be written; nothing is left behind.
+    """
+    members = {_graph_member(name): data for name, data in graphs.items()}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    values = {**asdict(manifest), "members": sums}
+    members = {_MANIFEST: json.dumps(values, indent=1, sort_keys=True).encode(), **members}
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
+        # A comment of the final length first: its two length bytes belong to what the digest
+        # covers.
+        archive.comment = _comment(b"")
+    content = buffer.getvalue()[: -len(_comment(b""))]
+    try:
+        write_atomically(path, content + _comment(content))
+    except OSError as error:
+        raise BundleError(
+            f"the bundle cannot be written to '{path}' ({error.strerror}): choose a folder that "
+            "exists and has room"
+        ) from None
+
+
+def _comment(content: bytes) -> bytes:
+    return b"rbvsr-bundle sha256=" + hashlib.sha256(content).hexdigest().encode()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open and check a bundle.
+
+    Raises:
+        BundleError: missing file; a raw TensorRT plan, an ONNX file, a checkpoint or something else
+            in its place; a truncated or changed file; a newer format.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"the bundle '{path}' cannot be read ({error.strerror}): make one with rbvsr-export"
+        ) from None
+    comment = _DIGEST.search(data[-len(_comment(b"")) :])
+    if comment is None:
+        raise BundleError(_what_it_is(path, data))
+    if _comment(data[: -len(comment[0])]) != comment[0]:
+        raise BundleError(
+            f"'{path}' is damaged: its content does not match its own checksum; copy or export "
+            "it again"
+        )
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = _read_manifest(path, members.pop(_MANIFEST))
+    for name, expected in manifest.members.items():
+        if hashlib.sha256(members.get(name, b"")).hexdigest() != expected:
+            raise BundleError(
+                f"'{path}' is damaged: its member '{name}' is missing or changed; export it again"
+            )
+    return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), members)
+
+
+def _read_manifest(path: Path, data: bytes) -> Manifest:
+    values = json.loads(data)
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"'{path}' has bundle format {version}, and this version of rbvsr-deploy reads "
+            f"{SCHEMA_VERSION}: "
+            "update rbvsr-deploy, or export the checkpoint again"
+        )
+    manifest = Manifest(**{**values, "weights": Weights(**values["weights"])})
+    if manifest.precision not in PRECISIONS:
+        raise BundleError(
+            f"'{path}' has precision '{manifest.precision}'; known are {', '.join(PRECISIONS)}"
+        )
+    return manifest
+
+
+def _what_it_is(path: Path, data: bytes) -> str:
+    """A sentence for a file that is no complete bundle."""
+    make_one = "make a bundle with rbvsr-export"
+    if not data:
+        return f"'{path}' is empty, not a bundle: {make_one}"
+    if data[:4] in (b"ftrt", b"ptrt"):
+        return (
+            f"'{path}' is a raw TensorRT engine, not a bundle: it fits one GPU and one TensorRT "
+            f"version only; {make_one}"
+        )
+    if data[:4] == b"PK\x03\x04":
+        if _MANIFEST.encode() in data[:64]:
+            return f"'{path}' is a damaged or truncated bundle: copy or export it again"
+        return (
+            f"'{path}' is a zip archive or a PyTorch checkpoint, not a bundle: {make_one} "
+            "--checkpoint"
+        )
+    if path.suffix == ".onnx":
+        return (
+            f"'{path}' is an ONNX file, not a bundle: {make_one} from the checkpoint it came from"
+        )
+    return f"'{path}' is not a bundle: {make_one}"

@@ -1,0 +1,313 @@
+"""Checkpoints: from a file of any known layout to a :class:`~rbvsr_deploy.model.RealBasicVSR` with
+strict names.
+
+Accepted layouts, all found in the wild:
+
+- ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) read with
+  ``weights_only=True``;
+- bare, or wrapped in ``state_dict`` (mmediting 0.x, mmagic 1.x) or ``params_ema``/``params``
+  (BasicSR);
+- names with the prefix ``generator_ema.`` (the released weights), ``generator.`` or none, and
+  ``module.`` before them;
+- published BasicVSR: names without ``basicvsr.``, in the spelling of mmediting or of BasicSR.
+
+A pickle is a program. Only tensors and plain containers are rebuilt here; any other global stops
+the load and is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rbvsr_deploy.errors import CheckpointError, MissingDependencyError
+from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
+
+__all__ = ["Checkpoint", "load_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+RELEASED_REFINE_THRESHOLD = 255.0
+"""The released configuration leaves the threshold at 255 of 255: exactly one cleaning pass."""
+
+_WRAPPERS = ("state_dict", "params_ema", "params")
+_PREFIXES = ("generator_ema.", "generator.")
+# Parts of a training checkpoint that inference has no use for.
+_TRAINING_ONLY = (
+    *_PREFIXES,
+    "discriminator.",
+    "perceptual_loss.",
+    "data_preprocessor.",
+    "step_counter",
+    "optimizer",
+)
+
+# BasicSR's spelling of the published BasicVSR -> mmediting's, which is this project's.
+_BASICSR_NAMES = (
+    (re.compile(r"^(backward|forward)_trunk\.main\."), r"\1_resblocks.main."),
+    (re.compile(r"^upconv([12])\."), r"upsample\1.upsample_conv."),
+)
+_BASICSR_FLOW_CONV = re.compile(
+    r"^(spynet\.basic_module\.\d+\.basic_module\.)(\d+)\.(weight|bias)$"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded generator and where it came from."""
+
+    model: RealBasicVSR
+    """Float32, in eval mode, on the CPU."""
+    file_name: str
+    sha256: str
+    """Of the whole file, as published sums are."""
+    layout: str
+    """How the names were found, in words."""
+    refine_threshold: float
+    """Dynamic refinement threshold on the 0-255 scale: the file's own if it names one, else the
+    released 255.
+    """
+    license: str | None
+    provenance: str | None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Load a RealBasicVSR or BasicVSR checkpoint.
+
+    Args:
+        path: see the module's docstring for what is accepted.
+
+    Raises:
+        CheckpointError: missing or unreadable file, an unsafe pickle (the global is named), or
+            names and shapes that are not a complete generator (every missing, unexpected and
+            mis-shaped key is listed).
+        MissingDependencyError: a ``.safetensors`` file without the ``safetensors`` package.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a file: give the path of a .safetensors or .pth file"
+        )
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+        wrapper = ""
+    elif path.suffix in PICKLE_SUFFIXES:
+        tensors, wrapper = _unwrap(_read_pickle(path), path)
+        metadata = {}
+    else:
+        raise CheckpointError(
+            f"checkpoint '{path}' has the suffix '{path.suffix}': known are .safetensors, "
+            f"{', '.join(PICKLE_SUFFIXES)}"
+        )
+    tensors, naming = _published_names(tensors)
+    model = _build(tensors, path)
+    layout = ", ".join(part for part in (wrapper, naming) if part) or "bare"
+    logger.info("%s: %s (%s)", path.name, model.config, layout)
+    return Checkpoint(
+        model=model,
+        file_name=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        layout=layout,
+        refine_threshold=float(metadata.get("refine_threshold", RELEASED_REFINE_THRESHOLD)),
+        license=metadata.get("license"),
+        provenance=metadata.get("provenance"),
+    )
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise MissingDependencyError(
+            "safetensors", extra="export", purpose=f"reading '{path.name}'"
+        ) from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"'{path}' is not a readable safetensors file ({error}): download or save it again"
+        ) from None
+
+
+class _Inert:
+    """Stands in for training-time bookkeeping (mmengine's message hub), which is thrown away: it
+    holds no behaviour.
+    """
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _inert_getattr(*args: object) -> None:
+    """In place of ``getattr`` in such bookkeeping: looks nothing up."""
+
+
+def _read_pickle(path: Path) -> object:
+    # mmagic 1.x writes its message hub beside the weights: loss histories with references to their
+    # own methods.
+    bookkeeping: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_inert_getattr, "builtins.getattr"),
+        (_Inert, "numpy.core.multiarray._reconstruct"),
+        (_Inert, "numpy._core.multiarray._reconstruct"),
+        (_Inert, "numpy.core.multiarray.scalar"),
+        (_Inert, "numpy._core.multiarray.scalar"),
+        (_Inert, "numpy.ndarray"),
+        (_Inert, "numpy.dtype"),
+    ]
+    try:
+        with torch.serialization.safe_globals(bookkeeping), warnings.catch_warnings():
+            # A pickle protocol that torch does not write itself: whether it loads decides.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on foreign bytes
+        allowed = {item[1] for item in bookkeeping if isinstance(item, tuple)}
+        unsafe = [
+            name for name in _pickled_globals(path) if name not in allowed and not _is_plain(name)
+        ]
+        if unsafe:
+            raise CheckpointError(
+                f"'{path}' is refused: its pickle calls '{unsafe[0]}', and only plain tensors "
+                "are loaded; "
+                "save its state_dict alone, best as .safetensors"
+            ) from None
+        told = isinstance(error, OSError | RuntimeError) and str(error)
+        reason = f" ({str(error).splitlines()[0]})" if told else ""
+        raise CheckpointError(
+            f"'{path}' is not a PyTorch checkpoint, or a damaged one{reason}: download or save "
+            "it again"
+        ) from None
+
+
+def _is_plain(name: str) -> bool:
+    return name.startswith(("torch.", "collections."))
+
+
+def _pickled_globals(path: Path) -> list[str]:
+    """Names of the globals a pickle refers to, read off its opcodes without running any."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.save since 1.6
+            data = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+    except (zipfile.BadZipFile, StopIteration, OSError):
+        data = path.read_bytes()
+    found, strings = [], [""]
+    with contextlib.suppress(
+        Exception
+    ):  # not a pickle at all, or cut: what was found until then counts
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "GLOBAL":
+                found.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":  # takes module and name off the stack
+                found.append(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ naming
+
+
+def _unwrap(raw: object, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The dictionary of tensors inside the file, and the wrapper's name."""
+    wrapper = ""
+    if isinstance(raw, Mapping):
+        wrapper = next((name for name in _WRAPPERS if isinstance(raw.get(name), Mapping)), "")
+    inner: Any = raw[wrapper] if wrapper and isinstance(raw, Mapping) else raw
+    tensors = (
+        {k: v for k, v in inner.items() if isinstance(v, Tensor)}
+        if isinstance(inner, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise CheckpointError(
+            f"'{path}' holds no weights: expected a dictionary of tensors, bare or under "
+            f"{', '.join(_WRAPPERS)}"
+        )
+    return tensors, wrapper
+
+
+def _published_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Bring the generator's names to the published ones; drop what only training uses."""
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), "")
+    if prefix:
+        tensors = {
+            name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)
+        }
+    tensors = {name: v for name, v in tensors.items() if not name.startswith(_TRAINING_ONLY)}
+    if any(name.startswith("basicvsr.") for name in tensors) or "fusion.weight" not in tensors:
+        return tensors, prefix
+    basicsr = "upconv1.weight" in tensors
+    if basicsr:
+        tensors = {_from_basicsr(name): value for name, value in tensors.items()}
+    tensors = {f"basicvsr.{name}": value for name, value in tensors.items()}
+    return tensors, ", ".join(
+        p for p in (prefix, "BasicVSR of BasicSR" if basicsr else "BasicVSR of mmediting") if p
+    )
+
+
+def _from_basicsr(name: str) -> str:
+    for pattern, replacement in _BASICSR_NAMES:
+        name = pattern.sub(replacement, name)
+    if flow := _BASICSR_FLOW_CONV.match(
+        name
+    ):  # activations are counted there: 0, 2, 4, ... are the convolutions
+        name = f"{flow[1]}{int(flow[2]) // 2}.conv.{flow[3]}"
+    return name
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+def _build(tensors: dict[str, Tensor], path: Path) -> RealBasicVSR:
+    """The model the shapes describe, with the weights in it."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    try:
+        config = RealBasicVSRConfig.from_state_dict(shapes)
+    except (KeyError, IndexError, ValueError) as error:
+        missing = error.args[0] if isinstance(error, KeyError) else "the sizes of its layers"
+        raise CheckpointError(
+            f"'{path}' is not a RealBasicVSR or BasicVSR generator: it lacks {missing} (its "
+            f"{len(shapes)} tensors begin "
+            f"with {', '.join(sorted(shapes)[:3]) or 'nothing'})"
+        ) from None
+    model = RealBasicVSR(config).eval().requires_grad_(False)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    problems = [f"missing {name}" for name in sorted(expected.keys() - shapes.keys())]
+    problems += [f"unexpected {name}" for name in sorted(shapes.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {shapes[name]} where {expected[name]} is expected"
+        for name in sorted(expected.keys() & shapes.keys())
+        if shapes[name] != expected[name]
+    ]
+    problems += [
+        f"{name} holds values that are not finite"
+        for name, value in sorted(tensors.items())
+        if not torch.isfinite(value.float()).all()
+    ]
+    if problems:
+        raise CheckpointError(
+            f"'{path}' does not fit the network its sizes describe, {len(problems)} keys are "
+            f"wrong: {'; '.join(problems)}"
+        )
+    model.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=True)
+    return model

@@ -1,0 +1,99 @@
+"""The seven graphs: the contract between export, engines and runtime.
+
+A network is split where its recurrence and its decisions are, so that each graph is a plain
+function with dynamic N, H and W and no memory: state goes in, state comes out, and the runtime owns
+it. C is the number of mid channels; ``features`` is the bundle's float type. Flow is float32 in
+every precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "GRAPHS",
+    "MAX_CLEANINGS",
+    "PRECISIONS",
+    "GraphSpec",
+    "Precision",
+    "TensorSpec",
+    "graph_names",
+]
+
+Precision = Literal["float32", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+
+MAX_CLEANINGS = 3
+"""Dynamic refinement runs ``clean`` at most this often, as the published code does."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph."""
+
+    name: str
+    dtype: Literal["uint8", "float32", "features"]
+    """``features``: float32 or float16, whichever the bundle's precision is."""
+    shape: tuple[int | str, ...]
+    """Integers, or the names ``N``, ``H``, ``W``, ``C``, ``4H``, ``4W``."""
+
+    def numpy_dtype(self, precision: Precision) -> str:
+        """Name of the NumPy dtype in a bundle of that precision."""
+        return precision if self.dtype == "features" else self.dtype
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: what goes in and what comes out, in order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def _frame(name: str) -> TensorSpec:
+    return TensorSpec(name, "features", ("N", 3, "H", "W"))
+
+
+def _state(name: str) -> TensorSpec:
+    return TensorSpec(name, "features", ("N", "C", "H", "W"))
+
+
+_FLOW = TensorSpec("flow", "float32", ("N", 2, "H", "W"))
+_PICTURE = TensorSpec("picture", "features", ("N", 3, "4H", "4W"))
+_STEP = (_frame("frame"), _state("state"), _FLOW)
+
+GRAPHS: dict[str, GraphSpec] = {
+    spec.name: spec
+    for spec in (
+        GraphSpec(
+            "ingest", (TensorSpec("image", "uint8", ("N", "H", "W", 3)),), (_frame("frame"),)
+        ),
+        GraphSpec(
+            "clean",
+            (_frame("frame"),),
+            (_frame("cleaned"), TensorSpec("residue", "float32", ("N",))),
+        ),
+        GraphSpec("flow", (_frame("reference"), _frame("neighbour")), (_FLOW,)),
+        GraphSpec("backward", _STEP, (_state("new_state"),)),
+        GraphSpec("forward", _STEP, (_state("new_state"),)),
+        GraphSpec(
+            "reconstruct",
+            (_frame("frame"), _state("backward_state"), _state("forward_state")),
+            (_PICTURE,),
+        ),
+        GraphSpec("emit", (_PICTURE,), (TensorSpec("image", "uint8", ("N", "4H", "4W", 3)),)),
+    )
+}
+"""In the order a frame goes through them. ``image`` is RGB; ``frame`` is in [0, 1]; ``residue`` is
+each frame's mean absolute change, in [0, 1] units; ``flow`` is in pixels, (dx, dy), with
+neighbour(x + flow) ~ reference(x); ``picture``
+is not clamped."""
+
+
+def graph_names(*, has_cleaning: bool) -> tuple[str, ...]:
+    """The graphs a bundle holds: all seven, or six for a network without a cleaning module
+    (BasicVSR).
+    """
+    return tuple(name for name in GRAPHS if has_cleaning or name != "clean")

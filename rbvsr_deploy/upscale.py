@@ -1,0 +1,237 @@
+"""One job: a video, picture or folder in, the same four times larger out.
+
+The whole input is one scene here: its frames are taken in, cleaned together, and propagated.
+    Pictures are encoded as
+they come out of the forward branch, and the output appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from rbvsr_deploy.engines.base import Array, Description, Engine, image_batch
+from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.propagation import propagate_scene
+from rbvsr_deploy.refinement import clean_scene
+from rbvsr_deploy.video import Frame, Source, open_sink, open_source
+from rbvsr_deploy.video.images import write_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["SCALE", "Progress", "SceneRecord", "Stage", "Summary", "upscale_file"]
+
+logger = logging.getLogger(__name__)
+
+SCALE = 4
+
+Stage = Literal["read", "clean", "backward", "forward", "write"]
+
+Progress = Callable[[Stage, int, int | None], None]
+"""Called with a stage, the frames it has done and, where known, their total."""
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """A scene and what dynamic refinement decided for it."""
+
+    first_frame: int
+    frames: int
+    cleanings: int
+    residues: list[float]
+    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job did; ``rbvsr-run --json`` prints it."""
+
+    input: str
+    output: str
+    frames: int
+    width: int
+    """Of the output, in pixels."""
+    height: int
+    engine: Description
+    scenes: list[SceneRecord]
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time per stage (``read``, ``clean``, ``backward``, ``forward``, ``write``) and
+    ``total``.
+    """
+
+
+class _Clock:
+    """Adds up wall time per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def upscale_file(
+    path: Path,
+    output: Path,
+    *,
+    engine: Engine,
+    codec: str | None = None,
+    crf: float | None = None,
+    pix_fmt: str | None = None,
+    refine_threshold: float | None = None,
+    cleanings: int | None = None,
+    overwrite: bool = False,
+    before_after: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Summary:
+    """Upscale a file or folder by four.
+
+    Args:
+        path: video, picture or folder of pictures.
+        output: where the result goes; see :func:`rbvsr_deploy.video.open_sink`.
+        engine: stays open; the caller closes it.
+        codec, crf, pix_fmt: of a video output; by default H.264 (VP9 in WebM), crf 18, 8-bit 4:2:0.
+        refine_threshold: of dynamic refinement on the 0-255 scale; the model's own if ``None``.
+        cleanings: fixed number of cleaning passes instead of a decision.
+        overwrite: replace an existing output.
+        before_after: where to write a picture of the middle frame, bicubic on the left and the
+            result on the right.
+        progress: called after every frame of every stage with the frames done and, where known, the
+            total.
+
+    Raises:
+        MediaError: the input cannot be read or the output not written; no output is left behind.
+        EngineError: the engine failed.
+        RbvsrError: the scene does not fit into memory.
+    """
+    start, clock = time.perf_counter(), _Clock()
+    with open_source(path) as source:
+        width, height = SCALE * source.width, SCALE * source.height
+        with open_sink(
+            output,
+            source=source,
+            width=width,
+            height=height,
+            codec=codec,
+            crf=crf,
+            pix_fmt=pix_fmt,
+            overwrite=overwrite,
+        ) as sink:
+            frames, arrays = _read_scene(source, engine, clock, progress)
+            total = len(frames)
+            with clock("clean"):
+                cleaned, refinement = clean_scene(
+                    engine,
+                    arrays,
+                    threshold=engine.network.refine_threshold
+                    if refine_threshold is None
+                    else refine_threshold,
+                    cleanings=cleanings,
+                    progress=lambda done: progress("clean", done, total),
+                )
+            del arrays  # the uncleaned ones
+            pictures = propagate_scene(
+                engine,
+                cleaned,
+                height=source.height,
+                width=source.width,
+                progress=lambda done: progress("backward", done, total),
+            )
+            for index, frame in enumerate(frames):
+                # The whole backward branch runs before the first picture comes out.
+                with clock("forward" if index else "backward"):
+                    picture = next(pictures)
+                with clock("write"):
+                    sink.write(dataclasses.replace(frame, image=picture))
+                    if before_after is not None and index == total // 2:
+                        _write_before_after(before_after, frame.image, picture)
+                progress("forward", index + 1, total)
+            with clock("write"):
+                sink.finish()
+    seconds = {**clock.seconds, "total": time.perf_counter() - start}
+    return Summary(
+        input=str(path),
+        output=str(output),
+        frames=total,
+        width=width,
+        height=height,
+        engine=engine.describe(),
+        scenes=[SceneRecord(0, total, refinement.cleanings, refinement.residues)],
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )
+
+
+def _read_scene(
+    source: Source, engine: Engine, clock: _Clock, progress: Progress
+) -> tuple[list[Frame], list[Array]]:
+    """All frames of the input, as read and as (1, 3, H, W) on the engine's device."""
+    frames: list[Frame] = []
+    arrays: list[Array] = []
+    room = _frames_that_fit(engine, source)
+    with clock("read"):
+        for frame in source:
+            if len(frames) >= room or (source.frame_count or 0) > room:
+                raise RbvsrError(
+                    f"'{source.path}' has more than the {room} frames of "
+                    f"{source.width}x{source.height} that fit into "
+                    "this machine's free memory as one scene: cut it into shorter clips"
+                )
+            (array,) = engine.run("ingest", image=engine.upload(image_batch(frame.image)))
+            frames.append(frame)
+            arrays.append(array)
+            progress("read", len(frames), source.frame_count)
+    return frames, arrays
+
+
+def _frames_that_fit(engine: Engine, source: Source) -> int:
+    """How many frames of a scene the free memory holds: each as read, as cleaned array and with its
+    backward state.
+    """
+    network = engine.network
+    item = np.dtype(network.precision).itemsize
+    per_frame = source.width * source.height * (3 + (2 * 3 + network.channels) * item)
+    # One picture on its way out, with the head's widest map, must fit beside them.
+    per_picture = SCALE**2 * source.width * source.height * (network.channels + 2 * 3) * item
+    return max(1, int((_free_memory() - 2 * per_picture) // per_frame))
+
+
+def _free_memory() -> int:
+    """Bytes of memory that can be used without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        logger.debug("no /proc/meminfo: assuming half of the memory is free")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _write_before_after(path: Path, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> None:
+    """A picture (4H, 8W + gap, 3): the frame enlarged by bicubic interpolation, a white gap, the
+    result.
+    """
+    import av
+    from av.video.reformatter import Interpolation
+
+    height, width = after.shape[:2]
+    enlarged = av.VideoFrame.from_ndarray(before, format="rgb24").reformat(
+        width=width, height=height, interpolation=Interpolation.BICUBIC
+    )
+    gap = np.full((height, 16, 3), 255, np.uint8)
+    write_image(path, image=np.concatenate((enlarged.to_ndarray(), gap, after), axis=1))

@@ -1,0 +1,199 @@
+"""Which encoder writes a container, and at which quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rbvsr_deploy.errors import MediaError
+
+if TYPE_CHECKING:
+    from av.codec import Codec
+
+DEFAULT_CODEC = "libx264"
+DEFAULT_PIX_FMT = "yuv420p"
+
+CONTAINERS = {
+    ".avi": "avi",
+    ".flv": "flv",
+    ".m2ts": "mpegts",
+    ".m4v": "mp4",
+    ".mkv": "matroska",
+    ".mov": "mov",
+    ".mp4": "mp4",
+    ".mts": "mpegts",
+    ".ts": "mpegts",
+    ".webm": "webm",
+}
+"""Suffixes of the videos that can be written, and FFmpeg's names of their containers."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How an encoder is told the quality to keep: the smaller the number, the better."""
+
+    option: str
+    default: float
+    lowest: float
+    highest: float
+
+
+# Defaults look alike: visually close to the input of the encoder.
+_QUALITY = {
+    "libx264": Quality("crf", 18, 0, 51),
+    "libx264rgb": Quality("crf", 18, 0, 51),
+    "libx265": Quality("crf", 20, 0, 51),
+    "libvpx": Quality("crf", 10, 4, 63),
+    "libvpx-vp9": Quality("crf", 24, 0, 63),
+    "libaom-av1": Quality("crf", 22, 0, 63),
+    "libsvtav1": Quality("crf", 24, 1, 63),
+    "h264_nvenc": Quality("cq", 19, 1, 51),
+    "hevc_nvenc": Quality("cq", 21, 1, 51),
+    "av1_nvenc": Quality("cq", 24, 1, 51),
+}
+_SPEED = {
+    "libvpx-vp9": {"row-mt": "1", "cpu-used": "2"},
+    "libvpx": {"cpu-used": "2"},
+}
+# Encoders of fixed quantiser: without it they aim at a bit rate far too low for large pictures.
+_FIXED_QUANTISER = frozenset({"mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "msmpeg4", "wmv2"})
+QSCALE = 2
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder with everything that has to be set before it is opened."""
+
+    name: str
+    pix_fmt: str
+    options: dict[str, str] = field(default_factory=dict)
+    fixed_quantiser: bool = False
+
+
+def choose_encoder(
+    container: str,
+    *,
+    codec: str | None,
+    crf: float | None,
+    pix_fmt: str | None,
+    size: tuple[int, int],
+) -> Encoder:
+    """Checks the wishes against what the encoder and the container can do.
+
+    Args:
+        container: FFmpeg's name of the output's container.
+        codec: name of an encoder or codec; ``None``: H.264, or VP9 in WebM.
+        crf: quality on the encoder's own scale; ``None``: a visually close one.
+        pix_fmt: pixel format; ``None``: 8-bit 4:2:0, or the first that the encoder takes.
+        size: width and height of the output.
+
+    Raises:
+        MediaError: one sentence that names the wish and what is allowed.
+    """
+    found = _find_codec(codec or default_codec(container), container=container)
+    formats = [video_format.name for video_format in found.video_formats or ()]
+    if pix_fmt is None:
+        pix_fmt = DEFAULT_PIX_FMT if not formats or DEFAULT_PIX_FMT in formats else formats[0]
+    elif formats and pix_fmt not in formats:
+        raise MediaError(
+            f"codec {found.name} cannot write pixel format {pix_fmt!r}: choose from "
+            + ", ".join(formats)
+        )
+    _check_size(pix_fmt, size=size)
+    return Encoder(
+        name=found.name,
+        pix_fmt=pix_fmt,
+        options=_quality_options(found.name, crf=crf) | _SPEED.get(found.name, {}),
+        fixed_quantiser=found.name in _FIXED_QUANTISER,
+    )
+
+
+def default_codec(container: str) -> str:
+    """The codec that is written when none is asked for: H.264 wherever it fits."""
+    if container == "webm":
+        return "libvpx-vp9"
+    if _fits(DEFAULT_CODEC, container=container):
+        return DEFAULT_CODEC
+    return _probe_container(container)[0]
+
+
+def needs_constant_rate(container: str, *, codec: str) -> bool:
+    """Whether the output has no time stamps of its own, only a number of frames per second."""
+    from av.format import ContainerFormat, Flags
+
+    variable = Flags(ContainerFormat(container, "w").flags) & Flags.variable_fps
+    return not variable or codec in ("mpeg1video", "mpeg2video", "mpeg4")
+
+
+def _probe_container(container: str) -> tuple[str, set[str]]:
+    """The default video codec of a container and the names of the codecs it can hold."""
+    import io
+
+    import av
+
+    with av.open(io.BytesIO(), "w", format=container) as probe:
+        return probe.default_video_codec, probe.supported_codecs
+
+
+def _fits(name: str, *, container: str) -> bool:
+    supported = _probe_container(container)[1]
+    # MPEG-TS answers no such question; its header tells in the end.
+    return not supported or name in supported
+
+
+def _find_codec(name: str, *, container: str) -> Codec:
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+
+    try:
+        found = Codec(name, "w")
+    except UnknownCodecError:
+        raise MediaError(
+            f"codec {name!r} is not known to this build of FFmpeg as an encoder: "
+            "use for example libx264, libx265, libvpx-vp9 or libsvtav1"
+        ) from None
+    if found.type != "video":
+        raise MediaError(f"codec {name!r} is for {found.type}: use a video encoder such as libx264")
+    if not _fits(found.name, container=container):
+        raise MediaError(
+            f"codec {found.name} cannot be written into {container}: leave the codec out for "
+            f"{default_codec(container)}, or give the output a name ending in .mkv"
+        )
+    return found
+
+
+def _quality_options(name: str, *, crf: float | None) -> dict[str, str]:
+    quality = _QUALITY.get(name)
+    if quality is None:
+        if crf is not None:
+            raise MediaError(
+                f"codec {name} has no crf: leave it out, or use one of "
+                + ", ".join(sorted(_QUALITY))
+            )
+        return {}
+    value = quality.default if crf is None else crf
+    if not quality.lowest <= value <= quality.highest:
+        raise MediaError(
+            f"crf {value:g} is out of range for {name}: it takes {quality.lowest:g} (best) to "
+            f"{quality.highest:g}, and {quality.default:g} by default"
+        )
+    options = {quality.option: f"{value:g}"}
+    if quality.option == "cq":
+        options["rc"] = "vbr"
+    return options
+
+
+def _check_size(pix_fmt: str, *, size: tuple[int, int]) -> None:
+    from av.video.format import VideoFormat
+
+    width, height = size
+    video_format = VideoFormat(pix_fmt, width, height)
+    if video_format.is_rgb:
+        return
+    across = width % 2 and video_format.chroma_width(2) == 1
+    down = height % 2 and video_format.chroma_height(2) == 1
+    if across or down:
+        raise MediaError(
+            f"{width}x{height} cannot be written as {pix_fmt}, which takes even sizes only: "
+            "use pixel format yuv444p"
+        )

@@ -1,0 +1,254 @@
+"""Pictures: single files and folders of them, in and out."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.base import Frame, Sink, Source
+from rbvsr_deploy.video.colour import (
+    BT601,
+    FULL,
+    RGB_PICTURE,
+    Colour,
+    colour_of,
+    from_rgb,
+    to_rgb,
+    to_rgba,
+)
+from rbvsr_deploy.video.publish import Publication
+from rbvsr_deploy.video.pyav import media_errors
+
+if TYPE_CHECKING:
+    from av.video.codeccontext import VideoCodecContext
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+FOLDER_RATE = Fraction(25)
+"""Frames per second of a video made of a folder of pictures."""
+
+# First bytes of a file to the decoder for it: names lie too often.
+_SIGNATURES = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png"),
+    (re.compile(rb"\xff\xd8\xff"), "mjpeg"),
+    (re.compile(rb"II\*\0|MM\0\*"), "tiff"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
+    (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "bmp"),
+)
+# Suffix to encoder, its pixel format and its options.
+_ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    ".png": ("png", "rgb24", {}),
+    ".jpg": ("mjpeg", "yuvj444p", {}),
+    ".jpeg": ("mjpeg", "yuvj444p", {}),
+    ".tif": ("tiff", "rgb24", {"compression_algo": "deflate"}),
+    ".tiff": ("tiff", "rgb24", {"compression_algo": "deflate"}),
+    ".webp": ("libwebp", "bgra", {"lossless": "1"}),
+    ".bmp": ("bmp", "bgr24", {}),
+}
+IMAGE_SUFFIXES = frozenset(_ENCODERS)
+"""Suffixes of the picture files that can be written, in lower case."""
+
+_JPEG_COLOUR = Colour(matrix=BT601, range=FULL, primaries=2, transfer=2)
+
+
+class ImageSource(Source):
+    """One picture, or the pictures of a folder in natural order of their names.
+
+    Files that are no pictures are ignored. All pictures must have the size of the first.
+
+    Args:
+        path: an existing file or folder.
+
+    Raises:
+        MediaError: there is no picture, or the first one cannot be read.
+    """
+
+    is_folder: bool
+    """Whether ``path`` is a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_folder = path.is_dir()
+        self._files = _picture_files(path) if self.is_folder else [path]
+        if not self._files:
+            raise MediaError(
+                f"the folder {path} holds no pictures: PNG, JPEG, TIFF, WebP and BMP can be read"
+            )
+        self.height, self.width = read_image(self._files[0]).shape[:2]
+        self.frame_count = len(self._files)
+        self.time_base = 1 / FOLDER_RATE
+        self.rate = FOLDER_RATE
+        self.sample_aspect = None
+        self.colour = RGB_PICTURE
+
+    def __iter__(self) -> Iterator[Frame]:
+        for number, file in enumerate(self._files):
+            image = read_image(file)
+            height, width = image.shape[:2]
+            if (width, height) != (self.width, self.height):
+                raise MediaError(
+                    f"{file} is {width}x{height}, the pictures before it are "
+                    f"{self.width}x{self.height}: put pictures of one size into a folder"
+                )
+            yield Frame(image=image, pts=number, duration=1, name=file.name)
+
+
+class ImageSink(Sink):
+    """A folder of pictures, or one picture.
+
+    In a folder, frames keep their names; frames without a name are numbered, as PNG.
+
+    Args:
+        path: the folder or file to publish.
+        width, height: size of the pictures in pixels.
+        folder: whether ``path`` is to be a folder.
+        overwrite: whether existing files may be replaced.
+
+    Raises:
+        MediaError: the output exists or cannot be written to.
+    """
+
+    def __init__(
+        self, path: Path, *, width: int, height: int, folder: bool, overwrite: bool = False
+    ) -> None:
+        self.path = path
+        self._shape = (height, width, 3)
+        self._folder = folder
+        self._count = 0
+        self._publication = Publication(path, overwrite=overwrite, folder=folder)
+
+    def write(self, frame: Frame) -> None:
+        if frame.image.shape != self._shape or frame.image.dtype != np.uint8:
+            raise ValueError(
+                f"expected uint8 {self._shape}, got {frame.image.dtype} {frame.image.shape}"
+            )
+        if self._count and not self._folder:
+            raise MediaError(
+                f"{self.path} can hold one picture only: give a folder or a video as output"
+            )
+        temp = self._publication.temp
+        if self._folder:
+            temp = temp / _writable_name(frame.name or f"{self._count:08d}")
+        write_image(temp, image=frame.image)
+        self._count += 1
+
+    def finish(self) -> None:
+        if not self._count:
+            self.close()
+            raise MediaError(f"{self.path} is not written: there was no picture to write")
+        self._publication.publish()
+
+    def close(self) -> None:
+        self._publication.discard()
+
+
+def is_image(path: Path) -> bool:
+    """Whether the first bytes of a file are those of a picture format that can be read."""
+    return _decoder_name(path) is not None
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads a picture of 8 or 16 bits, upright; opacity is dropped with a warning.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB, contiguous.
+
+    Raises:
+        MediaError: the file is no picture, or a damaged one.
+    """
+    import av
+
+    name = _decoder_name(path)
+    if name is None:
+        raise MediaError(f"{path} is no picture: PNG, JPEG, TIFF, WebP and BMP can be read")
+    with media_errors(f"cannot read the picture {path}"):
+        context: VideoCodecContext = av.CodecContext.create(name, "r")  # type: ignore[assignment]
+        if name != "tiff":  # where FFmpeg finds fault with its own files
+            context.options = {"err_detect": "explode"}
+        frames = context.decode(av.Packet(path.read_bytes())) or context.decode(None)
+        if not frames:
+            raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
+        frame = frames[0]
+        colour = colour_of(frame, matrix_if_unknown=BT601)
+        if not any(component.is_alpha for component in frame.format.components):
+            return to_rgb(frame, colour=colour)
+        rgba = to_rgba(frame, colour=colour)
+    if rgba[..., 3].min() < 255:
+        logger.warning("%s is transparent in parts; its opacity is dropped", path)
+    return np.ascontiguousarray(rgba[..., :3])
+
+
+def write_image(path: Path, *, image: NDArray[np.uint8]) -> None:
+    """Writes a picture in the format of the path's suffix, without loss except for JPEG.
+
+    Args:
+        path: the file to write, ending in one of ``IMAGE_SUFFIXES``.
+        image: ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        MediaError: the suffix is not known, or the file cannot be written.
+    """
+    import av
+
+    choice = _ENCODERS.get(path.suffix.lower())
+    if choice is None:
+        raise MediaError(
+            f"pictures cannot be written as {path.suffix!r}: use "
+            + ", ".join(sorted(IMAGE_SUFFIXES))
+        )
+    name, pix_fmt, options = choice
+    with media_errors(f"cannot write the picture {path.name}"):
+        context: VideoCodecContext = av.CodecContext.create(name, "w")  # type: ignore[assignment]
+        context.height, context.width = image.shape[:2]
+        context.pix_fmt = pix_fmt
+        context.time_base = 1 / FOLDER_RATE
+        context.options = options
+        if name == "mjpeg":
+            context.qscale = True
+            context.qmin = 1
+            context.global_quality = 118  # quantiser 1, the finest
+            context.color_range = FULL
+        frame = from_rgb(
+            image, pix_fmt=pix_fmt, colour=_JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE
+        )
+        frame.pts = 0
+        path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()]))
+
+
+def _writable_name(name: str) -> str:
+    """The name itself, or with ".png" behind it where it tells no format that can be written."""
+    return name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.png"
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    try:
+        files = [file for file in folder.iterdir() if file.is_file() and is_image(file)]
+    except OSError as error:
+        raise MediaError(f"cannot read the folder {folder}: {error.strerror}") from error
+    return sorted(files, key=lambda file: _natural_key(file.name))
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Orders "2.png" before "10.png"."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]
+
+
+def _decoder_name(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {error.strerror}") from error
+    for signature, name in _SIGNATURES:
+        if signature.match(start):
+            return name
+    return None

@@ -1,0 +1,133 @@
+"""From a path to the right source or sink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.base import Sink, Source
+from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
+from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSink, ImageSource, is_image
+from rbvsr_deploy.video.video_sink import VideoSink
+from rbvsr_deploy.video.video_source import VideoSource
+
+
+def open_source(path: Path) -> VideoSource | ImageSource:
+    """Opens a video, a picture or a folder of pictures, whichever the path holds.
+
+    The content decides, not the name.
+
+    Args:
+        path: the file or folder.
+
+    Raises:
+        MediaError: nothing is there, or it cannot be read; one sentence that says what to do.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
+    if path.is_dir():
+        return ImageSource(path)
+    if not path.is_file():
+        raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
+    if path.stat().st_size == 0:
+        raise MediaError(f"the input {path} is empty: give a complete video or picture")
+    return ImageSource(path) if is_image(path) else VideoSource(path)
+
+
+def default_output(path: Path) -> Path:
+    """Where the enlarged version of an input goes unless told otherwise: next to it, with "_x4".
+
+    Args:
+        path: the input, which need not exist.
+
+    Returns:
+        A folder for a folder, a picture for a picture; for a video the same container where it
+        can hold the output, else Matroska, which holds anything.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path if path.name not in ("", "..") else path.resolve()
+        return path.with_name(f"{path.name}_x4")
+    suffix = path.suffix
+    if suffix.lower() not in IMAGE_SUFFIXES and suffix.lower() not in CONTAINERS:
+        suffix = ".mkv"
+    return path.with_name(f"{path.stem}_x4{suffix}")
+
+
+def open_sink(
+    path: Path,
+    *,
+    source: Source,
+    width: int,
+    height: int,
+    codec: str | None = None,
+    crf: float | None = None,
+    pix_fmt: str | None = None,
+    overwrite: bool = False,
+) -> Sink:
+    """Opens the output; nothing appears under its name before ``Sink.finish``.
+
+    Args:
+        path: a video or picture file, told by its suffix, or a folder for pictures.
+        source: the input the frames were made from.
+        width: width of the frames that will be written, in pixels.
+        height: height of the frames that will be written, in pixels.
+        codec: encoder of a video; by default H.264, VP9 in WebM.
+        crf: quality of a video on the encoder's scale, smaller is better; 18 for H.264.
+        pix_fmt: pixel format of a video; by default 8-bit 4:2:0.
+        overwrite: whether existing files may be replaced.
+
+    Raises:
+        MediaError: one sentence that says which wish cannot be met, and what can.
+    """
+    path = Path(path)
+    if path.exists() and path.samefile(source.path):
+        raise MediaError(f"the output {path} is the input itself: choose another output")
+    kind = _kind(path, source=source)
+    if kind == "folder" and path.is_dir() and isinstance(source, VideoSource) and not overwrite:
+        raise MediaError(
+            f"the output {path} is a folder: give the name of a file such as "
+            f"{default_output(source.path).name}, or of a new folder for the frames as PNG"
+        )
+    if kind == "video":
+        container = CONTAINERS[path.suffix.lower()]
+        encoder = choose_encoder(
+            container, codec=codec, crf=crf, pix_fmt=pix_fmt, size=(width, height)
+        )
+        return VideoSink(
+            path,
+            source=source,
+            width=width,
+            height=height,
+            container=container,
+            encoder=encoder,
+            overwrite=overwrite,
+        )
+    for name, wish in (("codec", codec), ("crf", crf), ("pix_fmt", pix_fmt)):
+        if wish is not None:
+            raise MediaError(f"{name} is for videos, and the output {path} takes pictures")
+    if kind == "picture" and source.frame_count != 1:
+        raise MediaError(
+            f"{path} can hold one picture only, and the input has more: "
+            "give a folder or a video as output"
+        )
+    return ImageSink(path, width=width, height=height, folder=kind == "folder", overwrite=overwrite)
+
+
+def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"]:
+    """What an output path stands for, from its suffix and what is there already."""
+    suffix = path.suffix.lower()
+    from_folder = isinstance(source, ImageSource) and source.is_folder
+    if suffix in CONTAINERS:
+        return "video"
+    if suffix in IMAGE_SUFFIXES:
+        return "picture"
+    if not suffix or path.is_dir() or from_folder:
+        return "folder"
+    raise MediaError(
+        f"the output {path} ends in {path.suffix!r}: videos end in "
+        f"{', '.join(sorted(CONTAINERS))}, pictures in {', '.join(sorted(IMAGE_SUFFIXES))}, "
+        "and folders have no ending"
+    )

@@ -1,0 +1,67 @@
+"""The edge to PyAV: how files are opened and how its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rbvsr_deploy.errors import MediaError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+
+# Old files hold titles in any encoding: the bytes pass through unchanged.
+_METADATA_ERRORS = "surrogateescape"
+
+
+def open_input(path: Path) -> InputContainer:
+    """Opens a media file for reading; only local files, whatever a playlist inside may ask for."""
+    import av
+    from av.container.core import Flags
+
+    container = av.open(
+        _url(path),
+        "r",
+        options={"protocol_whitelist": "file"},
+        metadata_errors=_METADATA_ERRORS,
+    )
+    # PyAV asks for invented presentation times; where a file has none, we want to know.
+    container.flags &= ~cast("int", Flags.gen_pts.value)
+    return container
+
+
+def open_output(path: Path, *, container: str, options: dict[str, str]) -> OutputContainer:
+    """Opens a media file for writing in the format that FFmpeg calls ``container``."""
+    import av
+
+    return av.open(
+        _url(path),
+        "w",
+        format=container,
+        container_options=options,
+        metadata_errors=_METADATA_ERRORS,
+    )
+
+
+@contextmanager
+def media_errors(what: str) -> Iterator[None]:
+    """Turns every error of PyAV and of the file system into ``MediaError("<what>: <reason>")``."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise MediaError(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The part of an error that a user can read, without codes and paths."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).strip().rstrip(".")
+
+
+def _url(path: Path) -> str:
+    # Without the scheme, a name such as "a:b.mp4" would be taken for a protocol.
+    return f"file:{path}"

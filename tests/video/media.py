@@ -1,0 +1,170 @@
+"""Small videos made on the spot, and what a file holds read back without the code under test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
+    """A gradient that moves with the frame number; ``(height, width, 3)`` uint8 RGB."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = (x * 3 + number * 5, y * 4 + number * 3, (x + y) * 2)
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def make_video(
+    path: Path,
+    *,
+    stamps: list[int] | None = None,
+    time_base: Fraction = Fraction(1, 30000),
+    rate: Fraction = Fraction(30000, 1001),
+    codec: str = "libx264",
+    b_frames: int = 0,
+    audio: str | None = None,
+    subtitles: str | None = None,
+    size: tuple[int, int] = (64, 48),
+    pictures: list[NDArray[np.uint8]] | None = None,
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+    aspect: Fraction | None = None,
+    tags: tuple[int, int, int, int] | None = None,
+    metadata: dict[str, str] | None = None,
+    chapters: bool = False,
+) -> Path:
+    """Writes a video; ``stamps`` are ticks of ``time_base``, ``tags`` matrix, range, primaries,
+    transfer."""
+    if stamps is None:
+        stamps = [1001 * number for number in range(12)]
+    width, height = size
+    keep = {"avoid_negative_ts": "disabled"} if path.suffix != ".ts" else {}
+    if path.suffix in (".mp4", ".mov"):
+        keep["movie_timescale"] = str(time_base.denominator)
+    with av.open(str(path), "w", container_options={**keep, **(options or {})}) as out:
+        out.metadata.update(metadata or {})
+        if chapters:
+            base = Fraction(1, 1000)
+            marks = [(0, 150, "one"), (150, 390, "two")]
+            out.set_chapters(
+                [
+                    {"id": i, "start": a, "end": b, "time_base": base, "metadata": {"title": t}}
+                    for i, (a, b, t) in enumerate(marks)
+                ]
+            )
+        video = out.add_stream(codec, rate=rate, width=width, height=height)
+        video.codec_context.time_base = video.time_base = time_base
+        video.codec_context.max_b_frames = b_frames
+        video.codec_context.gop_size = 6
+        if codec == "png":
+            video.codec_context.pix_fmt = "rgb24"
+        if codec == "libx264":
+            video.options = {"preset": "ultrafast", "crf": "10"}
+            if b_frames:
+                video.options = {"preset": "veryfast", "bf": str(b_frames), "b-adapt": "0"}
+        if rotation:
+            video.set_display_rotation(rotation)
+        if aspect is not None:
+            video.codec_context.sample_aspect_ratio = aspect
+        if tags is not None:
+            context = video.codec_context
+            context.colorspace, context.color_range = tags[:2]
+            context.color_primaries, context.color_trc = tags[2:]
+        sound = _add_audio(out, audio) if audio else None
+        text = _add_subtitles(out, subtitles) if subtitles else None
+        for number, stamp in enumerate(stamps):
+            image = pictures[number] if pictures else picture(number, width=width, height=height)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = stamp, time_base
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        if sound is not None:
+            _write_audio(out, sound, start=stamps[0] * time_base)
+        if text is not None:
+            _write_subtitles(out, text)
+    return path
+
+
+def _add_audio(out, codec: str):
+    stream = out.add_stream(codec, rate=48000)
+    stream.codec_context.layout = "stereo"
+    stream.metadata["language"] = "fra"
+    return stream
+
+
+def _write_audio(out, stream, *, start: Fraction) -> None:
+    rng = np.random.default_rng(0)
+    size = stream.codec_context.frame_size or 1024
+    out.start_encoding()
+    size = stream.codec_context.frame_size or 1024
+    layout = stream.codec_context.format.name
+    for block in range(20):
+        noise = rng.normal(0, 0.1, (2, size)).astype(np.float32)
+        if layout == "fltp":
+            frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="stereo")
+        else:
+            samples = (noise.T.reshape(1, -1) * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+        frame.sample_rate = 48000
+        frame.pts = round(start * 48000) + block * size
+        frame.time_base = Fraction(1, 48000)
+        out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+
+
+def _add_subtitles(out, codec: str):
+    stream = out.add_mux_stream(codec)
+    stream.metadata["language"] = "deu"
+    stream.time_base = Fraction(1, 1000)
+    return stream
+
+
+def _write_subtitles(out, stream) -> None:
+    for number in range(2):
+        packet = av.Packet(f"line {number}".encode())
+        packet.stream = stream
+        packet.time_base = Fraction(1, 1000)
+        packet.pts = packet.dts = number * 200
+        packet.duration = 150
+        out.mux(packet)
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A copied stream as found in a file."""
+
+    kind: str
+    codec: str
+    language: str | None
+    packets: tuple[tuple[bytes, Fraction], ...]
+
+
+def stamps_of(path: Path) -> list[Fraction]:
+    """Presentation times of the video frames in seconds, in order."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return [frame.pts * frame.time_base for frame in container.decode(stream)]
+
+
+def companions_of(path: Path) -> list[Copied]:
+    """Everything but the video: payload and time of every packet."""
+    with av.open(str(path)) as container:
+        streams = [stream for stream in container.streams if stream.type != "video"]
+        packets: dict[int, list[tuple[bytes, Fraction]]] = {s.index: [] for s in streams}
+        for packet in container.demux(streams) if streams else ():
+            if packet.dts is not None:
+                packets[packet.stream.index].append((bytes(packet), packet.pts * packet.time_base))
+        return [
+            Copied(s.type, s.codec_context.name, s.language, tuple(packets[s.index]))
+            for s in streams
+        ]
+
+
+def pictures_of(path: Path) -> list[NDArray[np.uint8]]:
+    """The frames as RGB, converted by FFmpeg with the file's own tags."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -1,0 +1,40 @@
+"""The clip in tests/data goes through whole, and may be shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rbvsr_deploy.video import open_sink, open_source
+from tests.video import media
+
+DATA = Path(__file__).parent.parent / "data"
+SAMPLE = DATA / "sample.mp4"
+
+
+def test_sample_is_small_and_complete():
+    assert SAMPLE.stat().st_size < 200_000
+    with open_source(SAMPLE) as source:
+        assert (source.width, source.height, source.frame_count) == (320, 180, 54)
+        images = [frame.image for frame in source]
+    assert len(images) == 54
+    assert all(image.std() > 20 for image in images)
+    assert [stream.codec for stream in media.companions_of(SAMPLE)] == ["aac"]
+
+
+def test_sample_goes_through(tmp_path):
+    out = tmp_path / "out.mp4"
+    with (
+        open_source(SAMPLE) as source,
+        open_sink(out, source=source, width=320, height=180, crf=30) as sink,
+    ):
+        for frame in source:
+            sink.write(frame)
+        sink.finish()
+    assert media.stamps_of(out) == media.stamps_of(SAMPLE)
+    assert media.companions_of(out) == media.companions_of(SAMPLE)
+
+
+def test_author_and_licence_are_named():
+    text = (DATA / "README.md").read_text(encoding="utf-8")
+    assert "Momtchil Momtchev" in text
+    assert "Permission to use, copy, modify, and/or distribute this software" in text

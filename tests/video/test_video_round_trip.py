@@ -1,0 +1,198 @@
+"""A video enlarged by repetition and written back: what must survive the way through."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from rbvsr_deploy.video import default_output, open_sink, open_source
+from tests.video import media
+
+
+def enlarge(path: Path, out: Path, **options: object) -> Path:
+    """Sends a video through source and sink, four times as large."""
+    with open_source(path) as source:
+        size = {"width": 4 * source.width, "height": 4 * source.height}
+        with open_sink(out, source=source, **size, **options) as sink:
+            for frame in source:
+                image = frame.image.repeat(4, axis=0).repeat(4, axis=1)
+                sink.write(dataclasses.replace(frame, image=image))
+            sink.finish()
+    return out
+
+
+NTSC = [1001 * number for number in range(12)]
+VARIABLE = [0, 1001, 2500, 2600, 9000, 9001, 15000, 30011, 30999, 31000, 40000, 41001]
+FINE = Fraction(1, 90000)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stamps", "time_base", "b_frames"),
+    [
+        pytest.param(".mp4", NTSC, Fraction(1, 30000), 0, id="constant"),
+        pytest.param(".mp4", VARIABLE, Fraction(1, 30000), 0, id="variable"),
+        pytest.param(".mp4", VARIABLE, FINE, 2, id="variable, B-frames"),
+        pytest.param(".mp4", [s + 12345 for s in NTSC], FINE, 2, id="late start, B-frames"),
+        pytest.param(".mov", [s + 12345 for s in VARIABLE], FINE, 0, id="mov, late start"),
+        pytest.param(".mkv", [33 * n for n in range(12)], Fraction(1, 1000), 2, id="mkv"),
+        pytest.param(".mkv", [517 + n * n for n in range(12)], Fraction(1, 1000), 0, id="mkv late"),
+        pytest.param(".webm", [41 * n + 7 for n in range(6)], Fraction(1, 1000), 0, id="webm"),
+    ],
+)
+def test_time_stamps_are_equal(tmp_path, suffix, stamps, time_base, b_frames):
+    codec = "libvpx" if suffix == ".webm" else "libx264"
+    path = media.make_video(
+        tmp_path / f"in{suffix}",
+        stamps=stamps,
+        time_base=time_base,
+        b_frames=b_frames,
+        codec=codec,
+        size=(32, 16) if suffix == ".webm" else (64, 48),
+    )
+    expected = [stamp * time_base for stamp in stamps]
+    assert media.stamps_of(path) == expected
+    assert media.stamps_of(enlarge(path, default_output(path))) == expected
+
+
+def test_output_has_b_frames(tmp_path):
+    path = media.make_video(tmp_path / "in.mp4", stamps=[1001 * n for n in range(40)])
+    out = enlarge(path, tmp_path / "out.mp4")
+    with av.open(str(out)) as container:
+        packets = [p for p in container.demux(container.streams.video[0]) if p.dts is not None]
+    assert any(packet.pts != packet.dts for packet in packets)
+
+
+@pytest.mark.parametrize("container", [".mkv", ".mp4"])
+def test_transport_stream_keeps_its_clock(tmp_path, container):
+    stamps = [126000 + 3003 * number for number in range(12)]
+    path = media.make_video(
+        tmp_path / "in.ts", stamps=stamps, time_base=FINE, options={"mpegts_copyts": "1"}
+    )
+    found = media.stamps_of(enlarge(path, tmp_path / f"out{container}"))
+    tolerance = Fraction(1, 2000) if container == ".mkv" else 0  # Matroska counts milliseconds
+    assert max(abs(a - b) for a, b in zip(found, media.stamps_of(path), strict=True)) <= tolerance
+
+
+def test_avi_keeps_constant_rate(tmp_path):
+    path = media.make_video(
+        tmp_path / "in.avi", stamps=list(range(8)), time_base=Fraction(1, 25), rate=Fraction(25)
+    )
+    out = enlarge(path, tmp_path / "out.avi")
+    with open_source(path) as source, open_source(out) as back:
+        assert [f.pts * source.time_base for f in source] == [f.pts * back.time_base for f in back]
+
+
+def test_durations_survive(tmp_path):
+    """The last frame has no successor to end it, so its duration must be told."""
+    path = media.make_video(tmp_path / "in.mkv", stamps=[0, 40], time_base=Fraction(1, 1000))
+    with (
+        open_source(path) as source,
+        open_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
+    ):
+        for number, frame in enumerate(source):
+            sink.write(dataclasses.replace(frame, duration=500 if number else 40))
+        sink.finish()
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.duration * stream.time_base == Fraction(540, 1000)
+
+
+def test_first_and_last_frames_come_through(tmp_path):
+    path = media.make_video(tmp_path / "in.mp4", b_frames=2)
+    before = media.pictures_of(path)
+    after = media.pictures_of(enlarge(path, tmp_path / "out.mp4", crf=1))
+    assert len(after) == len(before) == 12
+    for small, large in zip(before, after, strict=True):
+        shrunk = large.reshape(48, 4, 64, 4, 3).mean(axis=(1, 3))
+        assert np.abs(shrunk - small).mean() < 2.5
+
+
+@pytest.mark.parametrize(
+    ("suffix", "audio"),
+    [
+        (".mp4", "aac"),
+        (".mov", "pcm_s16le"),
+        (".mkv", "aac"),
+        (".mkv", "flac"),
+        (".webm", "libopus"),
+    ],
+)
+def test_sound_is_copied_bit_by_bit(tmp_path, suffix, audio):
+    path = media.make_video(
+        tmp_path / f"in{suffix}",
+        audio=audio,
+        codec="libvpx" if suffix == ".webm" else "libx264",
+        size=(32, 16),
+        stamps=[40 * number for number in range(6)],
+        time_base=Fraction(1, 1000),
+        metadata={"title": "Été"},
+    )
+    out = enlarge(path, default_output(path))
+    (sound,) = media.companions_of(path)
+    assert sound.kind == "audio"
+    assert len(sound.packets) > 5
+    assert media.companions_of(out) == [sound]
+    with av.open(str(out)) as container:
+        assert container.metadata["title"] == "Été"
+
+
+def test_sound_stays_with_late_picture(tmp_path):
+    """Sound that starts before the picture, as in recordings that were cut."""
+    path = media.make_video(
+        tmp_path / "in.mp4", audio="aac", stamps=[s + 20007 for s in VARIABLE], time_base=FINE
+    )
+    out = enlarge(path, tmp_path / "out.mp4")
+    assert media.companions_of(out) == media.companions_of(path)
+    assert media.stamps_of(out) == media.stamps_of(path)
+
+
+def test_subtitles_and_chapters_are_copied(tmp_path):
+    path = media.make_video(
+        tmp_path / "in.mkv", audio="aac", subtitles="subrip", chapters=True, time_base=FINE
+    )
+    out = enlarge(path, tmp_path / "out.mkv")
+    kinds = [(c.kind, c.language, len(c.packets)) for c in media.companions_of(out)]
+    assert ("subtitle", "deu", 2) in kinds
+    assert media.companions_of(out) == media.companions_of(path)
+    with av.open(str(path)) as before, av.open(str(out)) as after:
+        titles = [chapter["metadata"]["title"] for chapter in after.chapters()]
+        assert titles == ["one", "two"]
+        spans = [[(c["start"], c["end"]) for c in f.chapters()] for f in (before, after)]
+        assert spans[0] == spans[1]
+
+
+def test_what_the_container_cannot_hold_is_left_out_with_a_warning(tmp_path, caplog):
+    path = media.make_video(tmp_path / "in.mkv", audio="aac", subtitles="subrip")
+    with caplog.at_level(logging.WARNING):
+        out = enlarge(path, tmp_path / "out.mp4")
+    assert [stream.kind for stream in media.companions_of(out)] == ["audio"]
+    (message,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert message.startswith("subtitle stream 2 (")
+    assert "deu" in message
+
+
+def test_aspect_ratio_is_kept(tmp_path):
+    path = media.make_video(tmp_path / "in.mp4", aspect=Fraction(16, 15))
+    with av.open(str(enlarge(path, tmp_path / "out.mp4"))) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 15)
+
+
+def test_streams_are_interleaved(tmp_path):
+    """Sound and picture lie close together in the file, or players stall."""
+    stamps = [1001 * number for number in range(60)]
+    path = media.make_video(tmp_path / "in.mkv", audio="aac", stamps=stamps, size=(16, 16))
+    out = enlarge(path, tmp_path / "out.mkv")
+    latest: dict[str, float] = {}
+    with av.open(str(out)) as container:
+        for packet in container.demux():
+            if packet.dts is None:
+                continue
+            latest[packet.stream.type] = float(packet.dts * packet.time_base)
+            if latest.get("audio", 1) < 0.4:
+                assert abs(latest.get("video", 0) - latest["audio"]) < 0.2

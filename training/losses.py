@@ -1,0 +1,59 @@
+"""What the training minimises: flow error first, then output and cleaning loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rbvsr_deploy.model import RealBasicVSR
+
+__all__ = ["charbonnier", "flow_loss", "joint_loss"]
+
+
+def charbonnier(output: Tensor, target: Tensor, *, epsilon: float = 1e-3) -> Tensor:
+    """Mean of ``sqrt(d^2 + epsilon^2)`` over tensors of one shape: L1 that is smooth at 0."""
+    return ((output - target) ** 2 + epsilon**2).sqrt().mean()
+
+
+def flow_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """End-point error, weighted so that slow motion counts as much as fast motion.
+
+    Args:
+        flow, truth: (N, 2, H, W), pixels. Where ``truth`` leads out of the frame nothing is asked.
+
+    Returns:
+        The loss, and the plain mean end-point error in pixels.
+    """
+    height, width = truth.shape[-2:]
+    x = torch.arange(width, dtype=truth.dtype) + truth[:, 0]
+    y = torch.arange(height, dtype=truth.dtype)[:, None] + truth[:, 1]
+    inside = ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).to(truth.dtype)
+    error = ((flow - truth) ** 2).sum(dim=1).add(1e-6).sqrt()  # (N, H, W)
+    weight = inside / (0.5 + truth.norm(dim=1))
+    count = inside.sum().clamp(min=1.0)
+    return (weight * error).sum() / count, (inside * error).sum().detach() / count
+
+
+def joint_loss(
+    model: RealBasicVSR, degraded: Tensor, truth: Tensor, *, cleaning_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Output loss plus cleaning loss, with exactly one cleaning pass.
+
+    Args:
+        degraded: (N, T, 3, S, S), [0, 1].
+        truth: (N, T, 3, 4S, 4S), [0, 1].
+
+    Returns:
+        The loss, and the values to log.
+    """
+    cleaned = model.refine(degraded, cleanings=1)
+    output = model.propagate(cleaned)
+    reduced = nn.functional.avg_pool2d(truth.flatten(0, 1), 4).reshape(degraded.shape)
+    output_loss, cleaning_loss = charbonnier(output, truth), charbonnier(cleaned, reduced)
+    mse = ((output.detach() - truth) ** 2).mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
+    values = {
+        "output": output_loss.item(),
+        "cleaning": cleaning_loss.item(),
+        "psnr_rgb": (-10.0 * mse.log10()).mean().item(),
+    }
+    return output_loss + cleaning_weight * cleaning_loss, values
