@@ -42,9 +42,8 @@ def open_engine(model: Path, *, device: str = "auto") -> Engine:
                     extra="export",
                     purpose=f"running the checkpoint '{model.name}' directly",
                 ) from None
-            from rbvsr_deploy.engines.pytorch import TorchEngine
-
             from rbvsr_deploy.checkpoint import load_checkpoint
+            from rbvsr_deploy.engines.pytorch import TorchEngine
 
             loaded = load_checkpoint(model)
             return TorchEngine(
@@ -54,8 +53,7 @@ def open_engine(model: Path, *, device: str = "auto") -> Engine:
                 refine_threshold=loaded.refine_threshold,
             )
         case _:
-            from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
-
             from rbvsr_deploy.bundle import open_bundle
+            from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 
             return OnnxRuntimeEngine(open_bundle(model), device=device)

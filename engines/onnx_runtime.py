@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rbvsr_deploy.engines.base import Array, Description, Network
 
 from rbvsr_deploy.bundle import Bundle
+from rbvsr_deploy.engines.base import Array, Description, Network
 from rbvsr_deploy.errors import EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rbvsr_deploy.engines.base import Array, Description, Network
-from rbvsr_deploy.export.graphs import graph_modules
 
+from rbvsr_deploy.engines.base import Array, Description, Network
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.export.graphs import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, Precision
 from rbvsr_deploy.model import RealBasicVSR
 

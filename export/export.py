@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rbvsr_deploy import __version__
+from rbvsr_deploy.bundle import Manifest, Weights, graph_io, write_bundle
+from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.export.checks import check_graph
 from rbvsr_deploy.export.graphs import graph_modules
 from rbvsr_deploy.export.onnx_export import DEFAULT_OPSET, export_graph
 from rbvsr_deploy.export.verify import verify_graphs
-
-from rbvsr_deploy import __version__
-from rbvsr_deploy.bundle import Manifest, Weights, graph_io, write_bundle
-from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.graphs import GRAPHS, Precision
 
 __all__ = ["export_bundle"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GraphSpec, Precision
 
-__all__ = ["DEFAULT_OPSET", "OPSETS", "example_inputs", "export_graph"]
+__all__ = ["DEFAULT_OPSET", "OPSETS", "convert_opset", "example_inputs", "export_graph"]
 
 OPSETS = (17, 18, 19)
 """16 brought GridSample; TensorRT before 2026 reads the ``linear`` that 20 renamed its mode to as
@@ -88,7 +88,7 @@ def export_graph(
         assert program is not None  # dynamo=True always returns one
         model = program.model_proto
         _name_dimensions(model, spec, channels=channels)
-        return _to_opset(model, opset)
+        return convert_opset(model, opset)
     except Exception as error:  # the exporter's own errors are many pages: the first line tells
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
@@ -132,7 +132,8 @@ def _name_dimensions(model: onnx.ModelProto, spec: GraphSpec, *, channels: int) 
         item.doc_string = ""
 
 
-def _to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Bring a graph from :data:`DEFAULT_OPSET` to another of :data:`OPSETS`."""
     if opset == DEFAULT_OPSET:
         return model
     for node in model.graph.node:

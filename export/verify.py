@@ -45,7 +45,7 @@ def verify_graphs(
     model.
 
     Args:
-        graphs: serialised ONNX model by graph name.
+        graphs: serialised ONNX model by graph name; some of them will do.
         reference: the float32 modules of the same model, by graph name.
         precision: of ``graphs``.
 
@@ -73,6 +73,8 @@ def verify_graphs(
             raise ExportError(f"graph '{name}' is refused by ONNX Runtime: {error}") from error
     for n, height, width in SIZES:
         for name, inputs, expected in _calls(reference, n, height, width):
+            if name not in sessions:
+                continue
             spec = GRAPHS[name]
             feeds = {
                 item.name: value.numpy().astype(item.numpy_dtype(precision), copy=False)

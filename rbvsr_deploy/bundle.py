@@ -148,7 +148,9 @@ def write_bundle(path: Path, manifest: Manifest, graphs: Mapping[str, bytes]) ->
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.create_system = 3  # Unix, on Windows too: bytes do not depend on the system
+            archive.writestr(info, data)
         # A comment of the final length first: its two length bytes belong to what the digest
         # covers.
         archive.comment = _comment(b"")
@@ -187,9 +189,17 @@ def open_bundle(path: Path) -> Bundle:
             f"'{path}' is damaged: its content does not match its own checksum; copy or export "
             "it again"
         )
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    manifest = _read_manifest(path, members.pop(_MANIFEST))
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        manifest = _read_manifest(path, members.pop(_MANIFEST))
+    except BundleError:
+        raise
+    except Exception as error:  # the checksum is right: not damaged, but made by something else
+        raise BundleError(
+            f"'{path}' is not a bundle of this toolkit ({type(error).__name__}: {error}): export "
+            "the checkpoint again"
+        ) from None
     for name, expected in manifest.members.items():
         if hashlib.sha256(members.get(name, b"")).hexdigest() != expected:
             raise BundleError(

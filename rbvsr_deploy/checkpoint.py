@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
+import pickle
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,10 @@ _BASICSR_NAMES = (
 _BASICSR_FLOW_CONV = re.compile(
     r"^(spynet\.basic_module\.\d+\.basic_module\.)(\d+)\.(weight|bias)$"
 )
+
+# What the pickle of a plain state_dict may refer to, and how torch's own message names the rest.
+_PLAIN_GLOBALS = ("torch.", "collections.", "builtins.set", "_codecs.encode")
+_TORCH_REFUSES = re.compile(r"GLOBAL (\S+)")
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     tensors, naming = _published_names(tensors)
     model = _build(tensors, path)
+    threshold = metadata.get("refine_threshold", RELEASED_REFINE_THRESHOLD)
+    try:
+        refine_threshold = float(threshold)
+    except ValueError:
+        raise CheckpointError(
+            f"'{path}' has '{threshold}' for refine_threshold in its metadata: expected a number"
+        ) from None
     layout = ", ".join(part for part in (wrapper, naming) if part) or "bare"
     logger.info("%s: %s (%s)", path.name, model.config, layout)
     return Checkpoint(
@@ -120,7 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file_name=path.name,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         layout=layout,
-        refine_threshold=float(metadata.get("refine_threshold", RELEASED_REFINE_THRESHOLD)),
+        refine_threshold=refine_threshold,
         license=metadata.get("license"),
         provenance=metadata.get("provenance"),
     )
@@ -176,51 +189,71 @@ def _read_pickle(path: Path) -> object:
     ]
     try:
         with torch.serialization.safe_globals(bookkeeping), warnings.catch_warnings():
-            # A pickle protocol that torch does not write itself: whether it loads decides.
+            # About a pickle protocol that torch does not write itself: the error below tells.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on foreign bytes
-        allowed = {item[1] for item in bookkeeping if isinstance(item, tuple)}
-        unsafe = [
-            name for name in _pickled_globals(path) if name not in allowed and not _is_plain(name)
-        ]
+        pickled = _pickle_in(path)
+        plain = (*_PLAIN_GLOBALS, *(item[1] for item in bookkeeping if isinstance(item, tuple)))
+        unsafe = [name for name in _globals_in(pickled) if not name.startswith(plain)]
+        if pickled:
+            unsafe += _TORCH_REFUSES.findall(str(error))
         if unsafe:
             raise CheckpointError(
                 f"'{path}' is refused: its pickle calls '{unsafe[0]}', and only plain tensors "
-                "are loaded; "
-                "save its state_dict alone, best as .safetensors"
+                "are loaded; save its state_dict alone, best as .safetensors"
+            ) from None
+        if pickled and "Unsupported operand" in str(error):  # an opcode of protocol 3 or newer
+            raise CheckpointError(
+                f"'{path}' is written in a pickle protocol that is not read here: save it without "
+                "pickle_protocol, best as .safetensors"
             ) from None
         told = isinstance(error, OSError | RuntimeError) and str(error)
-        reason = f" ({str(error).splitlines()[0]})" if told else ""
+        reason = f" ({str(error).splitlines()[0].split('. ')[0]})" if told else ""
         raise CheckpointError(
             f"'{path}' is not a PyTorch checkpoint, or a damaged one{reason}: download or save "
             "it again"
         ) from None
 
 
-def _is_plain(name: str) -> bool:
-    return name.startswith(("torch.", "collections."))
-
-
-def _pickled_globals(path: Path) -> list[str]:
-    """Names of the globals a pickle refers to, read off its opcodes without running any."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.save since 1.6
-            data = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
-    except (zipfile.BadZipFile, StopIteration, OSError):
+def _pickle_in(path: Path) -> bytes:
+    """The pickle (or several in a row, the layout before PyTorch 1.6) in a file; empty if none."""
+    with contextlib.suppress(Exception):  # a damaged zip raises nearly anything
         data = path.read_bytes()
-    found, strings = [], [""]
-    with contextlib.suppress(
-        Exception
-    ):  # not a pickle at all, or cut: what was found until then counts
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "GLOBAL":
-                found.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":  # takes module and name off the stack
-                found.append(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    return found
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+        return data if data.startswith(pickle.PROTO) else b""
+    return b""
+
+
+def _globals_in(pickled: bytes) -> Iterator[str]:
+    """Names of the globals that pickles refer to, read off their opcodes without running any."""
+    stream = io.BytesIO(pickled)
+    with contextlib.suppress(Exception):  # cut, or something else follows: up to there counts
+        while pickled.startswith(pickle.PROTO, stream.tell()):
+            for name in _globals_of_one_pickle(stream):
+                yield name.replace("__builtin__.", "builtins.")  # its name in Python 2
+
+
+def _globals_of_one_pickle(stream: io.BytesIO) -> Iterator[str]:
+    strings: list[str] = []
+    memo: dict[int, str] = {}
+    top = ""  # of the pickle's stack, if it is a string
+    for opcode, argument, _ in pickletools.genops(stream):
+        match opcode.name:
+            case "GLOBAL":
+                yield str(argument).replace(" ", ".")
+            case "STACK_GLOBAL":  # takes module and name off the stack
+                yield ".".join(strings[-2:])
+            case "MEMOIZE" | "BINPUT" | "LONG_BINPUT":
+                memo[len(memo) if argument is None else int(argument)] = top
+                continue
+        if opcode.name in ("BINGET", "LONG_BINGET"):
+            top = memo.get(int(argument or 0), "")
+        else:
+            top = argument if isinstance(argument, str) else ""
+        strings += [top] * bool(top)
 
 
 # ------------------------------------------------------------------------------------------ naming
@@ -233,7 +266,7 @@ def _unwrap(raw: object, path: Path) -> tuple[dict[str, Tensor], str]:
         wrapper = next((name for name in _WRAPPERS if isinstance(raw.get(name), Mapping)), "")
     inner: Any = raw[wrapper] if wrapper and isinstance(raw, Mapping) else raw
     tensors = (
-        {k: v for k, v in inner.items() if isinstance(v, Tensor)}
+        {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if isinstance(inner, Mapping)
         else {}
     )

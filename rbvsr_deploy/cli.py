@@ -207,8 +207,9 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle that rbvsr-run takes, verified against the torch model."""
     with _edge(verbose=verbose):
-        for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-            _require(package)
+        for package in ("torch", "onnx", "onnxscript", "safetensors"):
+            _require(package, extra="export")
+        _require("onnxruntime", extra="cpu")
         from rbvsr_deploy.export.export import export_bundle
         from rbvsr_deploy.models import DEFAULT_CHECKPOINT
 
@@ -229,11 +230,11 @@ def export(
         )
 
 
-def _require(package: str) -> None:
+def _require(package: str, *, extra: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise MissingDependencyError(package, extra="export", purpose="exporting")
+        raise MissingDependencyError(package, extra=extra, purpose="exporting")
 
 
 # -------------------------------------------------------------------------------------------- info

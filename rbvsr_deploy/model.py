@@ -87,6 +87,7 @@ class RealBasicVSRConfig:
 
         Raises:
             KeyError: a tensor that tells a size is absent; the argument is its name.
+            ValueError: the name of a numbered module has no number, or one beyond all reason.
         """
 
         def count(prefix: str) -> int:
@@ -96,6 +97,8 @@ class RealBasicVSRConfig:
             numbers = {
                 int(k[len(prefix) :].split(".", 1)[0]) for k in shapes if k.startswith(prefix)
             }
+            if max(numbers, default=0) >= len(shapes):
+                raise ValueError(f"{prefix}{max(numbers)} cannot be one of {len(shapes)} tensors")
             return max(numbers, default=0) + 1
 
         level = "basicvsr.spynet.basic_module.0.basic_module."

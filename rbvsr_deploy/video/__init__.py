@@ -13,6 +13,7 @@
 ``open.py``                   which source or sink a path stands for
 ``base.py``                   ``Frame`` and what all sources and sinks promise
 ``video_source.py``           a video file in: frames, time stamps, damage
+``completeness.py``           whether a video file was cut off
 ``video_sink.py``             a video file out: encoding and muxing
 ``copied_streams.py``         sound, subtitles, chapters: copied from source to sink
 ``encoder.py``                which encoder, pixel format and quality a video is written with

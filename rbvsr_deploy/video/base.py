@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.video.colour import Colour
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """One picture as it is shown: upright, full-range RGB."""
 

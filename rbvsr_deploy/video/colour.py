@@ -24,8 +24,11 @@ BT601 = 6
 LIMITED = 1
 FULL = 2
 
-# H.273 matrix to the number that swscale has for it.
-_SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+# swscale's flags for bicubic, accurate rounding and, both ways, a chroma sample for every pixel:
+# without them it takes the nearest sample and rounds coarsely. PyAV names them from 18 on only.
+_ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
+# The matrices that swscale knows: BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020.
+_SUPPORTED = frozenset({1, 4, 5, 6, 7, 9})
 
 # Quarter turns counterclockwise to the signs of their display matrix.
 _ROTATIONS = {1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
@@ -60,7 +63,7 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     matrix = frame.colorspace
     if frame.format.is_rgb:
         return RGB_PICTURE
-    if matrix not in _SWSCALE_MATRIX:
+    if matrix not in _SUPPORTED:
         guess = matrix_if_unknown or (BT709 if frame.height >= 720 else BT601)
         if matrix not in (UNKNOWN, RGB_MATRIX):
             logger.warning("colour matrix %d is not supported and read as %d", matrix, guess)
@@ -104,12 +107,9 @@ def from_rgb(image: NDArray[np.uint8], *, pix_fmt: str, colour: Colour) -> Video
     from av import VideoFrame
 
     frame = VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    frame = frame.reformat(
-        format=pix_fmt,
-        dst_colorspace=_SWSCALE_MATRIX[colour.matrix],
-        dst_color_range=colour.range,
-        interpolation=_accurate(),
-    )
+    # The result inherits the tag; for RGB it means nothing.
+    frame.colorspace = colour.matrix
+    frame = frame.reformat(format=pix_fmt, dst_color_range=colour.range, interpolation=_ACCURATE)
     if not frame.format.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
@@ -154,18 +154,6 @@ def apply_orientation(
 def _converted(frame: VideoFrame, colour: Colour, pix_fmt: str) -> NDArray[np.uint8]:
     if not frame.format.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
-    rgb = frame.reformat(format=pix_fmt, interpolation=_accurate())
+    rgb = frame.reformat(format=pix_fmt, interpolation=_ACCURATE)
     # A view that keeps the frame's buffer alive.
     return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
-
-
-def _accurate() -> int:
-    from av.video.reformatter import Interpolation
-
-    # Without the last three, swscale takes the nearest chroma sample and rounds coarsely.
-    return int(
-        Interpolation.BICUBIC
-        | Interpolation.ACCURATE_RND
-        | Interpolation.FULL_CHR_H_INT
-        | Interpolation.FULL_CHR_H_INP
-    )

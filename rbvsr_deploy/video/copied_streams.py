@@ -6,14 +6,14 @@ import io
 import logging
 from collections.abc import Generator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.video.pyav import media_errors, open_input, reason
 
 if TYPE_CHECKING:
     from av import Packet
     from av.container import OutputContainer
-    from av.stream import Stream
+    from av.stream import Disposition, Stream
 
     from rbvsr_deploy.video.video_source import VideoSource
 
@@ -38,12 +38,9 @@ class CopiedStreams:
     """
 
     def __init__(self, source: VideoSource, *, target: OutputContainer) -> None:
-        from av.stream import Discard
-
         self._path = source.path
         self._target = target
         self._copies: dict[int, Stream] = {}
-        self._last_dts: dict[int, int] = {}
         with media_errors(f"cannot read {source.path}"):
             self._container = open_input(source.path)
         target.metadata.update(portable_tags(self._container.metadata))
@@ -51,10 +48,13 @@ class CopiedStreams:
         for stream in self._container.streams:
             if stream.index != source.stream_index:
                 self._add(stream)
-            if stream.index not in self._copies:
-                stream.discard = Discard.all
         self._packets = self._demux()
         self._held = next(self._packets, None)
+
+    @property
+    def start(self) -> Fraction | None:
+        """Decoding time in seconds of the packet that is written next, ``None`` at the end."""
+        return None if self._held is None else _seconds(self._held)
 
     def advance(self, until: Fraction | None) -> None:
         """Writes the packets up to a time.
@@ -82,7 +82,7 @@ class CopiedStreams:
         copy = self._target.add_stream_from_template(stream)
         copy.time_base = stream.time_base
         copy.metadata.update(portable_tags(stream.metadata))
-        copy.disposition = stream.disposition
+        copy.disposition = cast("Disposition", stream.disposition.value)  # PyAV 17 wants a number
         self._copies[stream.index] = copy
 
     def _demux(self) -> Generator[Packet[Stream], None, None]:
@@ -92,7 +92,7 @@ class CopiedStreams:
         with media_errors(f"cannot read {self._path} any further"):
             for packet in self._container.demux(streams):
                 # The last packets of each stream are empty: they flush decoders.
-                if packet.dts is not None or packet.pts is not None:
+                if packet.size or packet.dts is not None or packet.pts is not None:
                     yield packet
 
     def _write(self, packet: Packet[Stream]) -> None:
@@ -103,6 +103,8 @@ class CopiedStreams:
         if copy is None:
             return
         description = _describe(packet.stream)
+        if packet.dts is None and packet.pts is None:  # cover pictures belong to no time
+            packet.dts = packet.pts = 0
         packet.stream = copy
         with media_errors(f"cannot write the output ({description})"):
             try:
@@ -138,7 +140,8 @@ def _refusal(stream: Stream, *, container: str) -> str | None:
         finally:
             _abandon(trial)
     except (av.FFmpegError, ValueError) as error:
-        return f"{container} cannot hold it ({reason(error)}); an output in .mkv may"
+        hint = "" if container == "matroska" else "; an output in .mkv may"
+        return f"{container} cannot hold it ({reason(error)}){hint}"
     return None
 
 

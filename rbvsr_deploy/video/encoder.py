@@ -57,7 +57,7 @@ _SPEED = {
 }
 # Encoders of fixed quantiser: without it they aim at a bit rate far too low for large pictures.
 _FIXED_QUANTISER = frozenset({"mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "msmpeg4", "wmv2"})
-QSCALE = 2
+_QUANTISER_2 = {"flags": "+qscale", "global_quality": str(2 * 118)}  # 118 is FF_QP2LAMBDA
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ class Encoder:
     name: str
     pix_fmt: str
     options: dict[str, str] = field(default_factory=dict)
-    fixed_quantiser: bool = False
 
 
 def choose_encoder(
@@ -104,17 +103,12 @@ def choose_encoder(
         name=found.name,
         pix_fmt=pix_fmt,
         options=_quality_options(found.name, crf=crf) | _SPEED.get(found.name, {}),
-        fixed_quantiser=found.name in _FIXED_QUANTISER,
     )
 
 
 def default_codec(container: str) -> str:
-    """The codec that is written when none is asked for: H.264 wherever it fits."""
-    if container == "webm":
-        return "libvpx-vp9"
-    if _fits(DEFAULT_CODEC, container=container):
-        return DEFAULT_CODEC
-    return _probe_container(container)[0]
+    """The codec that is written when none is asked for."""
+    return "libvpx-vp9" if container == "webm" else DEFAULT_CODEC
 
 
 def needs_constant_rate(container: str, *, codec: str) -> bool:
@@ -125,20 +119,18 @@ def needs_constant_rate(container: str, *, codec: str) -> bool:
     return not variable or codec in ("mpeg1video", "mpeg2video", "mpeg4")
 
 
-def _probe_container(container: str) -> tuple[str, set[str]]:
-    """The default video codec of a container and the names of the codecs it can hold."""
+def _fits(name: str, *, container: str) -> bool:
+    """Whether the container can hold the codec; found by trying, since some do not tell."""
     import io
 
     import av
 
-    with av.open(io.BytesIO(), "w", format=container) as probe:
-        return probe.default_video_codec, probe.supported_codecs
-
-
-def _fits(name: str, *, container: str) -> bool:
-    supported = _probe_container(container)[1]
-    # MPEG-TS answers no such question; its header tells in the end.
-    return not supported or name in supported
+    try:
+        # Leaving it without a header or packets writes nothing.
+        av.open(io.BytesIO(), "w", format=container).add_stream(name)
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
 
 
 def _find_codec(name: str, *, container: str) -> Codec:
@@ -170,7 +162,7 @@ def _quality_options(name: str, *, crf: float | None) -> dict[str, str]:
                 f"codec {name} has no crf: leave it out, or use one of "
                 + ", ".join(sorted(_QUALITY))
             )
-        return {}
+        return dict(_QUANTISER_2) if name in _FIXED_QUANTISER else {}
     value = quality.default if crf is None else crf
     if not quality.lowest <= value <= quality.highest:
         raise MediaError(

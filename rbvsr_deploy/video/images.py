@@ -43,11 +43,12 @@ _SIGNATURES = (
     (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
     (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "bmp"),
 )
+_FINEST_QUANTISER = {"flags": "+qscale", "qmin": "1", "global_quality": "118"}  # FF_QP2LAMBDA
 # Suffix to encoder, its pixel format and its options.
 _ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     ".png": ("png", "rgb24", {}),
-    ".jpg": ("mjpeg", "yuvj444p", {}),
-    ".jpeg": ("mjpeg", "yuvj444p", {}),
+    ".jpg": ("mjpeg", "yuvj444p", _FINEST_QUANTISER),
+    ".jpeg": ("mjpeg", "yuvj444p", _FINEST_QUANTISER),
     ".tif": ("tiff", "rgb24", {"compression_algo": "deflate"}),
     ".tiff": ("tiff", "rgb24", {"compression_algo": "deflate"}),
     ".webp": ("libwebp", "bgra", {"lossless": "1"}),
@@ -212,9 +213,6 @@ def write_image(path: Path, *, image: NDArray[np.uint8]) -> None:
         context.time_base = 1 / FOLDER_RATE
         context.options = options
         if name == "mjpeg":
-            context.qscale = True
-            context.qmin = 1
-            context.global_quality = 118  # quantiser 1, the finest
             context.color_range = FULL
         frame = from_rgb(
             image, pix_fmt=pix_fmt, colour=_JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE

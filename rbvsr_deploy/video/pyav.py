@@ -17,16 +17,11 @@ _METADATA_ERRORS = "surrogateescape"
 
 
 def open_input(path: Path) -> InputContainer:
-    """Opens a media file for reading; only local files, whatever a playlist inside may ask for."""
+    """Opens a media file for reading."""
     import av
     from av.container.core import Flags
 
-    container = av.open(
-        _url(path),
-        "r",
-        options={"protocol_whitelist": "file"},
-        metadata_errors=_METADATA_ERRORS,
-    )
+    container = av.open(_url(path), "r", metadata_errors=_METADATA_ERRORS)
     # PyAV asks for invented presentation times; where a file has none, we want to know.
     container.flags &= ~cast("int", Flags.gen_pts.value)
     return container
@@ -63,5 +58,6 @@ def reason(error: BaseException) -> str:
 
 
 def _url(path: Path) -> str:
-    # Without the scheme, a name such as "a:b.mp4" would be taken for a protocol.
+    # Without the scheme, a name such as "a:b.mp4" would be taken for a protocol. With it, FFmpeg
+    # also keeps playlists from reaching for anything but files.
     return f"file:{path}"

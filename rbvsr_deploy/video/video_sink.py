@@ -16,13 +16,14 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.colour import FULL, RGB_MATRIX, Colour, from_rgb
 from rbvsr_deploy.video.copied_streams import CopiedStreams, portable_tags
-from rbvsr_deploy.video.encoder import QSCALE, Encoder, needs_constant_rate
+from rbvsr_deploy.video.encoder import Encoder, needs_constant_rate
 from rbvsr_deploy.video.publish import Publication
 from rbvsr_deploy.video.pyav import media_errors, open_output
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
+    from av.stream import Disposition
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -34,7 +35,6 @@ _KEEPS_STAMPS = ("mp4", "mov", "matroska", "webm")
 # Half a millisecond: nobody sees it, and formats of constant rate round to less.
 _NOTABLE_SHIFT = Fraction(1, 2000)
 _LARGEST_TIMESCALE = 2**31 - 1
-_QP_TO_LAMBDA = 118
 
 
 class VideoSink(Sink):
@@ -73,6 +73,8 @@ class VideoSink(Sink):
         self._next_pts = 0
         self._frames = 0
         self._warned = False
+        self._shifts = False
+        self._keeps_stamps = container in _KEEPS_STAMPS or self._constant_rate
         self._copies: CopiedStreams | None = None
         self._container: OutputContainer | None = None
         self._publication = Publication(path, overwrite=overwrite, folder=False)
@@ -124,19 +126,20 @@ class VideoSink(Sink):
         self._publication.discard()
 
     def _open(self, container: str, encoder: Encoder) -> None:
-        from av.stream import Disposition
-
-        options = {"avoid_negative_ts": "disabled"} if container in _KEEPS_STAMPS else {}
+        options = {"avoid_negative_ts": "disabled"} if self._keeps_stamps else {}
         if container in ("mp4", "mov"):
             options["movie_timescale"] = str(_movie_timescale(self._time_base, self._source))
         output = open_output(self._publication.temp, container=container, options=options)
         self._container = output
-        stream = cast("VideoStream", output.add_stream(encoder.name, options=encoder.options))
+        stream = cast(
+            "VideoStream",
+            output.add_stream(encoder.name, rate=self._source.rate, options=encoder.options),
+        )
         self._stream = stream
         self._configure(stream, encoder)
         if isinstance(self._source, VideoSource):
             stream.metadata.update(portable_tags(self._source.tags))
-            stream.disposition = Disposition(self._source.disposition)
+            stream.disposition = cast("Disposition", self._source.disposition)
             self._copies = CopiedStreams(self._source, target=output)
         output.start_encoding()
 
@@ -146,14 +149,10 @@ class VideoSink(Sink):
         context = stream.codec_context
         context.width, context.height = self._size
         context.pix_fmt = encoder.pix_fmt
-        context.framerate = self._source.rate
         context.time_base = stream.time_base = self._time_base
         context.flags |= Flags.frame_duration
         if self._source.sample_aspect is not None:
             context.sample_aspect_ratio = self._source.sample_aspect
-        if encoder.fixed_quantiser:
-            context.qscale = True
-            context.global_quality = QSCALE * _QP_TO_LAMBDA
         if self._constant_rate:
             # Without time stamps in the file, pictures must be stored in the order shown.
             context.max_b_frames = 0
@@ -163,9 +162,25 @@ class VideoSink(Sink):
         output = self._opened()
         for packet in self._stream.encode(picture):
             stamp = packet.dts if packet.dts is not None else packet.pts
-            if self._copies is not None and stamp is not None:
-                self._copies.advance(stamp * packet.time_base)
+            if stamp is not None:
+                self._bring_along(stamp * packet.time_base)
             output.mux_one(packet)
+
+    def _bring_along(self, time: Fraction) -> None:
+        """Writes what is copied up to the decoding time of the video's next packet."""
+        start = time
+        if self._copies is not None and self._copies.start is not None:
+            start = min(time, self._copies.start)
+        if start < 0 and not self._shifts and not self._keeps_stamps:
+            logger.warning(
+                "%s cannot hold times before 0: everything in it comes %.3f s later than in %s",
+                self.path,
+                float(-start),
+                self._source.path,
+            )
+            self._shifts = True
+        if self._copies is not None:
+            self._copies.advance(time)
 
     def _stamp(self, frame: Frame) -> int:
         """The frame's time stamp in ticks of the encoder."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.colour import colour_of, to_rgb
+from rbvsr_deploy.video.colour import colour_of, display_matrix, to_rgb
+from rbvsr_deploy.video.completeness import cut_off, indexed_frames, refuse_cut_off
 from rbvsr_deploy.video.pyav import media_errors, open_input, reason
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class VideoSource(Source):
                 )
             self._stream = _pick_stream(self._container, path=path)
             self.stream_index = self._stream.index
-            _refuse_cut_off(self._container, video=self._stream, path=path)
+            refuse_cut_off(self._container, video=self._stream, path=path)
             self._decoder = self._decode()
             first = next(self._decoder)
             self._first: VideoFrame | None = first
@@ -82,19 +83,22 @@ class VideoSource(Source):
         """Takes the properties of the whole video from its first frame."""
         stream = self._stream
         self.tags = {name: text for name, text in stream.metadata.items() if name != "rotate"}
-        self.disposition = stream.disposition
+        self.disposition = stream.disposition.value
         self.audio_rates = tuple(audio.sample_rate for audio in self._container.streams.audio)
         self.rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
         self.time_base = stream.time_base or 1 / self.rate
         self.colour = colour_of(first)
         with media_errors(f"cannot convert the video of {self.path} to RGB"):
             self.height, self.width = to_rgb(first, colour=self.colour).shape[:2]
-        on_its_side = (self.width, self.height) != (first.width, first.height)
+        orientation = display_matrix(first)
+        on_its_side = orientation is not None and orientation[0] == 0
         aspect = stream.sample_aspect_ratio or None
         self.sample_aspect = 1 / aspect if aspect and on_its_side else aspect
         self.frame_count = self._expected_frames() or None
         if any(component.bits > 8 for component in first.format.components):
             logger.warning("%s has more than 8 bits per sample; they are rounded to 8", self.path)
+        if any(component.is_alpha for component in first.format.components):
+            logger.warning("%s may be transparent in parts; its opacity is dropped", self.path)
         if first.interlaced_frame:
             logger.warning("%s is interlaced; its frames are taken as they are", self.path)
 
@@ -114,8 +118,6 @@ class VideoSource(Source):
 
         stream = self._stream
         stream.thread_type = "AUTO"
-        for other in self._container.streams:
-            other.discard = av.stream.Discard.default if other is stream else av.stream.Discard.all
         packets = damaged = frames = 0
         with media_errors(f"cannot read {self.path} any further"):
             for packet in self._container.demux(stream):
@@ -133,10 +135,10 @@ class VideoSource(Source):
                 f"({packets} packets, {damaged} of them damaged): give a complete video"
             )
         if damaged:
-            logger.warning("%d damaged frames of %s are left out", damaged, self.path)
-        expected = _indexed_frames(self._container, stream)
+            logger.warning("damaged frames of %s that are left out: %d", self.path, damaged)
+        expected = indexed_frames(self._container, stream)
         if packets < expected:
-            raise _cut_off(self.path, packets, expected)
+            raise cut_off(self.path, readable=packets, expected=expected)
 
     def _frame(self, decoded: VideoFrame, *, number: int, stamps: _Stamps) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
@@ -157,6 +159,7 @@ class _Stamps:
         self._period = 1 / (source.rate * source.time_base)
         self._last: int | None = None
         self._derived = Fraction(0)
+        self._by_decoding = False
         self._warned = False
 
     def take(self, frame: VideoFrame) -> int:
@@ -164,11 +167,14 @@ class _Stamps:
         # Formats without presentation times, such as AVI, tell when a frame leaves the decoder.
         pts = frame.pts if frame.pts is not None else frame.dts
         if pts is None:
-            self._warn("lacks time stamps; they are derived from the average frame rate")
+            # The last frames leave the decoder after the last packet, hence without a time.
+            if not self._by_decoding:
+                self._warn("lacks time stamps; they are derived from the average frame rate")
             pts = round(self._derived)
             self._derived += self._period
         else:
             self._derived = pts + self._period
+            self._by_decoding = frame.pts is None
         if self._last is not None and pts <= self._last:
             self._warn("has time stamps that do not increase; those are moved by one tick")
             pts = self._last + 1
@@ -194,27 +200,3 @@ def _pick_stream(container: InputContainer, *, path: Path) -> VideoStream:
     kinds = ", ".join(sorted({stream.type for stream in container.streams}))
     found = f"only {kinds}" if kinds else "nor any other"
     raise MediaError(f"{path} has no video stream, {found}: give a file with moving pictures")
-
-
-def _indexed_frames(container: InputContainer, stream: VideoStream) -> int:
-    """How many packets the file says the stream has; 0 where the format does not tell reliably."""
-    # MP4 lists every packet. Other formats index key frames only, or write estimates.
-    return len(stream.index_entries) if "mp4" in container.format.name.split(",") else 0
-
-
-def _refuse_cut_off(container: InputContainer, *, video: VideoStream, path: Path) -> None:
-    """Finds an MP4 whose index points behind its end, before any work is done."""
-    if not _indexed_frames(container, video):
-        return
-    size = path.stat().st_size
-    entries = list(video.index_entries)
-    readable = sum(entry.pos + entry.size <= size for entry in entries)
-    if readable < len(entries):
-        raise _cut_off(path, readable, len(entries))
-
-
-def _cut_off(path: Path, readable: int, expected: int) -> MediaError:
-    return MediaError(
-        f"{path} is cut off: only {readable} of its {expected} frames can be read; "
-        "get the complete file, or save the readable part as a new one"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,11 +28,12 @@ def make_video(
     codec: str = "libx264",
     b_frames: int = 0,
     audio: str | None = None,
+    audio_blocks: int = 20,
     subtitles: str | None = None,
     size: tuple[int, int] = (64, 48),
     pictures: list[NDArray[np.uint8]] | None = None,
     options: dict[str, str] | None = None,
-    rotation: int = 0,
+    matrix: tuple[int, int, int, int] | None = None,
     aspect: Fraction | None = None,
     tags: tuple[int, int, int, int] | None = None,
     metadata: dict[str, str] | None = None,
@@ -66,8 +68,6 @@ def make_video(
             video.options = {"preset": "ultrafast", "crf": "10"}
             if b_frames:
                 video.options = {"preset": "veryfast", "bf": str(b_frames), "b-adapt": "0"}
-        if rotation:
-            video.set_display_rotation(rotation)
         if aspect is not None:
             video.codec_context.sample_aspect_ratio = aspect
         if tags is not None:
@@ -83,10 +83,21 @@ def make_video(
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
         if sound is not None:
-            _write_audio(out, sound, start=stamps[0] * time_base)
+            _write_audio(out, sound, start=stamps[0] * time_base, blocks=audio_blocks)
         if text is not None:
             _write_subtitles(out, text)
+    if matrix is not None:
+        _set_display_matrix(path, matrix)
     return path
+
+
+def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Writes the matrix into the header of an MP4's only track."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, c, d = (65536 * value for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
 
 
 def _add_audio(out, codec: str):
@@ -96,13 +107,13 @@ def _add_audio(out, codec: str):
     return stream
 
 
-def _write_audio(out, stream, *, start: Fraction) -> None:
+def _write_audio(out, stream, *, start: Fraction, blocks: int = 20) -> None:
     rng = np.random.default_rng(0)
     size = stream.codec_context.frame_size or 1024
     out.start_encoding()
     size = stream.codec_context.frame_size or 1024
     layout = stream.codec_context.format.name
-    for block in range(20):
+    for block in range(blocks):
         noise = rng.normal(0, 0.1, (2, size)).astype(np.float32)
         if layout == "fltp":
             frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="stereo")

@@ -6,8 +6,10 @@ import itertools
 import logging
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -81,11 +83,22 @@ class TestInput:
             open_source(tmp_path / name)
         assert_one_sentence(caught.value)
 
-    def test_playlist_does_not_reach_out(self, tmp_path, clip):
-        playlist = tmp_path / "list.m3u8"
-        playlist.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n")
-        with pytest.raises(MediaError):
-            read_all(playlist)
+    def test_playlist_does_not_reach_out(self, tmp_path):
+        """A file from somewhere must not make this machine talk to another one."""
+        visits = []
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            thread = threading.Thread(target=lambda: visits.append(server.accept()[0].close()))
+            thread.start()
+            port = server.getsockname()[1]
+            playlist = tmp_path / "list.m3u8"
+            playlist.write_text(
+                f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:{port}/x.ts\n#EXT-X-ENDLIST\n"
+            )
+            with pytest.raises(MediaError):
+                read_all(playlist)
+            assert not visits
+            socket.create_connection(("127.0.0.1", port)).close()  # lets the thread end
+            thread.join()
 
     def test_device(self):
         with pytest.raises(MediaError, match="is no file"):
@@ -128,6 +141,39 @@ class TestInput:
             write_all(cut, out)
         assert names(tmp_path) == {"whole.mp4", "cut.mp4"}
 
+    def test_cut_while_reading(self, tmp_path, monkeypatch):
+        """What the check on opening does not see is found when the frames end too early."""
+        whole = media.make_video(
+            tmp_path / "whole.mp4",
+            options={"movflags": "faststart"},
+            stamps=list(range(0, 9000, 300)),
+        )
+        cut = tmp_path / "cut.mp4"
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+        monkeypatch.setattr(
+            "rbvsr_deploy.video.video_source.refuse_cut_off", lambda *args, **options: None
+        )
+        with open_source(cut) as source:
+            frames = iter(source)
+            next(frames)
+            with pytest.raises(MediaError, match=r"only \d+ of its 30 frames can be read"):
+                list(frames)
+
+    @pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+    def test_matroska_cut(self, tmp_path, suffix):
+        codec = "libvpx" if suffix == ".webm" else "libx264"
+        whole = media.make_video(tmp_path / f"whole{suffix}", codec=codec, size=(32, 16))
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(whole.read_bytes()[:-50])
+        assert read_all(whole) == 12
+        with pytest.raises(MediaError, match=r"cut off: only \d+ of its \d+ bytes"):
+            open_source(cut)
+
+    def test_matroska_of_unknown_length(self, tmp_path):
+        """As recorded live: nothing tells how long it was to be, so all there is gets read."""
+        path = media.make_video(tmp_path / "live.mkv", options={"live": "1"})
+        assert read_all(path) == 12
+
     def test_sound_only(self, tmp_path):
         path = tmp_path / "sound.mp4"
         with av.open(str(path), "w") as container:
@@ -162,7 +208,7 @@ class TestInput:
         path.write_bytes(data)
         with caplog.at_level(logging.WARNING):
             assert read_all(path) == 11
-        assert "1 damaged frames" in caplog.text
+        assert "that are left out: 1" in caplog.text
 
     def test_second_pass_is_refused(self, clip):
         with open_source(clip) as source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -10,11 +10,29 @@ import pytest
 from av.video.format import VideoFormat
 
 from rbvsr_deploy.video import open_sink, open_source
-from rbvsr_deploy.video.colour import Colour, apply_orientation, colour_of, from_rgb, to_rgb
+from rbvsr_deploy.video.colour import (
+    Colour,
+    apply_orientation,
+    colour_of,
+    display_matrix,
+    from_rgb,
+    to_rgb,
+)
 from tests.video import media
 
 # Matrix code of H.273 to the weights of red and blue in luma.
 WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
+# Signs (a, b, c, d) of a display matrix, which shows (x, y) at (a x + c y, b x + d y).
+ORIENTATIONS = {
+    (1, 0, 0, 1): lambda image: image,
+    (-1, 0, 0, 1): lambda image: image[:, ::-1],
+    (1, 0, 0, -1): lambda image: image[::-1],
+    (-1, 0, 0, -1): lambda image: image[::-1, ::-1],
+    (0, 1, 1, 0): lambda image: image.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    (0, 1, -1, 0): lambda image: np.rot90(image, -1),
+    (0, -1, 1, 0): lambda image: np.rot90(image, 1),
+}
 COLOURS = [(200, 40, 30), (30, 180, 60), (40, 60, 190), (128, 128, 128), (235, 220, 20)]
 
 
@@ -138,15 +156,15 @@ def test_guessed_matrix_is_tagged(tmp_path):
     assert (frame.colorspace, frame.color_range) == (6, 1)
 
 
-@pytest.mark.parametrize("degrees", [90, 180, 270, -90])
-def test_rotation_is_applied_and_not_carried_over(tmp_path, degrees):
+@pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
+def test_orientation_is_applied_and_not_carried_over(tmp_path, matrix):
     image = np.zeros((48, 64, 3), np.uint8)
     image[:16, :16] = 255  # a white corner, top left
     image[:16, 48:] = (200, 0, 0)  # a red one, top right
     path = media.make_video(
-        tmp_path / "in.mp4", stamps=[0, 1001], pictures=[image, image], rotation=degrees
+        tmp_path / "in.mp4", stamps=[0, 1001], pictures=[image, image], matrix=matrix
     )
-    upright = np.rot90(image, degrees // 90)
+    upright = ORIENTATIONS[matrix](image)
     out = tmp_path / "out.mp4"
     with open_source(path) as source:
         assert (source.height, source.width) == upright.shape[:2]
@@ -154,21 +172,34 @@ def test_rotation_is_applied_and_not_carried_over(tmp_path, degrees):
         with open_sink(out, source=source, **size) as sink:
             for frame in source:
                 assert np.abs(frame.image.astype(int) - upright).mean() < 4
-                sink.write(dataclasses.replace(frame))
+                sink.write(frame)
             sink.finish()
     with av.open(str(out)) as container:
-        assert next(container.decode(video=0)).rotation == 0
+        assert display_matrix(next(container.decode(video=0))) is None
 
 
-def test_mirrored_orientations():
+@pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
+def test_apply_orientation(matrix):
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    flipped = {
-        (-1, 0, 0, 1): image[:, ::-1],
-        (1, 0, 0, -1): image[::-1],
-        (-1, 0, 0, -1): image[::-1, ::-1],
-        (0, 1, 1, 0): image.transpose(1, 0, 2),
-        (0, 1, -1, 0): np.rot90(image, -1),
-        (0, -1, 1, 0): np.rot90(image, 1),
-    }
-    for matrix, expected in flipped.items():
-        np.testing.assert_array_equal(apply_orientation(image, matrix=matrix), expected)
+    turned = apply_orientation(image, matrix=matrix)
+    np.testing.assert_array_equal(turned, ORIENTATIONS[matrix](image))
+    assert turned.flags.c_contiguous
+
+
+def test_other_angles_are_not_applied(tmp_path, caplog):
+    path = media.make_video(tmp_path / "in.mp4", stamps=[0], matrix=(1, 1, -1, 1))
+    with open_source(path) as source:
+        assert (source.width, source.height) == (64, 48)
+    assert "no multiple of 90 degrees" in caplog.text
+
+
+def test_aspect_ratio_turns_with_the_picture(tmp_path):
+    path = media.make_video(
+        tmp_path / "in.mp4",
+        stamps=[0],
+        size=(48, 48),
+        matrix=(0, 1, -1, 0),
+        aspect=Fraction(16, 15),
+    )
+    with open_source(path) as source:
+        assert source.sample_aspect == Fraction(15, 16)

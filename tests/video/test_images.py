@@ -163,6 +163,16 @@ def test_damaged_picture(tmp_path, size):
         read_image(tmp_path / "2.png")
 
 
+def test_cut_jpeg(tmp_path):
+    """Decoders like to fill the missing part with grey."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    write_image(path, image=noise)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+    with pytest.raises(MediaError, match="cannot read the picture"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("opacity", [255, 100])
 def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
     image = media.picture(0)

@@ -68,7 +68,7 @@ def test_output_has_b_frames(tmp_path):
     assert any(packet.pts != packet.dts for packet in packets)
 
 
-@pytest.mark.parametrize("container", [".mkv", ".mp4"])
+@pytest.mark.parametrize("container", [".ts", ".mkv", ".mp4"])
 def test_transport_stream_keeps_its_clock(tmp_path, container):
     stamps = [126000 + 3003 * number for number in range(12)]
     path = media.make_video(
@@ -77,6 +77,26 @@ def test_transport_stream_keeps_its_clock(tmp_path, container):
     found = media.stamps_of(enlarge(path, tmp_path / f"out{container}"))
     tolerance = Fraction(1, 2000) if container == ".mkv" else 0  # Matroska counts milliseconds
     assert max(abs(a - b) for a, b in zip(found, media.stamps_of(path), strict=True)) <= tolerance
+
+
+def test_shift_is_told(tmp_path, caplog):
+    """FLV knows no negative times: with B-frames everything moves together, and not in silence."""
+    path = media.make_video(tmp_path / "in.mp4", audio="aac")
+    out = enlarge(path, tmp_path / "out.flv")
+    shifts = [b - a for a, b in zip(media.stamps_of(path), media.stamps_of(out), strict=True)]
+    assert max(shifts) - min(shifts) <= Fraction(1, 1000)
+    assert f"comes {float(shifts[0]):.3f}" in caplog.text
+
+
+def test_frame_rate_is_told(tmp_path):
+    path = media.make_video(
+        tmp_path / "in.mkv",
+        rate=Fraction(50),
+        stamps=list(range(0, 240, 20)),
+        time_base=Fraction(1, 1000),
+    )
+    with av.open(str(enlarge(path, tmp_path / "out.mkv"))) as container:
+        assert container.streams.video[0].average_rate == 50
 
 
 def test_avi_keeps_constant_rate(tmp_path):
@@ -177,6 +197,24 @@ def test_what_the_container_cannot_hold_is_left_out_with_a_warning(tmp_path, cap
     assert "deu" in message
 
 
+def test_attachments_are_copied(tmp_path, caplog):
+    path = tmp_path / "in.mkv"
+    plain = media.make_video(tmp_path / "plain.mkv")
+    font = bytes(range(256))
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        target.add_attachment("font.ttf", "application/x-truetype-font", font)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    with av.open(str(enlarge(path, tmp_path / "out.mkv"))) as container:
+        (attachment,) = container.streams.attachments
+        assert (attachment.name, attachment.data) == ("font.ttf", font)
+    enlarge(path, tmp_path / "out.mp4")
+    assert "attachment stream 1 (font.ttf) is left out" in caplog.text
+
+
 def test_aspect_ratio_is_kept(tmp_path):
     path = media.make_video(tmp_path / "in.mp4", aspect=Fraction(16, 15))
     with av.open(str(enlarge(path, tmp_path / "out.mp4"))) as container:
@@ -184,15 +222,36 @@ def test_aspect_ratio_is_kept(tmp_path):
 
 
 def test_streams_are_interleaved(tmp_path):
-    """Sound and picture lie close together in the file, or players stall."""
-    stamps = [1001 * number for number in range(60)]
-    path = media.make_video(tmp_path / "in.mkv", audio="aac", stamps=stamps, size=(16, 16))
+    """Sound and picture lie close together in the file, or players stall and memory fills."""
+    path = media.make_video(
+        tmp_path / "in.mkv",
+        audio="aac",
+        audio_blocks=1400,
+        stamps=list(range(0, 30_000, 250)),
+        time_base=Fraction(1, 1000),
+        size=(16, 16),
+    )
     out = enlarge(path, tmp_path / "out.mkv")
-    latest: dict[str, float] = {}
+    latest = {"video": 0.0, "audio": 0.0}
     with av.open(str(out)) as container:
         for packet in container.demux():
-            if packet.dts is None:
-                continue
-            latest[packet.stream.type] = float(packet.dts * packet.time_base)
-            if latest.get("audio", 1) < 0.4:
-                assert abs(latest.get("video", 0) - latest["audio"]) < 0.2
+            if packet.dts is not None:
+                latest[packet.stream.type] = float(packet.pts * packet.time_base)
+                # B-frames lie up to two frames before the picture that they follow in the file.
+                assert abs(latest["video"] - latest["audio"]) < 1.5
+    assert min(latest.values()) > 28
+
+
+def test_sound_before_zero_moves_nothing(tmp_path):
+    """AAC begins with a block before time 0; it must not push the picture."""
+    path = media.make_video(
+        tmp_path / "in.mp4", audio="aac", stamps=[0, 40, 80], time_base=Fraction(1, 1000)
+    )
+    assert media.companions_of(path)[0].packets[0][1] < 0
+    out = enlarge(path, tmp_path / "out.mkv")
+    assert media.stamps_of(out) == media.stamps_of(path)
+    for (data, time), (copy, moved) in zip(
+        media.companions_of(path)[0].packets, media.companions_of(out)[0].packets, strict=True
+    ):
+        assert data == copy
+        assert abs(time - moved) <= Fraction(1, 2000)

@@ -1,0 +1,44 @@
+# The two commands of the README, and the checks CI runs beside them. Each makes what it needs, from nothing but Python.
+
+PYTHON ?= python3
+# Plain "torch" takes the newest CUDA build, several gigabytes; this version is what everything here is tested with.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint types clean
+
+# What a user has: the installed wheel with [cpu], no torch.
+demo: .venv-demo/installed
+	mkdir -p demo
+	.venv-demo/bin/rbvsr-run tests/data/sample.mp4 -o demo/sample_x4.mp4 \
+	    --before-after demo/before_after.png --overwrite
+	@echo "Before and after, one frame:  demo/before_after.png"
+	@echo "The clip, four times larger:  demo/sample_x4.mp4"
+
+.venv-demo/installed: pyproject.toml $(wildcard rbvsr_deploy/*.py rbvsr_deploy/*/* export/*.py engines/*.py)
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --upgrade ".[cpu]"
+	touch $@
+
+# What a developer has: the checkout, editable, with everything.
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet "$(TORCH)"
+	.venv/bin/python -m pip install --quiet --editable ".[cpu,export,train,dev]"
+	touch $@
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# Types are checked on the installed package: only there are export, engines and training where they belong.
+types: .venv/installed
+	rm -rf build/typed
+	.venv/bin/python -m pip install --quiet --no-deps --target build/typed .
+	cd build/typed && ../../.venv/bin/python -m mypy --config-file ../../pyproject.toml \
+	    --python-executable ../../.venv/bin/python
+
+clean:
+	rm -rf .venv .venv-demo build demo dist *.egg-info

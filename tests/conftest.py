@@ -1,0 +1,120 @@
+"""A tiny network, its checkpoint and its bundles, made once for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from rbvsr_deploy.export.export import export_bundle
+from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
+
+DATA = Path(__file__).parent / "data"
+
+TINY = RealBasicVSRConfig(
+    mid_channels=8,
+    propagation_blocks=1,
+    cleaning_blocks=1,
+    flow_channels=(6, 4),
+    flow_kernel=3,
+    flow_levels=3,
+)
+"""The published structure, head of two steps included, small enough to export in seconds."""
+
+
+def tiny_model() -> RealBasicVSR:
+    """Random weights, with flow of a pixel or so and a cleaning that changes less at each pass."""
+    torch.manual_seed(7)
+    model = RealBasicVSR(TINY).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.normal_(std=0.05)  # the initial zeros would be merged into one tensor
+    last = f"basic_module.{len(TINY.flow_channels)}.conv.bias"
+    for name, weight in model.named_parameters():
+        if "spynet" in name and name.endswith(last):
+            weight.normal_(std=0.4)
+    first, last_conv = model.image_cleaning[0].main[0], model.image_cleaning[1]
+    last_conv.weight.mul_(0.1)
+    last_conv.bias.zero_()
+    for channel in range(3):  # takes about 0.3 of every pixel away, on top of the random part
+        first.weight[channel] = 0.0
+        first.weight[channel, channel, 1, 1] = 1.0
+        last_conv.weight[channel, channel, 1, 1] = -0.3
+    return model
+
+
+def moving_clip(frames: int, height: int, width: int) -> NDArray[np.uint8]:
+    """A texture that moves by a part of a pixel per frame: (T, H, W, 3) uint8 RGB."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    channels = []
+    for t in range(frames):
+        phase = 0.37 * t
+        pattern = (
+            np.sin((x + phase) / 3) + np.cos((y - 2 * phase) / 4) + np.sin((x + y) / 7 + phase)
+        )
+        channels.append(np.stack([pattern, np.roll(pattern, 5, 0), -pattern], axis=-1))
+    clip = 127.5 + 40 * np.stack(channels)
+    noise = np.random.default_rng(frames).normal(0, 4, clip.shape)
+    clip_u8: NDArray[np.uint8] = np.clip(clip + noise, 0, 255).astype(np.uint8)
+    return clip_u8
+
+
+def short_clip(sample: Path, path: Path, *, frames: int = 6) -> Path:
+    """The beginning of the sample, small enough for a test, with all of its sound."""
+    with av.open(str(sample)) as source, av.open(str(path), "w") as target:
+        video_in, audio_in = source.streams.video[0], source.streams.audio[0]
+        video = target.add_stream("libx264", rate=video_in.average_rate)
+        video.width, video.height, video.pix_fmt = 96, 54, "yuv420p"
+        video.time_base = video_in.time_base
+        audio = target.add_stream_from_template(audio_in)
+        written = 0
+        for packet in source.demux(video_in, audio_in):
+            if packet.stream is audio_in:
+                if packet.dts is not None:
+                    packet.stream = audio
+                    target.mux(packet)
+                continue
+            for frame in packet.decode():
+                if written < frames:
+                    small = frame.reformat(width=96, height=54)
+                    small.pict_type = 0
+                    target.mux(video.encode(small))
+                    written += 1
+        target.mux(video.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RealBasicVSR checkpoint of a few kilobytes."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    metadata = {"license": "CC0-1.0", "provenance": "random weights", "refine_threshold": "5"}
+    save_file(tiny_model().state_dict(), path, metadata=metadata)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """Its float32 bundle."""
+    path = tiny_checkpoint.with_name("tiny-float32.plan")
+    export_bundle(tiny_checkpoint, path, precision="float32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
+    """Its float16 bundle."""
+    path = tiny_checkpoint.with_name("tiny-float16.plan")
+    export_bundle(tiny_checkpoint, path, precision="float16")
+    return path
+
+
+@pytest.fixture
+def sample() -> Path:
+    """The real low-quality clip that ships with the project."""
+    return DATA / "sample.mp4"

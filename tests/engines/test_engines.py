@@ -1,0 +1,204 @@
+"""Engines: the same chain of graphs gives the same pictures as the torch model on the whole clip."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rbvsr_deploy.bundle import graph_io, open_bundle, write_bundle
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.engines.base import image_batch
+from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
+from rbvsr_deploy.errors import EngineError, MissingDependencyError
+from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+from rbvsr_deploy.propagation import propagate_scene
+from rbvsr_deploy.refinement import clean_scene
+from tests.conftest import moving_clip
+
+
+def chain(
+    engine: Engine,
+    clip: NDArray[np.uint8],
+    *,
+    cleanings: int | None = None,
+    threshold: float = 255.0,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The pictures of a clip, before and after they become uint8."""
+    pictures = []
+    run = engine.run
+
+    def recording(graph: str, **arrays: Any) -> tuple[Any, ...]:
+        if graph == "emit":
+            pictures.append(engine.download(arrays["picture"])[0].astype(np.float32))
+        return run(graph, **arrays)
+
+    engine.run = recording  # type: ignore[method-assign]
+    frames = [engine.run("ingest", image=engine.upload(image_batch(image)))[0] for image in clip]
+    cleaned, _ = clean_scene(engine, frames, threshold=threshold, cleanings=cleanings)
+    images = list(propagate_scene(engine, cleaned, height=clip.shape[1], width=clip.shape[2]))
+    return np.stack(pictures), np.stack(images)
+
+
+def reference(
+    checkpoint: Path, clip: NDArray[np.uint8], **options: Any
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The torch model on the whole clip at once, without any graph."""
+    frames = torch.from_numpy(clip).permute(0, 3, 1, 2)[None] / 255.0
+    with torch.no_grad():
+        pictures = load_checkpoint(checkpoint).model(frames, **options)[0]
+    images = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return pictures.numpy(), images.numpy()
+
+
+def levels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+@pytest.mark.parametrize("cleanings", [0, 1, 2, 3])
+def test_onnx_runtime_equals_the_model(
+    cleanings: int, tiny_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    """float32 within 1e-4, uint8 within one level, for every number of cleanings, at an odd size."""
+    clip = moving_clip(5, 45, 37)
+    want, want_images = reference(tiny_checkpoint, clip, cleanings=cleanings)
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        got, got_images = chain(engine, clip, cleanings=cleanings)
+    assert np.abs(got - want).max() < 1e-4
+    assert levels(got_images, want_images) <= 1
+
+
+def test_the_decision_to_clean_again_is_the_models(
+    tiny_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    """A threshold between the first and the second pass's change gives two passes, as in the model."""
+    clip = moving_clip(4, 40, 40)
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        frames = [engine.run("ingest", image=engine.upload(image_batch(i)))[0] for i in clip]
+        _, free = clean_scene(engine, frames, threshold=0.0)
+        assert free.cleanings == 3
+        assert free.residues[0] > free.residues[1] > 0
+        threshold = (free.residues[0] + free.residues[1]) / 2
+        _, decided = clean_scene(engine, frames, threshold=threshold)
+        assert decided.cleanings == 2
+        got, _ = chain(engine, clip, threshold=threshold)
+    want, _ = reference(tiny_checkpoint, clip, refine_threshold=threshold)
+    assert np.abs(got - want).max() < 1e-4
+
+
+def test_float16_bundle_is_close(tiny_bundle_float16: Path, tiny_checkpoint: Path) -> None:
+    """Over 50 dB against the float32 model."""
+    clip = moving_clip(5, 45, 37)
+    want, _ = reference(tiny_checkpoint, clip)
+    with open_engine(tiny_bundle_float16, device="cpu") as engine:
+        got, _ = chain(engine, clip)
+    psnr = 10 * math.log10(1.0 / float(((got - want) ** 2).mean()))
+    assert psnr > 50
+
+
+def test_shipped_bundle_equals_shipped_checkpoint() -> None:
+    """The bundle in the package was made from the checkpoint beside it."""
+    clip = moving_clip(3, 50, 70)
+    want, want_images = reference(DEFAULT_CHECKPOINT, clip)
+    with open_engine(DEFAULT_BUNDLE, device="cpu") as engine:
+        got, got_images = chain(engine, clip)
+    assert np.abs(got - want).max() < 1e-4
+    assert levels(got_images, want_images) <= 1
+
+
+def test_torch_engine_is_the_model(tiny_checkpoint: Path) -> None:
+    """A checkpoint given as the engine runs in torch with the same result."""
+    clip = moving_clip(3, 20, 33)
+    want, _ = reference(tiny_checkpoint, clip)
+    with open_engine(tiny_checkpoint, device="cpu") as engine:
+        assert engine.describe().engine == "torch"
+        assert engine.network.refine_threshold == 5.0
+        got, _ = chain(engine, clip)
+    assert np.abs(got - want).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (33, 64)])
+def test_one_frame_and_small_sizes(
+    size: tuple[int, int], tiny_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    """A single frame and sizes far under 64 work."""
+    clip = moving_clip(1, *size)
+    want, _ = reference(tiny_checkpoint, clip)
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        got, _ = chain(engine, clip)
+    assert got.shape == (1, 3, 4 * size[0], 4 * size[1])
+    assert np.abs(got - want).max() < 1e-4
+
+
+def test_results_are_not_overwritten_by_later_calls(tiny_bundle: Path) -> None:
+    """An array an engine returned is the caller's."""
+    first, second = moving_clip(2, 16, 16)
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        (frame,) = engine.run("ingest", image=engine.upload(image_batch(first)))
+        before = engine.download(frame).copy()
+        engine.run("ingest", image=engine.upload(image_batch(second)))
+        np.testing.assert_array_equal(engine.download(frame), before)
+
+
+def test_provider_by_name(tiny_bundle: Path) -> None:
+    """Any execution provider can be named."""
+    with open_engine(tiny_bundle, device="CPUExecutionProvider") as engine:
+        assert engine.describe().device == "cpu"
+
+
+def test_cuda_where_there_is_none(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """Both engines say what is there instead."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(EngineError, match="use --device cpu"):
+        open_engine(tiny_bundle, device="cuda")
+    with pytest.raises(EngineError, match="use --device cpu"):
+        open_engine(tiny_checkpoint, device="cuda")
+
+
+def test_bundle_with_a_graph_of_another_model(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Checksums in order, but the ONNX inside is not what the manifest describes."""
+    bundle = open_bundle(tiny_bundle)
+    graphs = {name: bundle.graph(name) for name in GRAPHS}
+    write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "clean": graphs["ingest"]})
+    with pytest.raises(EngineError, match="of another model"):
+        open_engine(tmp_path / "m.plan", device="cpu")
+
+
+def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's refusal names the graph."""
+    bundle = open_bundle(tiny_bundle)
+    graphs = {name: bundle.graph(name) for name in GRAPHS}
+    write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "flow": b"not onnx"})
+    with pytest.raises(EngineError, match="graph 'flow'"):
+        open_engine(tmp_path / "m.plan", device="cpu")
+
+
+def test_closed_engine_runs_nothing(tiny_bundle: Path) -> None:
+    """After close() there are no graphs."""
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        image = engine.upload(image_batch(moving_clip(1, 8, 8)[0]))
+    with pytest.raises(EngineError, match="no graph 'ingest'"):
+        engine.run("ingest", image=image)
+
+
+def test_missing_onnxruntime_names_the_extra(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing, and the command that brings it."""
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'rbvsr-deploy\[cpu\]'"):
+        OnnxRuntimeEngine(open_bundle(tiny_bundle), device="cpu")
+
+
+def test_manifest_describes_the_contract(tiny_bundle: Path) -> None:
+    """Inputs and outputs in the manifest are the contract's."""
+    manifest = open_bundle(tiny_bundle).manifest
+    assert manifest.graphs == graph_io(has_cleaning=True, channels=8, precision="float32")

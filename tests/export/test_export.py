@@ -1,0 +1,147 @@
+"""Export: contracts of the written graphs, verification that can fail, and nothing left behind when
+it does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from rbvsr_deploy.bundle import open_bundle
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.errors import ExportError
+from rbvsr_deploy.export import export as export_module
+from rbvsr_deploy.export.checks import check_graph
+from rbvsr_deploy.export.export import export_bundle
+from rbvsr_deploy.export.graphs import graph_modules
+from rbvsr_deploy.export.onnx_export import convert_opset, export_graph
+from rbvsr_deploy.export.verify import SIZES, verify_graphs
+from rbvsr_deploy.graphs import GRAPHS, GraphSpec, Precision
+from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
+
+
+def graph(bundle: Path, name: str) -> onnx.ModelProto:
+    return onnx.load_from_string(open_bundle(bundle).graph(name))
+
+
+def test_manifest_tells_where_the_weights_come_from(tiny_bundle: Path) -> None:
+    """Licence, provenance and threshold of the checkpoint end up in the manifest."""
+    manifest = open_bundle(tiny_bundle).manifest
+    assert manifest.weights.license == "CC0-1.0"
+    assert manifest.weights.provenance == "random weights"
+    assert manifest.refine_threshold == 5.0
+    assert RealBasicVSRConfig.from_dict(manifest.model).mid_channels == 8
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_every_graph_keeps_its_contract(
+    precision: Precision, tiny_bundle: Path, tiny_bundle_float16: Path
+) -> None:
+    """All seven graphs are there, typed, dynamic in N, H and W, and pass the checks read off the
+    file.
+    """
+    bundle = open_bundle(tiny_bundle if precision == "float32" else tiny_bundle_float16)
+    assert list(bundle.manifest.graphs) == sorted(GRAPHS)
+    for name, spec in GRAPHS.items():
+        model = onnx.load_from_string(bundle.graph(name))
+        check_graph(model, spec, precision=precision, opset=18)
+        for value, item in zip(model.graph.input, spec.inputs, strict=True):
+            sizes = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            assert sizes == [8 if s == "C" else s for s in item.shape]
+
+
+def test_flow_and_sampling_stay_float32_in_a_float16_bundle(tiny_bundle_float16: Path) -> None:
+    """Every GridSample takes float32 inputs; the weights beside it are float16."""
+    model = onnx.shape_inference.infer_shapes(graph(tiny_bundle_float16, "backward"))
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    samples = [n for n in model.graph.node if n.op_type == "GridSample"]
+    assert len(samples) == 1
+    assert {dtypes[name] for name in samples[0].input} == {onnx.TensorProto.FLOAT}
+    weights = [t for t in model.graph.initializer if t.name.endswith("conv1.weight")]
+    assert weights
+    assert {t.data_type for t in weights} == {onnx.TensorProto.FLOAT16}
+
+
+def test_graphs_name_no_folder_of_the_machine_that_made_them(tiny_bundle: Path) -> None:
+    """The exporter's notes on source lines are dropped."""
+    bundle = open_bundle(tiny_bundle)
+    for name in GRAPHS:
+        assert b".py" not in bundle.graph(name)
+
+
+@pytest.mark.parametrize("opset", [17, 19])
+def test_other_opsets(opset: int, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """Opsets 17 and 19 are really what was asked for, and compute the same."""
+    graphs = {}
+    for name, spec in GRAPHS.items():
+        converted = convert_opset(graph(tiny_bundle, name), opset)
+        check_graph(converted, spec, precision="float32", opset=opset)
+        graphs[name] = converted.SerializeToString()
+    modules = graph_modules(load_checkpoint(tiny_checkpoint).model, precision="float32")
+    record = verify_graphs(graphs, modules, precision="float32")
+    assert set(record["outputs"]) == set(GRAPHS)
+    assert set(record["outputs"]["flow"]["flow"]) == {"x".join(map(str, s)) for s in SIZES}
+
+
+def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
+    """A network without a cleaning module exports to six graphs."""
+    config = RealBasicVSRConfig(
+        4, 1, None, flow_channels=(4,), flow_kernel=3, flow_levels=2, single_shuffle=True
+    )
+    torch.save(RealBasicVSR(config).state_dict(), tmp_path / "basicvsr.pth")
+    manifest = export_bundle(tmp_path / "basicvsr.pth", tmp_path / "model.plan")
+    assert not manifest.has_cleaning
+    assert set(manifest.graphs) == set(GRAPHS) - {"clean"}
+
+
+def test_verification_fails_for_a_nearest_sampler(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """The trap of opset 20, played by hand: a graph that samples to the nearest pixel is found out."""
+    model = graph(tiny_bundle, "backward")
+    for node in model.graph.node:
+        if node.op_type == "GridSample":
+            for attribute in node.attribute:
+                if attribute.name == "mode":
+                    attribute.s = b"nearest"
+    with pytest.raises(ExportError, match="nearest"):
+        check_graph(model, GRAPHS["backward"], precision="float32", opset=18)
+    bundle = open_bundle(tiny_bundle)
+    graphs = {name: bundle.graph(name) for name in GRAPHS}
+    modules = graph_modules(load_checkpoint(tiny_checkpoint).model, precision="float32")
+    verify_graphs(graphs, modules, precision="float32")
+    with pytest.raises(ExportError, match=r"backward\.new_state at 1x45x70"):
+        verify_graphs(
+            {**graphs, "backward": model.SerializeToString()}, modules, precision="float32"
+        )
+
+
+def test_failed_verification_leaves_no_file(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrong weight in one graph stops the export; an older bundle stays as it was."""
+
+    def with_a_wrong_weight(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
+        model = graph(tiny_bundle, spec.name)
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith("conv_last.bias"):
+                wrong = onnx.numpy_helper.to_array(tensor) + np.float32(0.001)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, tensor.name))
+        return model
+
+    monkeypatch.setattr(export_module, "export_graph", with_a_wrong_weight)
+    output = tmp_path / "model.plan"
+    output.write_bytes(b"older")
+    with pytest.raises(ExportError, match=r"reconstruct\.picture") as caught:
+        export_bundle(tiny_checkpoint, output)
+    assert "backward" not in str(caught.value)
+    assert output.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_opset_20_is_refused() -> None:
+    """Its GridSample is read as nearest by TensorRT before 2026."""
+    with pytest.raises(ValueError, match="opset must be one of"):
+        export_graph(torch.nn.Identity(), GRAPHS["emit"], channels=8, precision="float32", opset=20)
