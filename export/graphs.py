@@ -2,8 +2,7 @@
 :class:`~rbvsr_deploy.model.RealBasicVSR`.
 
 They serve twice: they are what is exported, and the torch engine runs them as the reference. Their
-    inputs and outputs
-are the table of :mod:`rbvsr_deploy.graphs`.
+inputs and outputs are the table of :mod:`rbvsr_deploy.graphs`.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 bundle is written.
 
 Inputs are what the graphs will really see: a moving texture is taken through the float32 model,
-    step by step, and every
-graph is given the model's own intermediate results, at two sizes that are no multiple of 32. The
-flow between frames is moved off whole pixels, because a sampler that has fallen back to "nearest"
-is right on whole pixels.
+step by step, and every graph is given the model's own intermediate results, at two sizes that are
+no multiple of 32. The flow between frames is moved off whole pixels, because a sampler that has
+fallen back to "nearest" is right on whole pixels.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The rooms, in the order a model and then a frame goes through them:
 - :mod:`rbvsr_deploy.bundle`: the ``model.plan`` file.
 - :mod:`rbvsr_deploy.engines`: a graph on a device.
 - :mod:`rbvsr_deploy.video`: video and pictures, in and out.
-- :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`, :mod:`rbvsr_deploy.run`: the
+- :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`, :mod:`rbvsr_deploy.upscale`: the
   runtime.
 - :mod:`rbvsr_deploy.cli`: the commands.
 

@@ -2,9 +2,9 @@
 about it.
 
 A zip with stored members: ``manifest.json``, ``graphs/<name>.onnx`` and, later,
-    ``engines/<set>/<name>.plan``. The
-manifest has a SHA-256 for every member, and the zip's comment one of the whole file before it, so
-that no flipped byte goes unseen. The same content always gives the same bytes.
+``engines/<set>/<name>.plan``. The manifest has a SHA-256 for every member, and the zip's comment
+one of the whole file before it, so that no flipped byte goes unseen. The same content always gives
+the same bytes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The commands ``rbvsr-run``, ``rbvsr-export`` and ``rbvsr-info``.
 
-The only file that knows click and rich: it parses, calls the library, shows, and turns the
-    library's errors into one
-line and an exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C. Everything heavy is
-    imported inside the
-command that needs it.
+With ``progress.py`` the only file that knows click and rich: it parses, calls the library, shows,
+and turns the library's errors into one line and an exit code: 0 done, 1 failed, 2 wrong usage, 130
+stopped by Ctrl-C. Everything heavy is imported inside the command that needs it.
 """
 
 from __future__ import annotations

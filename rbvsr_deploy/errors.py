@@ -2,14 +2,13 @@
 
 ::
 
-    RbvsrError                     anything this package refuses or fails at; one sentence, no
-    traceback needed ├── CheckpointError            a checkpoint that is not a (Real)BasicVSR
-    generator, or unsafe to load ├── BundleError                a ``model.plan`` that is missing,
-    damaged, foreign or too new ├── ExportError                a graph that could not be exported or
-    did not match the torch model ├── EngineError                an engine that cannot be opened or
-    failed while running │   └── MissingDependencyError an optional package is not installed; the
-    message names the extra └── MediaError                 an input or output picture or video that
-    cannot be read or written
+    RbvsrError                      anything this package refuses or fails at: one sentence
+    ├── CheckpointError             a checkpoint that is no (Real)BasicVSR, or unsafe to load
+    ├── BundleError                 a ``model.plan`` that is missing, damaged, foreign or too new
+    ├── ExportError                 a graph not exported, or one that differs from the model
+    ├── EngineError                 an engine that cannot be opened, or failed while running
+    │   └── MissingDependencyError  an optional package is not installed; the extra is named
+    └── MediaError                  a picture or video that cannot be read or written
 
 Messages say what came, what is allowed and what to do. Bad arguments of Python calls stay
 ``ValueError``/``TypeError``.

@@ -88,8 +88,8 @@ GRAPHS: dict[str, GraphSpec] = {
 }
 """In the order a frame goes through them. ``image`` is RGB; ``frame`` is in [0, 1]; ``residue`` is
 each frame's mean absolute change, in [0, 1] units; ``flow`` is in pixels, (dx, dy), with
-neighbour(x + flow) ~ reference(x); ``picture``
-is not clamped."""
+neighbour(x + flow) ~ reference(x); ``picture`` is not clamped.
+"""
 
 
 def graph_names(*, has_cleaning: bool) -> tuple[str, ...]:

@@ -6,15 +6,13 @@ and mmagic, Apache-2.0), so a released checkpoint loads with ``strict=True``. Wi
 module the same class is BasicVSR (CVPR 2021).
 
 Read top to bottom: configuration, leaves, flow, propagation step, head, network. The pieces
-    (``clean``, ``flow``,
-``backward_step``, ``forward_step``, ``reconstruct``) are the methods the exported graphs are made
-of; ``forward`` strings them together over a whole sequence and is the reference that everything
-else is tested against.
+(``clean``, ``flow``, ``backward_step``, ``forward_step``, ``reconstruct``) are the methods the
+exported graphs are made of; ``forward`` strings them together over a whole sequence and is the
+reference that everything else is tested against.
 
 Precision: features and convolutions run in the dtype of the weights, while flow, sampling
-    coordinates and the sampling
-itself are always float32, because a float16 coordinate is off by up to 0.2 px at width 320 and 0.8
-px at 1280.
+coordinates and the sampling itself are always float32, because a float16 coordinate is off by up to
+0.2 px at width 320 and 0.8 px at 1280.
 """
 
 from __future__ import annotations

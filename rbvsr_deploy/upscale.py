@@ -1,8 +1,8 @@
 """One job: a video, picture or folder in, the same four times larger out.
 
 The whole input is one scene here: its frames are taken in, cleaned together, and propagated.
-    Pictures are encoded as
-they come out of the forward branch, and the output appears under its name when it is complete.
+Pictures are encoded as they come out of the forward branch, and the output appears under its name
+when it is complete.
 """
 
 from __future__ import annotations

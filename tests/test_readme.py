@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a ``video.mp4``, a ``picture.png`` and ``frames/``, small enough to be quick."""
+    """A folder with a small ``video.mp4``, ``picture.png`` and ``frames/``."""
     folder = tmp_path_factory.mktemp("readme")
     sample = DATA / "sample.mp4"
     short_clip(sample, folder / "video.mp4")

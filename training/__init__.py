@@ -1,6 +1,6 @@
 r"""Training of the default compact model: data, degradations, the script itself and its evaluation.
 
-Installed as ``rbvsr_deploy.training``; needs the ``training`` extra (OpenCV, click, safetensors)::
+Installed as ``rbvsr_deploy.training``; needs the ``train`` extra (OpenCV, click, safetensors)::
 
     python -m rbvsr_deploy.training.train --photos PHOTOS --videos CLIPS --output RUN
     python -m rbvsr_deploy.training.evaluate --model RUN/model.safetensors --videos HELD_OUT \

@@ -19,9 +19,9 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rbvsr_deploy.training.degradations import SCALE, degrade, draw_degradation
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.training.degradations import SCALE, degrade, draw_degradation
 
 __all__ = [
     "Clip",

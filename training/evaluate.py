@@ -20,6 +20,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 from rbvsr_deploy.training.data import (
     Clip,
     ClipSpec,
@@ -31,10 +35,6 @@ from rbvsr_deploy.training.data import (
     video_clip,
 )
 from rbvsr_deploy.training.degradations import CLEAN, SCALE, Degradation, degrade, draw_degradation
-from safetensors.torch import load_file
-
-from rbvsr_deploy.errors import RbvsrError
-from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 __all__ = [
     "ClipScore",
@@ -272,7 +272,7 @@ _FOLDER = click.Path(exists=True, path_type=Path)
     "--cache", required=True, type=click.Path(path_type=Path), help="Folder for decoded sources."
 )
 @click.option("--length", default=15, show_default=True, help="Frames per clip.")
-@click.option("--crop", default=88, show_default=True, help="Side of the degraded frames.")
+@click.option("--crop", default=80, show_default=True, help="Side of the degraded frames.")
 @click.option(
     "--reduction", default=2, show_default=True, help="Sources are made this much smaller first."
 )

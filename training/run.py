@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rbvsr_deploy.training.data import ClipSpec, TrainingSet, true_flow
-from rbvsr_deploy.training.losses import flow_loss, joint_loss
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.model import COMPACT, RealBasicVSR, RealBasicVSRConfig
+from rbvsr_deploy.training.data import ClipSpec, TrainingSet, true_flow
+from rbvsr_deploy.training.losses import flow_loss, joint_loss
 
 __all__ = ["TrainingConfig", "train"]
 
@@ -305,7 +305,7 @@ class _Run:
     def run_phase(self, on_step: Callable[[str, int], None] | None, *, log_every: int) -> None:
         """Iterate until the current phase is done; the next batch is prepared meanwhile."""
         state = self.state
-        sums: dict[str, float] = {}
+        logged: list[dict[str, float]] = []
         with ThreadPoolExecutor(1) as pool:
             pending = pool.submit(self.batch, state.phase, state.iteration)
             while self.progress() < 1.0:
@@ -316,10 +316,11 @@ class _Run:
                 values = {**self.step(inputs, targets), "waited": waited}
                 state.iteration += 1
                 state.elapsed += time.monotonic() - started
-                sums = {k: sums.get(k, 0.0) + v for k, v in values.items()}
-                if state.iteration % log_every == 0:
-                    self.log({k: round(v / log_every, 6) for k, v in sums.items()})
-                    sums = {}
+                logged.append(values)
+                if state.iteration % log_every == 0:  # fewer values than that just after a restart
+                    means = {k: sum(v[k] for v in logged) / len(logged) for k in values}
+                    self.log({k: round(v, 6) for k, v in means.items()})
+                    logged = []
                 if time.monotonic() - self.last_save >= self.config.checkpoint_seconds:
                     self.save()
                 if on_step is not None:

@@ -10,10 +10,10 @@ from typing import Any
 import click
 import cv2
 import torch
-from rbvsr_deploy.training.data import TrainingSet, load_photos, load_videos
-from rbvsr_deploy.training.run import TrainingConfig, train
 
 from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.training.data import TrainingSet, load_photos, load_videos
+from rbvsr_deploy.training.run import TrainingConfig, train
 
 __all__ = ["main"]
 

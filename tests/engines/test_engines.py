@@ -1,4 +1,4 @@
-"""Engines: the same chain of graphs gives the same pictures as the torch model on the whole clip."""
+"""Engines: the chain of graphs gives the same pictures as the torch model on the whole clip."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def levels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 def test_onnx_runtime_equals_the_model(
     cleanings: int, tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    """float32 within 1e-4, uint8 within one level, for every number of cleanings, at an odd size."""
+    """float32 within 1e-4, uint8 within one level, for any number of cleanings, odd size."""
     clip = moving_clip(5, 45, 37)
     want, want_images = reference(tiny_checkpoint, clip, cleanings=cleanings)
     with open_engine(tiny_bundle, device="cpu") as engine:
@@ -78,7 +78,7 @@ def test_onnx_runtime_equals_the_model(
 def test_the_decision_to_clean_again_is_the_models(
     tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    """A threshold between the first and the second pass's change gives two passes, as in the model."""
+    """A threshold between two passes' changes gives two passes, as in the model."""
     clip = moving_clip(4, 40, 40)
     with open_engine(tiny_bundle, device="cpu") as engine:
         frames = [engine.run("ingest", image=engine.upload(image_batch(i)))[0] for i in clip]

@@ -99,7 +99,7 @@ def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
 
 
 def test_verification_fails_for_a_nearest_sampler(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    """The trap of opset 20, played by hand: a graph that samples to the nearest pixel is found out."""
+    """The trap of opset 20, played by hand: sampling to the nearest pixel is found out."""
     model = graph(tiny_bundle, "backward")
     for node in model.graph.node:
         if node.op_type == "GridSample":

@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import rbvsr_deploy.training
 from numpy.typing import NDArray
+
+import rbvsr_deploy.training
+from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.training.data import (
     ClipSpec,
     TrainingSet,
@@ -20,8 +22,6 @@ from rbvsr_deploy.training.data import (
     true_flow,
     video_clip,
 )
-
-from rbvsr_deploy.errors import MediaError
 
 SPEC = ClipSpec(length=4, crop=32, max_speed=3.0)
 

@@ -11,6 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 from rbvsr_deploy.training.data import ClipSpec
 from rbvsr_deploy.training.evaluate import (
     enlarge_bicubic,
@@ -21,9 +24,6 @@ from rbvsr_deploy.training.evaluate import (
     psnr_y,
     summary,
 )
-from safetensors.torch import save_file
-
-from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 TINY = RealBasicVSRConfig(
     mid_channels=8,

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from rbvsr_deploy.training.data import ClipSpec, Sample, TrainingSet, load_photos, load_videos
-from rbvsr_deploy.training.losses import charbonnier, flow_loss
-from rbvsr_deploy.training.run import TrainingConfig, train
-from rbvsr_deploy.training.train import main
 from safetensors.torch import load_file
 from torch import nn
 
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
+from rbvsr_deploy.training.data import ClipSpec, Sample, TrainingSet, load_photos, load_videos
+from rbvsr_deploy.training.losses import charbonnier, flow_loss
+from rbvsr_deploy.training.run import TrainingConfig, train
+from rbvsr_deploy.training.train import main
 
 TINY = RealBasicVSRConfig(
     mid_channels=8,
@@ -94,14 +94,14 @@ class OneClip(TrainingSet):
 
 @pytest.mark.parametrize("phase", ["flow", "joint"])
 def test_the_loss_falls_and_the_weights_load(data: TrainingSet, tmp_path: Path, phase: str) -> None:
-    steps = {"flow": 60, "joint": 1} if phase == "flow" else {"flow": 0, "joint": 60}
+    steps = {"flow": 40, "joint": 1} if phase == "flow" else {"flow": 0, "joint": 40}
     config = replace(CONFIG, flow_iterations=steps["flow"], iterations=steps["joint"])
     config = replace(config, learning_rate=5e-3, flow_learning_rate=1e-2, checkpoint_seconds=1e6)
     clips = OneClip(data.photos, seed=4)
     weights = train(config, data=clips, output=tmp_path, network=TINY, log_every=1)
     losses = [line["loss"] for line in lines(tmp_path) if line["phase"] == phase]
-    assert len(losses) == 60
-    assert losses[-1] < 0.75 * losses[0]
+    assert len(losses) == 40
+    assert losses[-1] < 0.8 * losses[0]
     RealBasicVSR(TINY).load_state_dict(load_file(weights))  # names and shapes of model.py
     assert not list(tmp_path.glob("*.part"))
 

@@ -1,0 +1,388 @@
+"""The bundle file: what is written is what is opened, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from rbvsr_deploy.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    Manifest,
+    Weights,
+    graph_io,
+    open_bundle,
+    write_bundle,
+)
+from rbvsr_deploy.errors import BundleError
+from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.model import COMPACT, RealBasicVSRConfig
+
+
+def make_graphs(*, has_cleaning: bool = True) -> dict[str, bytes]:
+    """Bytes in place of ONNX models: a bundle does not look into them."""
+    return {
+        name: hashlib.sha256(name.encode()).digest() * (i + 1)
+        for i, name in enumerate(graph_names(has_cleaning=has_cleaning))
+    }
+
+
+def make_manifest(config: RealBasicVSRConfig = COMPACT) -> Manifest:
+    has_cleaning = config.cleaning_blocks is not None
+    channels = config.mid_channels
+    return Manifest(
+        model=config.as_dict(),
+        weights=Weights("net.pth", "ab" * 32, license="CC0-1.0", provenance="noise"),
+        precision="float16",
+        opset=18,
+        refine_threshold=5.0,
+        graphs=graph_io(has_cleaning=has_cleaning, channels=channels, precision="float16"),
+        verification={"runtime": "none"},
+        toolkit_version="0.0.0",
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A small bundle."""
+    path = tmp_path / "model.plan"
+    write_bundle(path, make_manifest(), make_graphs())
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The message a file is refused with: one line that names the file."""
+    with pytest.raises(BundleError) as caught:
+        open_bundle(path)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    assert f"'{path}'" in message
+    return message
+
+
+def spread(size: int, *, count: int) -> list[int]:
+    """About ``count`` positions of a file: all regions, the first and last 40 bytes in full."""
+    step = max(size // (count - 80), 1)
+    return sorted({*range(min(40, size)), *range(0, size, step), *range(max(size - 40, 0), size)})
+
+
+# --------------------------------------------------------------------------------- write and open
+
+
+@pytest.mark.parametrize("cleaning_blocks", [2, None], ids=["RealBasicVSR", "BasicVSR"])
+def test_what_is_written_is_opened(tmp_path: Path, cleaning_blocks: int | None) -> None:
+    """Manifest and graphs come back as they were given, seven or, without cleaning, six."""
+    config = replace(COMPACT, cleaning_blocks=cleaning_blocks)
+    manifest = make_manifest(config)
+    graphs = make_graphs(has_cleaning=cleaning_blocks is not None)
+    path = tmp_path / "model.plan"
+    write_bundle(path, manifest, graphs)
+    bundle = open_bundle(path)
+    assert {name: bundle.graph(name) for name in graphs} == graphs
+    assert len(bundle.members) == len(graphs) == (7 if cleaning_blocks else 6)
+    assert bundle.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert bundle.path == path
+    assert RealBasicVSRConfig.from_dict(bundle.manifest.model) == config
+    assert bundle.manifest.has_cleaning is (cleaning_blocks is not None)
+    assert bundle.manifest.channels == 32
+    assert bundle.manifest.members == {
+        f"graphs/{name}.onnx": hashlib.sha256(data).hexdigest() for name, data in graphs.items()
+    }
+    plain = json.loads(json.dumps(manifest.model))
+    assert replace(bundle.manifest, members={}) == replace(manifest, model=plain)
+
+
+def test_asking_for_a_graph_that_is_not_there(tmp_path: Path) -> None:
+    """``clean`` of a BasicVSR is a KeyError."""
+    path = tmp_path / "model.plan"
+    config = replace(COMPACT, cleaning_blocks=None)
+    write_bundle(path, make_manifest(config), make_graphs(has_cleaning=False))
+    with pytest.raises(KeyError, match="clean"):
+        open_bundle(path).graph("clean")
+
+
+def test_same_content_same_bytes(path: Path, tmp_path: Path) -> None:
+    """The bytes depend on the content alone: not on the day, the place or the order of keys."""
+    again = tmp_path / "elsewhere.plan"
+    manifest = make_manifest()
+    shuffled = replace(manifest, model=dict(reversed(list(manifest.model.items()))))
+    write_bundle(again, shuffled, make_graphs())
+    assert again.read_bytes() == path.read_bytes()
+    write_bundle(again, replace(manifest, opset=17), make_graphs())
+    assert again.read_bytes() != path.read_bytes()
+
+
+def test_a_bundle_is_a_zip_of_stored_members(path: Path) -> None:
+    """Any zip tool can look into a bundle, and its graphs lie in it uncompressed."""
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        dated = {(info.date_time, info.create_system) for info in archive.infolist()}
+        assert dated == {((1980, 1, 1, 0, 0, 0), 3)}  # neither the day nor the system shows
+        assert archive.namelist() == ["manifest.json", *(f"graphs/{name}.onnx" for name in GRAPHS)]
+        assert json.loads(archive.read("manifest.json"))["schema_version"] == SCHEMA_VERSION
+
+
+def test_graph_io_is_the_contract_in_plain_values() -> None:
+    """The manifest's inputs and outputs are those of ``graphs.py`` with channels and float type
+    filled in; flow stays float32.
+    """
+    described = graph_io(has_cleaning=False, channels=24, precision="float16")
+    assert list(described) == ["ingest", "flow", "backward", "forward", "reconstruct", "emit"]
+    assert described["backward"] == {
+        "inputs": [
+            {"name": "frame", "dtype": "float16", "shape": ["N", 3, "H", "W"]},
+            {"name": "state", "dtype": "float16", "shape": ["N", 24, "H", "W"]},
+            {"name": "flow", "dtype": "float32", "shape": ["N", 2, "H", "W"]},
+        ],
+        "outputs": [{"name": "new_state", "dtype": "float16", "shape": ["N", 24, "H", "W"]}],
+    }
+    assert "clean" in graph_io(has_cleaning=True, channels=24, precision="float32")
+
+
+# --------------------------------------------------------------------------- written or not at all
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [("replace", errno.EACCES), ("fsync", errno.ENOSPC), ("chmod", errno.EPERM)],
+)
+def test_a_failed_write_leaves_the_old_bundle(
+    path: Path, monkeypatch: pytest.MonkeyPatch, function: str, problem: int
+) -> None:
+    """A full disk or a refused rename is a BundleError with the reason; the old bundle stays whole
+    and no temporary file is left.
+    """
+
+    def fail(*args: object) -> NoReturn:
+        raise OSError(problem, os.strerror(problem))
+
+    before = path.read_bytes()
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(BundleError, match=rf"cannot be written to .*{os.strerror(problem)}"):
+        write_bundle(path, replace(make_manifest(), opset=17), make_graphs())
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+    assert open_bundle(path).manifest.opset == 18
+
+
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the data is flushed goes through, and takes the temporary file along."""
+
+    def interrupt(*args: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(tmp_path / "model.plan", make_manifest(), make_graphs())
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """A folder that is not there, and one that has the bundle's own name, are BundleErrors."""
+    folder = tmp_path / "model.plan"
+    folder.mkdir()
+    for place in (tmp_path / "missing" / "model.plan", folder):
+        with pytest.raises(BundleError, match="choose a folder that exists"):
+            write_bundle(place, make_manifest(), make_graphs())
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    """A file has the permissions that open() would have given it; the umask stays as it was."""
+    path = tmp_path / "file"
+    before = os.umask(umask)
+    try:
+        write_atomically(path, b"data")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert path.read_bytes() == b"data"
+
+
+def test_an_existing_file_is_replaced_and_not_written_into(tmp_path: Path) -> None:
+    """Whoever holds the old file open keeps reading the old content."""
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new content")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new content"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -------------------------------------------------------------------------------- damaged bundles
+
+
+def test_every_flipped_byte_is_noticed(path: Path) -> None:
+    """One changed byte anywhere (local headers, manifest, graphs, central directory, comment) is
+    refused as damage.
+    """
+    whole = path.read_bytes()
+    positions = spread(len(whole), count=400)
+    # Each region is hit: first header, manifest, central directory, comment.
+    directory = whole.index(b"PK\x01\x02")
+    assert sum(30 < p < 500 for p in positions) > 5
+    assert sum(directory < p < len(whole) - 84 for p in positions) > 20
+    assert sum(p >= len(whole) - 84 for p in positions) > 40
+    for position in positions:
+        for change in (0x01, 0xFF):
+            changed = bytearray(whole)
+            changed[position] ^= change
+            path.write_bytes(changed)
+            assert "damaged" in refusal(path), position
+    path.write_bytes(whole)
+    open_bundle(path)
+
+
+def test_every_truncation_is_noticed(path: Path) -> None:
+    """A bundle that ends early, or has anything after its end, is refused."""
+    whole = path.read_bytes()
+    for length in spread(len(whole), count=200):
+        path.write_bytes(whole[:length])
+        refusal(path)
+    for tail in (b"\n", b"\0", whole):
+        path.write_bytes(whole + tail[:50])
+        refusal(path)
+
+
+@pytest.mark.parametrize("length", [100, 1000, -100, -1])
+def test_a_truncated_bundle_is_called_that(path: Path, length: int) -> None:
+    """An interrupted copy is told apart from a file that never was a bundle."""
+    path.write_bytes(path.read_bytes()[:length])
+    assert "is a damaged or truncated bundle: copy or export it again" in refusal(path)
+
+
+# --------------------------------------------------------------------------------- other files
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def torch_checkpoint() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(3)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model.plan", b"", "is empty"),
+        ("model.plan", b"ftrt\x00\x00\x00\x00" + bytes(500), "is a raw TensorRT engine"),
+        ("model.plan", b"ptrt\x00\x00\x00\x00" + bytes(500), "is a raw TensorRT engine"),
+        ("model.onnx", b"\x08\x08\x12\x07pytorch" + bytes(500), "is an ONNX file"),
+        ("model.plan", b"\x08\x08\x12\x07pytorch" + bytes(500), "is not a bundle"),
+        ("net.pth", torch_checkpoint(), "is a zip archive or a PyTorch checkpoint"),
+        ("model.plan", zip_of({"a.txt": b"a"}), "is a zip archive or a PyTorch checkpoint"),
+        ("model.plan", b"text\n", "is not a bundle"),
+        ("model.plan", b"PK", "is not a bundle"),
+        ("model.plan", b"rbvsr-bundle sha256=" + b"0" * 64, "is damaged"),
+    ],
+)
+def test_other_files_are_called_what_they_are(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    """What is often taken for a bundle is refused with what it is and where bundles come from."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refusal(path)
+    assert told in message
+    assert "rbvsr-export" in message or "export it again" in message
+
+
+def test_places_without_a_bundle(tmp_path: Path) -> None:
+    """A missing file and a folder are refused with the system's reason."""
+    assert "No such file" in refusal(tmp_path / "missing.plan")
+    assert "directory" in refusal(tmp_path)
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip with this project's checksum in its comment, as a foreign tool could forge it."""
+    length = len(b"rbvsr-bundle sha256=") + 64
+    content = archive[:-2] + length.to_bytes(2, "little")
+    return content + b"rbvsr-bundle sha256=" + hashlib.sha256(content).hexdigest().encode()
+
+
+def edited(bundle: Bundle, edit: Callable[[dict[str, Any]], object]) -> bytes:
+    """The bundle with another manifest and a right checksum."""
+    with zipfile.ZipFile(bundle.path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(members["manifest.json"])
+    edit(manifest)
+    return sealed(zip_of({**members, "manifest.json": json.dumps(manifest).encode()}))
+
+
+def test_a_bundle_of_a_newer_format(path: Path) -> None:
+    """A newer schema, whatever fields it has, is refused with what to update."""
+    bundle = open_bundle(path)
+    path.write_bytes(edited(bundle, lambda manifest: None))
+    assert open_bundle(path).manifest == bundle.manifest  # the edit by itself is no damage
+
+    path.write_bytes(
+        edited(bundle, lambda m: m.update(schema_version=SCHEMA_VERSION + 1, weights=[], new=1))
+    )
+    message = refusal(path)
+    assert f"has bundle format {SCHEMA_VERSION + 1}" in message
+    assert "update rbvsr-deploy" in message
+
+
+def test_a_bundle_repacked_by_another_tool(path: Path) -> None:
+    """A bundle unzipped and zipped again, which loses its checksum, is refused as damaged."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    path.write_bytes(zip_of(members))
+    assert "damaged or truncated bundle" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda m: m.update(precision="int4"), "precision 'int4'; known are float32, float16"),
+        (lambda m: m.pop("weights"), "not a bundle of this toolkit"),
+        (lambda m: m.update(surprise=1), "not a bundle of this toolkit"),
+        (lambda m: m.update(weights=None), "not a bundle of this toolkit"),
+        (lambda m: m["members"].update({"graphs/flow.onnx": "0" * 64}), "'graphs/flow.onnx' is"),
+        (lambda m: m["members"].update({"graphs/other.onnx": "0" * 64}), "'graphs/other.onnx' is"),
+        (lambda m: m.pop("schema_version"), "has bundle format None"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense(
+    path: Path, edit: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    """A bundle sealed with a right checksum around a wrong manifest is refused, too, and by
+    nothing but a BundleError.
+    """
+    path.write_bytes(edited(open_bundle(path), edit))
+    assert told in refusal(path)
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{", b'"text"', b"\xff"])
+def test_a_sealed_zip_without_a_manifest(path: Path, manifest: bytes | None) -> None:
+    """So is one without a manifest, or with something else in its place."""
+    path.write_bytes(sealed(zip_of({} if manifest is None else {"manifest.json": manifest})))
+    refusal(path)
