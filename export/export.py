@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rbvsr_deploy import __version__
-from rbvsr_deploy.bundle import Manifest, Weights, graph_io, write_bundle
+from rbvsr_deploy.bundle import Manifest, Weights, check_bundle_path, graph_io, write_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.export.checks import check_graph
 from rbvsr_deploy.export.graphs import graph_modules
@@ -47,6 +47,7 @@ def export_bundle(
         ExportError: a graph cannot be exported, breaks its contract or differs from the model.
         BundleError: the output cannot be written.
     """
+    check_bundle_path(output)
     loaded = load_checkpoint(checkpoint)
     model = loaded.model
     config = model.config

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.errors import BundleError
-from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.files import check_writable, write_atomically
 from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Bundle",
     "Manifest",
     "Weights",
+    "check_bundle_path",
     "graph_io",
     "open_bundle",
     "write_bundle",
@@ -158,10 +159,26 @@ def write_bundle(path: Path, manifest: Manifest, graphs: Mapping[str, bytes]) ->
     try:
         write_atomically(path, content + _comment(content))
     except OSError as error:
-        raise BundleError(
-            f"the bundle cannot be written to '{path}' ({error.strerror}): choose a folder that "
-            "exists and has room"
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def check_bundle_path(path: Path) -> None:
+    """Find out before a long export whether its bundle can be written.
+
+    Raises:
+        BundleError: as :func:`write_bundle` would.
+    """
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"the bundle cannot be written to '{path}' ({error.strerror}): choose a file in a folder "
+        "that exists and has room"
+    )
 
 
 def _comment(content: bytes) -> bytes:

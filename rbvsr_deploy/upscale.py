@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rbvsr_deploy.engines.base import Array, Description, Engine, image_batch
-from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.errors import MediaError, RbvsrError
+from rbvsr_deploy.files import check_writable
 from rbvsr_deploy.propagation import propagate_scene
 from rbvsr_deploy.refinement import clean_scene
 from rbvsr_deploy.video import Frame, Source, open_sink, open_source
-from rbvsr_deploy.video.images import write_image
+from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,56 +121,63 @@ def upscale_file(
         RbvsrError: the scene does not fit into memory.
     """
     start, clock = time.perf_counter(), _Clock()
-    with open_source(path) as source:
-        width, height = SCALE * source.width, SCALE * source.height
-        with open_sink(
+    if before_after is not None:
+        _check_before_after(before_after, overwrite=overwrite)
+    with (
+        open_source(path) as source,
+        open_sink(
             output,
             source=source,
-            width=width,
-            height=height,
+            width=SCALE * source.width,
+            height=SCALE * source.height,
             codec=codec,
             crf=crf,
             pix_fmt=pix_fmt,
             overwrite=overwrite,
-        ) as sink:
-            frames, arrays = _read_scene(source, engine, clock, progress)
-            total = len(frames)
-            with clock("clean"):
-                cleaned, refinement = clean_scene(
-                    engine,
-                    arrays,
-                    threshold=engine.network.refine_threshold
-                    if refine_threshold is None
-                    else refine_threshold,
-                    cleanings=cleanings,
-                    progress=lambda done: progress("clean", done, total),
-                )
-            del arrays  # the uncleaned ones
-            pictures = propagate_scene(
+        ) as sink,
+    ):
+        frames, arrays = _read_scene(source, engine, clock, progress)
+        total, middle = len(frames), len(frames) // 2
+        threshold = (
+            engine.network.refine_threshold if refine_threshold is None else refine_threshold
+        )
+        with clock("clean"):
+            cleaned, refinement = clean_scene(
                 engine,
-                cleaned,
-                height=source.height,
-                width=source.width,
-                progress=lambda done: progress("backward", done, total),
+                arrays,
+                threshold=threshold,
+                cleanings=cleanings,
+                progress=lambda done: progress("clean", done, total),
             )
-            for index, frame in enumerate(frames):
-                # The whole backward branch runs before the first picture comes out.
-                with clock("forward" if index else "backward"):
-                    picture = next(pictures)
-                with clock("write"):
-                    sink.write(dataclasses.replace(frame, image=picture))
-                    if before_after is not None and index == total // 2:
-                        _write_before_after(before_after, frame.image, picture)
-                progress("forward", index + 1, total)
+        del arrays  # the uncleaned ones
+        pictures = propagate_scene(
+            engine,
+            cleaned,
+            height=source.height,
+            width=source.width,
+            progress=lambda done: progress("backward", done, total),
+        )
+        middle_picture: NDArray[np.uint8] | None = None
+        for index, frame in enumerate(frames):
+            # The whole backward branch runs before the first picture comes out.
+            with clock("forward" if index else "backward"):
+                picture = next(pictures)
             with clock("write"):
-                sink.finish()
+                sink.write(dataclasses.replace(frame, image=picture))
+            if index == middle:
+                middle_picture = picture
+            progress("forward", index + 1, total)
+        with clock("write"):
+            sink.finish()
+    if before_after is not None and middle_picture is not None:
+        _write_before_after(before_after, frames[middle].image, middle_picture)
     seconds = {**clock.seconds, "total": time.perf_counter() - start}
     return Summary(
         input=str(path),
         output=str(output),
         frames=total,
-        width=width,
-        height=height,
+        width=SCALE * source.width,
+        height=SCALE * source.height,
         engine=engine.describe(),
         scenes=[SceneRecord(0, total, refinement.cleanings, refinement.residues)],
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
@@ -220,6 +228,22 @@ def _free_memory() -> int:
     except OSError:
         logger.debug("no /proc/meminfo: assuming half of the memory is free")
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _check_before_after(path: Path, *, overwrite: bool) -> None:
+    """Refuse now what could not be written after hours of work."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise MediaError(
+            f"the picture '{path}' must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    if path.exists() and not overwrite:
+        raise MediaError(f"{path} exists: choose another picture, or allow overwriting it")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise MediaError(
+            f"the picture '{path}' cannot be written ({error.strerror}): choose another folder"
+        ) from None
 
 
 def _write_before_after(path: Path, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> None:

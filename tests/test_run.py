@@ -147,6 +147,22 @@ def test_before_after_picture(clip: Path) -> None:
     assert 0 < np.abs(left - right).mean() < 20  # the same scene, not the same picture
 
 
+def test_before_after_is_refused_before_the_work(clip: Path) -> None:
+    """A picture that could not be written stops the run at once, and nothing is written."""
+    picture = clip.with_name("there.png")
+    picture.write_bytes(b"precious")
+    for target, word in (
+        (picture, "exists"),
+        (clip.parent / "nowhere" / "a.png", "folder"),
+        (clip.with_name("a.mp4"), ".png"),
+    ):
+        result = invoke(clip, "--before-after", target, "--device", "cpu")
+        assert result.exit_code == 1
+        assert word in result.stderr
+    assert picture.read_bytes() == b"precious"
+    assert not clip.with_name("clip_x4.mp4").exists()
+
+
 def _bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
     """Inputs that must be refused, and a word of the sentence for each."""
     (folder / "empty folder").mkdir()

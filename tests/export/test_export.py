@@ -13,7 +13,7 @@ import torch
 
 from rbvsr_deploy.bundle import open_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
-from rbvsr_deploy.errors import ExportError
+from rbvsr_deploy.errors import BundleError, ExportError
 from rbvsr_deploy.export import export as export_module
 from rbvsr_deploy.export.checks import check_graph
 from rbvsr_deploy.export.export import export_bundle
@@ -139,6 +139,17 @@ def test_failed_verification_leaves_no_file(
     assert "backward" not in str(caught.value)
     assert output.read_bytes() == b"older"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("output", ["nowhere/model.plan", "."])
+def test_unwritable_output_is_found_out_first(
+    output: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """No minute of exporting goes by before the folder turns out to be missing."""
+    steps: list[str] = []
+    with pytest.raises(BundleError, match="cannot be written"):
+        export_bundle(tiny_checkpoint, tmp_path / output, report=steps.append)
+    assert steps == []
 
 
 def test_opset_20_is_refused() -> None:
