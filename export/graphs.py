@@ -24,8 +24,9 @@ class _Ingest(nn.Module):
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
-        # Divided in float32 and rounded once: 1/255 is no float16 number.
-        return (image.permute(0, 3, 1, 2).float() / 255.0).to(self.dtype)
+        # Divided in float32 and rounded once: 1/255 is no float16 number. To float before anything
+        # else: TensorRT does nothing with uint8 but cast it.
+        return (image.float() / 255.0).permute(0, 3, 1, 2).to(self.dtype)
 
 
 class _Emit(nn.Module):

@@ -38,6 +38,8 @@ SCHEMA_VERSION = 1
 
 _MANIFEST = "manifest.json"
 _DIGEST = re.compile(rb"rbvsr-bundle sha256=([0-9a-f]{64})$")
+_RAW_PLANS = (b"ftrt", b"ptrt", b"vtrt")
+"""First bytes of serialised engines: TensorRT, and TensorRT-RTX (1.7 writes ``vtrt``)."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: bytes do not depend on the day
 
 
@@ -247,7 +249,7 @@ def _what_it_is(path: Path, data: bytes) -> str:
     make_one = "make a bundle with rbvsr-export"
     if not data:
         return f"'{path}' is empty, not a bundle: {make_one}"
-    if data[:4] in (b"ftrt", b"ptrt"):
+    if data[:4] in _RAW_PLANS:
         return (
             f"'{path}' is a raw TensorRT engine, not a bundle: it fits one GPU and one TensorRT "
             f"version only; {make_one}"

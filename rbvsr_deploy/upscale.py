@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,8 @@ import numpy as np
 from rbvsr_deploy.engines.base import Array, Description, Engine, image_batch
 from rbvsr_deploy.errors import MediaError, RbvsrError
 from rbvsr_deploy.files import check_writable
-from rbvsr_deploy.propagation import propagate_scene
-from rbvsr_deploy.refinement import clean_scene
+from rbvsr_deploy.propagation import choose_interval, propagate_scene
+from rbvsr_deploy.refinement import Refinement, clean_scene
 from rbvsr_deploy.video import Frame, Source, open_sink, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
 
@@ -138,24 +139,14 @@ def upscale_file(
     ):
         frames, arrays = _read_scene(source, engine, clock, progress)
         total, middle = len(frames), len(frames) // 2
-        threshold = (
-            engine.network.refine_threshold if refine_threshold is None else refine_threshold
-        )
-        with clock("clean"):
-            cleaned, refinement = clean_scene(
-                engine,
-                arrays,
-                threshold=threshold,
-                cleanings=cleanings,
-                progress=lambda done: progress("clean", done, total),
-            )
-        del arrays  # the uncleaned ones
-        pictures = propagate_scene(
+        refinement, pictures = _start_scene(
             engine,
-            cleaned,
-            height=source.height,
-            width=source.width,
-            progress=lambda done: progress("backward", done, total),
+            source,
+            arrays,
+            threshold=refine_threshold,
+            cleanings=cleanings,
+            clock=clock,
+            progress=progress,
         )
         middle_picture: NDArray[np.uint8] | None = None
         for index, frame in enumerate(frames):
@@ -206,16 +197,60 @@ def _read_scene(
     return frames, arrays
 
 
+def _start_scene(
+    engine: Engine,
+    source: Source,
+    arrays: list[Array],
+    *,
+    threshold: float | None,
+    cleanings: int | None,
+    clock: _Clock,
+    progress: Progress,
+) -> tuple[Refinement, Iterator[NDArray[np.uint8]]]:
+    """Clean a scene; returns what was decided, and its pictures, which are still to be made."""
+    total = len(arrays)
+    with clock("clean"):
+        cleaned, refinement = clean_scene(
+            engine,
+            arrays,
+            threshold=engine.network.refine_threshold if threshold is None else threshold,
+            cleanings=cleanings,
+            progress=lambda done: progress("clean", done, total),
+        )
+    arrays.clear()  # the uncleaned ones
+    pictures = propagate_scene(
+        engine,
+        cleaned,
+        height=source.height,
+        width=source.width,
+        interval=_interval(engine, source, frames=total),
+        progress=lambda done: progress("backward", done, total),
+    )
+    return refinement, pictures
+
+
 def _frames_that_fit(engine: Engine, source: Source) -> int:
-    """How many frames of a scene the free memory holds: each as read, as cleaned array and with its
-    backward state.
-    """
-    network = engine.network
+    """How many frames of a scene the free memory holds, with as few backward states as can be."""
+    bytes_per_frame, bytes_per_state, room = _memory(engine, source)
+    states = 2 * math.sqrt(room / bytes_per_frame)  # n/k + k at k = sqrt(n), n at its largest
+    return max(1, int((room - states * bytes_per_state) / bytes_per_frame))
+
+
+def _interval(engine: Engine, source: Source, *, frames: int) -> int:
+    """How far apart backward states are kept, so that they fit beside the scene's frames."""
+    _, bytes_per_state, room = _memory(engine, source)
+    # The frames are held already; what is free by now is for the states.
+    return choose_interval(frames, states_that_fit=int(room / bytes_per_state))
+
+
+def _memory(engine: Engine, source: Source) -> tuple[int, int, int]:
+    """Bytes of a frame (as read, before and after cleaning), of a state, and free for both."""
+    network, pixels = engine.network, source.width * source.height
     item = np.dtype(network.precision).itemsize
-    per_frame = source.width * source.height * (3 + (2 * 3 + network.channels) * item)
-    # One picture on its way out, with the head's widest map, must fit beside them.
-    per_picture = SCALE**2 * source.width * source.height * (network.channels + 2 * 3) * item
-    return max(1, int((_free_memory() - 2 * per_picture) // per_frame))
+    # A picture on its way out, the widest map of the head included, must fit beside them.
+    picture = SCALE**2 * pixels * (network.channels + 2 * 3) * item
+    room = max(0, _free_memory() - 2 * picture)
+    return pixels * (3 + 2 * 3 * item), pixels * network.channels * item, room
 
 
 def _free_memory() -> int:
