@@ -36,9 +36,9 @@ __all__ = [
     "video_clip",
 ]
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
-MAX_VIDEO_FRAMES = 600
+_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
+_MAX_VIDEO_FRAMES = 600
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def load_photos(folders: Iterable[Path], *, cache: Path, reduction: int) -> list
             )
         return _reduce_by(image[..., ::-1], reduction)
 
-    return _cached(_files(folders, PHOTO_SUFFIXES), cache=cache, reduction=reduction, read=read)
+    return _cached(_files(folders, _PHOTO_SUFFIXES), cache=cache, reduction=reduction, read=read)
 
 
 def load_videos(folders: Iterable[Path], *, cache: Path, reduction: int) -> list[Frames]:
@@ -237,13 +237,13 @@ def load_videos(folders: Iterable[Path], *, cache: Path, reduction: int) -> list
             frames = []
             for frame in container.decode(video=0):
                 frames.append(_reduce_by(frame.to_ndarray(format="rgb24"), reduction))
-                if len(frames) == MAX_VIDEO_FRAMES:
+                if len(frames) == _MAX_VIDEO_FRAMES:
                     break
         if not frames:
             raise MediaError(f"no frame could be decoded from {path}")
         return np.stack(frames)
 
-    return _cached(_files(folders, VIDEO_SUFFIXES), cache=cache, reduction=reduction, read=read)
+    return _cached(_files(folders, _VIDEO_SUFFIXES), cache=cache, reduction=reduction, read=read)
 
 
 def _reduce_by(image: NDArray[Any], reduction: int) -> Frames:

@@ -37,13 +37,16 @@ from rbvsr_deploy.training.data import (
 from rbvsr_deploy.training.degradations import CLEAN, SCALE, Degradation, degrade, draw_degradation
 
 __all__ = [
+    "BORDER",
     "ClipScore",
     "enlarge_bicubic",
     "enlarge_with_model",
     "evaluate",
+    "flow_error",
     "load_model",
     "main",
     "psnr_y",
+    "summary",
 ]
 
 BORDER = 4

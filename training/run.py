@@ -37,13 +37,13 @@ from rbvsr_deploy.training.losses import flow_loss, joint_loss
 
 __all__ = ["TrainingConfig", "train"]
 
-FLOW_PAIR_LENGTH = 3
-FLOW_CROP_FACTOR = 4 / 3
-FLOW_MAX_SPEED = 8.0
-FLOW_TIME_SHARE = 0.12
+_FLOW_LENGTH = 3
+_FLOW_CROP_FACTOR = 4 / 3
+_FLOW_MAX_SPEED = 8.0
+_FLOW_TIME_SHARE = 0.12
 """With a wall-clock limit, the flow phase ends here at the latest."""
-WARMUP_STEPS = 100
-MAX_BAD_STEPS = 20
+_WARMUP_STEPS = 100
+_MAX_BAD_STEPS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class _Run:
     ) -> None:
         self.config, self.data, self.output = config, data, output
         self.joint_spec = ClipSpec(length=config.length, crop=config.crop)
-        flow_crop = int(config.crop * FLOW_CROP_FACTOR) // 4 * 4
-        self.flow_spec = ClipSpec(length=FLOW_PAIR_LENGTH, crop=flow_crop, max_speed=FLOW_MAX_SPEED)
+        flow_crop = int(config.crop * _FLOW_CROP_FACTOR) // 4 * 4
+        self.flow_spec = ClipSpec(length=_FLOW_LENGTH, crop=flow_crop, max_speed=_FLOW_MAX_SPEED)
         data.check(self.joint_spec)
         if data.photos:
             TrainingSet(data.photos).check(self.flow_spec)
@@ -143,7 +143,7 @@ class _Run:
         total = config.flow_iterations if state.phase == "flow" else config.iterations
         done = state.iteration / max(total, 1)
         if config.minutes is not None:
-            limit = 60.0 * config.minutes * (FLOW_TIME_SHARE if state.phase == "flow" else 1.0)
+            limit = 60.0 * config.minutes * (_FLOW_TIME_SHARE if state.phase == "flow" else 1.0)
             available = max(limit - state.joint_started, 1e-9)
             done = max(done, (state.elapsed - state.joint_started) / available)
         return done
@@ -153,7 +153,7 @@ class _Run:
         config, flow = self.config, self.state.phase == "flow"
         base = config.flow_learning_rate if flow else config.learning_rate
         decay = 0.5 * (1.0 + math.cos(math.pi * min(self.progress(), 1.0)))
-        rate = base * decay * min(1.0, (self.state.iteration + 1) / WARMUP_STEPS)
+        rate = base * decay * min(1.0, (self.state.iteration + 1) / _WARMUP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         return rate
@@ -228,9 +228,9 @@ class _Run:
         else:
             self.state.bad_steps += 1
             logger.warning("iteration %d is not finite; left out", self.state.iteration)
-            if self.state.bad_steps >= MAX_BAD_STEPS:
+            if self.state.bad_steps >= _MAX_BAD_STEPS:
                 raise RbvsrError(
-                    f"training diverged: {MAX_BAD_STEPS} iterations in a row were not finite; "
+                    f"training diverged: {_MAX_BAD_STEPS} iterations in a row were not finite; "
                     "lower --learning-rate"
                 )
         return {**values, "loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
