@@ -147,11 +147,10 @@ def run(
 
 def _show_summary(summary: Summary) -> None:
     total = summary.seconds["total"]
-    cleanings = ", ".join(str(scene.cleanings) for scene in summary.scenes)
+    times = [f"{n} time{'s' * (n != 1)}" for n in (scene.cleanings for scene in summary.scenes)]
     click.echo(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
-        f"{total:.1f} s "
-        f"({summary.frames / total:.2f} frames/s), cleaned {cleanings} time(s)"
+        f"{total:.1f} s ({summary.frames / total:.2f} frames/s), cleaned {', '.join(times)}"
     )
 
 

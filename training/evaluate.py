@@ -243,11 +243,9 @@ def _strip(pictures: Sequence[Frames], names: Sequence[str]) -> Frames:
     for picture, name in zip(pictures, names, strict=True):
         row, third = picture.copy(), picture.shape[1] // 3
         for i, label in enumerate((f"{name}: bicubic", "model", "truth")):
-            for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-                place = (i * third + 6, 18)
-                cv2.putText(
-                    row, label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, thickness, cv2.LINE_AA
-                )
+            x, font = i * third, cv2.FONT_HERSHEY_SIMPLEX
+            cv2.rectangle(row, (x, 0), (x + 10 * len(label) + 12, 24), (0, 0, 0), -1)
+            cv2.putText(row, label, (x + 6, 17), font, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         rows.append(row)
     return np.concatenate(rows, axis=0)
 
