@@ -199,7 +199,7 @@ def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
     folder = tmp_path / "model.plan"
     folder.mkdir()
     for place in (tmp_path / "missing" / "model.plan", folder):
-        with pytest.raises(BundleError, match="choose a folder that exists"):
+        with pytest.raises(BundleError, match="choose a file in a folder that exists"):
             write_bundle(place, make_manifest(), make_graphs())
     assert list(tmp_path.iterdir()) == [folder]
 

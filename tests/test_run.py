@@ -269,7 +269,9 @@ def test_interrupted_run_leaves_nothing(
 ) -> None:
     """Ctrl-C and termination in the middle of the work remove the unfinished output."""
     output = tmp_path / "out.mp4"
-    command = [sys.executable, "-c", "from rbvsr_deploy.cli import run; run()"]
+    # Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{listen}; from rbvsr_deploy.cli import run; run()"]
     process = subprocess.Popen(
         [*command, str(sample), "-o", str(output), "--device", "cpu"],
         stderr=subprocess.PIPE,
