@@ -125,8 +125,8 @@ class _Scene:
             forward_state=forward_state,
         )
         (image,) = self._engine.run("emit", picture=picture)
-        pixels: NDArray[np.uint8] = self._engine.download(image)
-        return pixels[0]
+        pixels: NDArray[np.uint8] = self._engine.download(image)[0]
+        return pixels
 
     def _flow(self, reference: int, neighbour: int) -> Array:
         """Flow between two frames; zero where the scene ends, as there the state is zero too."""
