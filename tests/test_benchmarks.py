@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A bundle and a checkpoint side by side: every graph of both, a sum, a table with the ratio."""
+    """A bundle and a checkpoint side by side: every graph of both, a sum, and the ratio."""
     program = ROOT / "benchmarks" / "graphs.py"
     options = ["--size", "32x24", "--repeats", "1", "--device", "cpu"]
+    options += ["--json", str(tmp_path / "graphs.json")]
     done = subprocess.run(
-        [sys.executable, program, tiny_bundle, tiny_checkpoint, *options]
-        + ["--json", tmp_path / "graphs.json"],
+        [sys.executable, program, tiny_bundle, tiny_checkpoint, *options],
         capture_output=True,
         text=True,
     )
