@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.engines.base import Array, Description, Network
-from rbvsr_deploy.errors import EngineError, MissingDependencyError
+from rbvsr_deploy.errors import EngineError, MissingDependencyError, first_line
 from rbvsr_deploy.graphs import GRAPHS
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -105,7 +105,7 @@ class OnnxRuntimeEngine:
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise EngineError(
                 f"graph '{name}' of '{self._bundle.path}' cannot be opened on {provider}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         if provider not in session.get_providers():
             raise EngineError(
@@ -143,7 +143,7 @@ class OnnxRuntimeEngine:
             session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(
-                f"graph '{graph}' failed on {self._provider}: {_first_line(error)}"
+                f"graph '{graph}' failed on {self._provider}: {first_line(error)}"
             ) from error
         return tuple(binding.get_outputs())
 
@@ -182,7 +182,3 @@ class OnnxRuntimeEngine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Description, Network
-from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.errors import EngineError, first_line
 from rbvsr_deploy.export.graphs import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, Precision
 from rbvsr_deploy.model import RealBasicVSR
@@ -50,8 +50,7 @@ class TorchEngine:
             self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"torch has no device '{device}' here ({str(error).splitlines()[0]}): use "
-                f"--device {there}"
+                f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"
             ) from error
         self._name = name
         self._reason = "a checkpoint runs in torch" + (
@@ -76,7 +75,7 @@ class TorchEngine:
             outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise EngineError(
-                f"graph '{graph}' failed on {self._device}: {str(error).splitlines()[0]}"
+                f"graph '{graph}' failed on {self._device}: {first_line(error)}"
             ) from error
         return outputs if isinstance(outputs, tuple) else (outputs,)
 

@@ -13,7 +13,7 @@ import onnx.version_converter
 import torch
 from torch import Tensor, nn
 
-from rbvsr_deploy.errors import ExportError
+from rbvsr_deploy.errors import ExportError, first_line
 from rbvsr_deploy.graphs import GraphSpec, Precision
 
 __all__ = ["DEFAULT_OPSET", "OPSETS", "convert_opset", "example_inputs", "export_graph"]
@@ -90,9 +90,8 @@ def export_graph(
         _name_dimensions(model, spec, channels=channels)
         return convert_opset(model, opset)
     except Exception as error:  # the exporter's own errors are many pages: the first line tells
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
-            f"graph '{spec.name}' could not be exported to ONNX opset {opset}: {first_line}"
+            f"graph '{spec.name}' could not be exported to ONNX opset {opset}: {first_line(error)}"
         ) from error
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rbvsr_deploy.errors import EngineError, ExportError
+from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GRAPHS, Precision
 
 __all__ = ["MAX_DIFFERENCE", "MIN_PSNR", "verify_graphs"]
@@ -49,9 +49,8 @@ def verify_graphs(
         precision: of ``graphs``.
 
     Returns:
-        Record for the manifest: per graph, output and size the largest absolute difference (uint8:
-            in levels) and,
-        for float16, the PSNR in dB.
+        Record for the manifest: per graph, output and size the largest absolute difference, the
+        largest value and the PSNR in dB; for uint8 the largest difference in levels.
 
     Raises:
         ExportError: ONNX Runtime refuses a graph, or an output is off by more than is allowed;
@@ -82,7 +81,7 @@ def verify_graphs(
             try:
                 outputs = sessions[name].run([item.name for item in spec.outputs], feeds)
             except Exception as error:
-                raise EngineError(
+                raise ExportError(
                     f"graph '{name}' fails in ONNX Runtime at {n}x{height}x{width}: {error}"
                 ) from error
             for item, got, want in zip(spec.outputs, outputs, expected, strict=True):
@@ -102,7 +101,7 @@ def verify_graphs(
 
 
 def _compare(got: NDArray[Any], want: NDArray[Any]) -> dict[str, float]:
-    if got.shape != want.shape:
+    if got.shape != want.shape or not np.isfinite(got).all():
         return {"max_difference": math.inf, "peak": 0.0, "psnr": -math.inf}
     difference = got.astype(np.float64) - want.astype(np.float64)
     if want.dtype == np.uint8:

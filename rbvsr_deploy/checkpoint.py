@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rbvsr_deploy.errors import CheckpointError, MissingDependencyError
+from rbvsr_deploy.errors import CheckpointError, MissingDependencyError, first_line
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 __all__ = ["Checkpoint", "load_checkpoint"]
@@ -209,7 +209,7 @@ def _read_pickle(path: Path) -> object:
                 "pickle_protocol, best as .safetensors"
             ) from None
         told = isinstance(error, OSError | RuntimeError) and str(error)
-        reason = f" ({str(error).splitlines()[0].split('. ')[0]})" if told else ""
+        reason = f" ({first_line(error).split('. ')[0]})" if told else ""
         raise CheckpointError(
             f"'{path}' is not a PyTorch checkpoint, or a damaged one{reason}: download or save "
             "it again"

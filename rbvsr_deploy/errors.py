@@ -24,6 +24,7 @@ __all__ = [
     "MediaError",
     "MissingDependencyError",
     "RbvsrError",
+    "first_line",
 ]
 
 
@@ -65,3 +66,8 @@ class MissingDependencyError(EngineError):
 
 class MediaError(RbvsrError):
     """A video or picture could not be read or written."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, cut to its first line; the name of its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

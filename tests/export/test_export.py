@@ -118,6 +118,18 @@ def test_verification_fails_for_a_nearest_sampler(tiny_bundle: Path, tiny_checkp
         )
 
 
+def test_values_that_are_not_finite_fail(tiny_bundle_float16: Path, tiny_checkpoint: Path) -> None:
+    """An overflow in float16 is no match, whatever a mean over it would say."""
+    model = graph(tiny_bundle_float16, "reconstruct")
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("conv_last.bias"):
+            values = onnx.numpy_helper.to_array(tensor) + np.float16(np.nan)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    modules = graph_modules(load_checkpoint(tiny_checkpoint).model, precision="float32")
+    with pytest.raises(ExportError, match=r"reconstruct\.picture"):
+        verify_graphs({"reconstruct": model.SerializeToString()}, modules, precision="float16")
+
+
 def test_failed_verification_leaves_no_file(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
