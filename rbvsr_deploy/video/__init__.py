@@ -4,7 +4,10 @@
 
     with open_source(path) as source:
         width, height = 4 * source.width, 4 * source.height
-        with open_sink(output, source=source, width=width, height=height) as sink:
+        with (
+            Job(output, identity={"input": str(path)}) as job,
+            open_sink(output, source=source, width=width, height=height, job=job) as sink,
+        ):
             for frame in source:
                 sink.write(dataclasses.replace(frame, image=enlarged(frame.image)))
             sink.finish()
@@ -14,12 +17,19 @@
 ``base.py``                   ``Frame`` and what all sources and sinks promise
 ``video_source.py``           a video file in: frames, time stamps, damage
 ``completeness.py``           whether a video file was cut off
-``video_sink.py``             a video file out: encoding and muxing
+``video_sink.py``             a video file out: parts while frames come, a file at the end
+``part_encoder.py``           encoding one part on its own
+``packets.py``                encoded packets on the disk, and their decoding times
+``assembly.py``               the file at the end: packets of all parts, and copied streams
 ``copied_streams.py``         sound, subtitles, chapters: copied from source to sink
 ``encoder.py``                which encoder, pixel format and quality a video is written with
-``images.py``                 pictures and folders of pictures, in and out
+``stream_settings.py``        what is the same for all parts of a video stream
+``images.py``                 pictures and folders of pictures
+``image_sink.py``             pictures out
 ``colour.py``                 YUV to RGB and back, rotation
-``publish.py``                temporary names and the final rename
+``job.py``                    the folder that holds unfinished work
+``parts.py``                  what is recorded of a finished part
+``publish.py``                checks of the output, and the final rename
 ``pyav.py``                   opening files with PyAV, its errors as ``MediaError``
 ============================  ==============================================================
 
@@ -29,8 +39,11 @@ PyAV is imported when the first file is opened, not with this package.
 from __future__ import annotations
 
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.images import ImageSink, ImageSource
+from rbvsr_deploy.video.image_sink import ImageSink
+from rbvsr_deploy.video.images import ImageSource
+from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.open import default_output, open_sink, open_source
+from rbvsr_deploy.video.parts import PartRecord
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -38,6 +51,8 @@ __all__ = [
     "Frame",
     "ImageSink",
     "ImageSource",
+    "Job",
+    "PartRecord",
     "Sink",
     "Source",
     "VideoSink",

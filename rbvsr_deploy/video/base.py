@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from rbvsr_deploy.video.colour import Colour
+    from rbvsr_deploy.video.job import Job
+    from rbvsr_deploy.video.parts import PartRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,38 +81,79 @@ class Source(ABC):
 class Sink(ABC):
     """Takes frames and publishes them as one output at the very end.
 
-    Until ``finish`` returns, nothing exists under the output's name. Leaving the context without
-    ``finish`` removes every trace. ::
+    Until ``finish`` returns, nothing exists under the output's name. Frames come in parts: what
+    ``end_part`` has returned for survives any end of the process, and the next sink for the same
+    output continues behind it, with the same bytes as if nothing had happened. ::
 
-        with open_sink(path, source=source, width=w, height=h) as sink:
-            for frame in source:
-                sink.write(enlarged(frame))
-            sink.finish()
+        with Job(path, identity=identity) as job:
+            with open_sink(path, source=source, width=w, height=h, job=job) as sink:
+                done = sum(part.frames for part in sink.finished_parts)
+                for number, frame in enumerate(source):
+                    if number >= done:
+                        sink.write(enlarged(frame))
+                        if number % 100 == 99:
+                            sink.end_part({"scene": 1})
+                sink.finish()
     """
 
     path: Path
     """Where the finished output will be."""
+    job: Job
+    """Where the work is kept until then."""
+
+    @property
+    def finished_parts(self) -> list[PartRecord]:
+        """The parts that are encoded and on the disk, those of earlier runs included."""
+        return list(self.job.parts)
+
+    def attachment(self) -> bytes | None:
+        """What ``end_part`` was given for the last finished part.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        return self.job.attachment()
 
     @abstractmethod
     def write(self, frame: Frame) -> None:
         """Adds one frame of the size the sink was opened for.
 
+        After a resume, the first is the one behind the last finished part.
+
         Raises:
-            ValueError: the image has another shape or dtype.
-            MediaError: the frame could not be encoded or written.
+            ValueError: the image has another shape or dtype, or the sink is closed.
+            MediaError: the frame could not be encoded or written; the sink is closed, and the
+                finished parts stay.
+        """
+
+    @abstractmethod
+    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+        """Ends a part; when this returns, a power failure does not undo it.
+
+        Args:
+            note: comes back in ``finished_parts``; JSON must be able to hold it.
+            attachment: comes back from ``attachment`` until the next part ends; of any size.
+
+        Raises:
+            ValueError: no frame was written since the last part, or the sink is closed.
+            TypeError: JSON cannot hold the note.
+            MediaError: the part could not be encoded or written; the sink is closed, and the
+                parts before stay.
         """
 
     @abstractmethod
     def finish(self) -> None:
-        """Completes the output and renames it into place.
+        """Ends the part that is open, if any, joins all and renames the output into place.
 
         Raises:
-            MediaError: nothing was written, or the output could not be completed.
+            ValueError: the sink is closed.
+            MediaError: nothing was written, or the output could not be completed; the finished
+                parts stay.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Removes what is unfinished; does nothing after ``finish``."""
+        """Frees everything and gives up the open part; does nothing after ``finish``."""
 
     def __enter__(self) -> Self:
         return self

@@ -35,10 +35,12 @@ class CopiedStreams:
     Args:
         source: the video whose companions are copied.
         target: the output; streams are added to it, so its header must not be written yet.
+        told: whether the user knows already which streams are left out.
     """
 
-    def __init__(self, source: VideoSource, *, target: OutputContainer) -> None:
+    def __init__(self, source: VideoSource, *, target: OutputContainer, told: bool = False) -> None:
         self._path = source.path
+        self._told = told
         self._target = target
         self._copies: dict[int, Stream] = {}
         with media_errors(f"cannot read {source.path}"):
@@ -77,7 +79,8 @@ class CopiedStreams:
     def _add(self, stream: Stream) -> None:
         refusal = _refusal(stream, container=self._target.format.name)
         if refusal is not None:
-            logger.warning("%s is left out: %s", _describe(stream), refusal)
+            level = logging.DEBUG if self._told else logging.WARNING
+            logger.log(level, "%s is left out: %s", _describe(stream), refusal)
             return
         copy = self._target.add_stream_from_template(stream)
         copy.time_base = stream.time_base

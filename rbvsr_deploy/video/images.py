@@ -1,4 +1,4 @@
-"""Pictures: single files and folders of them, in and out."""
+"""Pictures: single files and folders of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.base import Frame, Sink, Source
+from rbvsr_deploy.video.base import Frame, Source
 from rbvsr_deploy.video.colour import (
     BT601,
     FULL,
@@ -23,7 +23,6 @@ from rbvsr_deploy.video.colour import (
     to_rgb,
     to_rgba,
 )
-from rbvsr_deploy.video.publish import Publication
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
@@ -102,55 +101,6 @@ class ImageSource(Source):
             yield Frame(image=image, pts=number, duration=1, name=file.name)
 
 
-class ImageSink(Sink):
-    """A folder of pictures, or one picture.
-
-    In a folder, frames keep their names; frames without a name are numbered, as PNG.
-
-    Args:
-        path: the folder or file to publish.
-        width, height: size of the pictures in pixels.
-        folder: whether ``path`` is to be a folder.
-        overwrite: whether existing files may be replaced.
-
-    Raises:
-        MediaError: the output exists or cannot be written to.
-    """
-
-    def __init__(
-        self, path: Path, *, width: int, height: int, folder: bool, overwrite: bool = False
-    ) -> None:
-        self.path = path
-        self._shape = (height, width, 3)
-        self._folder = folder
-        self._count = 0
-        self._publication = Publication(path, overwrite=overwrite, folder=folder)
-
-    def write(self, frame: Frame) -> None:
-        if frame.image.shape != self._shape or frame.image.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 {self._shape}, got {frame.image.dtype} {frame.image.shape}"
-            )
-        if self._count and not self._folder:
-            raise MediaError(
-                f"{self.path} can hold one picture only: give a folder or a video as output"
-            )
-        temp = self._publication.temp
-        if self._folder:
-            temp = temp / _writable_name(frame.name or f"{self._count:08d}")
-        write_image(temp, image=frame.image)
-        self._count += 1
-
-    def finish(self) -> None:
-        if not self._count:
-            self.close()
-            raise MediaError(f"{self.path} is not written: there was no picture to write")
-        self._publication.publish()
-
-    def close(self) -> None:
-        self._publication.discard()
-
-
 def is_image(path: Path) -> bool:
     """Whether the first bytes of a file are those of a picture format that can be read."""
     return _decoder_name(path) is not None
@@ -219,11 +169,6 @@ def write_image(path: Path, *, image: NDArray[np.uint8]) -> None:
         )
         frame.pts = 0
         path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()]))
-
-
-def _writable_name(name: str) -> str:
-    """The name itself, or with ".png" behind it where it tells no format that can be written."""
-    return name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.png"
 
 
 def _picture_files(folder: Path) -> list[Path]:

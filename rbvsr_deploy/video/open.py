@@ -8,7 +8,9 @@ from typing import Literal
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSink, ImageSource, is_image
+from rbvsr_deploy.video.image_sink import ImageSink
+from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSource, is_image
+from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -62,10 +64,10 @@ def open_sink(
     source: Source,
     width: int,
     height: int,
+    job: Job,
     codec: str | None = None,
     crf: float | None = None,
     pix_fmt: str | None = None,
-    overwrite: bool = False,
 ) -> Sink:
     """Opens the output; nothing appears under its name before ``Sink.finish``.
 
@@ -74,19 +76,23 @@ def open_sink(
         source: the input the frames were made from.
         width: width of the frames that will be written, in pixels.
         height: height of the frames that will be written, in pixels.
+        job: of the same path; tells whether existing files may be replaced. The sink adds its
+            settings to the job's identity.
         codec: encoder of a video; by default H.264, VP9 in WebM.
         crf: quality of a video on the encoder's scale, smaller is better; 18 for H.264.
         pix_fmt: pixel format of a video; by default 8-bit 4:2:0.
-        overwrite: whether existing files may be replaced.
 
     Raises:
         MediaError: one sentence that says which wish cannot be met, and what can.
+        ValueError: the job is that of another output.
     """
     path = Path(path)
+    if path != job.output:
+        raise ValueError(f"the job is for {job.output}, not for {path}")
     if path.exists() and path.samefile(source.path):
         raise MediaError(f"the output {path} is the input itself: choose another output")
     kind = _kind(path, source=source)
-    if kind == "folder" and path.is_dir() and isinstance(source, VideoSource) and not overwrite:
+    if kind == "folder" and path.is_dir() and isinstance(source, VideoSource) and not job.overwrite:
         raise MediaError(
             f"the output {path} is a folder: give the name of a file such as "
             f"{default_output(source.path).name}, or of a new folder for the frames as PNG"
@@ -103,7 +109,7 @@ def open_sink(
             height=height,
             container=container,
             encoder=encoder,
-            overwrite=overwrite,
+            job=job,
         )
     for name, wish in (("codec", codec), ("crf", crf), ("pix_fmt", pix_fmt)):
         if wish is not None:
@@ -113,7 +119,7 @@ def open_sink(
             f"{path} can hold one picture only, and the input has more: "
             "give a folder or a video as output"
         )
-    return ImageSink(path, width=width, height=height, folder=kind == "folder", overwrite=overwrite)
+    return ImageSink(path, width=width, height=height, folder=kind == "folder", job=job)
 
 
 def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"]:

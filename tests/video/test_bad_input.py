@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video import Frame, Sink, open_sink, open_source
+from rbvsr_deploy.video import Frame, Job, Sink, open_source
 from tests.video import media
+from tests.video.sinks import job_sink
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def read_all(path: Path) -> int:
 def write_all(path: Path, out: Path, **options: object) -> None:
     with open_source(path) as source:
         size = {"width": source.width, "height": source.height}
-        with open_sink(out, source=source, **size, **options) as sink:
+        with job_sink(out, source=source, **size, **options) as sink:
             for frame in source:
                 sink.write(frame)
             sink.finish()
@@ -274,30 +275,36 @@ class TestOutput:
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder.mp4").mkdir()
         before = names(tmp_path)
-        with open_source(clip) as source, pytest.raises(MediaError, match=message) as caught:
-            open_sink(tmp_path / out, source=source, width=64, height=48, **options)
+        with (
+            open_source(clip) as source,
+            pytest.raises(MediaError, match=message) as caught,
+            job_sink(tmp_path / out, source=source, width=64, height=48, **options),
+        ):
+            pass
         assert_one_sentence(caught.value)
         assert names(tmp_path) == before
         assert (tmp_path / "old.mp4").read_text() == "old"
 
-    def test_not_writable(self, clip):
+    def test_not_writable(self):
         # A folder in which even root cannot create files.
-        with open_source(clip) as source, pytest.raises(MediaError, match="cannot write to"):
-            open_sink(Path("/proc/out.mp4"), source=source, width=64, height=48)
+        with pytest.raises(MediaError, match="cannot write to"):
+            Job(Path("/proc/out.mp4"), identity={})
 
     def test_odd_size_and_what_helps(self, tmp_path, clip):
+        out = tmp_path / "out.mp4"
         with open_source(clip) as source:
-            with pytest.raises(MediaError, match="63x48 cannot be written as yuv420p"):
-                open_sink(tmp_path / "out.mp4", source=source, width=63, height=48)
-            sink = open_sink(
-                tmp_path / "out.mp4", source=source, width=63, height=47, pix_fmt="yuv444p"
-            )
-            sink.close()
+            with (
+                pytest.raises(MediaError, match="63x48 cannot be written as yuv420p"),
+                job_sink(out, source=source, width=63, height=48),
+            ):
+                pass
+            with job_sink(out, source=source, width=63, height=47, pix_fmt="yuv444p"):
+                pass
 
     def test_nothing_written(self, tmp_path, clip):
         with (
             open_source(clip) as source,
-            open_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
+            job_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
             pytest.raises(MediaError, match="no frame to write"),
         ):
             sink.finish()
@@ -306,7 +313,7 @@ class TestOutput:
     def test_wrong_shape(self, tmp_path, clip):
         with (
             open_source(clip) as source,
-            open_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
+            job_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
             pytest.raises(
                 ValueError, match=r"expected uint8 \(48, 64, 3\), got uint8 \(48, 60, 3\)"
             ),
@@ -318,7 +325,7 @@ class TestOutput:
         def fail_midway() -> None:
             with (
                 open_source(clip) as source,
-                open_sink(tmp_path / out, source=source, width=64, height=48) as sink,
+                job_sink(tmp_path / out, source=source, width=64, height=48) as sink,
             ):
                 for frame in source:
                     sink.write(frame)
@@ -334,7 +341,7 @@ class TestOutput:
         old.write_text("old")
         with (
             open_source(clip) as source,
-            open_sink(old, source=source, width=64, height=48, overwrite=True) as sink,
+            job_sink(old, source=source, width=64, height=48, overwrite=True) as sink,
         ):
             for frame in source:
                 sink.write(frame)
@@ -344,10 +351,11 @@ class TestOutput:
         assert names(tmp_path) == {"clip.mp4", "old.mp4"}
 
     def test_output_that_appears_meanwhile_is_not_replaced(self, tmp_path, clip):
+        """Neither is the work lost: with the other file out of the way, it only is put together."""
         out = tmp_path / "out.mp4"
         with (
             open_source(clip) as source,
-            open_sink(out, source=source, width=64, height=48) as sink,
+            job_sink(out, source=source, width=64, height=48) as sink,
         ):
             for frame in source:
                 sink.write(frame)
@@ -355,6 +363,14 @@ class TestOutput:
             with pytest.raises(MediaError, match="exists"):
                 sink.finish()
         assert out.read_text() == "someone else's"
+        assert names(tmp_path) == {"clip.mp4", "out.mp4", ".out.mp4.job"}
+        out.unlink()
+        with (
+            open_source(clip) as source,
+            job_sink(out, source=source, width=64, height=48) as sink,
+        ):
+            sink.finish()
+        assert len(media.stamps_of(out)) == 12
         assert names(tmp_path) == {"clip.mp4", "out.mp4"}
 
     @pytest.mark.parametrize("out", ["out.mp4", "out.mkv", "frames"])
@@ -364,7 +380,7 @@ class TestOutput:
         ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with (
             open_source(clip) as source,
-            open_sink(tmp_path / out, source=source, width=320, height=240) as sink,
+            job_sink(tmp_path / out, source=source, width=320, height=240) as sink,
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))
             try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from av.video.format import VideoFormat
 
-from rbvsr_deploy.video import open_sink, open_source
+from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.colour import (
     Colour,
     apply_orientation,
@@ -19,6 +19,7 @@ from rbvsr_deploy.video.colour import (
     to_rgb,
 )
 from tests.video import media
+from tests.video.sinks import job_sink
 
 # Matrix code of H.273 to the weights of red and blue in luma.
 WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -130,7 +131,7 @@ def test_video_keeps_colours_and_tags(tmp_path, suffix, tags):
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     out = tmp_path / f"out{suffix}"
-    with open_source(path) as source, open_sink(out, source=source, width=32, height=16) as sink:
+    with open_source(path) as source, job_sink(out, source=source, width=32, height=16) as sink:
         for frame in source:
             np.testing.assert_allclose(frame.image[8, 16], rgb, atol=3)
             sink.write(frame)
@@ -147,7 +148,7 @@ def test_guessed_matrix_is_tagged(tmp_path):
     """Four times as high, the output would be guessed differently by players."""
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001])
     out = tmp_path / "out.mp4"
-    with open_source(path) as source, open_sink(out, source=source, width=64, height=48) as sink:
+    with open_source(path) as source, job_sink(out, source=source, width=64, height=48) as sink:
         for frame in source:
             sink.write(frame)
         sink.finish()
@@ -169,7 +170,7 @@ def test_orientation_is_applied_and_not_carried_over(tmp_path, matrix):
     with open_source(path) as source:
         assert (source.height, source.width) == upright.shape[:2]
         size = {"width": source.width, "height": source.height}
-        with open_sink(out, source=source, **size) as sink:
+        with job_sink(out, source=source, **size) as sink:
             for frame in source:
                 assert np.abs(frame.image.astype(int) - upright).mean() < 4
                 sink.write(frame)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video import Frame, default_output, open_sink, open_source
+from rbvsr_deploy.video import Frame, default_output, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, read_image, write_image
 from tests.video import media
+from tests.video.sinks import job_sink
 
 
 def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> bytes:
@@ -30,7 +31,7 @@ def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> byte
 def through(path: Path, out: Path, **options: object) -> None:
     with open_source(path) as source:
         size = {"width": 2 * source.width, "height": 2 * source.height}
-        with open_sink(out, source=source, **size, **options) as sink:
+        with job_sink(out, source=source, **size, **options) as sink:
             for frame in source:
                 image = frame.image.repeat(2, axis=0).repeat(2, axis=1)
                 sink.write(Frame(image=image, pts=frame.pts, name=frame.name))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rbvsr_deploy.video import open_sink, open_source
+from rbvsr_deploy.video import open_source
 from tests.video import media
+from tests.video.sinks import job_sink
 
 DATA = Path(__file__).parent.parent / "data"
 SAMPLE = DATA / "sample.mp4"
@@ -25,7 +26,7 @@ def test_sample_goes_through(tmp_path):
     out = tmp_path / "out.mp4"
     with (
         open_source(SAMPLE) as source,
-        open_sink(out, source=source, width=320, height=180, crf=30) as sink,
+        job_sink(out, source=source, width=320, height=180, crf=30) as sink,
     ):
         for frame in source:
             sink.write(frame)

@@ -11,15 +11,16 @@ import av
 import numpy as np
 import pytest
 
-from rbvsr_deploy.video import default_output, open_sink, open_source
+from rbvsr_deploy.video import default_output, open_source
 from tests.video import media
+from tests.video.sinks import job_sink
 
 
 def enlarge(path: Path, out: Path, **options: object) -> Path:
     """Sends a video through source and sink, four times as large."""
     with open_source(path) as source:
         size = {"width": 4 * source.width, "height": 4 * source.height}
-        with open_sink(out, source=source, **size, **options) as sink:
+        with job_sink(out, source=source, **size, **options) as sink:
             for frame in source:
                 image = frame.image.repeat(4, axis=0).repeat(4, axis=1)
                 sink.write(dataclasses.replace(frame, image=image))
@@ -113,7 +114,7 @@ def test_durations_survive(tmp_path):
     path = media.make_video(tmp_path / "in.mkv", stamps=[0, 40], time_base=Fraction(1, 1000))
     with (
         open_source(path) as source,
-        open_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
+        job_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
     ):
         for number, frame in enumerate(source):
             sink.write(dataclasses.replace(frame, duration=500 if number else 40))

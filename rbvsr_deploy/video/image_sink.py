@@ -1,0 +1,124 @@
+"""Writing pictures: a folder of them, or a single one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.base import Frame, Sink
+from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
+from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.parts import StoredFile
+from rbvsr_deploy.video.publish import sync
+from rbvsr_deploy.video.pyav import media_errors
+
+__all__ = ["ImageSink"]
+
+_PICTURES = "pictures"
+
+
+class ImageSink(Sink):
+    """A folder of pictures, or one picture.
+
+    In a folder, frames keep their names; frames without a name are numbered, as PNG.
+
+    Args:
+        path: the folder or file to publish.
+        width, height: size of the pictures in pixels.
+        folder: whether ``path`` is to be a folder.
+        job: where the pictures are kept until the end.
+
+    Raises:
+        MediaError: the output exists or cannot be written to.
+    """
+
+    def __init__(self, path: Path, *, width: int, height: int, folder: bool, job: Job) -> None:
+        self.path = path
+        self.job = job
+        self._shape = (height, width, 3)
+        self._folder = folder
+        self._closed = False
+        job.check(folder=folder)
+        kind = "a folder of pictures" if folder else "a picture"
+        job.start({"kind of output": kind, "picture size": f"{width}x{height}"})
+        self._pictures = job.folder / _PICTURES
+        with media_errors(f"cannot write {path}"):
+            self._pictures.mkdir(exist_ok=True)
+        self._count = sum(part.frames for part in job.parts)
+        self._open: list[Path] = []
+
+    def write(self, frame: Frame) -> None:
+        if frame.image.shape != self._shape or frame.image.dtype != np.uint8:
+            raise ValueError(
+                f"expected uint8 {self._shape}, got {frame.image.dtype} {frame.image.shape}"
+            )
+        with self._writing():
+            name = self.path.name
+            if self._folder:
+                name = _writable_name(frame.name or f"{self._count:08d}")
+            elif self._count:
+                raise MediaError(
+                    f"{self.path} can hold one picture only: give a folder or a video as output"
+                )
+            path = self._pictures / name
+            if path.exists():
+                raise MediaError(
+                    f"two pictures of the input would both be written as {name}: rename one of them"
+                )
+            write_image(path, image=frame.image)
+            self._open.append(path)
+        self._count += 1
+
+    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+        if not self._open and not self._closed:
+            raise ValueError("no frame was written since the last part")
+        with self._writing():
+            for path in self._open:
+                sync(path)
+            sync(self._pictures)
+            self.job.add_part(
+                frames=len(self._open),
+                note=note,
+                media={},
+                files=[
+                    StoredFile(f"{_PICTURES}/{path.name}", path.stat().st_size)
+                    for path in self._open
+                ],
+                attachment=attachment,
+            )
+            self._open = []
+
+    def finish(self) -> None:
+        if self._open:
+            self.end_part({})
+        with self._writing():
+            if not self.job.parts:
+                raise MediaError(f"{self.path} is not written: there was no picture to write")
+            self.job.publish(self._pictures if self._folder else self._pictures / self.path.name)
+        self.close()
+
+    def close(self) -> None:
+        self._closed = True
+        self._open = []
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What fails in here leaves the open part in no usable state: the sink is closed."""
+        if self._closed:
+            raise ValueError(f"{self.path} is finished or closed")
+        try:
+            with media_errors(f"cannot write {self.path}"):
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+
+def _writable_name(name: str) -> str:
+    """The name itself, or with ".png" behind it where it tells no format that can be written."""
+    return name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.png"

@@ -1,0 +1,72 @@
+"""What the disk keeps of a finished part of an output."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PartRecord", "StoredFile"]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a job folder, with what it takes to find it damaged."""
+
+    name: str
+    """Path within the job folder."""
+    size: int
+    """Bytes."""
+    sha256: str | None = None
+    """Hexadecimal; ``None``: the size is all that is checked."""
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether the file is there as it was written."""
+        path = folder / self.name
+        try:
+            if path.stat().st_size != self.size:
+                return False
+            if self.sha256 is None:
+                return True
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError:
+            return False
+        return digest.hexdigest() == self.sha256
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A run of frames that is encoded and on the disk."""
+
+    frames: int
+    """How many, at least 1."""
+    note: dict[str, Any]
+    """What the caller of ``Sink.end_part`` wants to read again, as JSON holds it."""
+    media: dict[str, Any] = field(default_factory=dict)
+    """What the sink needs to go on behind the part, as JSON holds it."""
+    files: tuple[StoredFile, ...] = ()
+    attachment: StoredFile | None = None
+    """The caller's own data; the file is there for the last part only."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PartRecord:
+        """Reads what ``dataclasses.asdict`` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data is something else.
+        """
+        attachment = data["attachment"]
+        frames = int(data["frames"])
+        if frames < 1:
+            raise ValueError(f"a part of {frames} frames")
+        return cls(
+            frames=frames,
+            note=dict(data["note"]),
+            media=dict(data["media"]),
+            files=tuple(StoredFile(**file) for file in data["files"]),
+            attachment=None if attachment is None else StoredFile(**attachment),
+        )
