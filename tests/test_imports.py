@@ -17,6 +17,7 @@ HEAVY = {
     "tensorrt",
     "av",
     "cv2",
+    "scenedetect",
     "rich",
     "numpy",
 }
@@ -47,9 +48,11 @@ def test_importing_the_package_is_light() -> None:
     assert not loaded & (HEAVY | {"click"})
 
 
-@pytest.mark.parametrize("module", ["errors", "graphs", "files", "bundle", "models", "cli"])
+@pytest.mark.parametrize(
+    "module", ["errors", "graphs", "files", "bundle", "models", "scenes", "cli"]
+)
 def test_modules_without_arrays_are_light(module: str) -> None:
-    """Modules that handle no arrays load none of the libraries that do."""
+    """Modules that handle no arrays, or not at once, load none of the libraries that do."""
     assert not loaded_by(f"import rbvsr_deploy.{module}") & HEAVY
 
 

@@ -28,6 +28,7 @@ RUNTIME = (
     "progress",
     "propagation",
     "refinement",
+    "scenes",
     "upscale",
     "video",
 )
