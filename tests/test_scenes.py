@@ -82,10 +82,11 @@ def test_a_change_of_light_is_no_cut(shipped: Clip) -> None:
     assert cuts_of((shipped[:20] * light).astype(np.uint8)) == []
 
 
-def test_a_flash_begins_one_scene_only(shipped: Clip) -> None:
-    """The return from a white frame is no second cut."""
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_flash_begins_one_scene_only(shipped: Clip, length: int) -> None:
+    """The return from white frames is no second cut."""
     clip = shipped[:20].copy()
-    clip[10] = 255
+    clip[10 : 10 + length] = 255
     assert cuts_of(clip) == [10]
 
 
@@ -123,9 +124,11 @@ def test_other_arrays_are_refused(bad: Clip) -> None:
 
 def test_a_bad_first_frame_is_refused() -> None:
     """Also where there is no earlier frame to compare its size with."""
+    detector = CutDetector()
     for bad in (np.zeros((4, 6), np.uint8), np.zeros((4, 6, 1), np.uint8)):
         with pytest.raises(ValueError, match="not uint8 of"):
-            CutDetector().is_cut(bad)
+            detector.is_cut(bad)
+    assert not detector.is_cut(np.zeros((2, 3, 3), np.uint8))
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [7, 8, 1000]])
