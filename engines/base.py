@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.graphs import Precision
@@ -24,6 +24,8 @@ class Network:
 
     channels: int
     """Of the recurrent state."""
+    head_channels: int
+    """Numbers per input pixel in the widest map of ``reconstruct``; memory is planned by it."""
     has_cleaning: bool
     """False: there is no ``clean`` graph (BasicVSR)."""
     refine_threshold: float
@@ -41,6 +43,8 @@ class Description:
     precision: Precision
     model: str
     """File name of the bundle or checkpoint."""
+    weights: str
+    """SHA-256 that tells one bundle, or one checkpoint's weights, from another."""
     reason: str
     """Why this engine and device, as a clause."""
 
@@ -52,8 +56,8 @@ class Description:
 class Engine(Protocol):
     """Runs the graphs of :mod:`rbvsr_deploy.graphs`; a context manager that frees the device.
 
-    An engine keeps no state between calls. An array it returns is the caller's: later calls never
-    write to it.
+    An engine keeps no state between calls. Arrays it returns are the caller's: later calls never
+    write to them, unless the caller passes them as ``into``.
     """
 
     @property
@@ -61,11 +65,15 @@ class Engine(Protocol):
         """The network behind the graphs."""
         ...
 
-    def run(self, graph: str, **arrays: Array) -> tuple[Array, ...]:
+    def run(
+        self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
+    ) -> tuple[Array, ...]:
         """Run one graph.
 
         Args:
             graph: its name.
+            into: arrays (or parts of arrays) to write the outputs to, in the contract's order; new
+                ones if ``None``. None of them may overlap an input.
             arrays: one per input, by the input's name, with the contract's shape and dtype.
 
         Returns:
@@ -76,8 +84,20 @@ class Engine(Protocol):
         """
         ...
 
+    def empty(self, shape: tuple[int, ...], *, dtype: str) -> Array:
+        """An array of a NumPy dtype on the device, its content undefined."""
+        ...
+
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         """A zero array of a NumPy dtype on the device."""
+        ...
+
+    def part(self, array: Array, start: int, stop: int) -> Array:
+        """Items ``start`` to ``stop`` along the first axis, sharing the array's memory."""
+        ...
+
+    def rows(self, array: Array, top: int, bottom: int) -> Array:
+        """A copy of the rows ``top`` to ``bottom`` of an array (N, C, H, W)."""
         ...
 
     def upload(self, array: NDArray[Any]) -> Array:
@@ -87,7 +107,13 @@ class Engine(Protocol):
         ...
 
     def download(self, array: Array) -> NDArray[Any]:
-        """Copy from the device, waiting for what is still being computed."""
+        """Copy from the device, waiting for what is still being computed. On a CPU it may share
+        the array's memory.
+        """
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes of the device's memory that are free now."""
         ...
 
     def describe(self) -> Description:
@@ -106,8 +132,3 @@ class Engine(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
-
-
-def image_batch(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) -> (1, H, W, 3), contiguous as engines need it."""
-    return np.ascontiguousarray(image[None])

@@ -4,6 +4,8 @@ torch device.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.memory import free_host_memory
 from rbvsr_deploy.errors import EngineError, first_line
 from rbvsr_deploy.export.graphs import graph_modules
-from rbvsr_deploy.graphs import GRAPHS, Precision
+from rbvsr_deploy.graphs import GRAPHS, Precision, head_channels
 from rbvsr_deploy.model import RealBasicVSR
 
 __all__ = ["TorchEngine"]
@@ -53,18 +56,24 @@ class TorchEngine:
                 f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"
             ) from error
         self._name = name
+        self._sha256 = _weights_sha256(model)
         self._reason = "a checkpoint runs in torch" + (
             "" if device == "auto" else f", --device {device}"
         )
         self.network = Network(
             channels=model.config.mid_channels,
+            head_channels=head_channels(
+                channels=model.config.mid_channels, single_shuffle=model.config.single_shuffle
+            ),
             has_cleaning=model.has_cleaning,
             refine_threshold=refine_threshold,
             precision=precision,
         )
 
     @torch.inference_mode()
-    def run(self, graph: str, **arrays: Array) -> tuple[Array, ...]:
+    def run(
+        self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
+    ) -> tuple[Array, ...]:
         try:
             module = self._modules[graph]
         except KeyError:
@@ -77,10 +86,24 @@ class TorchEngine:
             raise EngineError(
                 f"graph '{graph}' failed on {self._device}: {first_line(error)}"
             ) from error
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if into is None:
+            return outputs
+        for place, output in zip(into, outputs, strict=True):
+            place.copy_(output)
+        return tuple(into)
+
+    def empty(self, shape: tuple[int, ...], *, dtype: str) -> Array:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
 
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self._device)
+
+    def part(self, array: Array, start: int, stop: int) -> Array:
+        return array[start:stop]
+
+    def rows(self, array: Array, top: int, bottom: int) -> Array:
+        return array[:, :, top:bottom].contiguous()
 
     def upload(self, array: NDArray[Any]) -> Array:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -89,6 +112,11 @@ class TorchEngine:
         values: NDArray[Any] = array.cpu().numpy()
         return values
 
+    def free_memory(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self._device)[0])
+        return free_host_memory()
+
     def describe(self) -> Description:
         return Description(
             engine="torch",
@@ -96,6 +124,7 @@ class TorchEngine:
             device=str(self._device),
             precision=self.network.precision,
             model=self._name,
+            weights=self._sha256,
             reason=self._reason,
         )
 
@@ -112,3 +141,11 @@ class TorchEngine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _weights_sha256(model: RealBasicVSR) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

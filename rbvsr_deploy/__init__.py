@@ -9,8 +9,9 @@ The rooms, in the order a model and then a frame goes through them:
 - :mod:`rbvsr_deploy.bundle`: the ``model.plan`` file.
 - :mod:`rbvsr_deploy.engines`: a graph on a device.
 - :mod:`rbvsr_deploy.video`: video and pictures, in and out.
-- :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`, :mod:`rbvsr_deploy.upscale`: the
-  runtime.
+- :mod:`rbvsr_deploy.scenes`, :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`,
+  :mod:`rbvsr_deploy.stream`: the recurrent runtime, frames in and pictures out.
+- :mod:`rbvsr_deploy.upscale_file`, :mod:`rbvsr_deploy.upscaler`: a file, and the Python API.
 - :mod:`rbvsr_deploy.cli`: the commands.
 
 Importing this package loads none of torch, onnx, onnxruntime, tensorrt or av.
@@ -18,6 +19,20 @@ Importing this package loads none of torch, onnx, onnxruntime, tensorrt or av.
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.upscaler import Upscaler
+
+__all__ = ["Upscaler", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Loads NumPy and more, so not before it is asked for.
+    if name == "Upscaler":
+        from rbvsr_deploy.upscaler import Upscaler
+
+        return Upscaler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

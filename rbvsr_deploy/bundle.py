@@ -21,7 +21,7 @@ from typing import Any
 
 from rbvsr_deploy.errors import BundleError
 from rbvsr_deploy.files import check_writable, write_atomically
-from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names
+from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names, head_channels
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -87,6 +87,13 @@ class Manifest:
     def channels(self) -> int:
         """Channels of the recurrent state."""
         return int(self.model["mid_channels"])
+
+    @property
+    def head_channels(self) -> int:
+        """See :func:`rbvsr_deploy.graphs.head_channels`."""
+        return head_channels(
+            channels=self.channels, single_shuffle=bool(self.model["single_shuffle"])
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
-    from rbvsr_deploy.upscale import Summary
+    from rbvsr_deploy.refinement import RefineScope
+    from rbvsr_deploy.upscale_file import Summary
 
 __all__ = ["export", "info", "run"]
 
@@ -34,6 +35,25 @@ _VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Say more about wh
 _JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A size of memory, such as 4GiB."""
+    from rbvsr_deploy.plan import parse_bytes
+
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A number of frames, or "all", which is ``None``."""
+    if value == "all":
+        return None
+    if value.isdecimal():
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither a number of frames, 0 or more, nor 'all'")
 
 
 @contextlib.contextmanager
@@ -105,6 +125,43 @@ def _fail(message: str) -> NoReturn:
     type=_PATH,
     help="Also write a picture of the middle frame, bicubic beside result.",
 )
+@click.option(
+    "--refine-scope",
+    type=click.Choice(["scene", "frame"]),
+    default="scene",
+    help="Whether a whole scene or each frame decides how often it is cleaned.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=_bytes,
+    help="How much of the device's memory to use, such as 4GiB.  [default: half of what is free]",
+)
+@click.option(
+    "--lookahead",
+    metavar="N|all",
+    default="all",
+    callback=_lookahead,
+    help="How many future frames each frame draws on, or all of its scene. With N, the first "
+    "picture comes out after N + 1 frames, and every frame costs N + 1 backward steps.",
+)
+@click.option(
+    "--max-scene",
+    type=click.IntRange(min=1),
+    help="Longer scenes are worked on in parts of so many frames.  [default: 300]",
+)
+@click.option(
+    "--scene-cuts/--no-scene-cuts", default=True, help="Look for cuts, where a new scene begins."
+)
+@click.option(
+    "--scene-list",
+    type=_PATH,
+    help="Text file of the frames at which scenes begin, one per line: read if it exists, else "
+    "written.",
+)
+@click.option(
+    "--keep-job", is_flag=True, help="Keep the job folder with the encoded parts after success."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @_JSON
 @_VERBOSE
@@ -114,21 +171,37 @@ def run(
     output: Path | None,
     engine_path: Path | None,
     device: str,
+    memory: int | None,
+    lookahead: int | None,
+    max_scene: int | None,
+    refine_threshold: float | None,
+    refine_scope: RefineScope,
+    cleanings: int | None,
     as_json: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
     """Upscale a video, a picture or a folder of pictures by four.
 
-    Sound, subtitles and time stamps of a video are kept.
+    Sound, subtitles and time stamps of a video are kept. A run that was stopped is continued by the
+    same command.
     """
     with _edge(verbose=verbose):
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.models import DEFAULT_BUNDLE
         from rbvsr_deploy.progress import ProgressDisplay
-        from rbvsr_deploy.upscale import upscale_file
+        from rbvsr_deploy.stream import MAX_SCENE, Settings
+        from rbvsr_deploy.upscale_file import upscale_file
         from rbvsr_deploy.video import default_output
 
+        settings = Settings(
+            lookahead=lookahead,
+            max_scene=max_scene or MAX_SCENE,
+            refine_threshold=refine_threshold,
+            refine_scope=refine_scope,
+            cleanings=cleanings,
+            memory=memory,
+        )
         with open_engine(engine_path or DEFAULT_BUNDLE, device=device) as engine:
             click.echo(f"Engine: {engine.describe()}", err=True)
             with ProgressDisplay() as progress:
@@ -136,7 +209,9 @@ def run(
                     input,
                     output or default_output(input),
                     engine=engine,
+                    settings=settings,
                     progress=progress,
+                    report=lambda line: click.echo(line, err=True),
                     **options,
                 )
     if as_json:
@@ -147,10 +222,14 @@ def run(
 
 def _show_summary(summary: Summary) -> None:
     total = summary.seconds["total"]
-    times = [f"{n} time{'s' * (n != 1)}" for n in (scene.cleanings for scene in summary.scenes)]
+    scenes = summary.scenes
+    least, most = (f(scene.cleanings for scene in scenes) for f in (min, max))
+    times = f"{least}" if least == most else f"{least} to {most}"
+    made = summary.frames - summary.resumed_frames
     click.echo(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
-        f"{total:.1f} s ({summary.frames / total:.2f} frames/s), cleaned {', '.join(times)}"
+        f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
+        f"time{'s' * (times != '1')}; {made} frames in {total:.1f} s ({made / total:.2f} frames/s)"
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "Precision",
     "TensorSpec",
     "graph_names",
+    "head_channels",
 ]
 
 Precision = Literal["float32", "float16"]
@@ -50,6 +51,26 @@ class GraphSpec:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def output_shapes(
+        self, input_shape: tuple[int, ...], *, channels: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the outputs.
+
+        Args:
+            input_shape: of the first input.
+            channels: C.
+        """
+        sizes = {"C": channels}
+        for name, size in zip(self.inputs[0].shape, input_shape, strict=True):
+            if isinstance(name, str):
+                sizes[name] = size
+        if "H" in sizes:
+            sizes |= {"4H": 4 * sizes["H"], "4W": 4 * sizes["W"]}
+        return tuple(
+            tuple(size if isinstance(size, int) else sizes[size] for size in item.shape)
+            for item in self.outputs
+        )
 
 
 def _frame(name: str) -> TensorSpec:
@@ -97,3 +118,10 @@ def graph_names(*, has_cleaning: bool) -> tuple[str, ...]:
     (BasicVSR).
     """
     return tuple(name for name in GRAPHS if has_cleaning or name != "clean")
+
+
+def head_channels(*, channels: int, single_shuffle: bool) -> int:
+    """Numbers per input pixel in the widest map of ``reconstruct``: C maps of the picture's size
+    for the published head, the 48 values that become the picture for the compact one.
+    """
+    return 3 * 4**2 if single_shuffle else channels * 4**2

@@ -14,25 +14,27 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from rbvsr_deploy.upscale import Stage
+    from rbvsr_deploy.stream import Stage
 
 __all__ = ["ProgressDisplay"]
 
 # Share of a frame's work per stage, from the arithmetic of the compact network; only the estimate
-# of the time left depends on it. Writing happens within "forward".
-_SHARES: dict[Stage, float] = {"read": 0.02, "clean": 0.18, "backward": 0.35, "forward": 0.45}
+# of the time left depends on it.
+_SHARES: dict[Stage, float] = {"clean": 0.1, "backward": 0.35, "forward": 0.55}
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressDisplay:
-    """A callable for :data:`rbvsr_deploy.upscale.Progress` that shows on standard error; a context
-    manager.
+    """A callable for :data:`rbvsr_deploy.upscale_file.Progress` that shows on standard error; a
+    context manager.
     """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._last_line = self._start
+        self._part: dict[Stage, float] = {}
+        self._first: float | None = None
         self._bars: Bars | None = None
         self._task: TaskID | None = None
 
@@ -66,25 +68,22 @@ class ProgressDisplay:
 
     def __call__(self, stage: Stage, done: int, total: int | None) -> None:
         now = time.monotonic()
-        part = self._part(stage, done, total)
+        part = self._done(stage, done, total)
         text = f"{stage}: {done} of {total or 'unknown'} frames"
-        left = (
-            f"{(now - self._start) * (1 - part) / part:.0f} s left"
-            if part > _SHARES["read"]
-            else ""
-        )
+        if self._first is None:  # what an earlier run had done took none of this one's time
+            self._first, self._start = part, now
+        here = part - self._first
+        left = f"{(now - self._start) * (1 - part) / here:.0f} s left" if here > 0.01 else ""
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=part, description=text, left=left)
-        elif done == total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        elif (stage == "forward" and done == total) or (
+            now - self._last_line >= _SECONDS_BETWEEN_LINES
+        ):
             self._last_line = now
             click.echo(f"{text}, {left}" if left else text, err=True)
 
-    @staticmethod
-    def _part(stage: Stage, done: int, total: int | None) -> float:
+    def _done(self, stage: Stage, done: int, total: int | None) -> float:
         """Part of the whole job that is done, 0 to 1."""
-        before = 0.0
-        for name, share in _SHARES.items():
-            if name == stage:
-                return before + (share * min(1.0, done / total) if total else 0.0)
-            before += share
-        return before
+        if total:
+            self._part[stage] = min(1.0, done / total)
+        return sum(_SHARES[name] * part for name, part in self._part.items())

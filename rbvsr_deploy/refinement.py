@@ -1,19 +1,26 @@
-"""Dynamic refinement: clean a scene until the cleaning changes little (paper, section 3.2).
+"""Dynamic refinement: clean frames until the cleaning changes little (paper, section 3.2).
 
 The published code takes one decision for everything it is given at once, so chunking and batching
 change its result. Here the decision belongs to the scene, which is the same whatever the engine,
-the window or the machine.
+the window or the machine; or to the single frame, as the paper's text has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.graphs import MAX_CLEANINGS
+from rbvsr_deploy.spool import Spool
 
-__all__ = ["Refinement", "clean_scene"]
+__all__ = ["Cleaner", "RefineScope", "Refinement"]
+
+RefineScope = Literal["scene", "frame"]
 
 
 @dataclass(frozen=True)
@@ -21,44 +28,148 @@ class Refinement:
     """What was decided for one scene."""
 
     cleanings: int
+    """Passes over the frames; with the scope ``frame``, of the frame that took most."""
     residues: list[float] = field(default_factory=list)
-    """Mean absolute change of each pass over the whole scene, on the 0-255 scale."""
+    """Mean absolute change of each pass over the frames it was made on, on the 0-255 scale; of a
+    scene that is worked on in parts, over its first part.
+    """
 
 
-def clean_scene(
-    engine: Engine,
-    frames: Sequence[Array],
-    *,
-    threshold: float,
-    cleanings: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[list[Array], Refinement]:
-    """Clean all frames of a scene, one to three times.
+class Cleaner:
+    """Cleans the frames of one scene as they arrive and keeps them in a spool.
+
+    With the scope ``scene``, every frame is cleaned once when it arrives; :meth:`decide` takes the
+    decision on the frames that are there by then and cleans them as often as it says. Frames that
+    arrive later are cleaned just as often: a scene never changes its look in the middle.
 
     Args:
-        engine: runs ``clean``; a network without that graph (BasicVSR) leaves the frames as they
-            are.
-        frames: (1, 3, H, W) each, on the engine's device; at least one.
+        engine: runs ``ingest`` and ``clean``; a network without the latter (BasicVSR) leaves the
+            frames as they are.
+        spool: takes the cleaned frames, (1, 3, H, W) each, by their number within the scene.
+        first: number of the first frame.
+        batch: how many frames are cleaned at once; the result does not depend on it.
         threshold: on the 0-255 scale: cleaning goes on while the mean absolute change is at or
-            above it.
+            above it, three times at most.
         cleanings: fixed number of passes instead of a decision, 0 or more.
-        progress: called with the number of frames done in the running pass.
-
-    Returns:
-        The cleaned frames, and what was decided.
+        scope: whether the scene or the frame decides.
+        decided: what was decided already, for a scene that is continued.
+        progress: called after each batch with the number of frames cleaned for the first time.
     """
-    cleaned = list(frames)
-    residues: list[float] = []
-    if not engine.network.has_cleaning:
-        return cleaned, Refinement(0)
-    for _ in range(MAX_CLEANINGS if cleanings is None else cleanings):
-        changes = []
-        for i, frame in enumerate(cleaned):
-            cleaned[i], residue = engine.run("clean", frame=frame)
-            changes.append(residue)
-            progress(i + 1)
-        per_frame = [float(engine.download(change)[0]) for change in changes]
-        residues.append(255.0 * sum(per_frame) / len(per_frame))
-        if cleanings is None and residues[-1] < threshold:
-            break
-    return cleaned, Refinement(len(residues), residues)
+
+    def __init__(
+        self,
+        engine: Engine,
+        spool: Spool,
+        *,
+        first: int = 0,
+        batch: int = 1,
+        threshold: float,
+        cleanings: int | None = None,
+        scope: RefineScope = "scene",
+        decided: Refinement | None = None,
+        progress: Callable[[int], None] = lambda frames: None,
+    ) -> None:
+        self._engine = engine
+        self._spool = spool
+        self._first = first
+        self._next = first
+        self._batch = batch
+        self._threshold = threshold
+        self._progress = progress
+        self._waiting: list[NDArray[np.uint8]] = []
+        # Sum of the frames' residues and number of frames, per pass.
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+        cleans = engine.network.has_cleaning
+        self._decided = decided if cleans else Refinement(0)
+        self._by_frame = cleans and cleanings is None and scope == "frame"
+        # How often frames are cleaned on arrival; once where that is not decided yet.
+        self._passes = cleanings
+        if self._decided is not None and not self._by_frame:
+            self._passes = self._decided.cleanings
+
+    @property
+    def known(self) -> int:
+        """Number of the frame after the last that has arrived."""
+        return self._next + len(self._waiting)
+
+    def push(self, image: NDArray[np.uint8]) -> None:
+        """Take the next frame, (H, W, 3) RGB."""
+        self._waiting.append(image)
+        if len(self._waiting) >= self._batch:
+            self.flush()
+
+    def flush(self) -> None:
+        """Clean the frames that wait for their batch to fill."""
+        if not self._waiting:
+            return
+        images, self._waiting = np.stack(self._waiting), []
+        (frames,) = self._engine.run("ingest", image=self._engine.upload(images))
+        if self._by_frame:
+            self._clean_by_frame(frames, count=len(images))
+        else:
+            for number in range(1 if self._passes is None else self._passes):
+                frames = self._clean(frames, number=number)
+            self._keep(frames, first=self._next)
+        self._next += len(images)
+        self._progress(len(images))
+
+    def decide(self) -> Refinement:
+        """Decide how often the scene is cleaned, and do it to the frames that are there; later
+        calls only return what was decided.
+        """
+        self.flush()
+        if self._decided is None:
+            if self._passes is None and not self._by_frame:
+                while self._residues()[-1] >= self._threshold and len(self._sums) < MAX_CLEANINGS:
+                    self._clean_again(number=len(self._sums))
+                self._passes = len(self._sums)
+            self._decided = Refinement(len(self._sums), self._residues())
+        return self._decided
+
+    def _residues(self) -> list[float]:
+        return [255.0 * s / n for s, n in zip(self._sums, self._counts, strict=True)]
+
+    def _clean_again(self, *, number: int) -> None:
+        """Pass ``number`` over everything that has arrived."""
+        for start in range(self._first, self._next, self._batch):
+            stop = min(start + self._batch, self._next)
+            frames = np.concatenate([self._spool.get(i) for i in range(start, stop)])
+            self._keep(self._clean(self._engine.upload(frames), number=number), first=start)
+
+    def _clean(self, frames: Array, *, number: int) -> Array:
+        """Pass ``number`` (from 0) over a batch."""
+        cleaned, residues = self._engine.run("clean", frame=frames)
+        self._count(number, self._engine.download(residues))
+        return cleaned
+
+    def _clean_by_frame(self, frames: Array, *, count: int) -> None:
+        cleaned, residues = self._engine.run("clean", frame=frames)
+        changes = self._engine.download(residues)
+        self._count(0, changes)
+        self._keep(cleaned, first=self._next)
+        for i in range(count):
+            frame, change = self._engine.part(cleaned, i, i + 1), changes[i]
+            for number in range(1, MAX_CLEANINGS):
+                if 255.0 * change < self._threshold:
+                    break
+                frame, residue = self._engine.run("clean", frame=frame)
+                change = self._engine.download(residue)[0]
+                self._count(number, np.array([change]))
+                self._keep(frame, first=self._next + i)
+
+    def _count(self, number: int, residues: NDArray[Any]) -> None:
+        if self._decided is not None:
+            return
+        if number == len(self._sums):
+            self._sums.append(0.0)
+            self._counts.append(0)
+        # One by one: the sum must not depend on the batch.
+        for residue in residues:
+            self._sums[number] += float(residue)
+            self._counts[number] += 1
+
+    def _keep(self, frames: Array, *, first: int) -> None:
+        arrays = self._engine.download(frames)
+        for i in range(len(arrays)):
+            self._spool.put(first + i, arrays[i : i + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ _SPEED = {
     "libvpx-vp9": {"row-mt": "1", "cpu-used": "2"},
     "libvpx": {"cpu-used": "2"},
 }
+# Otherwise it writes twenty lines to the terminal for every part.
+_QUIET = {"libx265": {"x265-params": "log-level=error"}}
 # A run that is continued must give the bytes of one that was not, also where the machine is given
 # other cores meanwhile. The bytes of most encoders depend on the number of threads.
 _THREADS = 8
@@ -106,11 +109,14 @@ def choose_encoder(
             + ", ".join(formats)
         )
     _check_size(pix_fmt, size=size)
+    if found.name == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; it takes no option for that
     return Encoder(
         name=found.name,
         pix_fmt=pix_fmt,
         options=_quality_options(found.name, crf=crf)
         | _SPEED.get(found.name, {})
+        | _QUIET.get(found.name, {})
         | _repeatable(found.name),
         threads=0 if found.name in _SAME_WITH_ANY_THREADS else _THREADS,
     )
@@ -187,11 +193,12 @@ def _quality_options(name: str, *, crf: float | None) -> dict[str, str]:
 
 def _repeatable(name: str) -> dict[str, str]:
     """Options without which an encoder gives other bytes each time."""
-    # x264's macroblock tree is not repeatable with AVX-512 where the width is no multiple of 256:
-    # a clip of 320x180 came out in other bytes each of 24 times (x264 core 165). Restricted to
-    # AVX2, the bytes are always the same, and those of a processor without either. At 1280x720
-    # they are those of AVX-512 too, as fast within 5 %; giving up the macroblock tree instead
-    # would cost 19 % of the size there (60 frames, crf 18: 701 KB for 592 KB, 0.46 dB better).
+    # x264's macroblock tree (core 165) does not always give the same with AVX-512: tests/data/
+    # sample.mp4 came out in other bytes each of 24 times at 320x180, three of four times at
+    # 960x540, never at 1280x720. Restricted to AVX2, it always gives the bytes of a processor
+    # that has nothing newer, at the same size, quality (568.8 KB and 47.54 dB at 960x540, crf 18,
+    # for 568.8 to 570.6 KB and 47.54 to 47.55 dB) and speed. Doing without the macroblock tree
+    # would cost 19 % of the size (60 other frames of 1280x720: 701 KB for 592 KB, 0.46 dB better).
     if name in ("libx264", "libx264rgb") and _has_avx512():
         return {"x264-params": "asm=AVX2"}
     return {}

@@ -1,4 +1,4 @@
-"""Sinks with a job of their own, for tests that are not about resuming."""
+"""Writing through sinks as the runtime does: with a job, and in parts where asked for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,59 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rbvsr_deploy.video import Job, Sink, open_sink
+from rbvsr_deploy.video import Frame, Job, Sink, open_sink, open_source
 
 
 @contextmanager
 def job_sink(path: Path, *, overwrite: bool = False, **options: object) -> Iterator[Sink]:
-    """The sink for ``path``; job and sink are closed at the end."""
+    """The sink for ``path``, for tests that are not about resuming."""
     with (
         Job(path, identity={}, overwrite=overwrite) as job,
         open_sink(path, job=job, **options) as sink,
     ):
         yield sink
+
+
+def write_parts(
+    path: Path,
+    out: Path,
+    *,
+    lengths: list[int],
+    stop_after: int | None = None,
+    keep: bool = False,
+    identity: dict[str, str] | None = None,
+    **options: object,
+) -> Job:
+    """Copies a video in parts, going on behind those that are finished.
+
+    Args:
+        path: the input.
+        out: the output.
+        lengths: frames of each part, all that the input has.
+        stop_after: leave when as many frames are written, at the border of a part or not.
+        keep: as ``Job`` takes it.
+        identity: as ``Job`` takes it.
+        options: as ``open_sink`` takes them.
+
+    Returns:
+        The job, closed.
+    """
+    ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]
+    with (
+        open_source(path) as source,
+        Job(out, identity=identity or {}, keep=keep) as job,
+        open_sink(
+            out, source=source, width=source.width, height=source.height, job=job, **options
+        ) as sink,
+    ):
+        done = sum(part.frames for part in sink.finished_parts)
+        for number, frame in enumerate(source):
+            if number == stop_after:
+                return job
+            if number >= done:
+                sink.write(Frame(frame.image, frame.pts, frame.duration, frame.name))
+                if number + 1 in ends:
+                    sink.end_part({"end": number + 1}, attachment=f"state {number}".encode())
+        if stop_after is None:
+            sink.finish()
+    return job

@@ -1,0 +1,79 @@
+"""How much memory is free: of the host, with the limits of containers, and of NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rbvsr_deploy.errors import EngineError
+
+__all__ = ["free_cuda_memory", "free_host_memory"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_host_memory() -> int:
+    """Bytes of memory that this process can use without swapping or being killed."""
+    return min(_available(), _left_in_container())
+
+
+def free_cuda_memory(index: int = 0) -> int:
+    """Bytes of free memory of the GPU that CUDA calls ``index`` in this process.
+
+    Raises:
+        EngineError: nvidia-ml-py is not installed, or the driver does not answer.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        raise EngineError(
+            "finding the GPU's free memory needs the package 'nvidia-ml-py', which is not "
+            "installed: pip install 'rbvsr-deploy[cuda]', or say how much to use with --memory"
+        ) from None
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    name = visible[index] if visible else str(index)
+    try:
+        pynvml.nvmlInit()
+        handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(name))
+            if name.isdecimal()
+            else pynvml.nvmlDeviceGetHandleByUUID(name)
+        )
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except pynvml.NVMLError as error:
+        raise EngineError(
+            f"the driver does not tell the free memory of GPU {name} ({error}): say how much to "
+            "use with --memory"
+        ) from error
+
+
+def _available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # no Linux: half of what the machine has is a careful guess
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _left_in_container() -> int:
+    """What the control group's limit leaves; more than any machine has where there is no limit."""
+    for limit, used in (
+        (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+        (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            # The limit reads "max" where there is none. Cached files count as used, but give way.
+            return max(0, int(limit.read_text()) - int(used.read_text()) + _cached(limit.parent))
+        except (OSError, ValueError):
+            continue
+    return 2**62
+
+
+def _cached(group: Path) -> int:
+    for line in (group / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0

@@ -1,0 +1,154 @@
+"""Work that goes on while the network computes: reading ahead and writing behind, in threads with
+bounded queues. An error in a thread is raised where its work is waited for; leaving the context,
+for whatever reason, stops the thread and waits for it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+__all__ = ["ReadAhead", "WriteBehind"]
+
+T = TypeVar("T")
+
+_POLL = 0.1  # seconds until a thread that waits for the other side looks whether it is to stop
+_END = object()
+
+
+class _Thread:
+    """A thread with a queue between it and the caller."""
+
+    def __init__(self, *, depth: int, name: str) -> None:
+        self.seconds = 0.0
+        """Time the thread has worked, without waiting."""
+        self.waited = 0.0
+        """Time the caller has waited for the thread."""
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # raised again by the caller's side
+            self._error = error
+        finally:
+            self._stop.set()
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+    def _put(self, item: object) -> bool:
+        """Hand an item over; ``False`` if the other side has stopped."""
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _get(self) -> Any:
+        """The next item; ``_END`` if the other side has stopped."""
+        while True:
+            try:
+                return self._queue.get(timeout=_POLL)
+            except queue.Empty:
+                if self._stop.is_set() and self._queue.empty():
+                    return _END
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _leave(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class ReadAhead(_Thread, Generic[T]):
+    """Iterates over something in a thread, some items ahead.
+
+    Args:
+        items: only the thread touches it; it is not closed.
+        depth: how many items wait at most.
+    """
+
+    def __init__(self, items: Iterable[T], *, depth: int) -> None:
+        super().__init__(depth=depth, name="reader")
+        self._items = iter(items)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            start = time.perf_counter()
+            item = next(self._items, _END)
+            self.seconds += time.perf_counter() - start
+            if not self._put(item) or item is _END:
+                return
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            start = time.perf_counter()
+            item = self._get()
+            self.waited += time.perf_counter() - start
+            if item is _END:
+                self._raise()
+                return
+            yield item
+
+    def __enter__(self) -> ReadAhead[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._leave()
+
+
+class WriteBehind(_Thread, Generic[T]):
+    """Hands items to a function in a thread, in order.
+
+    Args:
+        consume: called in the thread with one item after the other.
+        depth: how many items wait at most.
+    """
+
+    def __init__(self, consume: Callable[[T], None], *, depth: int) -> None:
+        super().__init__(depth=depth, name="writer")
+        self._consume = consume
+        self._abandoned = False
+
+    def _work(self) -> None:
+        while (item := self._get()) is not _END and not self._abandoned:
+            start = time.perf_counter()
+            self._consume(item)
+            self.seconds += time.perf_counter() - start
+
+    def put(self, item: T) -> None:
+        """Hand an item over; waits while too many wait already. Raises what the function raised."""
+        start = time.perf_counter()
+        taken = self._put(item)
+        self.waited += time.perf_counter() - start
+        if not taken:
+            self._raise()
+
+    def finish(self) -> None:
+        """Wait until everything is consumed. Raises what the function raised."""
+        start = time.perf_counter()
+        self._put(_END)
+        self._thread.join()
+        self.waited += time.perf_counter() - start
+        self._raise()
+
+    def __enter__(self) -> WriteBehind[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._abandoned = True
+        self._leave()

@@ -1,0 +1,123 @@
+"""How much is done at once, so that it fits the memory: window, batch and bands.
+
+The pictures do not depend on the plan. What is counted are the arrays and intermediate results of
+the graphs; Python, the libraries, the decoder and the encoder come on top.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from rbvsr_deploy.engines.base import Network
+from rbvsr_deploy.errors import RbvsrError
+
+__all__ = ["Plan", "choose_plan", "parse_bytes", "show_bytes"]
+
+# Maps of C channels that a step of the trunks or a pass of cleaning holds at once, and maps of
+# ``head_channels`` that ``reconstruct`` does: measured with ONNX Runtime 1.32 on a CPU at 320x180,
+# 4.5 and 2.8 for the published sizes.
+_STEP_MAPS, _HEAD_MAPS = 6, 3
+# Frames per run of the graphs without recurrence: GPUs need several to be busy. On a CPU, four at
+# once are no faster than four times one.
+_GPU_BATCH = 4
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", start=1)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a scene is worked on."""
+
+    window: int
+    """Frames whose backward states are held at once; also how far apart states are kept on the
+    first pass."""
+    batch: int
+    """Frames per run of ``clean``, ``flow`` and ``reconstruct``."""
+    band: int
+    """Rows of the input per run of ``reconstruct``."""
+    in_memory: int
+    """Cleaned frames held in memory; those beyond wait in a temporary file."""
+
+    def __str__(self) -> str:
+        batch = "one frame" if self.batch == 1 else f"{self.batch} frames"
+        return (
+            f"windows of {self.window} frames, {batch} at a time, pictures in bands of "
+            f"{self.band} rows"
+        )
+
+
+def choose_plan(
+    network: Network,
+    *,
+    height: int,
+    width: int,
+    memory: int,
+    longest: int,
+    ahead: int = 0,
+    on_cpu: bool,
+) -> Plan:
+    """The plan that makes most of some memory.
+
+    Args:
+        network: what is run.
+        height, width: H and W of the input.
+        memory: bytes that may be used on the device.
+        longest: frames that are propagated at once at most.
+        ahead: frames after those that stay on the device.
+        on_cpu: whether the device is the host itself, so that waiting frames share its memory.
+
+    Raises:
+        RbvsrError: even one frame at a time does not fit.
+    """
+    item = np.dtype(network.precision).itemsize
+    pixels = height * width
+    frame, flow = 3 * item * pixels, 2 * 4 * pixels
+    state = network.channels * item * pixels
+    # What is held for every frame of a batch: its block (three at once) with two flows, its
+    # forward states (two buffers), the widest maps, the picture in floating point and in bytes.
+    block = 3 * (frame + 2 * flow)
+    head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
+    steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
+
+    def fixed(batch: int, rows: int) -> int:
+        return steps + batch * (block + 2 * state + head * rows // height)
+
+    batch, band = 1 if on_cpu else min(_GPU_BATCH, longest), height
+    while batch > 1 and fixed(batch, band) > memory // 2:
+        batch -= 1
+    while band > 8 and fixed(batch, band) > memory // 2:
+        band = -(-band // 2)
+    room = memory - fixed(batch, band)
+    each = state + (frame if on_cpu else 0)
+    if room < each:
+        raise RbvsrError(
+            f"{width}x{height} needs {show_bytes(fixed(1, min(8, height)) + each)} of memory at "
+            f"least, and {show_bytes(memory)} may be used: allow more with --memory, or scale the "
+            "input down"
+        )
+    window = min(longest, room // each)
+    return Plan(window=window, batch=min(batch, window), band=band, in_memory=room // each)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as "4GiB", "800 MB" or "1073741824".
+
+    Raises:
+        ValueError: it is none, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size <= 0:
+        raise ValueError(f"{text!r} is no size of memory: write it like 4GiB or 800MB")
+    return size
+
+
+def show_bytes(size: int) -> str:
+    """A size for people, in binary units."""
+    if size < 1024**3:
+        return f"{size / 1024**2:.0f} MiB"
+    return f"{size / 1024**3:.1f} GiB"

@@ -1,0 +1,373 @@
+"""Frames in, pictures out: scenes, parts of long scenes, and what is carried from part to part.
+
+A scene is a run of frames between two cuts; nothing crosses a cut. It is propagated in one go once
+its last frame is there, up to ``max_scene`` frames: that is exact. A longer scene, or a stream with
+a bounded lookahead, is worked on in parts. The forward state is carried over from part to part
+exactly; the backward branch cannot begin at the scene's end, so it begins some frames after the
+part's.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.plan import Plan, choose_plan
+from rbvsr_deploy.propagation import SceneFrames, propagate
+from rbvsr_deploy.refinement import Cleaner, Refinement, RefineScope
+from rbvsr_deploy.spool import Spool
+
+__all__ = [
+    "CONTINUATION_LOOKAHEAD",
+    "MAX_SCENE",
+    "Picture",
+    "SceneRecord",
+    "Settings",
+    "Stage",
+    "Stream",
+    "StreamState",
+]
+
+MAX_SCENE = 300
+"""Frames that are propagated in one go at most, unless told otherwise."""
+
+CONTINUATION_LOOKAHEAD = 32
+"""How many frames after a part of a scene longer than ``max_scene`` its backward branch begins."""
+
+Stage = Literal["clean", "backward", "forward"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides over the pictures, and the memory that may be used for them.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    lookahead: int | None = None
+    """How many future frames a frame draws on; ``None``: all of its scene."""
+    max_scene: int = MAX_SCENE
+    """Frames of a scene that are propagated in one go at most; longer scenes are continued."""
+    refine_threshold: float | None = None
+    """Of dynamic refinement, on the 0-255 scale; ``None``: the model's own."""
+    refine_scope: RefineScope = "scene"
+    """Whether the scene decides how often it is cleaned, or every frame for itself."""
+    cleanings: int | None = None
+    """Fixed number of cleaning passes instead of a decision."""
+    memory: int | None = None
+    """Bytes to use on the device; ``None``: half of what is free. Not a matter of the pictures."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("lookahead", 0), ("max_scene", 1), ("cleanings", 0), ("memory", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}")
+        if self.refine_scope not in ("scene", "frame"):
+            raise ValueError(f"refine_scope is 'scene' or 'frame', got {self.refine_scope!r}")
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """A scene and what dynamic refinement decided for it."""
+
+    first_frame: int
+    frames: int
+    cleanings: int
+    residues: list[float]
+    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """All that a stream carries from one part to the next, as a value on the host: a new stream
+    that is given it goes on with the next frame as if nothing had happened.
+    """
+
+    frames: int
+    """Frames whose pictures are made: the number of the next one."""
+    scene: int = 0
+    """Number of the first frame of the scene that goes on; ``frames`` where none does."""
+    refinement: Refinement | None = None
+    """What was decided for the scene that goes on."""
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Of the scene that goes on: ``forward_state`` (1, C, H, W) and ``previous``, the last cleaned
+    frame (1, 3, H, W).
+    """
+
+    def to_bytes(self) -> bytes:
+        """For a file; see :meth:`from_bytes`."""
+        file = io.BytesIO()
+        refinement = self.refinement or Refinement(0)
+        arrays: dict[str, Any] = {
+            "position": np.array([self.frames, self.scene, refinement.cleanings]),
+            "residues": np.array(refinement.residues),
+            **self.arrays,
+        }
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> StreamState:
+        """The state that :meth:`to_bytes` wrote.
+
+        Raises:
+            ValueError, KeyError: the bytes hold no state.
+        """
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        frames, scene, cleanings = (int(n) for n in arrays.pop("position"))
+        residues = [float(r) for r in arrays.pop("residues")]
+        return cls(frames, scene, Refinement(cleanings, residues) if arrays else None, arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture, and whether a part ends with it."""
+
+    image: NDArray[np.uint8]
+    """(4H, 4W, 3) RGB."""
+    state: Callable[[], StreamState] | None = None
+    """Where a part ends: copies what is carried on from the device. Call it before the next frame
+    is pushed.
+    """
+    ends_scene: bool = False
+    """Whether nothing is carried on. A scene may also end later, when no frame follows."""
+
+
+class Stream:
+    """Takes frames one by one and gives pictures as soon as they can be made; a context manager.
+
+    Args:
+        engine: runs the graphs; stays open.
+        settings: see :class:`Settings`.
+        size: H and W of the frames.
+        folder: where frames that do not fit into memory wait; see :class:`Spool`.
+        state: to go on from; ``None`` for a new stream.
+        progress: called with a stage and the frames it has done since the last call.
+        on_scene: called at the end of every scene, before its last picture comes out if there is
+            one left.
+
+    Raises:
+        RbvsrError: the memory does not suffice for frames of this size.
+    """
+
+    plan: Plan
+    """How the work is cut up."""
+    memory: int
+    """Bytes the plan was made for."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        size: tuple[int, int],
+        folder: Path | None = None,
+        state: StreamState | None = None,
+        progress: Callable[[Stage, int], None] = lambda stage, frames: None,
+        on_scene: Callable[[SceneRecord], None] = lambda scene: None,
+    ) -> None:
+        bounded = settings.lookahead is not None
+        self.memory = settings.memory or engine.free_memory() // 2
+        self.plan = choose_plan(
+            engine.network,
+            height=size[0],
+            width=size[1],
+            memory=self.memory,
+            longest=1 if bounded else settings.max_scene,
+            ahead=settings.lookahead or 0,
+            on_cpu=engine.describe().device == "cpu",
+        )
+        self._engine = engine
+        self._settings = settings
+        self._size = size
+        self._folder = folder
+        self._progress = progress
+        self._on_scene = on_scene
+        self._part = 1 if bounded else settings.max_scene
+        self._ahead = CONTINUATION_LOOKAHEAD if settings.lookahead is None else settings.lookahead
+        self._spool = Spool(folder=folder, in_memory=self.plan.in_memory)
+        self._kept = Spool(folder=folder, in_memory=0)
+        self._frames = state.frames if state is not None else 0
+        self._scene: _Scene | None = None
+        if state is not None and state.arrays:
+            self._scene = self._open_scene(state.scene, continued=state)
+
+    def push(self, image: NDArray[np.uint8], *, cut: bool = False) -> Iterator[Picture]:
+        """Take the next frame and make the pictures that can be made now; exhaust the iterator.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            cut: whether a new scene begins with this frame.
+        """
+        if cut:
+            yield from self.flush()
+        if self._scene is None:
+            self._scene = self._open_scene(self._frames)
+        self._frames += 1
+        yield from self._scene.push(image)
+
+    def flush(self) -> Iterator[Picture]:
+        """End the scene and make its remaining pictures; exhaust the iterator."""
+        if self._scene is not None:
+            yield from self._scene.end()
+            self._scene = None
+            self._spool.clear()
+
+    def close(self) -> None:
+        """Free memory and disk."""
+        self._scene = None
+        self._spool.clear()
+        self._kept.clear()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open_scene(self, first_frame: int, *, continued: StreamState | None = None) -> _Scene:
+        return _Scene(
+            self._engine,
+            self._settings,
+            self.plan,
+            size=self._size,
+            part=self._part,
+            ahead=self._ahead,
+            spool=self._spool,
+            kept=self._kept,
+            first_frame=first_frame,
+            continued=continued,
+            progress=self._progress,
+            on_scene=self._on_scene,
+        )
+
+
+class _Scene:
+    """One scene on its way: frames are numbered from its first one."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        plan: Plan,
+        *,
+        size: tuple[int, int],
+        part: int,
+        ahead: int,
+        spool: Spool,
+        kept: Spool,
+        first_frame: int,
+        continued: StreamState | None,
+        progress: Callable[[Stage, int], None],
+        on_scene: Callable[[SceneRecord], None],
+    ) -> None:
+        self._engine = engine
+        self._on_scene = on_scene
+        self._plan = plan
+        self._size = size
+        self._part = part
+        self._ahead = ahead
+        # Parts of one frame go over the same frames again and again: they stay on the device.
+        self._in_use = ahead if part == 1 else 0
+        self._spool = spool
+        self._kept = kept
+        self._first_frame = first_frame
+        self._progress = progress
+        self._done = 0  # pictures made
+        self._forward_state: Array | None = None
+        if continued is not None:
+            self._done = continued.frames - first_frame
+            spool.put(self._done - 1, continued.arrays["previous"])
+            self._forward_state = engine.upload(continued.arrays["forward_state"])
+        threshold = settings.refine_threshold
+        self._cleaner = Cleaner(
+            engine,
+            spool,
+            first=self._done,
+            batch=plan.batch,
+            threshold=engine.network.refine_threshold if threshold is None else threshold,
+            cleanings=settings.cleanings,
+            scope=settings.refine_scope,
+            decided=continued.refinement if continued is not None else None,
+            progress=lambda frames: progress("clean", frames),
+        )
+        self._frames: SceneFrames | None = None
+
+    def push(self, image: NDArray[np.uint8]) -> Iterator[Picture]:
+        self._cleaner.push(image)
+        end = self._done + self._part
+        if self._cleaner.known >= end + self._ahead:
+            yield from self._make(end, stop=end + self._ahead)
+
+    def end(self) -> Iterator[Picture]:
+        known = self._cleaner.known
+        while known - self._done > self._part:
+            end = self._done + self._part
+            yield from self._make(end, stop=min(known, end + self._ahead))
+        if known > self._done:
+            yield from self._make(known, stop=known, ends_scene=True)
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        decided = self._cleaner.decide()
+        self._on_scene(
+            SceneRecord(self._first_frame, self._done, decided.cleanings, decided.residues)
+        )
+
+    def _make(self, end: int, *, stop: int, ends_scene: bool = False) -> Iterator[Picture]:
+        """The pictures up to frame ``end``, drawing on those up to ``stop``."""
+        self._cleaner.decide()
+        if self._frames is None:
+            self._frames = SceneFrames(
+                self._engine, self._spool, batch=self._plan.batch, ahead=self._in_use
+            )
+        pictures = propagate(
+            self._engine,
+            self._frames,
+            start=self._done,
+            end=end,
+            stop=stop,
+            size=self._size,
+            plan=self._plan,
+            kept=self._kept,
+            forward_state=self._forward_state,
+            progress=lambda: self._progress("backward", 1),
+        )
+        image: NDArray[np.uint8] | None = None
+        while True:
+            try:
+                following = next(pictures)
+            except StopIteration as stopped:
+                self._forward_state = stopped.value
+                break
+            if image is not None:
+                yield Picture(image)
+            image = following
+            self._progress("forward", 1)
+        assert image is not None  # a part has at least one frame
+        for i in range(self._done - 1, end - 1):
+            self._spool.drop(i)  # all but the last, to which the next frame's flow goes
+        self._done = end
+        if ends_scene:
+            self._tell()
+        yield Picture(image, state=lambda: self._state(ends_scene), ends_scene=ends_scene)
+
+    def _state(self, ends_scene: bool) -> StreamState:
+        frames = self._first_frame + self._done
+        if ends_scene:
+            return StreamState(frames, scene=frames)
+        arrays = {
+            "forward_state": self._engine.download(self._forward_state).copy(),
+            "previous": self._spool.get(self._done - 1).copy(),
+        }
+        return StreamState(frames, self._first_frame, self._cleaner.decide(), arrays)
