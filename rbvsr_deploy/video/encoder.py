@@ -59,10 +59,16 @@ _SPEED = {
 # Otherwise it writes twenty lines to the terminal for every part.
 _QUIET = {"libx265": {"x265-params": "log-level=error"}}
 # A run that is continued must give the bytes of one that was not, also where the machine is given
-# other cores meanwhile. The bytes of most encoders depend on the number of threads.
+# other cores meanwhile. With one number of threads all encoders tried do (NVENC was not), with
+# another libx264, libvpx, libvpx-vp9 and mpeg4 do not; ffv1 and prores_ks do.
 _THREADS = 8
-# These two divide the work among threads of their own, and always give the same bytes.
-_SAME_WITH_ANY_THREADS = frozenset({"libx265", "libsvtav1"})
+_OTHER_THREADS = {
+    # Divide the work among threads of their own, and give the same bytes with any number.
+    "libx265": 0,
+    "libsvtav1": 0,
+    # Its threads wait for each other without sleeping: hardly anything moves where cores are few.
+    "libvpx": 1,
+}
 # Encoders of fixed quantiser: without it they aim at a bit rate far too low for large pictures.
 _FIXED_QUANTISER = frozenset({"mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "msmpeg4", "wmv2"})
 _QUANTISER_2 = {"flags": "+qscale", "global_quality": str(2 * 118)}  # 118 is FF_QP2LAMBDA
@@ -77,6 +83,8 @@ class Encoder:
     options: dict[str, str] = field(default_factory=dict)
     threads: int = 0
     """0: as many as the encoder likes."""
+    processor_options: dict[str, str] = field(default_factory=dict)
+    """What this machine's processor needs beside ``options``; changes no byte."""
 
 
 def choose_encoder(
@@ -116,9 +124,9 @@ def choose_encoder(
         pix_fmt=pix_fmt,
         options=_quality_options(found.name, crf=crf)
         | _SPEED.get(found.name, {})
-        | _QUIET.get(found.name, {})
-        | _repeatable(found.name),
-        threads=0 if found.name in _SAME_WITH_ANY_THREADS else _THREADS,
+        | _QUIET.get(found.name, {}),
+        threads=_OTHER_THREADS.get(found.name, _THREADS),
+        processor_options=_processor_options(found.name),
     )
 
 
@@ -191,8 +199,8 @@ def _quality_options(name: str, *, crf: float | None) -> dict[str, str]:
     return options
 
 
-def _repeatable(name: str) -> dict[str, str]:
-    """Options without which an encoder gives other bytes each time."""
+def _processor_options(name: str) -> dict[str, str]:
+    """Options without which an encoder gives other bytes each time on some processors."""
     # x264's macroblock tree (core 165) does not always give the same with AVX-512: tests/data/
     # sample.mp4 came out in other bytes each of 24 times at 320x180, three of four times at
     # 960x540, never at 1280x720. Restricted to AVX2, it always gives the bytes of a processor
@@ -205,6 +213,7 @@ def _repeatable(name: str) -> dict[str, str]:
 
 
 def _has_avx512() -> bool:
+    """Whether the processor has AVX-512, hence AVX2; told by Linux only."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             return any(line.startswith("flags") and " avx512f" in line for line in file)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
 
-__all__ = ["check_target", "put_in_place", "sync"]
+__all__ = ["check_parent", "check_target", "put_in_place", "sync"]
 
 
 def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
@@ -38,7 +38,11 @@ def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
 
 
 def check_parent(target: Path) -> None:
-    """Refuses an output in a folder that does not exist."""
+    """Refuses an output in a folder that does not exist.
+
+    Raises:
+        MediaError: there is no such folder.
+    """
     parent = target.parent
     if not parent.is_dir():
         problem = "is not a folder" if parent.exists() else "does not exist"

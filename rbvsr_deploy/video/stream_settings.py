@@ -54,7 +54,11 @@ class StreamSettings:
 
         stream = cast(
             "VideoStream",
-            output.add_stream(self.encoder.name, rate=self.rate, options=self.encoder.options),
+            output.add_stream(
+                self.encoder.name,
+                rate=self.rate,
+                options=self.encoder.options | self.encoder.processor_options,
+            ),
         )
         context = stream.codec_context
         context.width, context.height = self.width, self.height

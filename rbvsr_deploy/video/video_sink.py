@@ -32,6 +32,8 @@ _NOTABLE_SHIFT = Fraction(1, 2000)
 class VideoSink(Sink):
     """One video file.
 
+    Encoded parts wait in the job folder; while they are joined, the disk holds the output twice.
+
     Args:
         path: the file to publish.
         source: whose time stamps, colours, sound and subtitles the output takes over.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import os
 import resource
 import shutil
 import signal
@@ -27,9 +29,10 @@ from rbvsr_deploy.video.packets import (
     reordered,
 )
 from tests.video import media
-from tests.video.sinks import write_parts
+from tests.video.sinks import job_sink, write_parts
 
 ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "tests" / "data" / "sample.mp4"
 LENGTHS = [9, 1, 8, 6]
 COUNT = sum(LENGTHS)
 CONSTANT = [1001 * number for number in range(COUNT)]
@@ -245,7 +248,7 @@ time.sleep(60)
 import os
 from pathlib import Path
 from rbvsr_deploy.video.job import Job
-from tests.video.sinks import write_parts
+from tests.video.sinks import job_sink, write_parts
 Job.close = lambda job: os._exit(9)
 write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
 """
@@ -324,6 +327,64 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
             pytest.raises(MediaError, match="constant frame rate only"),
         ):
             sink.write(Frame(media.picture(0), pts=0))
+
+
+class TestRepeatability:
+    """Without it, a run that is continued could not give the bytes of one that is not."""
+
+    def test_x264_at_a_size_where_it_is_not_by_itself(self, tmp_path):
+        """A processor with AVX-512 is needed to see it fail."""
+        rng = np.random.default_rng()
+        found = []
+        for number in range(3):
+            rng.bytes(int(rng.integers(1000, 2_000_000)))  # other memory each time
+            out = tmp_path / f"{number}.mp4"
+            with (
+                open_source(SAMPLE) as source,
+                job_sink(out, source=source, width=320, height=180) as sink,
+            ):
+                for frame in itertools.islice(source, 30):
+                    sink.write(frame)
+                sink.finish()
+            found.append(packets_of(out))
+        assert found[0] == found[1] == found[2]
+
+    @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away")
+    @pytest.mark.parametrize(
+        ("out", "codec"),
+        [
+            ("out.mp4", "libx264"),
+            ("out.webm", "libvpx-vp9"),
+            ("out.webm", "libvpx"),
+            ("out.avi", "mpeg4"),
+            ("out.mkv", "ffv1"),
+            ("out.mp4", "libx265"),
+        ],
+    )
+    def test_number_of_cores_does_not_matter(self, tmp_path, out, codec):
+        cores = os.sched_getaffinity(0)
+        found = []
+        for given in (cores, {min(cores)}):
+            os.sched_setaffinity(0, given)
+            try:
+                with (
+                    open_source(SAMPLE) as source,
+                    job_sink(
+                        tmp_path / f"{len(given)}-{len(found)}-{out}",
+                        source=source,
+                        width=640,
+                        height=360,
+                        codec=codec,
+                    ) as sink,
+                ):
+                    for frame in itertools.islice(source, 8):
+                        image = frame.image.repeat(2, axis=0).repeat(2, axis=1)
+                        sink.write(dataclasses.replace(frame, image=image))
+                    sink.finish()
+            finally:
+                os.sched_setaffinity(0, cores)
+            found.append(packets_of(sink.path))
+        assert found[0] == found[1]
 
 
 class TestContract:
