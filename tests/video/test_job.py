@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,20 @@ class TestLock:
                 Job(out, identity={})
             assert job.folder.exists()
         assert everything(tmp_path) == []
+
+    def test_folder_removed_while_it_is_locked(self, out, monkeypatch):
+        """By the end of another run: a lock in a folder that is gone would keep nobody out."""
+        lock, calls = fcntl.flock, []
+
+        def late(handle: int, operation: int) -> None:
+            if not calls:
+                shutil.rmtree(out.with_name(".out.mp4.job"))
+            calls.append(operation)
+            lock(handle, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with Job(out, identity={}), pytest.raises(MediaError, match="another run"):
+            Job(out, identity={})
 
     def test_other_outputs_are_free(self, out, tmp_path):
         with Job(out, identity={}), Job(tmp_path / "other.mp4", identity={}):
