@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+
+from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.stream import Settings
+from tests.conftest import short_clip
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,3 +37,94 @@ def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Pa
     for model in result["models"]:
         took = model["milliseconds"]
         assert model["per_frame"] >= took["flow"] + sum(took.values()) - 0.1 > 0
+
+
+def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]:
+    """Run a program and return its JSON."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, "--json", str(result), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_lookahead_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """The error falls with N, to none where nothing of the future is cut; warm-ups likewise; and
+    the last picture of a part is the one with a lookahead of its warm-up.
+    """
+    result = run_benchmark(
+        *("lookahead.py", sample, "--engine", tiny_bundle, "--size", "32x24", "--frames", 24),
+        *("--measured", 12, "--every", 6, "--lookaheads", "0,2,24"),
+        *("--max-scene", 6, "--warm-ups", "0,2,24", "--plot", tmp_path / "lookahead.png"),
+        result=tmp_path / "lookahead.json",
+    )
+    clip = result["clips"]["sample"]
+    ahead = clip["lookahead"]
+    assert ahead["0"]["rmse"] > ahead["2"]["rmse"] > ahead["24"]["rmse"] == 0
+    assert ahead["24"]["psnr"] is None
+    assert clip["falls_monotonically"]
+    # Measured are frames 5 and 11, the last ones of the parts.
+    for warm_up, figures in clip["continuation"].items():
+        assert figures["joins"] == ahead[warm_up]
+        assert figures["rest"]["rmse"] <= figures["joins"]["rmse"]
+    assert (tmp_path / "lookahead.png").stat().st_size > 10_000
+
+
+def test_lookahead_benchmark_makes_the_pictures_users_get(
+    tiny_bundle: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shortcut gives, bit for bit, the pictures of a stream with that lookahead."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    common = importlib.import_module("common")
+    lookahead = importlib.import_module("lookahead")
+    images = common.read_clip(sample, frames=12, size=(32, 24))
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        found = lookahead.by_lookahead(lookahead.Clip(engine, images), [0, 3], measured=8, every=2)
+        for ahead, pictures in found.items():
+            stream = common.upscale(engine, images, Settings(lookahead=ahead, cleanings=1))
+            assert list(pictures) == [1, 3, 5, 7]
+            for number, picture in pictures.items():
+                np.testing.assert_array_equal(picture, stream[number])
+
+
+def test_seams_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """Windows change nothing; independent chunks do, and most at their borders."""
+    result = run_benchmark(
+        *("seams.py", sample, "--engine", tiny_bundle, "--size", "32x24"),
+        *("--frames", 20, "--chunk", 6, "--plot", tmp_path / "seams.png"),
+        result=tmp_path / "seams.json",
+    )
+    ways = result["ways"]
+    assert result["window_plan"]["window"] == 6
+    assert ways["window"]["largest"] == 0
+    assert ways["window"]["step_ratio"] == result["whole_step_ratio"]
+    assert ways["independent"]["at_borders"] > ways["independent"]["elsewhere"] > 0
+    assert ways["continued"]["at_borders"] < ways["independent"]["at_borders"]
+    assert (tmp_path / "seams.png").stat().st_size > 10_000
+
+
+def test_soak_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """A clip of its own making; killed and continued, the output is the same, nothing left."""
+    result = run_benchmark(
+        *("soak.py", sample, "--engine", tiny_bundle, "--scenes", 2, "--length", 48),
+        *("--size", "16x16", "--kills", 1, "--", "--memory", "1GiB"),
+        result=tmp_path / "soak.json",
+    )
+    assert result["passed"]
+    assert result["kills"] == 1
+    assert all(output["differing_streams"] == [] for output in result["outputs"])
+
+
+def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """Every stage has its time, and the total is at least the network's."""
+    clip = short_clip(sample, tmp_path / "clip.mp4")
+    result = run_benchmark(
+        "overlap.py", clip, "--engine", tiny_bundle, result=tmp_path / "overlap.json"
+    )
+    (run,) = result["runs"]
+    assert run["frames"] == 6
+    assert run["ratio"] >= 1
+    assert run["total"] >= run["network"] > 0

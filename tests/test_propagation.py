@@ -1,156 +1,202 @@
-"""Propagation: the schedule itself, on an engine that does arithmetic a test can follow."""
+"""Propagation: the schedule itself, on an engine that does arithmetic a test can follow, and its
+pictures, on a real one.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
-from rbvsr_deploy.engines import Description, Network, open_engine
-from rbvsr_deploy.engines.base import image_batch
-from rbvsr_deploy.propagation import choose_interval, propagate_scene
-from rbvsr_deploy.refinement import clean_scene
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.plan import Plan
+from rbvsr_deploy.propagation import SceneFrames, propagate
+from rbvsr_deploy.spool import Spool
 from tests.conftest import moving_clip
+from tests.doubles import ArithmeticEngine, backward_state, forward_state, picture
 
 
-class CountingEngine:
-    """Every state is a list of what went into it; counts calls and the states alive at once."""
-
-    network = Network(channels=1, has_cleaning=True, refine_threshold=5.0, precision="float32")
-
-    def __init__(self, residues: list[float] | None = None) -> None:
-        self.calls: dict[str, int] = {}
-        self.residues = residues or []
-
-    def run(self, graph: str, **arrays: Any) -> tuple[Any, ...]:
-        self.calls[graph] = self.calls.get(graph, 0) + 1
-        match graph:
-            case "clean":
-                number = (self.calls["clean"] - 1) // 2  # passes over scenes of two frames
-                return arrays["frame"] + 1, np.array([self.residues[number] / 255])
-            case "flow":
-                return ((arrays["reference"], arrays["neighbour"]),)
-            case "backward" | "forward":
-                return ([*arrays["state"], (arrays["frame"], arrays["flow"])],)
-            case "reconstruct":
-                return ((arrays["frame"], arrays["backward_state"], arrays["forward_state"]),)
-            case _:
-                return ([arrays["picture"]],)
-
-    def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Any:
-        return [] if shape[1] == 1 else None
-
-    def upload(self, array: Any) -> Any:
-        return array
-
-    def download(self, array: Any) -> Any:
-        return array
-
-    def describe(self) -> Description:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> CountingEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
+def pictures_of(
+    engine: ArithmeticEngine,
+    values: Sequence[int],
+    *,
+    window: int,
+    batch: int = 1,
+    start: int = 0,
+    end: int | None = None,
+    stop: int | None = None,
+    forward: int | None = None,
+) -> tuple[list[int], int]:
+    """Pictures of frames with these values, and the forward state they end with."""
+    end = len(values) if end is None else end
+    with Spool(folder=None, in_memory=2) as spool, Spool(folder=None, in_memory=0) as kept:
+        for i, value in enumerate(values):
+            spool.put(i, np.full((1, 3, 1, 1), value, np.float64))
+        pictures = propagate(
+            engine,
+            SceneFrames(engine, spool, batch=batch),
+            start=start,
+            end=end,
+            stop=end if stop is None else stop,
+            size=(1, 1),
+            plan=Plan(window=window, batch=batch, band=1, in_memory=2),
+            kept=kept,
+            forward_state=None if forward is None else np.full((1, 1, 1, 1), float(forward)),
+        )
+        got = []
+        while True:
+            try:
+                got.append(int(next(pictures)[0, 0, 0]))
+            except StopIteration as stopped:
+                assert len(kept) == 0
+                return got, int(stopped.value[0, 0, 0, 0])
 
 
-@pytest.mark.parametrize("interval", [1, 2, 3, 7, 8, 100, None])
-@pytest.mark.parametrize("n", [1, 2, 7])
-def test_every_state_has_seen_what_it_should(n: int, interval: int | None) -> None:
-    """Frame i's backward state comes from frames n-1..i, its forward state from 0..i, each with
-    the flow from its frame to the neighbour the state came from; for any interval.
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 8, 100])
+@pytest.mark.parametrize("n", [1, 2, 7, 11])
+def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) -> None:
+    """Frame i's backward state comes from frames n-1..i, its forward state from 0..i, each with the
+    flow from its frame to the neighbour the state came from; for any window and batch.
     """
-    frames = list(range(n))
-    pictures: list[Any] = list(
-        propagate_scene(CountingEngine(), frames, height=1, width=1, interval=interval)
+    values = [3 + 5 * i for i in range(n)]
+    got, state = pictures_of(ArithmeticEngine(), values, window=window, batch=batch)
+    want = [
+        picture(v, backward_state(values[i:]), forward_state(values[: i + 1]))
+        for i, v in enumerate(values)
+    ]
+    assert got == want
+    assert state == forward_state(values)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("window", [1, 2, 4, 100])
+@pytest.mark.parametrize(("start", "end", "stop"), [(0, 4, 6), (4, 8, 8), (4, 5, 9), (3, 8, 11)])
+def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: int) -> None:
+    """The backward branch begins at ``stop``, the forward branch goes on from the state given."""
+    values = [3 + 5 * i for i in range(11)]
+    carried = forward_state(values[:start]) if start else None
+    got, state = pictures_of(
+        ArithmeticEngine(),
+        values,
+        window=window,
+        batch=batch,
+        start=start,
+        end=end,
+        stop=stop,
+        forward=carried,
     )
-    assert len(pictures) == n
-    for i, (frame, backward, forward) in enumerate(pictures):
-        assert frame == i
-        assert backward == [(j, (j, j + 1) if j < n - 1 else None) for j in range(n - 1, i - 1, -1)]
-        assert forward == [(j, (j, j - 1) if j else None) for j in range(i + 1)]
+    want = [
+        picture(values[i], backward_state(values[i:stop]), forward_state(values[: i + 1]))
+        for i in range(start, end)
+    ]
+    assert got == want
+    assert state == forward_state(values[:end])
 
 
 def test_recomputing_costs_less_than_one_more_backward_pass() -> None:
-    """All states kept: n backward steps; every sqrt(n)-th: fewer than 2n."""
-    for interval, expected in ((None, 100), (10, 190)):
-        engine = CountingEngine()
-        list(propagate_scene(engine, range(100), height=1, width=1, interval=interval))
-        assert engine.calls["backward"] == expected
-        assert engine.calls["forward"] == engine.calls["reconstruct"] == 100
+    """All states held: n backward steps; windows of w: n - w more."""
+    for window, expected in ((100, 100), (10, 190), (1, 199)):
+        engine = ArithmeticEngine()
+        pictures_of(engine, range(100), window=window)
+        assert engine.items["backward"] == expected
+        assert engine.items["forward"] == engine.items["reconstruct"] == 100
+        assert engine.items["flow"] <= 99 + expected
 
 
-def test_interval_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="interval must be 1 or more"):
-        list(propagate_scene(CountingEngine(), [0, 1], height=1, width=1, interval=0))
+def test_the_device_holds_a_window_of_states() -> None:
+    """Twice the frames, the same number of states on the device."""
+    most = []
+    for n in (50, 100, 400):
+        engine = ArithmeticEngine()
+        pictures_of(engine, range(n), window=10, batch=2)
+        most.append(engine.most_states)
+    assert most[0] == most[1] == most[2]
+    assert most[0] < 20
 
 
-@pytest.mark.parametrize(("n", "room"), [(10, 10), (10, 100), (1000, 70), (50, 3)])
-def test_chosen_interval(n: int, room: int) -> None:
-    """Everything where it fits, else the interval with the fewest states held at once."""
-    k = choose_interval(n, states_that_fit=room)
-    if n <= room:
-        assert k == n
-    else:
-        held = k + math.ceil(n / k)
-        assert held <= min(j + math.ceil(n / j) for j in range(1, n + 1)) + 1
+def test_frames_that_arrive_later_are_seen() -> None:
+    """A block that was used before its last frames and their neighbours came is completed."""
+    engine = ArithmeticEngine()
+    with Spool(folder=None, in_memory=9) as spool:
+        frames = SceneFrames(engine, spool, batch=2)
+        for i in range(2):
+            spool.put(i, np.full((1, 3, 1, 1), 10.0 * i))
+        assert frames.flow(0, step=1)[0, 0, 0, 0] == 10.0
+        spool.put(2, np.full((1, 3, 1, 1), 50.0))
+        assert frames.flow(1, step=1)[0, 0, 0, 0] == 40.0
+        assert frames.flow(2, step=-1)[0, 0, 0, 0] == -40.0
+        spool.put(3, np.full((1, 3, 1, 1), 57.0))
+        assert frames.flow(2, step=1)[0, 0, 0, 0] == 7.0
 
 
-@pytest.mark.parametrize("interval", [1, 3, 5])
-def test_pictures_do_not_depend_on_the_interval(interval: int, tiny_bundle: Path) -> None:
-    """Bit for bit, with a real engine."""
-    clip = moving_clip(7, 24, 31)
+def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
+    height, width = clip.shape[1:3]
+    with (
+        Spool(folder=None, in_memory=plan.in_memory) as spool,
+        Spool(folder=None, in_memory=0) as kept,
+    ):
+        for i, image in enumerate(clip):
+            (frame,) = engine.run("ingest", image=engine.upload(image[None]))
+            (frame, _) = engine.run("clean", frame=frame)
+            spool.put(i, engine.download(frame))
+        pictures = propagate(
+            engine,
+            SceneFrames(engine, spool, batch=plan.batch),
+            start=0,
+            end=len(clip),
+            stop=len(clip),
+            size=(height, width),
+            plan=plan,
+            kept=kept,
+        )
+        return np.stack(list(pictures))
+
+
+def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """60 frames of 160x90: whatever the window, the batch and the bands, the same pictures bit for
+    bit, and those of the torch model on the whole scene within one level.
+    """
+    clip = moving_clip(60, 90, 160)
+    plans = [
+        Plan(window=window, batch=batch, band=band, in_memory=20)
+        for window, batch, band in ((60, 1, 90), (1, 1, 17), (7, 4, 90), (16, 1, 90), (60, 4, 17))
+    ]
     with open_engine(tiny_bundle, device="cpu") as engine:
-        frames = [engine.run("ingest", image=engine.upload(image_batch(i)))[0] for i in clip]
-        size = {"height": 24, "width": 31}
-        whole = list(propagate_scene(engine, frames, **size))
-        windows = list(propagate_scene(engine, frames, interval=interval, **size))
-    for a, b in zip(whole, windows, strict=True):
-        np.testing.assert_array_equal(a, b)
+        first = upscaled(engine, clip, plans[0])
+        for plan in plans[1:]:
+            np.testing.assert_array_equal(upscaled(engine, clip, plan), first, err_msg=str(plan))
+    frames = torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255
+    whole = load_checkpoint(tiny_checkpoint).model(frames)[0].clamp(0, 1)
+    levels = (255 * whole).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(first - levels).max() <= 1
+    assert (first != levels).mean() < 1e-4  # those on the border between two levels
 
 
-@pytest.mark.parametrize(
-    ("residues", "threshold", "passes"),
-    [([9, 9, 9], 5, 3), ([9, 4.99], 5, 2), ([4], 5, 1), ([5, 4], 5, 2), ([300], 255, 3)],
-)
-def test_cleaning_stops_below_the_threshold(
-    residues: list[float], threshold: float, passes: int
+@pytest.mark.parametrize("band", [1, 2, 5, 16, 33])
+def test_bands_are_exact_in_floating_point(
+    band: int, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At or above it goes on, below it stops, after three it stops anyway."""
-    engine = CountingEngine(residues=[*residues, 300, 300])
-    cleaned, refinement = clean_scene(engine, [0, 10], threshold=threshold)
-    assert refinement.cleanings == passes
-    assert cleaned == [passes, 10 + passes]
-    assert refinement.residues == pytest.approx([*residues, 300, 300][:passes])
+    """Every band height, down to one row, and a last band that is shorter."""
+    clip = moving_clip(3, 33, 40)
+    pictures: list[NDArray[Any]] = []
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        whole = upscaled(engine, clip, Plan(window=3, batch=2, band=33, in_memory=3))
+        run = engine.run
 
+        def recording(graph: str, **arrays: Any) -> tuple[Any, ...]:
+            if graph == "reconstruct":
+                pictures.append(arrays["frame"])
+            return run(graph, **arrays)
 
-def test_fixed_number_of_cleanings() -> None:
-    """Whatever the change is, also none at all."""
-    for cleanings in (0, 2, 5):
-        engine = CountingEngine(residues=[0.0] * 5)
-        cleaned, refinement = clean_scene(engine, [0, 10], threshold=255, cleanings=cleanings)
-        assert (refinement.cleanings, cleaned) == (cleanings, [cleanings, 10 + cleanings])
-
-
-def test_a_network_without_cleaning_is_left_alone() -> None:
-    """BasicVSR has no such graph."""
-    engine = CountingEngine()
-    engine.network = Network(
-        channels=1, has_cleaning=False, refine_threshold=5.0, precision="float32"
-    )
-    cleaned, refinement = clean_scene(engine, [0, 10], threshold=0, cleanings=2)
-    assert (cleaned, refinement.cleanings, engine.calls) == ([0, 10], 0, {})
+        monkeypatch.setattr(engine, "run", recording)
+        got = upscaled(engine, clip, Plan(window=3, batch=2, band=band, in_memory=3))
+    np.testing.assert_array_equal(got, whole)
+    assert max(array.shape[2] for array in pictures) <= band + 4
+    assert len(pictures) == 2 * -(-33 // band)

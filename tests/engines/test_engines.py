@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from rbvsr_deploy.bundle import graph_io, open_bundle, write_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.engines.base import image_batch
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.errors import EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
-from rbvsr_deploy.propagation import propagate_scene
-from rbvsr_deploy.refinement import clean_scene
+from rbvsr_deploy.stream import SceneRecord, Settings, Stream
 from tests.conftest import moving_clip
 
 
@@ -41,10 +39,20 @@ def chain(
         return run(graph, **arrays)
 
     engine.run = recording  # type: ignore[method-assign]
-    frames = [engine.run("ingest", image=engine.upload(image_batch(image)))[0] for image in clip]
-    cleaned, _ = clean_scene(engine, frames, threshold=threshold, cleanings=cleanings)
-    images = list(propagate_scene(engine, cleaned, height=clip.shape[1], width=clip.shape[2]))
-    return np.stack(pictures), np.stack(images)
+    settings = Settings(cleanings=cleanings, refine_threshold=threshold)
+    images = upscaled(engine, clip, settings)[0]
+    return np.stack(pictures), images
+
+
+def upscaled(
+    engine: Engine, clip: NDArray[np.uint8], settings: Settings
+) -> tuple[NDArray[np.uint8], SceneRecord]:
+    scenes: list[SceneRecord] = []
+    with Stream(engine, settings, size=clip.shape[1:3], on_scene=scenes.append) as stream:
+        pictures = [picture for image in clip for picture in stream.push(image)]
+        pictures += stream.flush()
+    (scene,) = scenes
+    return np.stack([picture.image for picture in pictures]), scene
 
 
 def reference(
@@ -81,12 +89,11 @@ def test_the_decision_to_clean_again_is_the_models(
     """A threshold between two passes' changes gives two passes, as in the model."""
     clip = moving_clip(4, 40, 40)
     with open_engine(tiny_bundle, device="cpu") as engine:
-        frames = [engine.run("ingest", image=engine.upload(image_batch(i)))[0] for i in clip]
-        _, free = clean_scene(engine, frames, threshold=0.0)
+        _, free = upscaled(engine, clip, Settings(refine_threshold=0.0))
         assert free.cleanings == 3
         assert free.residues[0] > free.residues[1] > 0
         threshold = (free.residues[0] + free.residues[1]) / 2
-        _, decided = clean_scene(engine, frames, threshold=threshold)
+        _, decided = upscaled(engine, clip, Settings(refine_threshold=threshold))
         assert decided.cleanings == 2
         got, _ = chain(engine, clip, threshold=threshold)
     want, _ = reference(tiny_checkpoint, clip, refine_threshold=threshold)
@@ -141,9 +148,9 @@ def test_results_are_not_overwritten_by_later_calls(tiny_bundle: Path) -> None:
     """An array an engine returned is the caller's."""
     first, second = moving_clip(2, 16, 16)
     with open_engine(tiny_bundle, device="cpu") as engine:
-        (frame,) = engine.run("ingest", image=engine.upload(image_batch(first)))
+        (frame,) = engine.run("ingest", image=engine.upload(first[None]))
         before = engine.download(frame).copy()
-        engine.run("ingest", image=engine.upload(image_batch(second)))
+        engine.run("ingest", image=engine.upload(second[None]))
         np.testing.assert_array_equal(engine.download(frame), before)
 
 
@@ -184,7 +191,7 @@ def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_closed_engine_runs_nothing(tiny_bundle: Path) -> None:
     """After close() there are no graphs."""
     with open_engine(tiny_bundle, device="cpu") as engine:
-        image = engine.upload(image_batch(moving_clip(1, 8, 8)[0]))
+        image = engine.upload(moving_clip(1, 8, 8))
     with pytest.raises(EngineError, match="no graph 'ingest'"):
         engine.run("ingest", image=image)
 

@@ -1,0 +1,154 @@
+"""An engine whose results a test can work out by itself."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbvsr_deploy.engines import Description, Network
+
+_PRIME = 1_000_003
+
+
+def _step(factor: int, frame: int, state: int, flow: int) -> int:
+    return (factor * state + 7 * frame + 3 * flow + 1) % _PRIME
+
+
+def backward_state(values: Sequence[int]) -> int:
+    """Of the first of some frames, the branch having come from the last."""
+    state = 0
+    for i in reversed(range(len(values))):
+        flow = values[i + 1] - values[i] if i + 1 < len(values) else 0
+        state = _step(31, values[i], state, flow)
+    return state
+
+
+def forward_state(values: Sequence[int]) -> int:
+    """Of the last of some frames, the branch having come from the first."""
+    state = 0
+    for i, value in enumerate(values):
+        state = _step(37, value, state, values[i - 1] - value if i else 0)
+    return state
+
+
+def picture(value: int, backward: int, forward: int) -> int:
+    """What comes out for a frame, as a level."""
+    return (value + 11 * backward + 13 * forward) % 251
+
+
+class ArithmeticEngine:
+    """Every frame, state and flow is one number, every step a sum modulo a prime. Frames are
+    (N, 3, 1, 1), their flow the difference of their values, pictures (N, 4, 4, 3). New arrays are
+    filled with NaN, so that what was not written shows.
+    """
+
+    def __init__(self, residues: Sequence[float] = (), *, has_cleaning: bool = True) -> None:
+        self.network = Network(
+            channels=1,
+            head_channels=1,
+            has_cleaning=has_cleaning,
+            refine_threshold=5.0,
+            precision="float64",  # type: ignore[arg-type]
+        )
+        self.items: Counter[str] = Counter()
+        """How many items every graph has worked on."""
+        self.most_states = 0
+        """The most states that were on the device at once."""
+        self._states: weakref.WeakValueDictionary[int, NDArray[Any]] = weakref.WeakValueDictionary()
+        self._residues = list(residues)
+        self.closed = False
+
+    def run(
+        self, graph: str, *, into: Sequence[Any] | None = None, **arrays: Any
+    ) -> tuple[Any, ...]:
+        for array in arrays.values():
+            assert not np.isnan(array).any(), f"{graph} reads what was never written"
+            for place in into or ():
+                assert not np.shares_memory(array, place), f"{graph} writes over its input"
+        n = len(next(iter(arrays.values())))
+        self.items[graph] += n
+        outputs = self._outputs(graph, n, **arrays)
+        if into is None:
+            return outputs
+        for place, output in zip(into, outputs, strict=True):
+            place[...] = output
+        return tuple(into)
+
+    def _outputs(self, graph: str, n: int, **arrays: Any) -> tuple[Any, ...]:
+        match graph:
+            case "ingest":
+                values = arrays["image"][:, :1, :1].transpose(0, 3, 1, 2)
+                return (values.astype(np.float64),)
+            case "clean":
+                # One more, and the residues that were ordered, a pass over two frames after another.
+                number = (self.items["clean"] - n) // 2
+                residue = self._residues[number] if self._residues else 0.0
+                return arrays["frame"] + 1, np.full(n, residue / 255)
+            case "flow":
+                flow = arrays["neighbour"][:, :1] - arrays["reference"][:, :1]
+                return (np.concatenate((flow, flow), axis=1),)
+            case "backward" | "forward":
+                factor = 31 if graph == "backward" else 37
+                parts = (arrays["frame"], arrays["state"], arrays["flow"])
+                numbers = (int(part[0, 0, 0, 0]) for part in parts)
+                return (np.full((1, 1, 1, 1), float(_step(factor, *numbers))),)
+            case "reconstruct":
+                parts = (arrays[k] for k in ("frame", "backward_state", "forward_state"))
+                numbers = zip(*(part[:, 0, 0, 0].astype(int) for part in parts), strict=True)
+                levels = [picture(*(int(x) for x in triple)) for triple in numbers]
+                return (np.repeat(levels, 16).reshape(n, 1, 4, 4).astype(np.float64),)
+            case _:
+                image = np.repeat(arrays["picture"].transpose(0, 2, 3, 1), 3, axis=3)
+                return (image.astype(np.uint8),)
+
+    def empty(self, shape: tuple[int, ...], *, dtype: str) -> Any:
+        array = np.full(shape, np.nan)
+        if shape[1] == 1:  # a state; a flow has two channels
+            self._states[id(array)] = array
+            alive = sum(len(states) for states in self._states.values())
+            self.most_states = max(self.most_states, alive)
+        return array
+
+    def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Any:
+        return np.zeros(shape)
+
+    def part(self, array: Any, start: int, stop: int) -> Any:
+        assert 0 <= start < stop <= len(array)
+        return array[start:stop]
+
+    def rows(self, array: Any, top: int, bottom: int) -> Any:
+        return array[:, :, top:bottom].copy()
+
+    def upload(self, array: Any) -> Any:
+        return array
+
+    def download(self, array: Any) -> Any:
+        return array
+
+    def free_memory(self) -> int:
+        return 2**30
+
+    def describe(self) -> Description:
+        return Description(
+            engine="onnxruntime",
+            version="0",
+            device="cpu",
+            precision="float32",
+            model="double",
+            weights="0",
+            reason="a test",
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> ArithmeticEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
