@@ -1,0 +1,330 @@
+"""What a bounded view of the future costs: the error of ``--lookahead N`` against the whole scene.
+
+Two parts. First, pictures with a lookahead of N frames against those that draw on all of the clip.
+Measured are the first frames of a clip that goes on for long behind them, so that the future of
+every one of them is cut, and the same frames for every N. The program takes every few frames and
+goes back to them only, which gives the pictures that ``Settings(lookahead=N)`` gives; a test holds
+that.
+
+Second, scenes longer than ``--max-scene P``, worked on in parts whose backward branch begins L
+frames behind each part (the warm-up): the error of the last picture of a part, which knows least,
+and of all others. The forward branch is exact in both, so the last picture of a part is the one
+with a lookahead of L.
+
+Clips must be single scenes. Cleaning is set to one pass: how often to clean is decided on the
+frames that are there, which a lookahead changes too, and is not what is measured here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+from common import Pictures, difference, environment, parse_numbers, parse_size, read_clip, upscale
+from numpy.typing import NDArray
+
+from rbvsr_deploy import stream
+from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.engines.base import Array
+from rbvsr_deploy.models import DEFAULT_BUNDLE
+from rbvsr_deploy.plan import choose_plan
+from rbvsr_deploy.propagation import SceneFrames, propagate
+from rbvsr_deploy.refinement import Cleaner
+from rbvsr_deploy.spool import Spool
+from rbvsr_deploy.stream import Settings
+
+
+class Clip:
+    """The cleaned frames of a clip, to make any of its pictures with any view of the future."""
+
+    def __init__(self, engine: Engine, images: NDArray[np.uint8]) -> None:
+        self._engine = engine
+        self._size = images.shape[1:3]
+        self._length = len(images)
+        self._plan = choose_plan(
+            engine.network,
+            height=self._size[0],
+            width=self._size[1],
+            memory=engine.free_memory() // 2,
+            longest=self._length,
+            on_cpu=engine.describe().device == "cpu",
+        )
+        self._spool = Spool(folder=None, in_memory=self._length)
+        self._kept = Spool(folder=None, in_memory=self._length)
+        cleaner = Cleaner(engine, self._spool, threshold=0.0, cleanings=1)
+        for image in images:
+            cleaner.push(image)
+        cleaner.flush()
+        self._frames = SceneFrames(engine, self._spool, batch=1, ahead=self._length)
+
+    def pictures(
+        self, start: int, end: int, *, stop: int | None = None, forward_state: Array | None = None
+    ) -> tuple[Pictures, Array]:
+        """Pictures of some frames that draw on those up to ``stop``; and the forward state."""
+        made = propagate(
+            self._engine,
+            self._frames,
+            start=start,
+            end=end,
+            stop=self._length if stop is None else min(stop, self._length),
+            size=self._size,
+            plan=self._plan,
+            kept=self._kept,
+            forward_state=forward_state,
+        )
+        pictures: Pictures = []
+        while True:
+            try:
+                pictures.append(next(made))
+            except StopIteration as stopped:
+                return pictures, stopped.value
+
+
+def by_lookahead(
+    clip: Clip, lookaheads: list[int], *, measured: int, every: int
+) -> dict[int, dict[int, NDArray[np.uint8]]]:
+    """Pictures by lookahead and frame: every so many of the first ones."""
+    pictures: dict[int, dict[int, NDArray[np.uint8]]] = {ahead: {} for ahead in lookaheads}
+    state = None
+    for i in range(measured):
+        after = None
+        for ahead in lookaheads if i % every == every - 1 else [0]:
+            (picture,), after = clip.pictures(i, i + 1, stop=i + 1 + ahead, forward_state=state)
+            if i % every == every - 1:
+                pictures[ahead][i] = picture
+        state = after
+    return pictures
+
+
+def errors(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> dict[str, Any]:
+    """Of pictures against the right ones: RMSE, the worst picture's, and the mean absolute
+    difference in levels; PSNR in dB, ``None`` where all are equal.
+    """
+    squares, means = [], []
+    for picture, right in pairs:
+        levels = difference(picture, right)
+        squares.append(float(np.mean(np.square(levels))))
+        means.append(float(np.mean(levels)))
+    rmse = math.sqrt(float(np.mean(squares)))
+    return {
+        "pictures": len(squares),
+        "rmse": rmse,
+        "worst_rmse": math.sqrt(max(squares)),
+        "mean_difference": float(np.mean(means)),
+        "psnr": 20 * math.log10(255 / rmse) if rmse else None,
+    }
+
+
+def joins(
+    engine: Engine, images: NDArray[np.uint8], whole: Pictures, *, part: int, warm_ups: list[int]
+) -> dict[str, Any]:
+    """Errors of a scene continued in parts, by warm-up; ``whole`` are the right pictures."""
+    settings = Settings(max_scene=part, cleanings=1)
+    last = [i for i in range(part - 1, len(whole), part) if i < len(images) - 1]
+    rest = [i for i in range(len(whole)) if i not in last]
+    end = -(-len(whole) // part) * part
+    result = {}
+    for warm_up in warm_ups:
+        with mock.patch.object(stream, "CONTINUATION_LOOKAHEAD", warm_up):
+            pictures = upscale(engine, images[: end + warm_up], settings)
+        result[str(warm_up)] = {
+            "joins": errors((pictures[i], whole[i]) for i in last),
+            "rest": errors((pictures[i], whole[i]) for i in rest),
+        }
+    return result
+
+
+def mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the clips; the worst is the worst of all."""
+    psnr = [f["psnr"] for f in figures]
+    return {
+        "rmse": float(np.mean([f["rmse"] for f in figures])),
+        "worst_rmse": max(f["worst_rmse"] for f in figures),
+        "mean_difference": float(np.mean([f["mean_difference"] for f in figures])),
+        "psnr": None if None in psnr else float(np.mean(psnr)),
+    }
+
+
+def measure(
+    engine: Engine,
+    images: NDArray[np.uint8],
+    *,
+    lookaheads: list[int],
+    measured: int,
+    every: int,
+    max_scene: int,
+    warm_ups: list[int],
+    float16: Engine | None,
+) -> dict[str, Any]:
+    """Everything about one clip."""
+    clip = Clip(engine, images)
+    whole, _ = clip.pictures(0, measured)
+    result: dict[str, Any] = {
+        "lookahead": {
+            str(ahead): errors((picture, whole[i]) for i, picture in pictures.items())
+            for ahead, pictures in by_lookahead(
+                clip, lookaheads, measured=measured, every=every
+            ).items()
+        }
+    }
+    if max_scene:
+        result["continuation"] = joins(engine, images, whole, part=max_scene, warm_ups=warm_ups)
+    if float16 is not None:
+        halves, _ = Clip(float16, images).pictures(0, measured)
+        result["float16"] = errors(zip(halves, whole, strict=True))
+    return result
+
+
+@click.command()
+@click.argument(
+    "videos", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@click.option("--engine", "model", default=DEFAULT_BUNDLE, type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True)
+@click.option("--size", default="160x90", show_default=True, help="Width x height of the input.")
+@click.option("--frames", default=128, show_default=True, help="Length of the scene.")
+@click.option("--measured", default=56, show_default=True, help="Frames from its beginning.")
+@click.option("--every", default=4, show_default=True, help="Measure one frame in so many.")
+@click.option("--lookaheads", default="0,1,2,4,8,16,32", show_default=True)
+@click.option("--max-scene", default=0, show_default=True, help="Length of parts; 0: do not.")
+@click.option("--warm-ups", default="0,4,16,32", show_default=True)
+@click.option("--float16", type=click.Path(path_type=Path), help="The same model, to compare.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Picture to write.")
+def main(
+    videos: tuple[Path, ...],
+    model: Path,
+    device: str,
+    size: str,
+    frames: int,
+    measured: int,
+    every: int,
+    lookaheads: str,
+    max_scene: int,
+    warm_ups: str,
+    float16: Path | None,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Measure the error of a bounded lookahead on VIDEOS, each a single scene."""
+    if not 0 < every <= measured < frames:
+        raise click.UsageError("--every is at most --measured, which is less than --frames")
+    engine = open_engine(model, device=device)
+    half = None if float16 is None else open_engine(float16, device=device)
+    result: dict[str, Any] = {
+        **environment(engine),
+        "size": size,
+        "frames": frames,
+        "measured": measured,
+        "every": every,
+        "max_scene": max_scene,
+        "clips": {},
+    }
+    for video in videos:
+        result["clips"][video.stem] = measure(
+            engine,
+            read_clip(video, frames=frames, size=parse_size(size)),
+            lookaheads=parse_numbers(lookaheads),
+            measured=measured,
+            every=every,
+            max_scene=max_scene,
+            warm_ups=parse_numbers(warm_ups),
+            float16=half,
+        )
+        print(f"measured {video.name}", flush=True)
+        summarize(result)
+        if json_path is not None:
+            json_path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    show(result)
+    if plot_path is not None:
+        plot(result, plot_path)
+
+
+def summarize(result: dict[str, Any]) -> None:
+    """Add the means over the clips, and whether the error falls with every step of N."""
+    clips = list(result["clips"].values())
+    result["mean"] = {
+        "lookahead": {
+            ahead: mean([clip["lookahead"][ahead] for clip in clips])
+            for ahead in clips[0]["lookahead"]
+        }
+    }
+    if "continuation" in clips[0]:
+        result["mean"]["continuation"] = {
+            warm_up: {
+                where: mean([clip["continuation"][warm_up][where] for clip in clips])
+                for where in ("joins", "rest")
+            }
+            for warm_up in clips[0]["continuation"]
+        }
+    if "float16" in clips[0]:
+        result["mean"]["float16"] = mean([clip["float16"] for clip in clips])
+    for entry in (*clips, result["mean"]):
+        curve = [figures["rmse"] for figures in entry["lookahead"].values()]
+        entry["falls_monotonically"] = all(
+            later <= earlier for earlier, later in itertools.pairwise(curve)
+        )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print RMSE in levels by lookahead, one column per clip, then what happens at joins."""
+    columns = {**result["clips"], "mean": result["mean"]}
+    print(result["engine"])
+    print(f"{'RMSE in levels':>16}" + "".join(f"{name[:14]:>15}" for name in columns))
+    for ahead in result["mean"]["lookahead"]:
+        cells = (entry["lookahead"][ahead]["rmse"] for entry in columns.values())
+        print(f"{'lookahead ' + ahead:>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
+    for warm_up in result["mean"].get("continuation", ()):
+        for where in ("joins", "rest"):
+            cells = (entry["continuation"][warm_up][where]["rmse"] for entry in columns.values())
+            label = f"L {warm_up}, {where}"
+            print(f"{label:>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
+    if "float16" in result["mean"]:
+        cells = (entry["float16"]["rmse"] for entry in columns.values())
+        print(f"{'float16':>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
+    answers = ("yes" if entry["falls_monotonically"] else "NO" for entry in columns.values())
+    print(f"{'always falls':>16}" + "".join(f"{answer:>15}" for answer in answers))
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """PSNR against lookahead, one line per clip and the mean."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, entry in {**result["clips"], "mean": result["mean"]}.items():
+        points = [
+            (int(ahead), figures["psnr"])
+            for ahead, figures in entry["lookahead"].items()
+            if figures["psnr"] is not None
+        ]
+        look: dict[str, Any] = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, **look)
+    if "float16" in result["mean"] and result["mean"]["float16"]["psnr"] is not None:
+        level = result["mean"]["float16"]["psnr"]
+        axes.axhline(level, color="grey", linestyle="--", label="float16, whole scene (mean)")
+    lookaheads = [int(ahead) for ahead in result["mean"]["lookahead"]]
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set_xticks(lookaheads, labels=[str(ahead) for ahead in lookaheads])
+    axes.minorticks_off()
+    axes.set_xlabel("lookahead N: future frames a picture draws on")
+    axes.set_ylabel("PSNR against the whole scene, dB (higher is nearer)")
+    axes.set_title(
+        f"What a bounded lookahead costs ({result['engine'].split(' by ')[0]}, {result['size']})"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
