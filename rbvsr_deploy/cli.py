@@ -74,7 +74,7 @@ def _edge(*, verbose: bool = False) -> Iterator[None]:
     except MemoryError:
         _fail("the memory of this machine does not suffice: use a smaller or shorter input")
     except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
+        click.echo("Stopped; the same command continues where it can.", err=True)
         sys.exit(130)
 
 

@@ -97,6 +97,7 @@ class Upscaler:
         self._lock = threading.Lock()
         self._live: _Live | None = None
         self._closed = False
+        self._lent = False  # whether an iterator waits to be asked for its next picture
 
     def frames(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         """Pictures of a whole stream, each as soon as it can be made.
@@ -115,8 +116,8 @@ class Upscaler:
             self._refuse_pushed("frames")
             with contextlib.closing(self._new_stream()) as live:
                 for frame in frames:
-                    yield from live.push(frame)
-                yield from live.flush()
+                    yield from self._lend(live.push(frame))
+                yield from self._lend(live.flush())
 
     def push(self, frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """Take one frame; returns the pictures that can be made now, often none, in order.
@@ -179,14 +180,15 @@ class Upscaler:
             )
 
     def close(self) -> None:
-        """Free the device; frames that were pushed and not flushed are given up.
+        """Free the device; frames that were pushed and not flushed, and iterators that are not
+        exhausted, are given up.
 
         Raises:
-            RuntimeError: the upscaler is at work.
+            RuntimeError: the upscaler is at work in another thread.
         """
         if self._closed:
             return
-        with self._at_work():
+        with contextlib.nullcontext() if self._lent else self._at_work():
             self._closed = True
             if self._live is not None:
                 self._live.close()
@@ -207,6 +209,17 @@ class Upscaler:
 
     def _new_stream(self) -> _Live:
         return _Live(self.engine, self._settings, scene_cuts=self._scene_cuts)
+
+    def _lend(self, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """Between two pictures of an iterator, its upscaler may be closed."""
+        for picture in pictures:
+            self._lent = True
+            try:
+                yield picture
+            finally:
+                self._lent = False
+            if self._closed:
+                raise RuntimeError("this Upscaler is closed: make another")
 
     def _refuse_pushed(self, call: str) -> None:
         if self._live is not None:

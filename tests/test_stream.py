@@ -170,9 +170,7 @@ def test_a_scene_is_cleaned_alike_from_start_to_end() -> None:
 
 def test_what_waits_is_spilled_and_freed(tmp_path: Path) -> None:
     """With memory for few frames they wait on the disk, without a trace of a name."""
-    with Stream(
-        ArithmeticEngine(), Settings(memory=2000), size=(1, 1), folder=tmp_path
-    ) as stream:
+    with Stream(ArithmeticEngine(), Settings(memory=2000), size=(1, 1), folder=tmp_path) as stream:
         assert stream.plan.in_memory < 40
         for value in VALUES[:100]:
             list(stream.push(image(value)))
@@ -229,4 +227,6 @@ def test_bounded_lookahead_on_the_real_engine(lookahead: int, tiny_bundle: Path)
 
         got = pictures(clip, Settings(lookahead=lookahead))
         for i in range(6):
-            np.testing.assert_array_equal(got[i], pictures(clip[: i + 1 + lookahead], Settings())[i])
+            np.testing.assert_array_equal(
+                got[i], pictures(clip[: i + 1 + lookahead], Settings())[i]
+            )
