@@ -85,7 +85,7 @@ class ArithmeticEngine:
                 values = arrays["image"][:, :1, :1].transpose(0, 3, 1, 2)
                 return (values.astype(np.float64),)
             case "clean":
-                # One more, and the residues that were ordered, a pass over two frames after another.
+                # One more; the residues that were ordered, one for each pass over two frames.
                 number = (self.items["clean"] - n) // 2
                 residue = self._residues[number] if self._residues else 0.0
                 return arrays["frame"] + 1, np.full(n, residue / 255)

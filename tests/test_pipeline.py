@@ -69,10 +69,14 @@ def test_an_error_in_the_reader_is_raised_here_after_what_came_before() -> None:
         yield 2
         raise OSError("the disk is gone")
 
-    got = []
-    with pytest.raises(OSError, match="the disk is gone"), ReadAhead(items(), depth=5) as reader:
-        for item in reader:
-            got.append(item)
+    got: list[int] = []
+
+    def read() -> None:
+        with ReadAhead(items(), depth=5) as reader:
+            got.extend(reader)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        read()
     assert got == [1, 2]
     assert not alive("reader")
 
@@ -83,9 +87,13 @@ def test_an_error_in_the_writer_is_raised_at_the_next_put() -> None:
     def consume(item: int) -> None:
         raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="the disk is full"), WriteBehind(consume, depth=1) as writer:
-        for _ in range(100):
-            writer.put(1)
+    def write() -> None:
+        with WriteBehind(consume, depth=1) as writer:
+            for _ in range(100):
+                writer.put(1)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write()
     assert not alive("writer")
 
 
@@ -93,9 +101,13 @@ def test_an_error_in_the_writer_is_raised_at_the_end() -> None:
     def consume(item: int) -> None:
         raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="the disk is full"), WriteBehind(consume, depth=9) as writer:
-        writer.put(1)
-        writer.finish()
+    def write() -> None:
+        with WriteBehind(consume, depth=9) as writer:
+            writer.put(1)
+            writer.finish()
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write()
 
 
 def test_an_error_here_stops_both_at_once() -> None:
@@ -110,15 +122,18 @@ def test_an_error_here_stops_both_at_once() -> None:
         while True:
             yield 1
 
-    with (
-        pytest.raises(KeyboardInterrupt),
-        ReadAhead(endless(), depth=2) as reader,
-        WriteBehind(consume, depth=50) as writer,
-    ):
-        for number, item in enumerate(reader):
-            writer.put(item)
-            if number == 40:
-                raise KeyboardInterrupt
+    def interrupted() -> None:
+        with (
+            ReadAhead(endless(), depth=2) as reader,
+            WriteBehind(consume, depth=50) as writer,
+        ):
+            for number, item in enumerate(reader):
+                writer.put(item)
+                if number == 40:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not alive("reader")
     assert not alive("writer")
     assert len(taken) < 40

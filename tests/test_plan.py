@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from rbvsr_deploy.engines import Network
@@ -27,7 +29,7 @@ def plan(memory: int, *, size: tuple[int, int] = (720, 1280), on_cpu: bool = Fal
 def test_more_memory_never_makes_less_of_it() -> None:
     """From what just fits to more than is of use."""
     plans = [plan(int(GIB * x / 4)) for x in range(8, 320, 4)]
-    for less, more in zip(plans, plans[1:], strict=False):
+    for less, more in itertools.pairwise(plans):
         assert more.band >= less.band
         assert more.batch >= less.batch
     assert plans[0].band < 720

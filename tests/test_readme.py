@@ -75,7 +75,15 @@ def test_every_other_command(folder: Path) -> None:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         ran += 1
     assert ran >= 8
-    for name in ("video_x4.mp4", "larger.mkv", "picture_x4.png", "middle.png", "model.plan"):
+    for name in (
+        "video_x4.mp4",
+        "larger.mkv",
+        "picture_x4.png",
+        "middle.png",
+        "model.plan",
+        "long.mp4",
+        "cuts.txt",
+    ):
         assert (folder / name).stat().st_size > 0
     assert len(list((folder / "frames_x4").iterdir())) == 3
 

@@ -25,14 +25,25 @@ RUNTIME = (
     "files",
     "graphs",
     "models",
+    "pipeline",
+    "plan",
     "progress",
     "propagation",
     "refinement",
     "scenes",
-    "upscale",
+    "spool",
+    "stream",
+    "upscale_file",
+    "upscaler",
     "video",
 )
 """Modules of ``rbvsr_deploy`` that a machine without torch runs."""
+
+BOTTOM = ("errors", "files", "graphs", "models", "bundle", "model", "checkpoint")
+"""Modules that know no room above them."""
+
+ABOVE = ("cli", *(name for name in RUNTIME if name not in BOTTOM))
+"""The runtime and the commands, which neither the engines nor the export know."""
 
 
 def in_room(module: str, *rooms: str) -> bool:
@@ -136,24 +147,20 @@ def test_engines_know_shared_modules_and_the_graphs_only() -> None:
     engines = of("rbvsr_deploy.engines")
     of_export = breaches(engines, "rbvsr_deploy.export")
     assert [b for b in of_export if " imports rbvsr_deploy.export.graphs" not in b] == []
-    above = ("cli", "progress", "upscale", "propagation", "refinement", "video", "training")
-    assert breaches(engines, *(f"rbvsr_deploy.{name}" for name in above)) == []
+    assert breaches(engines, *(f"rbvsr_deploy.{name}" for name in (*ABOVE, "training"))) == []
 
 
 def test_export_knows_nothing_of_the_runtime() -> None:
     """The export uses the model, the bundle and engines to verify with, not video or commands."""
-    above = ("cli", "progress", "upscale", "propagation", "refinement", "video", "training")
     modules = of("rbvsr_deploy.export")
-    assert breaches(modules, *(f"rbvsr_deploy.{name}" for name in above)) == []
+    assert breaches(modules, *(f"rbvsr_deploy.{name}" for name in (*ABOVE, "training"))) == []
 
 
 def test_shared_modules_are_at_the_bottom() -> None:
     """Errors, files, graphs, the bundle, the model and checkpoints know no room above them."""
-    bottom = ("errors", "files", "graphs", "models", "bundle", "model", "checkpoint")
-    above = ("cli", "progress", "upscale", "propagation", "refinement", "video")
     rooms = ("export", "engines", "training")
-    modules = of(*(f"rbvsr_deploy.{name}" for name in bottom))
-    assert breaches(modules, *(f"rbvsr_deploy.{name}" for name in (*above, *rooms))) == []
+    modules = of(*(f"rbvsr_deploy.{name}" for name in BOTTOM))
+    assert breaches(modules, *(f"rbvsr_deploy.{name}" for name in (*ABOVE, *rooms))) == []
 
 
 def test_the_runtime_needs_no_torch() -> None:

@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "pwritev", full)
-        with pytest.raises(RbvsrError, match="No space left on device.*--max-scene"):
+        with pytest.raises(RbvsrError, match=r"No space left on device.*--max-scene"):
             spool.put(1, array(1))
         monkeypatch.undo()
         spool.put(2, array(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_nothing_crosses_a_cut(settings: dict[str, Any]) -> None:
     cuts = (5, 6, 7, 60)
     pictures, scenes, _ = run(Settings(**settings), VALUES[:80], cuts=cuts)
     bounds = [0, *cuts, 80]
-    pairs = list(zip(bounds, bounds[1:], strict=False))
+    pairs = list(itertools.pairwise(bounds))
     alone = [run(Settings(**settings), VALUES[a:b])[0] for a, b in pairs]
     assert pictures == [p for scene in alone for p in scene]
     assert [(s.first_frame, s.frames) for s in scenes] == [(a, b - a) for a, b in pairs]
