@@ -154,14 +154,17 @@ def plot(result: dict[str, Any], path: Path) -> None:
     for border in range(result["chunk"], result["frames"], result["chunk"]):
         axes.axvline(border - 0.5, color="lightgrey", linewidth=1)
     for way, style in zip(reversed(WAYS), ("-", "-", "--"), strict=True):
-        axes.plot(result["ways"][way]["by_frame"], style, linewidth=1.8, label=labels[way])
+        figures = result["ways"][way]
+        label = f"{labels[way]}: at most {figures['largest']:.2g}"
+        axes.plot(figures["by_frame"], style, linewidth=1.8, label=label)
     axes.set_xlabel(f"frame (grey: borders of chunks of {result['chunk']})")
     axes.set_ylabel("mean absolute difference\nfrom the whole scene, levels of 255")
     axes.set_title(
         f"What is seen of cutting a scene ({result['engine'].split(' by ')[0]}, {result['size']})"
     )
     axes.set_xlim(0, result["frames"] - 1)
-    axes.set_ylim(bottom=0 if result["ways"]["independent"]["largest"] else None)
+    highest = max(figures["largest"] for figures in result["ways"].values())
+    axes.set_ylim(0, 1.35 * highest or 1)  # room for the legend
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
     figure.savefig(path, dpi=120)

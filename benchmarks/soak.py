@@ -114,7 +114,12 @@ class Work:
             )
 
     def run(self, *, limit: float | None = None) -> bool:
-        """Run the command, killed after some seconds; tells whether it came to its end."""
+        """Run the command, killed after some seconds; tells whether it came to its end.
+
+        One that was killed after its output was in place has done its work: the next removes what
+        is left and refuses to make the output again.
+        """
+        was_done = self.output.exists()
         process = self.start()
         try:
             process.wait(timeout=limit)
@@ -122,7 +127,7 @@ class Work:
             process.kill()
             process.wait()
             return False
-        if process.returncode:
+        if process.returncode and not (was_done and "out.mp4 exists" in self.said()):
             raise click.ClickException(
                 f"the command failed with {process.returncode}: {self.said()}"
             )

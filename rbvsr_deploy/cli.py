@@ -72,7 +72,7 @@ def _edge(*, verbose: bool = False) -> Iterator[None]:
             logging.getLogger(__name__).info("where it happened:", exc_info=True)
         _fail(str(error))
     except MemoryError:
-        _fail("the memory of this machine does not suffice: use a smaller or shorter input")
+        _fail("the memory of this machine does not suffice: allow less with --memory")
     except KeyboardInterrupt:
         click.echo("Stopped; the same command continues where it can.", err=True)
         sys.exit(130)

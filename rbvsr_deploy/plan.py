@@ -17,8 +17,8 @@ from rbvsr_deploy.errors import RbvsrError
 __all__ = ["Plan", "choose_plan", "parse_bytes", "show_bytes"]
 
 # Maps of C channels that a step of the trunks or a pass of cleaning holds at once, and maps of
-# ``head_channels`` that ``reconstruct`` does: measured with ONNX Runtime 1.32 on a CPU at 320x180,
-# 4.5 and 2.8 for the published sizes.
+# ``head_channels`` that ``reconstruct`` does. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for the
+# published and the compact size at 320x180.
 _STEP_MAPS, _HEAD_MAPS = 6, 3
 # Frames per run of the graphs without recurrence: GPUs need several to be busy. On a CPU, four at
 # once are no faster than four times one.

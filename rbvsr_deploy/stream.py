@@ -189,7 +189,6 @@ class Stream:
         self._engine = engine
         self._settings = settings
         self._size = size
-        self._folder = folder
         self._progress = progress
         self._on_scene = on_scene
         self._part = 1 if bounded else settings.max_scene

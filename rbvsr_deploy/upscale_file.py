@@ -16,11 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from rbvsr_deploy import __version__
+from rbvsr_deploy.before_after import check_before_after, write_before_after
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import check_writable
@@ -29,10 +28,6 @@ from rbvsr_deploy.plan import Plan, show_bytes
 from rbvsr_deploy.scenes import CutDetector, read_scene_list, write_scene_list
 from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
 from rbvsr_deploy.video import Frame, Job, Sink, Source, open_sink, open_source
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["SCALE", "Progress", "Summary", "upscale_file"]
 
@@ -116,7 +111,7 @@ def upscale_file(
     start = time.perf_counter()
     settings = settings or Settings()
     if before_after is not None:
-        _check_before_after(before_after, overwrite=overwrite)
+        check_before_after(before_after, overwrite=overwrite)
     cuts = _Cuts(scene_list, detect=scene_cuts)
     with (
         open_source(path) as source,
@@ -144,7 +139,7 @@ def upscale_file(
         sink.finish()
     cuts.finish(frames=run.frames)
     if before_after is not None:
-        _write_before_after(before_after, path, output, number=run.frames // 2)
+        write_before_after(before_after, path, output, number=run.frames // 2)
     seconds = {**run.seconds, "total": time.perf_counter() - start}
     return Summary(
         input=str(path),
@@ -230,6 +225,9 @@ class _Run:
                     end = self._end_of_part(picture)
                     writer.put((Frame(picture.image, pts, duration, name), end))
             writer.finish()
+        if self.frames > self._part_start:
+            # Also the last part tells of its scenes, if the output cannot be completed now.
+            self._sink.end_part(*self._part(StreamState(self.frames, scene=self.frames)))
         self.seconds = {
             "read": reader.seconds,
             "network": network,
@@ -253,10 +251,13 @@ class _Run:
         length = self.frames - self._part_start
         if picture.state is None or length < (_SHORTEST_PART if picture.ends_scene else _PART):
             return None
+        return self._part(picture.state())
+
+    def _part(self, state: StreamState) -> tuple[dict[str, Any], bytes]:
         self._part_start = self.frames
         told, self._told = self._told, len(self.scenes)
         note = {"scenes": [dataclasses.asdict(scene) for scene in self.scenes[told:]]}
-        return note, picture.state().to_bytes()
+        return note, state.to_bytes()
 
     def _write(self, item: tuple[Frame, tuple[dict[str, Any], bytes] | None]) -> None:
         frame, end = item
@@ -272,10 +273,11 @@ class _Run:
     def _on_scene(self, scene: SceneRecord) -> None:
         self.scenes.append(scene)
         logger.info(
-            "scene of %d frames from frame %d: cleaned %d times, mean change %s of 255",
+            "scene of %d frames from frame %d: cleaned %d time%s, mean change %s of 255",
             scene.frames,
             scene.first_frame,
             scene.cleanings,
+            "s" * (scene.cleanings != 1),
             ", ".join(f"{residue:.2f}" for residue in scene.residues) or "not measured",
         )
 
@@ -372,52 +374,12 @@ def _fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     for file in files:
-        status = file.stat()
+        status = file.lstat()
         digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
     if not path.is_dir():
         with path.open("rb") as opened:
             digest.update(opened.read(2**20))
-            opened.seek(max(0, status.st_size - 2**20))
+            opened.seek(max(0, path.stat().st_size - 2**20))
             digest.update(opened.read(2**20))
-    size = sum(file.stat().st_size for file in files)
+    size = sum(file.lstat().st_size for file in files)
     return f"{path.name} of {size} bytes ({digest.hexdigest()[:16]})"
-
-
-def _check_before_after(path: Path, *, overwrite: bool) -> None:
-    """Refuse now what could not be written after hours of work."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise MediaError(
-            f"the picture '{path}' must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    if path.exists() and not overwrite:
-        raise MediaError(f"{path} exists: choose another picture, or allow overwriting it")
-    try:
-        check_writable(path)
-    except OSError as error:
-        raise MediaError(
-            f"the picture '{path}' cannot be written ({error.strerror}): choose another folder"
-        ) from None
-
-
-def _write_before_after(path: Path, source: Path, output: Path, *, number: int) -> None:
-    """A picture (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white gap, and
-    as it is in the output.
-    """
-    before, after = (_frame_of(media, number=number) for media in (source, output))
-    import av
-    from av.video.reformatter import Interpolation
-
-    height, width = after.shape[:2]
-    enlarged = av.VideoFrame.from_ndarray(before, format="rgb24").reformat(
-        width=width, height=height, interpolation=Interpolation.BICUBIC
-    )
-    gap = np.full((height, 16, 3), 255, np.uint8)
-    write_image(path, image=np.concatenate((enlarged.to_ndarray(), gap, after), axis=1))
-
-
-def _frame_of(path: Path, *, number: int) -> NDArray[np.uint8]:
-    with open_source(path) as source:
-        frame = next(itertools.islice(source, number, None), None)
-    if frame is None:
-        raise MediaError(f"{path} ends before frame {number}: it has changed meanwhile")
-    return frame.image

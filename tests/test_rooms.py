@@ -20,6 +20,7 @@ FOLDERS = {
 }
 
 RUNTIME = (
+    "before_after",
     "bundle",
     "errors",
     "files",

@@ -437,6 +437,20 @@ def test_a_changed_input_option_or_model_starts_over(
     assert "Starting over: the input was scenes.mkv" in finished().stderr
 
 
+def test_only_the_end_is_left_to_do(clip: Path, tiny_bundle: Path) -> None:
+    """All frames done, the output not completed: the next run joins them, and tells all the same."""
+    output = clip.with_name("out.mkv")
+    command = (clip, "-o", output, "--engine", tiny_bundle, "--device", "cpu", "--json")
+    first = json.loads(invoke(*command, "--keep-job").stdout)
+    packets = video_packets(output)
+    output.unlink()
+    again = json.loads(invoke(*command).stdout)
+    assert (again["resumed_frames"], again["frames"]) == (6, 6)
+    assert again["scenes"] == first["scenes"]
+    assert video_packets(output) == packets
+    assert sorted(p.name for p in clip.parent.iterdir()) == ["clip.mp4", "out.mkv"]
+
+
 def test_an_interrupted_run_keeps_what_is_finished(
     two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
