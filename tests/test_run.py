@@ -282,8 +282,8 @@ def test_interrupted_run_leaves_nothing(
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the unfinished output is there
+    while not list(tmp_path.glob(".*/job.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)  # until the work has begun
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors

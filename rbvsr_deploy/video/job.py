@@ -93,8 +93,12 @@ class Job:
         self.folder = target.with_name(f".{target.name}.job")
         check_parent(output)
         self._handle: int | None = self._lock()
-        if self._was_published():
-            self._tidy()
+        try:
+            if self._was_published():
+                self._tidy()
+        except BaseException:
+            self.close()
+            raise
 
     def check(self, *, folder: bool) -> None:
         """Refuses an output that could not be published.
@@ -124,10 +128,11 @@ class Job:
             if self.started_over is None:
                 self.parts = self._read_parts()
         self.resumed_parts = len(self.parts)
+        # From here on, also if a signal comes now, what belongs to no finished part is removed.
+        self._started = True
         self._tidy()
         self._identity = identity
         self._write_journal()
-        self._started = True
 
     def next_part(self, suffix: str) -> Path:
         """The file for the data of the part that is being made, which may not exist yet."""
