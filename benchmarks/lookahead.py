@@ -267,30 +267,32 @@ def summarize(result: dict[str, Any]) -> None:
     if "float16" in clips[0]:
         result["mean"]["float16"] = mean([clip["float16"] for clip in clips])
     for entry in (*clips, result["mean"]):
-        curve = [figures["rmse"] for figures in entry["lookahead"].values()]
-        entry["falls_monotonically"] = all(
-            later <= earlier for earlier, later in itertools.pairwise(curve)
-        )
+        for error in ("rmse", "mean_difference"):
+            curve = [figures[error] for figures in entry["lookahead"].values()]
+            entry[f"{error}_falls"] = all(
+                later <= earlier for earlier, later in itertools.pairwise(curve)
+            )
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print RMSE in levels by lookahead, one column per clip, then what happens at joins."""
+    """Print errors in levels by lookahead, one column per clip, then what happens at joins."""
     columns = {**result["clips"], "mean": result["mean"]}
     print(result["engine"])
-    print(f"{'RMSE in levels':>16}" + "".join(f"{name[:14]:>15}" for name in columns))
-    for ahead in result["mean"]["lookahead"]:
-        cells = (entry["lookahead"][ahead]["rmse"] for entry in columns.values())
-        print(f"{'lookahead ' + ahead:>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
-    for warm_up in result["mean"].get("continuation", ()):
-        for where in ("joins", "rest"):
-            cells = (entry["continuation"][warm_up][where]["rmse"] for entry in columns.values())
-            label = f"L {warm_up}, {where}"
-            print(f"{label:>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
-    if "float16" in result["mean"]:
-        cells = (entry["float16"]["rmse"] for entry in columns.values())
-        print(f"{'float16':>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
-    answers = ("yes" if entry["falls_monotonically"] else "NO" for entry in columns.values())
-    print(f"{'always falls':>16}" + "".join(f"{answer:>15}" for answer in answers))
+    for error, title in (("rmse", "RMSE, levels"), ("mean_difference", "mean difference")):
+        print(f"{title:>16}" + "".join(f"{name[:14]:>15}" for name in columns))
+        for ahead in result["mean"]["lookahead"]:
+            cells = (entry["lookahead"][ahead][error] for entry in columns.values())
+            print(f"{'lookahead ' + ahead:>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
+        for warm_up in result["mean"].get("continuation", ()):
+            for where in ("joins", "rest"):
+                cells = (entry["continuation"][warm_up][where][error] for entry in columns.values())
+                label = f"L {warm_up}, {where}"
+                print(f"{label:>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
+        if "float16" in result["mean"]:
+            cells = (entry["float16"][error] for entry in columns.values())
+            print(f"{'float16':>16}" + "".join(f"{cell:>15.3f}" for cell in cells))
+        answers = ("yes" if entry[f"{error}_falls"] else "NO" for entry in columns.values())
+        print(f"{'always falls':>16}" + "".join(f"{answer:>15}" for answer in answers))
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -315,6 +317,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     lookaheads = [int(ahead) for ahead in result["mean"]["lookahead"]]
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set_xticks(lookaheads, labels=[str(ahead) for ahead in lookaheads])
+    axes.set_xlim(left=lookaheads[0] - 0.2)
     axes.minorticks_off()
     axes.set_xlabel("lookahead N: future frames a picture draws on")
     axes.set_ylabel("PSNR against the whole scene, dB (higher is nearer)")
