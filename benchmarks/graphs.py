@@ -8,8 +8,6 @@ relation to the first. A frame costs one ``ingest``, ``clean``, ``backward``, ``
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 import click
 import numpy as np
+from common import environment
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 
@@ -66,11 +64,7 @@ def main(
     width, height = (int(part) for part in size.split("x"))
     engines = [open_engine(model, device=device) for model in models]
     result: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "processors": os.cpu_count(),
-        "python": platform.python_version(),
-        "rbvsr_deploy": __version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **environment(),
         "size": size,
         "repeats": repeats,
         "models": [{"engine": str(engine.describe()), "milliseconds": {}} for engine in engines],

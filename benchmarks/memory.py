@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from typing import Any
 
 import av
 import click
+from common import environment
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.plan import parse_bytes
 
 INTERVAL = 0.25  # seconds between two samples
@@ -105,11 +104,7 @@ def main(
     options = [] if max_scene is None else ["--max-scene", str(max_scene)]
     options += [] if engine is None else ["--engine", str(engine)]
     result: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "processors": os.cpu_count(),
-        "python": platform.python_version(),
-        "rbvsr_deploy": __version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **environment(),
         "size": size,
         "memory": memory,
         "options": options,

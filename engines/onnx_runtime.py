@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +20,7 @@ from rbvsr_deploy.engines.memory import free_cuda_memory, free_host_memory
 from rbvsr_deploy.errors import EngineError, MissingDependencyError, first_line
 from rbvsr_deploy.graphs import GRAPHS
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,11 @@ class OnnxRuntimeEngine:
 
     def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
         try:
-            import onnxruntime
+            self._runtime = import_onnxruntime()
         except ImportError:
             raise MissingDependencyError(
                 "onnxruntime", extra="cpu", purpose=f"running '{bundle.path.name}'"
             ) from None
-        self._runtime = onnxruntime
-        onnxruntime.set_default_logger_severity(
-            3
-        )  # warnings are about graph details no user can act on
         self._bundle = bundle
         manifest = bundle.manifest
         self.network = Network(
@@ -257,13 +254,27 @@ class _CudaArray:
         return int(self.value.data_ptr()) + self.start * item
 
 
+def import_onnxruntime() -> Any:
+    """The module, made quiet.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    # Its wheels (1.32, on Linux too) report to their maker from the moment they are imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    # Warnings are about details of graphs that no user can act on.
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime
+
+
 @functools.cache
 def _share_arena() -> None:
     """One pool of the host's memory for the intermediate results of all graphs, which never run at
     once, growing by what is asked for: at 320x180, 0.2 GB in all instead of 0.4.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     onnxruntime.create_and_register_allocator(
         onnxruntime.OrtMemoryInfo(
             "Cpu",

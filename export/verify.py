@@ -56,7 +56,9 @@ def verify_graphs(
         ExportError: ONNX Runtime refuses a graph, or an output is off by more than is allowed;
             every such output is listed with its figure.
     """
-    import onnxruntime
+    from rbvsr_deploy.engines.onnx_runtime import import_onnxruntime
+
+    onnxruntime = import_onnxruntime()
 
     record: dict[str, Any] = {
         "runtime": f"onnxruntime {onnxruntime.__version__} CPU",

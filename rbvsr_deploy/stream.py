@@ -39,7 +39,11 @@ MAX_SCENE = 300
 """Frames that are propagated in one go at most, unless told otherwise."""
 
 CONTINUATION_LOOKAHEAD = 32
-"""How many frames after a part of a scene longer than ``max_scene`` its backward branch begins."""
+"""How many frames after a part of a scene longer than ``max_scene`` its backward branch begins. The
+last picture of a part, which knows least, then differs by 0.02 to 0.07 levels of 255 from that of
+the whole scene (root mean square, the compact model on four of five real clips); by 0.06 to 0.13
+with 16 frames, by 2 to 4 with none. float16 makes 0.2 (``benchmarks/README.md``).
+"""
 
 Stage = Literal["clean", "backward", "forward"]
 

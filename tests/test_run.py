@@ -438,7 +438,7 @@ def test_a_changed_input_option_or_model_starts_over(
 
 
 def test_only_the_end_is_left_to_do(clip: Path, tiny_bundle: Path) -> None:
-    """All frames done, the output not completed: the next run joins them, and tells all the same."""
+    """All frames done, the output not completed: the next run joins them and tells the same."""
     output = clip.with_name("out.mkv")
     command = (clip, "-o", output, "--engine", tiny_bundle, "--device", "cpu", "--json")
     first = json.loads(invoke(*command, "--keep-job").stdout)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +212,15 @@ def test_manifest_describes_the_contract(tiny_bundle: Path) -> None:
     """Inputs and outputs in the manifest are the contract's."""
     manifest = open_bundle(tiny_bundle).manifest
     assert manifest.graphs == graph_io(has_cleaning=True, channels=8, precision="float32")
+
+
+def test_onnx_runtime_reports_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its telemetry leaves the number of a session in the folder for temporary files."""
+    program = "from rbvsr_deploy import Upscaler; import sys; Upscaler(sys.argv[1]).close()"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run(
+        [sys.executable, "-c", program, str(tiny_bundle)],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []
