@@ -56,6 +56,15 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     raise click.BadParameter(f"{value!r} is neither a number of frames, 0 or more, nor 'all'")
 
 
+class _Echo(logging.Handler):
+    """Logs to standard error as it is at the time: a progress bar puts its own in the way, which
+    writes above the bar.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 @contextlib.contextmanager
 def _edge(*, verbose: bool = False) -> Iterator[None]:
     """Where the library's errors become one line and an exit code."""
@@ -64,7 +73,11 @@ def _edge(*, verbose: bool = False) -> Iterator[None]:
         raise SystemExit(128 + number)  # unwinds, so that unfinished outputs are removed
 
     signal.signal(signal.SIGTERM, stop)
-    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
+    logging.basicConfig(
+        format="%(message)s",
+        level=logging.INFO if verbose else logging.WARNING,
+        handlers=[_Echo()],
+    )
     try:
         yield
     except RbvsrError as error:

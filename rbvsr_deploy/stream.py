@@ -10,6 +10,7 @@ part's.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
-from rbvsr_deploy.plan import Plan, choose_plan
+from rbvsr_deploy.plan import Plan, choose_plan, show_bytes
 from rbvsr_deploy.propagation import SceneFrames, propagate
 from rbvsr_deploy.refinement import Cleaner, Refinement, RefineScope
 from rbvsr_deploy.spool import Spool
@@ -34,6 +35,8 @@ __all__ = [
     "Stream",
     "StreamState",
 ]
+
+logger = logging.getLogger(__name__)
 
 MAX_SCENE = 300
 """Frames that are propagated in one go at most, unless told otherwise."""
@@ -180,7 +183,14 @@ class Stream:
         on_scene: Callable[[SceneRecord], None] = lambda scene: None,
     ) -> None:
         bounded = settings.lookahead is not None
+        on_cpu = engine.describe().device == "cpu"
         self.memory = settings.memory or engine.free_memory() // 2
+        if settings.memory and on_cpu and settings.memory > (free := engine.free_memory()):
+            logger.warning(
+                "%s of memory may be used, but only %s are free: the system may stop this run",
+                show_bytes(settings.memory),
+                show_bytes(free),
+            )
         self.plan = choose_plan(
             engine.network,
             height=size[0],
@@ -188,7 +198,7 @@ class Stream:
             memory=self.memory,
             longest=1 if bounded else settings.max_scene,
             ahead=settings.lookahead or 0,
-            on_cpu=engine.describe().device == "cpu",
+            on_cpu=on_cpu,
         )
         self._engine = engine
         self._settings = settings

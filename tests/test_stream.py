@@ -182,6 +182,14 @@ def test_what_waits_is_spilled_and_freed(tmp_path: Path) -> None:
         assert stream._spool._file is None
 
 
+def test_more_memory_than_there_is_gets_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """It may work, as not all of it may be needed."""
+    Stream(ArithmeticEngine(), Settings(memory=2**30), size=(1, 1))
+    assert caplog.messages == []
+    Stream(ArithmeticEngine(), Settings(memory=2**33), size=(1, 1))
+    assert caplog.messages[0].startswith("8.0 GiB of memory may be used, but only 1.0 GiB are free")
+
+
 def test_too_little_memory_is_refused_at_once() -> None:
     with pytest.raises(RbvsrError, match="at least, and 0 MiB may be used"):
         Stream(ArithmeticEngine(), Settings(memory=10), size=(1, 1))
