@@ -26,12 +26,12 @@ class Spool:
 
     Args:
         folder: where the temporary file is made, which has no name and vanishes with the process;
-            the system's folder for temporary files if ``None``.
+            if ``None``, what ``TMPDIR`` says, or the system's folder for large temporary files.
         in_memory: how many arrays are held in memory.
     """
 
     def __init__(self, *, folder: Path | None, in_memory: int) -> None:
-        self._folder = folder
+        self._folder = folder or _disk()
         self._in_memory = in_memory
         self._held: dict[int, NDArray[Any]] = {}
         self._slots: dict[int, int] = {}
@@ -139,8 +139,15 @@ class Spool:
         return self._file
 
     def _failure(self, done: str, error: OSError) -> RbvsrError:
-        folder = self._folder or tempfile.gettempdir()
         return RbvsrError(
-            f"what does not fit into memory cannot be {done} in {folder} ({error.strerror}): free "
-            "some space there, allow more --memory, or make scenes shorter with --max-scene"
+            f"what does not fit into memory cannot be {done} in {self._folder} "
+            f"({error.strerror}): free some space there, allow more --memory, or make scenes "
+            "shorter with --max-scene"
         )
+
+
+def _disk() -> Path:
+    """``/tmp`` is memory on many systems, ``/var/tmp`` a disk."""
+    if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK):
+        return Path(tempfile.gettempdir())
+    return Path("/var/tmp")

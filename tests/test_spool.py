@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
         spool.put(2, array(2))
         np.testing.assert_array_equal(spool.get(0), array(0))
         np.testing.assert_array_equal(spool.get(2), array(2))
+
+
+def test_where_the_file_is_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk, where there is one for the purpose; the user's own wish goes before."""
+
+    def folder() -> Path:
+        with Spool(folder=None, in_memory=0) as spool:
+            spool.put(0, array(0))
+            return spool._folder
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert folder() == tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("TMPDIR")
+    assert folder() in (Path("/var/tmp"), Path(tempfile.gettempdir()))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert folder() == Path(tempfile.gettempdir())
 
 
 def test_writes_and_reads_that_are_cut_short_go_on(
