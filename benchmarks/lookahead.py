@@ -80,11 +80,10 @@ class Clip:
             forward_state=forward_state,
         )
         pictures: Pictures = []
-        while True:
-            try:
-                pictures.append(next(made))
-            except StopIteration as stopped:
-                return pictures, stopped.value
+        state = forward_state
+        for picture, state in made:
+            pictures.append(picture)
+        return pictures, state
 
 
 def by_lookahead(

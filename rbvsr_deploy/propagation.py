@@ -15,7 +15,7 @@ window, the batch and the bands.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +146,7 @@ def propagate(
     kept: Spool,
     forward_state: Array | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> Generator[NDArray[np.uint8], None, Array]:
+) -> Iterator[tuple[NDArray[np.uint8], Array]]:
     """Make the pictures of some frames of a scene.
 
     Args:
@@ -164,10 +164,8 @@ def propagate(
             picture.
 
     Yields:
-        One picture (4H, 4W, 3) uint8 RGB per frame, in order.
-
-    Returns:
-        The forward state of the last frame, to go on from.
+        Per frame, in order, its picture (4H, 4W, 3) uint8 RGB, and its forward state (1, C, H, W),
+        to go on from: of use until the next is asked for, the last one for good.
     """
     scene = _Scene(engine, frames, size=size, plan=plan)
     window = min(plan.window, end - start)
@@ -198,14 +196,15 @@ def propagate(
             for f in range(i, j):
                 place = engine.part(running[0], f - i, f - i + 1)
                 state = scene.step("forward", f, state, into=place)
-            yield from scene.pictures(
+            pictures = scene.pictures(
                 i,
                 j,
                 backward_states=engine.part(states, i - first, j - first),
                 forward_states=engine.part(running[0], 0, j - i),
             )
+            for number, picture in enumerate(pictures):
+                yield picture, engine.part(running[0], number, number + 1)
             i = j
-    return state
 
 
 class _Scene:

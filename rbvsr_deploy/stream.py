@@ -94,14 +94,17 @@ class SceneRecord:
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """All that a stream carries from one part to the next, as a value on the host: a new stream
-    that is given it goes on with the next frame as if nothing had happened.
+    """All that a stream carries from one frame to the next, as a value on the host: a new stream
+    that is given it goes on with the next frame as if nothing had happened. Backward states are no
+    part of it: they come from the frames that follow.
     """
 
     frames: int
     """Frames whose pictures are made: the number of the next one."""
-    scene: int = 0
+    scene: int
     """Number of the first frame of the scene that goes on; ``frames`` where none does."""
+    part: int
+    """Number of the first frame of the part that goes on; ``frames`` where one has just ended."""
     refinement: Refinement | None = None
     """What was decided for the scene that goes on."""
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -114,7 +117,7 @@ class StreamState:
         file = io.BytesIO()
         refinement = self.refinement or Refinement(0)
         arrays: dict[str, Any] = {
-            "position": np.array([self.frames, self.scene, refinement.cleanings]),
+            "position": np.array([self.frames, self.scene, self.part, refinement.cleanings]),
             "residues": np.array(refinement.residues),
             **self.arrays,
         }
@@ -130,21 +133,20 @@ class StreamState:
         """
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        frames, scene, cleanings = (int(n) for n in arrays.pop("position"))
+        frames, scene, part, cleanings = (int(n) for n in arrays.pop("position"))
         residues = [float(r) for r in arrays.pop("residues")]
-        return cls(frames, scene, Refinement(cleanings, residues) if arrays else None, arrays)
+        refinement = Refinement(cleanings, residues) if arrays else None
+        return cls(frames, scene, part, refinement, arrays)
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture, and whether a part ends with it."""
+    """A picture, and what is carried on from it."""
 
     image: NDArray[np.uint8]
     """(4H, 4W, 3) RGB."""
-    state: Callable[[], StreamState] | None = None
-    """Where a part ends: copies what is carried on from the device. Call it before the next frame
-    is pushed.
-    """
+    state: Callable[[], StreamState]
+    """Copies what is carried on from the device. Call it before the next picture is asked for."""
     ends_scene: bool = False
     """Whether nothing is carried on. A scene may also end later, when no frame follows."""
 
@@ -295,9 +297,11 @@ class _Scene:
         self._kept = kept
         self._first_frame = first_frame
         self._progress = progress
+        self._start = 0  # of the part
         self._done = 0  # pictures made
         self._forward_state: Array | None = None
         if continued is not None:
+            self._start = continued.part - first_frame
             self._done = continued.frames - first_frame
             spool.put(self._done - 1, continued.arrays["previous"])
             self._forward_state = engine.upload(continued.arrays["forward_state"])
@@ -317,14 +321,14 @@ class _Scene:
 
     def push(self, image: NDArray[np.uint8]) -> Iterator[Picture]:
         self._cleaner.push(image)
-        end = self._done + self._part
+        end = self._start + self._part
         if self._cleaner.known >= end + self._ahead:
             yield from self._make(end, stop=end + self._ahead)
 
     def end(self) -> Iterator[Picture]:
         known = self._cleaner.known
-        while known - self._done > self._part:
-            end = self._done + self._part
+        while known - self._start > self._part:
+            end = self._start + self._part
             yield from self._make(end, stop=min(known, end + self._ahead))
         if known > self._done:
             yield from self._make(known, stop=known, ends_scene=True)
@@ -356,31 +360,33 @@ class _Scene:
             forward_state=self._forward_state,
             progress=lambda: self._progress("backward", 1),
         )
-        image: NDArray[np.uint8] | None = None
-        while True:
-            try:
-                following = next(pictures)
-            except StopIteration as stopped:
-                self._forward_state = stopped.value
-                break
-            if image is not None:
-                yield Picture(image)
-            image = following
+        first = self._done
+        for image, self._forward_state in pictures:
+            self._done += 1
+            last = self._done == end
+            if last:
+                self._start = end
+                for i in range(first - 1, end - 1):
+                    self._spool.drop(i)  # all but the last, to which the next frame's flow goes
+                if ends_scene:
+                    self._tell()
             self._progress("forward", 1)
-        assert image is not None  # a part has at least one frame
-        for i in range(self._done - 1, end - 1):
-            self._spool.drop(i)  # all but the last, to which the next frame's flow goes
-        self._done = end
-        if ends_scene:
-            self._tell()
-        yield Picture(image, state=lambda: self._state(ends_scene), ends_scene=ends_scene)
+            over = last and ends_scene
+            yield Picture(image, state=self._ended if over else self._state, ends_scene=over)
 
-    def _state(self, ends_scene: bool) -> StreamState:
+    def _ended(self) -> StreamState:
         frames = self._first_frame + self._done
-        if ends_scene:
-            return StreamState(frames, scene=frames)
+        return StreamState(frames, scene=frames, part=frames)
+
+    def _state(self) -> StreamState:
         arrays = {
             "forward_state": self._engine.download(self._forward_state).copy(),
             "previous": self._spool.get(self._done - 1).copy(),
         }
-        return StreamState(frames, self._first_frame, self._cleaner.decide(), arrays)
+        return StreamState(
+            frames=self._first_frame + self._done,
+            scene=self._first_frame,
+            part=self._first_frame + self._start,
+            refinement=self._cleaner.decide(),
+            arrays=arrays,
+        )

@@ -38,9 +38,9 @@ SCALE = 4
 Progress = Callable[[Stage, int, int | None], None]
 """Called with a stage, the frames it has done and, where known, their total."""
 
-# A part of the output begins with a key frame, so parts are as long as encoders' own distance
-# between key frames, but where a scene ends: there, a key frame is due anyway.
-_PART, _SHORTEST_PART = 240, 48
+# Pictures in a part of the output, which begins with a key frame: as far apart as they are in
+# streamed video, and sooner where a scene ends, where a key frame is due anyway.
+_PART, _SHORTEST_PART = 120, 48
 
 _READ_AHEAD, _WRITE_BEHIND = 8, 4
 
@@ -227,7 +227,8 @@ class _Run:
             writer.finish()
         if self.frames > self._part_start:
             # Also the last part tells of its scenes, if the output cannot be completed now.
-            self._sink.end_part(*self._part(StreamState(self.frames, scene=self.frames)))
+            n = self.frames
+            self._sink.end_part(*self._part(StreamState(frames=n, scene=n, part=n)))
         self.seconds = {
             "read": reader.seconds,
             "network": network,
@@ -249,7 +250,7 @@ class _Run:
         """Note and attachment of the part of the output that ends with a picture, if one does."""
         self.frames += 1
         length = self.frames - self._part_start
-        if picture.state is None or length < (_SHORTEST_PART if picture.ends_scene else _PART):
+        if length < (_SHORTEST_PART if picture.ends_scene else _PART):
             return None
         return self._part(picture.state())
 

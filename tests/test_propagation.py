@@ -32,8 +32,8 @@ def pictures_of(
     end: int | None = None,
     stop: int | None = None,
     forward: int | None = None,
-) -> tuple[list[int], int]:
-    """Pictures of frames with these values, and the forward state they end with."""
+) -> tuple[list[int], list[int]]:
+    """Pictures of frames with these values, and their forward states."""
     end = len(values) if end is None else end
     with Spool(folder=None, in_memory=2) as spool, Spool(folder=None, in_memory=0) as kept:
         for i, value in enumerate(values):
@@ -49,13 +49,12 @@ def pictures_of(
             kept=kept,
             forward_state=None if forward is None else np.full((1, 1, 1, 1), float(forward)),
         )
-        got = []
-        while True:
-            try:
-                got.append(int(next(pictures)[0, 0, 0]))
-            except StopIteration as stopped:
-                assert len(kept) == 0
-                return got, int(stopped.value[0, 0, 0, 0])
+        got, states = [], []
+        for image, state in pictures:
+            got.append(int(image[0, 0, 0]))
+            states.append(int(state[0, 0, 0, 0]))
+        assert len(kept) == 0
+        return got, states
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -66,13 +65,13 @@ def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) ->
     flow from its frame to the neighbour the state came from; for any window and batch.
     """
     values = [3 + 5 * i for i in range(n)]
-    got, state = pictures_of(ArithmeticEngine(), values, window=window, batch=batch)
+    got, states = pictures_of(ArithmeticEngine(), values, window=window, batch=batch)
     want = [
         picture(v, backward_state(values[i:]), forward_state(values[: i + 1]))
         for i, v in enumerate(values)
     ]
     assert got == want
-    assert state == forward_state(values)
+    assert states == [forward_state(values[: i + 1]) for i in range(n)]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -82,7 +81,7 @@ def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: 
     """The backward branch begins at ``stop``, the forward branch goes on from the state given."""
     values = [3 + 5 * i for i in range(11)]
     carried = forward_state(values[:start]) if start else None
-    got, state = pictures_of(
+    got, states = pictures_of(
         ArithmeticEngine(),
         values,
         window=window,
@@ -97,7 +96,7 @@ def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: 
         for i in range(start, end)
     ]
     assert got == want
-    assert state == forward_state(values[:end])
+    assert states == [forward_state(values[: i + 1]) for i in range(start, end)]
 
 
 def test_recomputing_costs_less_than_one_more_backward_pass() -> None:
@@ -156,7 +155,7 @@ def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: Plan) -> NDArray[np.
             plan=plan,
             kept=kept,
         )
-        return np.stack(list(pictures))
+        return np.stack([picture for picture, _ in pictures])
 
 
 def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path) -> None:

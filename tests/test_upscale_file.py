@@ -118,24 +118,29 @@ def test_an_error_in_any_stage(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
 
 
-@pytest.mark.parametrize("after", [100, 250, 320])
-def test_a_long_scene_is_continued_from_its_state(after: int, tmp_path: Path) -> None:
-    """In the middle of a scene, at the end of a part of the output: the forward state, the last
+@pytest.mark.parametrize(("after", "finished"), [(100, 0), (130, 120), (250, 240), (320, 240)])
+@pytest.mark.parametrize("max_scene", [20, 300, 1000])
+def test_a_long_scene_is_continued_from_its_state(
+    max_scene: int, after: int, finished: int, tmp_path: Path
+) -> None:
+    """In the middle of a scene, also of what is propagated in one go: the forward state, the last
     frame and the decision to clean come from the file.
     """
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(350):
         write_image(folder / f"{i:03}.png", image=np.full((1, 1, 3), 7 * i * i % 97, np.uint8))
-    settings = Settings(max_scene=20, refine_threshold=0.0)
+    settings = Settings(max_scene=max_scene, refine_threshold=0.0)
     common: dict[str, Any] = {"settings": settings, "scene_cuts": False}
     upscale_file(folder, tmp_path / "whole", engine=FailsOnce(), **common)
     output = tmp_path / "out"
     with pytest.raises(EngineError):
         upscale_file(folder, output, engine=FailsOnce(after), **common)
-    assert (tmp_path / ".out.job").exists() is (after > 240)
-    summary = upscale_file(folder, output, engine=FailsOnce(), **common)
-    assert summary.resumed_frames == (240 if after > 240 else 0)
+    assert (tmp_path / ".out.job").exists() is bool(finished)
+    engine = FailsOnce()
+    summary = upscale_file(folder, output, engine=engine, **common)
+    assert summary.resumed_frames == finished
+    assert engine.items["forward"] == 350 - finished
     (scene,) = summary.scenes
     assert (scene.frames, scene.cleanings) == (350, 3)
     assert levels(output) == levels(tmp_path / "whole")
