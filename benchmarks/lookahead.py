@@ -79,11 +79,8 @@ class Clip:
             kept=self._kept,
             forward_state=forward_state,
         )
-        pictures: Pictures = []
-        state = forward_state
-        for picture, state in made:
-            pictures.append(picture)
-        return pictures, state
+        pairs = list(made)
+        return [picture for picture, _ in pairs], pairs[-1][1]
 
 
 def by_lookahead(
