@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +103,7 @@ class Sink(ABC):
     """Where the finished output will be."""
     job: Job
     """Where the work is kept until then."""
+    _closed = False
 
     @property
     def finished_parts(self) -> list[PartRecord]:
@@ -154,6 +158,18 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Frees everything and gives up the open part; does nothing after ``finish``."""
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What fails in here leaves the open part in no usable state: the sink is closed."""
+        if self._closed:
+            raise ValueError(f"{self.path} is finished or closed")
+        try:
+            with media_errors(f"cannot write {self.path}"):
+                yield
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

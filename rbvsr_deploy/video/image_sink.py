@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,6 @@ class ImageSink(Sink):
         self.job = job
         self._shape = (height, width, 3)
         self._folder = folder
-        self._closed = False
         job.check(folder=folder)
         kind = "a folder of pictures" if folder else "a picture"
         job.start({"kind of output": kind, "picture size": f"{width}x{height}"})
@@ -105,18 +102,6 @@ class ImageSink(Sink):
     def close(self) -> None:
         self._closed = True
         self._open = []
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """What fails in here leaves the open part in no usable state: the sink is closed."""
-        if self._closed:
-            raise ValueError(f"{self.path} is finished or closed")
-        try:
-            with media_errors(f"cannot write {self.path}"):
-                yield
-        except BaseException:
-            self.close()
-            raise
 
 
 def _writable_name(name: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -74,7 +72,7 @@ class VideoSink(Sink):
         )
         # The suffix stays: some formats look at it.
         self._joined = job.folder / f"joined{path.suffix}"
-        self._warned = self._closed = False
+        self._warned = False
         self._part: PartEncoder | None = None
         job.check(folder=False)
         with media_errors(f"cannot write {path} as {container} with {encoder.name}"):
@@ -169,15 +167,3 @@ class VideoSink(Sink):
             self._warned = True
         self._next_pts = pts + 1
         return pts
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """What fails in here leaves the open part in no usable state: the sink is closed."""
-        if self._closed:
-            raise ValueError(f"{self.path} is finished or closed")
-        try:
-            with media_errors(f"cannot write {self.path}"):
-                yield
-        except BaseException:
-            self.close()
-            raise
