@@ -8,7 +8,6 @@
         part-000001.packets  what the sink keeps of a part
         part-000001.json     the part is finished: written last, in one step
         part-000001.state    what the caller attached to it; of the last part only
-        scratch/             the caller's own files, of this run only
 
 Anything else in the folder is left from a run that was stopped, and removed by the next one.
 """
@@ -42,7 +41,7 @@ __all__ = ["Job"]
 logger = logging.getLogger(__name__)
 
 _SCHEMA = 1
-_LOCK, _JOURNAL, _SCRATCH = "lock", "job.json", "scratch"
+_LOCK, _JOURNAL = "lock", "job.json"
 
 
 class Job:
@@ -193,14 +192,6 @@ class Job:
             return (self.folder / stored.name).read_bytes()
         except OSError as error:
             raise MediaError(f"cannot read {self.folder / stored.name}: {reason(error)}") from error
-
-    def scratch(self, name: str) -> Path:
-        """Where the caller may put a file that this run alone needs; nothing is there yet."""
-        path = self.folder / _SCRATCH / name
-        with self._writing():
-            path.parent.mkdir(exist_ok=True)
-            path.unlink(missing_ok=True)
-        return path
 
     def publish(self, finished: Path) -> None:
         """Makes a file or folder of the job folder the output.

@@ -76,7 +76,6 @@ class TestFolder:
         with Job(out, identity={}) as job:
             job.start({})
             stored(job, b"half a part")
-            job.scratch("spill").write_bytes(b"spilled")
         assert everything(tmp_path) == []
 
     def test_with_a_finished_part_only_that_stays(self, out, tmp_path):
@@ -84,7 +83,6 @@ class TestFolder:
             job.start({})
             job.add_part(frames=1, note={}, media={}, files=[stored(job, b"1")])
             stored(job, b"half a part")
-            job.scratch("spill").write_bytes(b"spilled")
             (job.folder / "joined.mp4").write_bytes(b"half a file")
         assert everything(job.folder) == [
             "job.json",
@@ -107,12 +105,6 @@ class TestFolder:
                 "part-000001.packets",
                 "part-000001.state",
             ]
-
-    def test_scratch_is_empty_at_first(self, out):
-        with Job(out, identity={}) as job:
-            job.start({})
-            job.scratch("spill").write_bytes(b"spilled")
-            assert not job.scratch("spill").exists()
 
     def test_an_error_before_the_start_loses_nothing(self, out):
         """A mistyped option is refused by the sink before it starts the job."""

@@ -216,7 +216,6 @@ from rbvsr_deploy.video import Job, open_sink, open_source
 source, out = open_source(Path({str(path)!r})), Path({str(tmp_path / out)!r})
 job = Job(out, identity={{}})
 sink = open_sink(out, source=source, width=source.width, height=source.height, job=job)
-job.scratch("spill").write_bytes(bytes(100))
 for number, frame in enumerate(source):
     sink.write(frame)
     if number in (8, 9):
