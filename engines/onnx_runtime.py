@@ -260,7 +260,7 @@ def import_onnxruntime() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    # Its wheels (1.32, on Linux too) report to their maker from the moment they are imported.
+    # Its wheels (1.32, on Linux too) hold telemetry that begins a session when they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
