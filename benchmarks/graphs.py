@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import environment
+from common import environment, parse_size
 
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.graphs import GRAPHS, graph_names
@@ -61,7 +61,7 @@ def main(
     models: tuple[Path, ...], size: str, device: str, repeats: int, json_path: Path | None
 ) -> None:
     """Measure MODELS, bundles or checkpoints, graph by graph."""
-    width, height = (int(part) for part in size.split("x"))
+    width, height = parse_size(size)
     engines = [open_engine(model, device=device) for model in models]
     result: dict[str, Any] = {
         **environment(),

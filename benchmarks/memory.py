@@ -18,7 +18,7 @@ from typing import Any
 
 import av
 import click
-from common import environment
+from common import environment, parse_size
 
 from rbvsr_deploy.plan import parse_bytes
 
@@ -100,7 +100,7 @@ def main(
 ) -> None:
     """Measure the peak memory of upscaling clips made of VIDEO."""
     parse_bytes(memory)
-    width, height = (int(part) for part in size.split("x"))
+    width, height = parse_size(size)
     options = [] if max_scene is None else ["--max-scene", str(max_scene)]
     options += [] if engine is None else ["--engine", str(engine)]
     result: dict[str, Any] = {

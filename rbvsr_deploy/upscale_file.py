@@ -372,15 +372,14 @@ def _fingerprint(path: Path) -> str:
     """Of a file or of a folder's files: name, size, time of the last change; and of a file, what is
     in its first and last megabyte. Reading a long film to the end would take minutes.
     """
-    digest = hashlib.sha256()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    for file in files:
+    digest, size = hashlib.sha256(), 0
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         status = file.lstat()
+        size += status.st_size
         digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
     if not path.is_dir():
         with path.open("rb") as opened:
             digest.update(opened.read(2**20))
             opened.seek(max(0, path.stat().st_size - 2**20))
             digest.update(opened.read(2**20))
-    size = sum(file.lstat().st_size for file in files)
     return f"{path.name} of {size} bytes ({digest.hexdigest()[:16]})"
