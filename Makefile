@@ -26,7 +26,7 @@ test: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
-	.venv/bin/python -m pip install --quiet --editable ".[cpu,export,train,bench,dev]"
+	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,bench,dev]"
 	touch $@
 
 lint: .venv/installed

@@ -55,7 +55,7 @@ def resident(pid: int) -> int:
 def measure(clip: Path, output: Path, *, memory: str, options: list[str]) -> dict[str, Any]:
     """Run the command; returns its peak, its curve (seconds, MiB) and its own summary."""
     command = [
-        *(sys.executable, "-c", "from rbvsr_deploy.cli import run; run()"),
+        *(sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"),
         *(str(clip), "-o", str(output), "--memory", memory, "--no-scene-cuts", "--json"),
         *options,
     ]

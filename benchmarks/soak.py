@@ -104,7 +104,7 @@ class Work:
 
     def start(self) -> subprocess.Popen[bytes]:
         """The command, on its way."""
-        program = "from rbvsr_deploy.cli import run; run()"
+        program = "from rbvsr_deploy.commands.run import run; run()"
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", program, self.clip, "-o", self.output, *self.options],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -37,7 +37,7 @@ class Network:
 class Description:
     """Which engine was taken, and why: shown to the user at every run."""
 
-    engine: Literal["onnxruntime", "torch"]
+    engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
     version: str
     device: str
     precision: Precision
@@ -80,7 +80,8 @@ class Engine(Protocol):
             The outputs in the contract's order, on the device.
 
         Raises:
-            EngineError: the engine failed (out of memory, for one); the graph is named.
+            DeviceMemoryError: the device has too little memory left; smaller arrays may do.
+            EngineError: the engine failed otherwise; the graph is named.
         """
         ...
 
@@ -109,6 +110,16 @@ class Engine(Protocol):
     def download(self, array: Array) -> NDArray[Any]:
         """Copy from the device, waiting for what is still being computed. On a CPU it may share
         the array's memory.
+        """
+        ...
+
+    def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
+        """Begin to copy from the device, without waiting.
+
+        The array may be written to or dropped afterwards: that waits for the copy.
+
+        Returns:
+            Call it, once, to wait for the copy and get it.
         """
         ...
 

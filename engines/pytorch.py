@@ -5,7 +5,7 @@ torch device.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -111,6 +111,10 @@ class TorchEngine:
     def download(self, array: Array) -> NDArray[Any]:
         values: NDArray[Any] = array.cpu().numpy()
         return values
+
+    def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
+        values = self.download(array)
+        return lambda: values
 
     def free_memory(self) -> int:
         if self._device.type == "cuda":

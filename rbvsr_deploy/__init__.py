@@ -12,7 +12,7 @@ The rooms, in the order a model and then a frame goes through them:
 - :mod:`rbvsr_deploy.scenes`, :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`,
   :mod:`rbvsr_deploy.stream`: the recurrent runtime, frames in and pictures out.
 - :mod:`rbvsr_deploy.upscale_file`, :mod:`rbvsr_deploy.upscaler`: a file, and the Python API.
-- :mod:`rbvsr_deploy.cli`: the commands.
+- :mod:`rbvsr_deploy.commands`: the commands.
 
 Importing this package loads none of torch, onnx, onnxruntime, tensorrt or av.
 """

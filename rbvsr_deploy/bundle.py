@@ -1,7 +1,7 @@
 """The bundle: one ``model.plan`` that holds a network as typed ONNX graphs and everything known
 about it.
 
-A zip with stored members: ``manifest.json``, ``graphs/<name>.onnx`` and, later,
+A zip with stored members: ``manifest.json``, ``graphs/<name>.onnx`` and any number of
 ``engines/<set>/<name>.plan``. The manifest has a SHA-256 for every member, and the zip's comment
 one of the whole file before it, so that no flipped byte goes unseen. The same content always gives
 the same bytes.
@@ -14,11 +14,12 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rbvsr_deploy.engine_sets import EngineSet
 from rbvsr_deploy.errors import BundleError
 from rbvsr_deploy.files import check_writable, write_atomically
 from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names, head_channels
@@ -74,6 +75,8 @@ class Manifest:
     scale: int = 4
     quantisation: Mapping[str, Any] | None = None
     """Calibration record of an INT8 bundle; ``None`` for floating point."""
+    engine_sets: tuple[EngineSet, ...] = ()
+    """What the bundle holds compiled."""
     schema_version: int = SCHEMA_VERSION
     members: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every other member; filled in by :func:`write_bundle`."""
@@ -114,9 +117,21 @@ class Bundle:
         """
         return self.members[_graph_member(name)]
 
+    def graphs(self) -> dict[str, bytes]:
+        """All of them by name."""
+        return {name: self.graph(name) for name in self.manifest.graphs}
+
+    def plans(self, engine_set: EngineSet) -> dict[str, bytes]:
+        """The serialised engines of one of the manifest's sets, by graph."""
+        return {name: self.members[_plan_member(engine_set, name)] for name in self.manifest.graphs}
+
 
 def _graph_member(name: str) -> str:
     return f"graphs/{name}.onnx"
+
+
+def _plan_member(engine_set: EngineSet, graph: str) -> str:
+    return f"engines/{engine_set.name}/{graph}.plan"
 
 
 def graph_io(*, has_cleaning: bool, channels: int, precision: Precision) -> dict[str, Any]:
@@ -139,20 +154,29 @@ def graph_io(*, has_cleaning: bool, channels: int, precision: Precision) -> dict
     }
 
 
-def write_bundle(path: Path, manifest: Manifest, graphs: Mapping[str, bytes]) -> None:
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    graphs: Mapping[str, bytes],
+    engines: Sequence[tuple[EngineSet, Mapping[str, bytes]]] = (),
+) -> None:
     """Write a bundle in one piece or not at all.
 
     Args:
         path: an existing file is replaced.
-        manifest: its ``members`` are filled in here.
+        manifest: its ``engine_sets`` and ``members`` are filled in here.
         graphs: serialised ONNX model by graph name.
+        engines: sets with their serialised engines by graph name.
 
     Raises:
         BundleError: the file cannot be written; nothing is left behind.
     """
     members = {_graph_member(name): data for name, data in graphs.items()}
+    for engine_set, plans in engines:
+        members |= {_plan_member(engine_set, name): data for name, data in plans.items()}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
-    values = {**asdict(manifest), "members": sums}
+    sets = [engine_set.as_dict() for engine_set, _ in engines]
+    values = {**asdict(manifest), "engine_sets": sets, "members": sums}
     members = {_MANIFEST: json.dumps(values, indent=1, sort_keys=True).encode(), **members}
 
     buffer = io.BytesIO()
@@ -243,7 +267,8 @@ def _read_manifest(path: Path, data: bytes) -> Manifest:
             f"{SCHEMA_VERSION}: "
             "update rbvsr-deploy, or export the checkpoint again"
         )
-    manifest = Manifest(**{**values, "weights": Weights(**values["weights"])})
+    sets = tuple(EngineSet.from_dict(item) for item in values.get("engine_sets", ()))
+    manifest = Manifest(**{**values, "weights": Weights(**values["weights"]), "engine_sets": sets})
     if manifest.precision not in PRECISIONS:
         raise BundleError(
             f"'{path}' has precision '{manifest.precision}'; known are {', '.join(PRECISIONS)}"

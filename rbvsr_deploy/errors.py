@@ -7,6 +7,7 @@
     ├── BundleError                 a ``model.plan`` that is missing, damaged, foreign or too new
     ├── ExportError                 a graph not exported, or one that differs from the model
     ├── EngineError                 an engine that cannot be opened, or failed while running
+    │   ├── DeviceMemoryError       the device has too little memory left: less at once may do
     │   └── MissingDependencyError  an optional package is not installed; the extra is named
     └── MediaError                  a picture or video that cannot be read or written
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "DeviceMemoryError",
     "EngineError",
     "ExportError",
     "MediaError",
@@ -46,6 +48,10 @@ class ExportError(RbvsrError):
 
 class EngineError(RbvsrError):
     """An engine could not be opened or failed while running a graph."""
+
+
+class DeviceMemoryError(EngineError):
+    """The device has too little memory left for what was asked of it; less at once may do."""
 
 
 class MissingDependencyError(EngineError):

@@ -130,6 +130,9 @@ class ArithmeticEngine:
     def download(self, array: Any) -> Any:
         return array
 
+    def begin_download(self, array: Any) -> Any:
+        return lambda: array
+
     def free_memory(self) -> int:
         return 2**30
 

@@ -49,7 +49,8 @@ def test_importing_the_package_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "graphs", "files", "bundle", "models", "scenes", "cli"]
+    "module",
+    ["errors", "graphs", "files", "bundle", "models", "scenes", "engine_sets", "commands.run"],
 )
 def test_modules_without_arrays_are_light(module: str) -> None:
     """Modules that handle no arrays, or not at once, load none of the libraries that do."""
@@ -61,7 +62,7 @@ def test_modules_without_arrays_are_light(module: str) -> None:
 def test_help_is_light(command: str, argument: str) -> None:
     """``--help`` and ``--version`` of every command answer without loading any of them."""
     program = f"""
-from rbvsr_deploy.cli import {command}
+from rbvsr_deploy.commands.{command} import {command}
 try:
     {command}([{argument!r}], prog_name="rbvsr-{command}")
 except SystemExit as stop:
@@ -73,7 +74,7 @@ except SystemExit as stop:
 def test_help_says_what_the_command_is_for() -> None:
     """The light path is the real one: the text is the command's own."""
     done = subprocess.run(
-        [sys.executable, "-c", "from rbvsr_deploy.cli import run; run(['--help'])"],
+        [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run(['--help'])"],
         capture_output=True,
         text=True,
         check=False,
@@ -86,7 +87,7 @@ def test_help_says_what_the_command_is_for() -> None:
 def test_opening_a_bundle_needs_no_array_library() -> None:
     """``rbvsr-info`` on something that is no bundle answers in one line, exit code 1, light."""
     program = """
-from rbvsr_deploy.cli import info
+from rbvsr_deploy.commands.info import info
 try:
     info(["missing.plan"])
 except SystemExit as stop:

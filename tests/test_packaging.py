@@ -130,7 +130,7 @@ def test_installed_wheel_imports(wheel: zipfile.Path, tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "import rbvsr_deploy, rbvsr_deploy.export, rbvsr_deploy.engines, rbvsr_deploy.training\n"
-        "import rbvsr_deploy.cli, rbvsr_deploy.models\n"
+        "import rbvsr_deploy.commands.run, rbvsr_deploy.models\n"
         "for name, module in list(sys.modules.items()):\n"
         "    if name.startswith('rbvsr_deploy'):\n"
         f"        assert module.__file__.startswith({str(tmp_path)!r}), module.__file__\n"

@@ -22,6 +22,7 @@ FOLDERS = {
 RUNTIME = (
     "before_after",
     "bundle",
+    "engine_sets",
     "errors",
     "files",
     "graphs",
@@ -40,10 +41,10 @@ RUNTIME = (
 )
 """Modules of ``rbvsr_deploy`` that a machine without torch runs."""
 
-BOTTOM = ("errors", "files", "graphs", "models", "bundle", "model", "checkpoint")
+BOTTOM = ("errors", "files", "graphs", "models", "engine_sets", "bundle", "model", "checkpoint")
 """Modules that know no room above them."""
 
-ABOVE = ("cli", *(name for name in RUNTIME if name not in BOTTOM))
+ABOVE = ("commands", *(name for name in RUNTIME if name not in BOTTOM))
 """The runtime and the commands, which neither the engines nor the export know."""
 
 
@@ -117,7 +118,14 @@ def function():
 
 def test_every_room_is_seen() -> None:
     """The modules the rules speak of exist."""
-    for name in ("checkpoint", "model", "cli", "engines.base", "export.export", "training.train"):
+    for name in (
+        "checkpoint",
+        "model",
+        "commands.run",
+        "engines.base",
+        "export.export",
+        "training.train",
+    ):
         assert f"rbvsr_deploy.{name}" in FILES
     for name in RUNTIME:
         assert f"rbvsr_deploy.{name}" in FILES
@@ -174,8 +182,8 @@ def test_the_runtime_needs_no_torch() -> None:
 
 
 def test_only_the_edge_knows_click_and_rich() -> None:
-    """The library neither parses nor draws: cli.py and progress.py do (training has its own)."""
-    edge = ("rbvsr_deploy.cli", "rbvsr_deploy.progress", "rbvsr_deploy.training")
+    """The library neither parses nor draws: commands and progress.py do (training has its own)."""
+    edge = ("rbvsr_deploy.commands", "rbvsr_deploy.progress", "rbvsr_deploy.training")
     library = {name: targets for name, targets in IMPORTS.items() if not in_room(name, *edge)}
     assert breaches(library, "click", "rich") == []
 

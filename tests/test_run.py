@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from rbvsr_deploy.cli import run
+from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.images import write_image
 from tests.conftest import moving_clip, short_clip
@@ -274,7 +274,7 @@ def test_interrupted_run_leaves_nothing(
     output = tmp_path / "out.mp4"
     # Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{listen}; from rbvsr_deploy.cli import run; run()"]
+    command = [sys.executable, "-c", f"{listen}; from rbvsr_deploy.commands.run import run; run()"]
     process = subprocess.Popen(
         [*command, str(sample), "-o", str(output), "--device", "cpu"],
         stderr=subprocess.PIPE,
@@ -360,7 +360,7 @@ def test_scenes_are_told_with_v(two_scenes: Path, tiny_bundle: Path, tmp_path: P
     """What refinement decided for each, and the plan in any case."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "-v", "--memory", "300MiB")
     done = subprocess.run(  # logging goes to the real standard error
-        [sys.executable, "-c", "from rbvsr_deploy.cli import run; run()"]
+        [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"]
         + [str(o) for o in (two_scenes, "-o", tmp_path / "a.mkv", *options)],
         capture_output=True,
         text=True,
@@ -384,7 +384,7 @@ def test_a_killed_run_is_continued(
     assert invoke(*command, "-o", tmp_path / "whole.mkv").exit_code == 0
     output = tmp_path / "out.mkv"
     process = subprocess.Popen(
-        [sys.executable, "-c", "from rbvsr_deploy.cli import run; run()"]
+        [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"]
         + [str(o) for o in (*command, "-o", output)],
         stderr=subprocess.DEVNULL,
     )
@@ -458,7 +458,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
     output = tmp_path / "out.mkv"
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{listen}; from rbvsr_deploy.cli import run; run()"]
+        [sys.executable, "-c", f"{listen}; from rbvsr_deploy.commands.run import run; run()"]
         + [str(o) for o in (two_scenes, "-o", output, "--engine", tiny_bundle, "--device", "cpu")],
         stderr=subprocess.PIPE,
         text=True,

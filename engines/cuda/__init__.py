@@ -1,0 +1,5 @@
+"""CUDA without torch: memory, streams, events and graphs, through cuda-python or pycuda.
+
+``driver.py`` is the protocol and chooses the adapter; ``cuda_python.py`` and ``pycuda.py`` are the
+adapters.
+"""

@@ -1,0 +1,77 @@
+"""``rbvsr-info``: what is in a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rbvsr_deploy.commands.edge import JSON, PATH, VERSION, edge
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.bundle import Manifest
+
+__all__ = ["info"]
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@JSON
+@VERSION
+def info(bundle: Path, as_json: bool) -> None:
+    """Show what is in a bundle."""
+    with edge():
+        from rbvsr_deploy.bundle import open_bundle
+
+        opened = open_bundle(bundle)
+    if as_json:
+        click.echo(
+            json.dumps({**dataclasses.asdict(opened.manifest), "sha256": opened.sha256}, indent=1)
+        )
+    else:
+        _show_manifest(bundle, opened.manifest, opened.sha256)
+
+
+def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
+    model, weights = manifest.model, manifest.weights
+    network = "RealBasicVSR" if manifest.has_cleaning else "BasicVSR (no cleaning)"
+    parts = [f"{network} x{manifest.scale}", f"{model['mid_channels']} channels"]
+    parts += [f"{model['propagation_blocks']} propagation blocks"]
+    parts += [f"{model['cleaning_blocks']} cleaning blocks"] * manifest.has_cleaning
+    refinement = f"again while the mean change is {manifest.refine_threshold:g} of 255 or more"
+    rows = {
+        "bundle": f"{path}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256}",
+        "network": ", ".join(parts),
+        "weights": f"{weights.file_name}, sha256 {weights.sha256}",
+        "licence": weights.license or "not stated in the checkpoint",
+        "provenance": weights.provenance or "not stated in the checkpoint",
+        "precision": f"{manifest.precision} features, float32 flow and coordinates",
+        "opset": str(manifest.opset),
+        "refinement": refinement if manifest.has_cleaning else "none",
+        "made by": f"rbvsr-deploy {manifest.toolkit_version}",
+        "verified": f"against torch under {manifest.verification.get('runtime', 'nothing')}",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:>11}  {value}")
+    for name, sides in manifest.graphs.items():
+        inputs, outputs = (
+            ", ".join(
+                f"{item['name']} {item['dtype']} {_shape(item['shape'])}" for item in sides[side]
+            )
+            for side in ("inputs", "outputs")
+        )
+        click.echo(f"{name:>11}  {inputs} -> {outputs}")
+        for output, sizes in manifest.verification.get("outputs", {}).get(name, {}).items():
+            worst = max(
+                sizes.values(),
+                key=lambda figures: figures.get("max_difference", figures.get("max_levels")),
+            )
+            told = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in worst.items())
+            click.echo(f"{'':>11}  {output} against torch: {told}")
+
+
+def _shape(shape: list[int | str]) -> str:
+    return f"({', '.join(str(size) for size in shape)})"
