@@ -1,0 +1,230 @@
+"""Compiling graphs for a kind of GPU: one engine per graph, for all sizes of a profile.
+
+The builder is driven through its own API: Polygraphy chooses its TensorRT by an environment
+variable once per process, and both flavours may be met in one.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rbvsr_deploy.bundle import Manifest
+from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, made
+from rbvsr_deploy.engines.tensorrt.network import check_network
+from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
+from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import GRAPHS
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.engines.cuda.driver import Gpu
+
+__all__ = ["BuildOptions", "Progress", "build_engine_set", "this_platform"]
+
+Progress = Callable[[str, str, int, int], None]
+"""Called with the graph, the builder's phase, the steps done and all steps; from any thread."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the builder is asked for besides sizes; ``None`` is TensorRT's own default."""
+
+    workspace: int | None = None
+    """Bytes of device memory a kernel may use for intermediate results."""
+    optimization_level: int | None = None
+    """0 to 5: how long to look for fast kernels."""
+    version_compatible: bool = False
+    """Whether later versions of TensorRT may run the engines."""
+    hardware_compatible: bool = False
+    """Whether any GPU from compute capability 8.0 on may run the engines."""
+
+
+def this_platform() -> str:
+    """Operating system and processor, as in :attr:`EngineSet.platform`."""
+    system = {"win32": "windows"}.get(sys.platform, sys.platform)
+    machine = platform.machine().lower()
+    return f"{system}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
+
+
+def build_engine_set(
+    tensorrt: TensorRT,
+    manifest: Manifest,
+    graphs: Mapping[str, bytes],
+    *,
+    profile: ShapeProfile,
+    compute_capability: str,
+    gpu: Gpu | None = None,
+    options: BuildOptions | None = None,
+    progress: Progress = lambda graph, phase, step, steps: None,
+) -> tuple[EngineSet, dict[str, bytes]]:
+    """Compile all graphs of a bundle.
+
+    Args:
+        tensorrt: the flavour to compile with.
+        manifest: of the bundle.
+        graphs: serialised ONNX model by graph name.
+        profile: the sizes and batches engines will take.
+        compute_capability: of the GPUs engines are for, such as "8.9".
+        gpu: the machine's own, if it has one: plain TensorRT compiles on it, and for it only.
+        options: see there.
+        progress: told how far the builder is.
+
+    Returns:
+        The set, with the layers of every parsed network, and the serialised engines by graph.
+
+    Raises:
+        EngineError: this flavour cannot compile for that compute capability, a graph is refused,
+            not read as it was meant, or not built; TensorRT's own text is in the sentence.
+    """
+    options = options or BuildOptions()
+    check_target(tensorrt, compute_capability, gpu=gpu, options=options)
+    timing_cache = None
+    if tensorrt.times_kernels and gpu is not None:
+        key = cache_key(
+            tensorrt.name,
+            tensorrt.version,
+            gpu.name,
+            gpu.compute_capability,
+            gpu.driver_version,
+            options.workspace,
+        )
+        timing_cache = TimingCache(cache_folder() / "timing" / f"{key}.cache")
+    layers, plans = {}, {}
+    for name, graph in graphs.items():
+        build = _Build(tensorrt, name, manifest, profile, compute_capability, options)
+        layers[name], plans[name] = build.run(graph, timing_cache, progress)
+    engine_set = EngineSet(
+        flavour=tensorrt.name,
+        version=tensorrt.version,
+        compute_capability=compute_capability,
+        platform=this_platform(),
+        profile=profile,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        layers=layers,
+    )
+    return engine_set, plans
+
+
+def check_target(
+    tensorrt: TensorRT, compute_capability: str, *, gpu: Gpu | None, options: BuildOptions
+) -> None:
+    """Find out before long work whether engines can be compiled.
+
+    Raises:
+        EngineError: not with this flavour for that compute capability, or not with these options.
+    """
+    offered = tensorrt.compute_capabilities()
+    if offered is not None and compute_capability not in offered:
+        raise EngineError(
+            f"{tensorrt.name} {tensorrt.version} compiles for the compute capabilities "
+            f"{', '.join(offered)}, not for {compute_capability}"
+        )
+    if offered is not None and options.hardware_compatible:
+        raise EngineError(
+            f"{tensorrt.name} has no hardware-compatible engines: name every GPU to compile for "
+            "with --compute-capability, such as 8.6,8.9,12.0"
+        )
+    if offered is None and gpu is None:
+        raise EngineError(
+            f"{tensorrt.name} {tensorrt.version} compiles on the GPU that will run the engines, "
+            "and there is none here: compile there, or with --target tensorrt-rtx"
+        )
+    if offered is None and gpu is not None and compute_capability != gpu.compute_capability:
+        raise EngineError(
+            f"{tensorrt.name} {tensorrt.version} compiles for the GPU it runs on only, which is "
+            f"{gpu.name} of compute capability {gpu.compute_capability}, not "
+            f"{compute_capability}: compile on such a GPU, or with --target tensorrt-rtx"
+        )
+
+
+@dataclass(frozen=True)
+class _Build:
+    """One graph's way into an engine."""
+
+    tensorrt: TensorRT
+    graph: str
+    manifest: Manifest
+    profile: ShapeProfile
+    compute_capability: str
+    options: BuildOptions
+
+    def run(
+        self, model: bytes, timing_cache: TimingCache | None, progress: Progress
+    ) -> tuple[dict[str, int], bytes]:
+        """Table of layers, and the serialised engine."""
+        stopped = threading.Event()
+        # TensorRT calls back while it builds, and Ctrl-C is raised in whatever the main thread
+        # runs, which must not be a callback: so the main thread only waits.
+        with ThreadPoolExecutor(1) as worker:
+            future = worker.submit(self._run, model, timing_cache, progress, stopped)
+            try:
+                return future.result()
+            finally:
+                stopped.set()
+
+    def _run(
+        self,
+        model: bytes,
+        timing_cache: TimingCache | None,
+        progress: Progress,
+        stopped: threading.Event,
+    ) -> tuple[dict[str, int], bytes]:
+        tensorrt, module = self.tensorrt, self.tensorrt.module
+        where = f"graph '{self.graph}'"
+        named = f"{tensorrt.name} {tensorrt.version}"
+        with tensorrt.attempt(f"{named} does not start"):
+            builder = made(module.Builder(tensorrt.logger))
+            network = tensorrt.create_network(builder)
+            parser = made(module.OnnxParser(network, tensorrt.logger))
+        with tensorrt.attempt(f"{where} is refused by the parser of {named}"):
+            made(parser.parse(model))
+        layers = check_network(
+            tensorrt, network, graph=self.graph, precision=self.manifest.precision
+        )
+        with tensorrt.attempt(f"{where} could not be compiled by {named}"):
+            config = made(builder.create_builder_config())
+            self._configure(builder, network, config)
+            tensorrt.watch(
+                config,
+                lambda phase, step, steps: progress(self.graph, phase, step, steps),
+                stopped.is_set,
+            )
+            if timing_cache is not None:
+                timing_cache.attach(config)
+            plan = bytes(made(builder.build_serialized_network(network, config)))
+            if timing_cache is not None:
+                timing_cache.keep(config)
+        return layers, plan
+
+    def _configure(self, builder: Any, network: Any, config: Any) -> None:
+        tensorrt, options = self.tensorrt, self.options
+        tensorrt.ask_for_precision(
+            config,
+            network,
+            precision=self.manifest.precision,
+            quantised=self.manifest.quantisation is not None,
+        )
+        tensorrt.aim(config, compute_capability=self.compute_capability)
+        if options.workspace is not None:
+            pool = tensorrt.module.MemoryPoolType.WORKSPACE
+            config.set_memory_pool_limit(pool, options.workspace)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        if options.version_compatible:
+            tensorrt.allow_other_versions(config)
+        if options.hardware_compatible:
+            tensorrt.allow_other_gpus(config)
+        profile = made(builder.create_optimization_profile())
+        spec = GRAPHS[self.graph]
+        for name, shapes in self.profile.shapes(spec, channels=self.manifest.channels).items():
+            profile.set_shape(name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise RuntimeError(f"TensorRT refused the sizes {self.profile}")

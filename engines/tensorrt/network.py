@@ -1,0 +1,137 @@
+"""What must hold in a network as TensorRT has read it, before it is built.
+
+The graphs were checked when they were exported; this finds what a parser makes of them. Parsers of
+2025 read the bilinear sampling of opset 20 as nearest, and a network that has lost its types is
+built in float32 without a word.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
+from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import Precision
+
+__all__ = ["check_network"]
+
+
+def check_network(
+    tensorrt: TensorRT, network: Any, *, graph: str, precision: Precision
+) -> dict[str, int]:
+    """Check a parsed network.
+
+    Every sampling is bilinear with aligned corners, its image and coordinates float32. Every
+    convolution runs in the bundle's float type, or in int8 if its image comes from a dequantise
+    layer. And in a float16 network no layer is float32 without a reason: float32 layers that pass
+    values to each other are a region, and each region must sample, or belong to an input or output
+    that is float32 or uint8 (flow, residue, images).
+
+    Args:
+        tensorrt: the flavour that parsed it.
+        network: its ``INetworkDefinition``.
+        graph: its name.
+        precision: of the bundle.
+
+    Returns:
+        How many layers there are of each kind and type, such as ``{"CONVOLUTION float16": 41}``.
+
+    Raises:
+        EngineError: the first layer that breaks this.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    dequantised = {
+        output.name
+        for layer in layers
+        if layer.type.name == "DEQUANTIZE"
+        for output in _outputs(layer)
+    }
+    table: Counter[str] = Counter()
+    for layer in layers:
+        kind, dtype = layer.type.name, _dtype(layer.get_output(0))
+        if kind == "GRID_SAMPLE":
+            _check_sampling(tensorrt, layer, graph=graph)
+        if kind in ("CONVOLUTION", "DECONVOLUTION"):
+            if dtype != precision:
+                raise EngineError(
+                    f"graph '{graph}': TensorRT reads the convolution '{layer.name}' as {dtype} in "
+                    f"a {precision} bundle: export the checkpoint again"
+                )
+            if layer.get_input(0).name in dequantised:
+                dtype = "int8"
+        table[f"{kind} {dtype}"] += 1
+    if precision == "float16":
+        _check_float32(network, layers, graph=graph)
+    return dict(sorted(table.items()))
+
+
+def _check_sampling(tensorrt: TensorRT, layer: Any, *, graph: str) -> None:
+    module = tensorrt.module
+    name = layer.name
+    dtypes = [_dtype(tensor) for tensor in _inputs(layer)]
+    layer.__class__ = module.IGridSampleLayer  # the bindings hand out the base class only
+    mode, aligned = layer.interpolation_mode, layer.align_corners
+    if mode != module.InterpolationMode.LINEAR or not aligned:
+        corners = "aligned" if aligned else "not aligned"
+        raise EngineError(
+            f"graph '{graph}': TensorRT {tensorrt.version} reads the sampling '{name}' as "
+            f"{mode.name.lower()} with corners {corners}, where linear with aligned corners "
+            "belongs: export with opset 17, 18 or 19"
+        )
+    if dtypes != ["float32", "float32"]:
+        raise EngineError(
+            f"graph '{graph}': the sampling '{name}' reads {' and '.join(dtypes)}, where float32 "
+            "values at float32 coordinates belong: export the checkpoint again"
+        )
+
+
+def _check_float32(network: Any, layers: list[Any], *, graph: str) -> None:
+    """Every region of float32 (and uint8) has a reason to be: flood them from the reasons."""
+    data = {network.get_input(i).name for i in range(network.num_inputs)}
+    for layer in layers:
+        # What is made of sizes and constants alone is arithmetic on shapes, not on pixels.
+        if layer.type.name != "SHAPE" and any(tensor.name in data for tensor in _inputs(layer)):
+            data |= {tensor.name for tensor in _outputs(layer)}
+
+    def wide(tensors: Iterator[Any]) -> set[str]:
+        return {t.name for t in tensors if t.name in data and _dtype(t) in ("float32", "uint8")}
+
+    touched = {
+        layer.name: wide(_inputs(layer)) | wide(_outputs(layer))
+        for layer in layers
+        if wide(_outputs(layer))
+    }
+    reached = wide(network.get_input(i) for i in range(network.num_inputs))
+    reached |= wide(network.get_output(i) for i in range(network.num_outputs))
+    reached |= {
+        name for layer in layers if layer.type.name == "GRID_SAMPLE" for name in touched[layer.name]
+    }
+    growing = True
+    while growing:
+        found = {name for tensors in touched.values() if tensors & reached for name in tensors}
+        growing = not found <= reached
+        reached |= found
+    for name, tensors in touched.items():
+        if not tensors <= reached:
+            raise EngineError(
+                f"graph '{graph}': the layer '{name}' is float32 in a float16 bundle, and neither "
+                "samples nor makes flow, residue or images: export the checkpoint again"
+            )
+
+
+def _inputs(layer: Any) -> Iterator[Any]:
+    # An optional input that is not there is None.
+    tensors = (layer.get_input(i) for i in range(layer.num_inputs))
+    return (tensor for tensor in tensors if tensor is not None)
+
+
+def _outputs(layer: Any) -> Iterator[Any]:
+    return (layer.get_output(i) for i in range(layer.num_outputs))
+
+
+def _dtype(tensor: Any) -> str:
+    """NumPy's name of a tensor's type."""
+    name: str = tensor.dtype.name
+    return {"FLOAT": "float32", "HALF": "float16"}.get(name, name.lower())

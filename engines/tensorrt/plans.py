@@ -1,0 +1,224 @@
+"""Where compiled engines come from: the bundle, the user's cache, and at last the compiler.
+
+A driver or TensorRT upgrade never breaks a command: what no longer fits is not looked at, what fits
+but does not load is passed over, and the last candidate is always compiled on the spot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbvsr_deploy.bundle import Bundle
+from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.engines.tensorrt.base import Candidate
+from rbvsr_deploy.engines.tensorrt.build import (
+    BuildOptions,
+    Progress,
+    build_engine_set,
+    this_platform,
+)
+from rbvsr_deploy.engines.tensorrt.cache import (
+    cache_folder,
+    cache_key,
+    read_cached,
+    remove_cached,
+    write_cached,
+)
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.engines.cuda.driver import Gpu
+
+__all__ = ["MachinePlans", "fits", "profile_for"]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+"""Of cached sets. Raise it when graphs of the same bytes are to be compiled anew."""
+
+
+class MachinePlans:
+    """The :class:`~rbvsr_deploy.engines.tensorrt.base.Plans` of a bundle on this machine.
+
+    Args:
+        bundle: whose graphs are run.
+        tensorrt: the flavour that will run the engines.
+        gpu: the machine's own.
+        options: of engines that have to be compiled.
+        report: called with a line before the compiler is started, which may take minutes.
+        progress: told how far the compiler is.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        tensorrt: TensorRT,
+        gpu: Gpu,
+        *,
+        options: BuildOptions | None = None,
+        report: Callable[[str], None] = lambda line: None,
+        progress: Progress = lambda graph, phase, step, steps: None,
+    ) -> None:
+        self._bundle = bundle
+        self._tensorrt = tensorrt
+        self._gpu = gpu
+        self._options = options or BuildOptions()
+        self._report = report
+        self._progress = progress
+        graphs = {name: hashlib.sha256(data).hexdigest() for name, data in bundle.graphs().items()}
+        key = cache_key(
+            _FORMAT,
+            graphs,
+            tensorrt.name,
+            tensorrt.version,
+            this_platform(),
+            gpu.name,
+            gpu.compute_capability,
+            gpu.driver_version,
+            asdict(self._options),
+        )
+        self._folder = cache_folder() / "engines" / key
+
+    def candidates(self, height: int, width: int, *, batch: int) -> Iterator[Candidate]:
+        held = [s for s in self._bundle.manifest.engine_sets if self._fits(s)]
+        for engine_set in _covering(held, height, width, batch=batch):
+            yield Candidate(engine_set, self._bundle.plans(engine_set), "from the bundle")
+
+        cached = dict(self._cached())
+        by_set = {engine_set.name: path for path, (engine_set, _) in cached.items()}
+        kept = [engine_set for engine_set, _ in cached.values()]
+        refused = []
+        for engine_set in _covering(kept, height, width, batch=batch):
+            path = by_set[engine_set.name]
+            yield Candidate(engine_set, cached[path][1], "compiled earlier, from the cache")
+            refused.append(path)
+
+        # Whoever asks on could load none of them.
+        for path in refused:
+            remove_cached(path)
+        profiles = [engine_set.profile for engine_set in (*held, *kept)]
+        profile = profile_for(height, width, batch=batch, beside=profiles)
+        self._report(
+            f"Compiling engines for {width}x{height} on {self._gpu.name}, once for all runs"
+        )
+        engine_set, plans = build_engine_set(
+            self._tensorrt,
+            self._bundle.manifest,
+            self._bundle.graphs(),
+            profile=profile,
+            compute_capability=self._gpu.compute_capability,
+            gpu=self._gpu,
+            options=self._options,
+            progress=self._progress,
+        )
+        write_cached(self._folder / f"{profile}.engines", _packed(engine_set, plans))
+        yield Candidate(engine_set, plans, "compiled now")
+
+    def _fits(self, engine_set: EngineSet) -> bool:
+        return fits(
+            engine_set,
+            flavour=self._tensorrt.name,
+            version=self._tensorrt.version,
+            compute_capability=self._gpu.compute_capability,
+            platform=this_platform(),
+        )
+
+    def _cached(self) -> Iterator[tuple[Path, tuple[EngineSet, dict[str, bytes]]]]:
+        for path in sorted(self._folder.glob("*.engines")):
+            content = read_cached(path)
+            if content is not None:
+                yield path, _unpacked(content)
+
+
+def fits(
+    engine_set: EngineSet, *, flavour: str, version: str, compute_capability: str, platform: str
+) -> bool:
+    """Whether a machine may be able to run a set; whether it does is seen when it is loaded.
+
+    Args:
+        engine_set: of a bundle.
+        flavour, version: of the machine's TensorRT.
+        compute_capability: of its GPU.
+        platform: its operating system and processor.
+    """
+    theirs, ours = _numbers(engine_set.version), _numbers(version)
+    versions = theirs <= ours if engine_set.version_compatible else theirs == ours
+    if engine_set.hardware_compatible:
+        gpus = _numbers(compute_capability) >= (8, 0)
+    else:
+        gpus = engine_set.compute_capability == compute_capability
+    # TensorRT-RTX makes the same engines for Windows and Linux.
+    if flavour == "tensorrt-rtx":
+        platforms = engine_set.platform.split("-")[1] == platform.split("-")[1]
+    else:
+        platforms = engine_set.platform == platform
+    return engine_set.flavour == flavour and versions and gpus and platforms
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def profile_for(
+    height: int, width: int, *, batch: int, beside: Iterable[ShapeProfile] = ()
+) -> ShapeProfile:
+    """A profile tuned for a size, and wide enough for most others.
+
+    Args:
+        height, width, batch: must be covered.
+        beside: profiles that do not cover them; the new one covers whatever these do, so that a
+            user who changes sizes does not compile again and again.
+    """
+    usual = ShapeProfile()
+    profiles = [*beside, usual]
+    smallest, largest = zip(*((p.min_size, p.max_size) for p in profiles), strict=True)
+    return ShapeProfile(
+        min_size=(
+            min(height, *(h for h, _ in smallest)),
+            min(width, *(w for _, w in smallest)),
+        ),
+        opt_size=(height, width),
+        # Portrait as well as landscape.
+        max_size=(
+            max(height, usual.max_size[1], *(h for h, _ in largest)),
+            max(width, *(w for _, w in largest)),
+        ),
+        batch=max(batch, *(p.batch for p in profiles)),
+    )
+
+
+def _covering(sets: Iterable[EngineSet], height: int, width: int, *, batch: int) -> list[EngineSet]:
+    """Those whose profile covers a size, the one tuned for the nearest first."""
+
+    def distance(engine_set: EngineSet) -> float:
+        usual_height, usual_width = engine_set.profile.opt_size
+        return abs(math.log(height / usual_height)) + abs(math.log(width / usual_width))
+
+    found = (s for s in sets if s.profile.covers(height, width, batch=batch))
+    return sorted(found, key=distance)
+
+
+def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:
+    """A line of JSON, and the serialised engines one after the other."""
+    header = {
+        "set": engine_set.as_dict(),
+        "sizes": {graph: len(plan) for graph, plan in plans.items()},
+    }
+    return json.dumps(header).encode() + b"\n" + b"".join(plans.values())
+
+
+def _unpacked(content: bytes) -> tuple[EngineSet, dict[str, bytes]]:
+    line, _, rest = content.partition(b"\n")
+    header = json.loads(line)
+    plans, start = {}, 0
+    for graph, size in header["sizes"].items():
+        plans[graph] = rest[start : start + size]
+        start += size
+    return EngineSet.from_dict(header["set"]), plans

@@ -1,0 +1,102 @@
+"""Deserialising and launching engines: what :mod:`rbvsr_deploy.engines.tensorrt.base` asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rbvsr_deploy.engine_sets import Flavour
+from rbvsr_deploy.engines.tensorrt.cache import (
+    cache_folder,
+    cache_key,
+    read_cached,
+    write_cached,
+)
+from rbvsr_deploy.engines.tensorrt.flavours import KernelCache, TensorRT, made
+from rbvsr_deploy.errors import EngineError
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.engines.cuda.driver import Gpu
+
+__all__ = ["TensorRTExecutable", "TensorRTRuntime"]
+
+
+class TensorRTRuntime:
+    """A :class:`~rbvsr_deploy.engines.tensorrt.base.Runtime`.
+
+    Args:
+        tensorrt: the flavour that runs engines.
+        gpu: what they run on.
+
+    Raises:
+        EngineError: TensorRT does not start.
+    """
+
+    def __init__(self, tensorrt: TensorRT, gpu: Gpu) -> None:
+        self.flavour: Flavour = tensorrt.name
+        self.version = tensorrt.version
+        self._tensorrt = tensorrt
+        key = cache_key(
+            tensorrt.name,
+            tensorrt.version,
+            gpu.name,
+            gpu.compute_capability,
+            gpu.driver_version,
+        )
+        self._kernels_path: Path = cache_folder() / "kernels" / f"{key}.cache"
+        self._kernels = KernelCache(read_cached(self._kernels_path))
+        with tensorrt.attempt(f"{tensorrt.name} {tensorrt.version} does not start"):
+            self._runtime = tensorrt.create_runtime()
+
+    def load(self, graph: str, plan: bytes) -> TensorRTExecutable:
+        what = f"the engine of graph '{graph}' is refused by {self.flavour} {self.version}"
+        with self._tensorrt.attempt(what):
+            engine = made(self._runtime.deserialize_cuda_engine(plan))
+            context = self._tensorrt.create_context(engine, self._kernels)
+        return TensorRTExecutable(self._tensorrt, graph, engine, context)
+
+    def close(self) -> None:
+        with self._tensorrt.attempt(f"{self.flavour} {self.version} does not give its kernels"):
+            kernels = self._kernels.serialize()
+        if kernels is not None:
+            write_cached(self._kernels_path, kernels)
+        del self._kernels, self._runtime
+
+
+class TensorRTExecutable:
+    """An :class:`~rbvsr_deploy.engines.tensorrt.base.Executable`."""
+
+    def __init__(self, tensorrt: TensorRT, graph: str, engine: Any, context: Any) -> None:
+        self._tensorrt = tensorrt
+        self._graph = graph
+        self._engine = engine
+        self._context = context
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(name, shape):
+            least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+            raise EngineError(
+                f"graph '{self._graph}' was compiled for '{name}' between {tuple(least)} and "
+                f"{tuple(most)}, not for {shape}"
+            )
+
+    def scratch_bytes(self) -> int:
+        return self._tensorrt.scratch_bytes(self._engine, self._context)
+
+    def set_scratch(self, address: int, size: int) -> None:
+        self._tensorrt.set_scratch(self._context, address, size)
+
+    def set_address(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise EngineError(f"graph '{self._graph}' has no input or output '{name}'")
+
+    def enqueue(self, stream: int) -> None:
+        with self._tensorrt.attempt(f"graph '{self._graph}' could not be launched"):
+            made(self._context.execute_async_v3(stream))
+
+    def is_capturable(self, stream: int) -> bool:
+        return self._tensorrt.is_capturable(self._context, stream)
+
+    def close(self) -> None:
+        # The context before the engine it belongs to.
+        del self._context, self._engine
