@@ -31,6 +31,8 @@ class Network:
     refine_threshold: float
     """Default of dynamic refinement, on the 0-255 scale."""
     precision: Precision
+    quantised: bool = False
+    """Whether convolutions run in int8 where that was found good enough."""
 
 
 @dataclass(frozen=True)

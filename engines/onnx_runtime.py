@@ -56,6 +56,7 @@ class OnnxRuntimeEngine:
             has_cleaning=manifest.has_cleaning,
             refine_threshold=manifest.refine_threshold,
             precision=manifest.precision,
+            quantised=manifest.quantisation is not None,
         )
         provider, self._reason = self._choose_provider(device)
         self._sessions = {name: self._open_session(name, provider) for name in manifest.graphs}
@@ -211,8 +212,8 @@ class OnnxRuntimeEngine:
         return values
 
     def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
-        # Under CUDA runs of a graph return when their work is done: there is nothing to overlap.
-        values = self.download(array)
+        # Runs of a graph return when their work is done: there is nothing to overlap.
+        values = np.array(self.download(array))
         return lambda: values
 
     def free_memory(self) -> int:

@@ -22,6 +22,7 @@ FOLDERS = {
 RUNTIME = (
     "before_after",
     "bundle",
+    "compare",
     "engine_sets",
     "errors",
     "files",

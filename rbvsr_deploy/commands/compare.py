@@ -1,0 +1,160 @@
+"""``rbvsr-compare``: how far two engines are apart on a clip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.compare import Comparison, Errors
+
+__all__ = ["compare"]
+
+
+def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path, str]:
+    """A model file and its device."""
+    from rbvsr_deploy.compare import parse_model
+
+    try:
+        return parse_model(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("reference", metavar="A", callback=_model)
+@click.argument("other", metavar="B", callback=_model)
+@click.option(
+    "--clip", type=PATH, required=True, help="Video, picture or folder of pictures to compare on."
+)
+@click.option(
+    "--frames", type=click.IntRange(min=1), default=30, help="Compare the first so many frames."
+)
+@click.option(
+    "--cleanings",
+    type=click.IntRange(min=0),
+    help="Fixed number of cleaning passes.  [default: A and B decide, each for itself]",
+)
+@click.option(
+    "--min-psnr",
+    type=click.FloatRange(min=0),
+    help="Least PSNR over the pictures in dB.  [default: 50 if A or B is float16, 40 if one is "
+    "int8]",
+)
+@click.option(
+    "--max-difference",
+    type=click.FloatRange(min=0),
+    help="Largest difference of the pictures, whose range is 0 to 1.  [default: 0.001 if A and B "
+    "are float32]",
+)
+@click.option(
+    "--worst",
+    type=PATH,
+    help="Also write a picture of the frame with the lowest PSNR: A, B and their amplified "
+    "difference; replaced if it exists.",
+)
+@JSON
+@VERBOSE
+@VERSION
+def compare(
+    reference: tuple[Path, str],
+    other: tuple[Path, str],
+    clip: Path,
+    frames: int,
+    cleanings: int | None,
+    min_psnr: float | None,
+    max_difference: float | None,
+    worst: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Compare two engines on a clip, picture by picture and graph by graph.
+
+    A and B are bundles or checkpoints, such as model.plan, model.plan@cpu or model.pth@cuda; what
+    follows the last @ is a device as in rbvsr-run. A is the reference. The exit code is 1 if B
+    differs by more than is allowed.
+    """
+    with edge(verbose=verbose):
+        from rbvsr_deploy.before_after import check_before_after
+        from rbvsr_deploy.compare import Tolerance, compare_engines
+        from rbvsr_deploy.engines import open_engine
+        from rbvsr_deploy.errors import RbvsrError
+        from rbvsr_deploy.progress import ProgressDisplay
+        from rbvsr_deploy.video import open_source
+
+        if worst is not None:
+            check_before_after(worst, overwrite=True)
+        tolerance = None
+        if min_psnr is not None or max_difference is not None:
+            tolerance = Tolerance(min_psnr=min_psnr, max_difference=max_difference)
+        with (
+            open_source(clip) as source,
+            open_engine(reference[0], device=reference[1]) as a,
+            open_engine(other[0], device=other[1]) as b,
+            ProgressDisplay() as progress,
+        ):
+            result = compare_engines(
+                a,
+                b,
+                source,
+                frames=frames,
+                cleanings=cleanings,
+                tolerance=tolerance,
+                worst=worst,
+                progress=progress,
+            )
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(result), indent=1))
+        else:
+            _show(result)
+        if result.failures:
+            raise RbvsrError(
+                f"{result.other.model} differs from {result.reference.model} by more than is "
+                f"allowed: {'; '.join(result.failures)}"
+            )
+
+
+def _show(result: Comparison) -> None:
+    click.echo(f"A     {result.reference}")
+    click.echo(f"B     {result.other}")
+    click.echo(f"clip  {result.clip}, {result.frames} frames of {result.width}x{result.height}")
+    for scene in result.scenes:
+        if scene.cleanings[0] == scene.cleanings[1]:
+            continue
+        changes = (", ".join(f"{value:.3f}" for value in side) for side in scene.residues)
+        click.echo(
+            f"scene of {scene.frames} frames from frame {scene.first_frame}: A cleaned "
+            f"{scene.cleanings[0]} times (mean changes {next(changes)} of 255), B "
+            f"{scene.cleanings[1]} times ({next(changes)}); --cleanings N makes them equal"
+        )
+    click.echo(f"\n{'':24}{'calls':>6}{'max difference':>16}{'peak':>8}{'PSNR (dB)':>11}")
+    for name, graph in result.graphs.items():
+        for output, errors in graph.outputs.items():
+            _show_row(f"{name} {output}", graph.calls, errors)
+    _show_row("all pictures", result.frames, result.pictures)
+    worst = result.per_frame[result.worst_frame]
+    _show_row(f"worst picture, {worst.number}", 1, worst.errors)
+    images = result.images
+    values = sum(images.histogram.values())
+    parts = (
+        f"{levels}: {100 * count / values:.3g} %" for levels, count in images.histogram.items()
+    )
+    click.echo(f"\nlevels of 255 by which values differ   {', '.join(parts)}")
+    click.echo(
+        f"pixels that differ                     {images.differing_pixels} of {images.pixels}, by "
+        f"{images.max_levels} levels at most"
+    )
+
+
+def _show_row(name: str, calls: int, errors: Errors) -> None:
+    bad = f"  {errors.not_finite} NaN or infinite" if errors.not_finite else ""
+    click.echo(
+        f"{name:24}{calls:>6}{errors.max_difference:>16.3g}{errors.peak:>8.3g}"
+        f"{errors.psnr:>11.1f}{bad}"
+    )

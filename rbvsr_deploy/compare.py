@@ -1,0 +1,626 @@
+"""Parity of two engines: how far one network's results are apart, over a clip and graph by graph.
+
+Both engines run the clip through a stream of their own, in step with each other, so that no more
+than a few pictures are held at once. Now and then a graph is run once more by the second engine, on
+what the reference has just given the same graph, taken from the middle of its recurrence: an error
+shows in the graph that makes it, and not in those that follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbvsr_deploy.engines import Description, Engine, Network, open_engine
+from rbvsr_deploy.engines.base import Array
+from rbvsr_deploy.errors import ExportError, MediaError, RbvsrError
+from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.propagation import HALO
+from rbvsr_deploy.scenes import CutDetector
+from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream
+from rbvsr_deploy.video import Source, open_source
+from rbvsr_deploy.video.images import write_image
+
+__all__ = [
+    "FRAMES",
+    "LEVELS",
+    "Comparison",
+    "Errors",
+    "FrameErrors",
+    "GraphErrors",
+    "ImageErrors",
+    "SceneDecisions",
+    "Tolerance",
+    "compare_engines",
+    "default_tolerance",
+    "parse_model",
+    "verify_bundle",
+]
+
+FRAMES = 30
+"""How many frames of a clip are compared unless told otherwise."""
+
+_SAMPLES = 8
+"""Over how many frames of the clip the comparison of single graphs is spread."""
+
+_EQUAL = 200.0
+"""PSNR in dB where there is no difference at all: JSON knows no infinity."""
+
+LEVELS = ("0", "1", "2", "3", "4-7", "8-15", "16+")
+"""Classes of absolute differences of uint8 values."""
+_CLASSES = np.array([0, 1, 2, 3, 4, 8, 16, 256])
+
+_GAP = 16  # white columns between the panels of a picture
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Differences of floating-point or uint8 numbers from the reference."""
+
+    max_difference: float
+    peak: float
+    """What the PSNR counts as the full signal: 1 for pictures, 255 for uint8, and the largest
+    absolute value of the reference, 1 at least, for everything else.
+    """
+    psnr: float
+    """In dB, 200 at most."""
+    not_finite: int = 0
+    """How many differences are no finite number, because one side or both are not. They are left
+    out of the other figures.
+    """
+
+
+@dataclass(frozen=True)
+class FrameErrors:
+    """Of the picture of one frame before it is clamped and becomes uint8."""
+
+    number: int
+    errors: Errors
+
+
+@dataclass(frozen=True)
+class ImageErrors:
+    """Of the uint8 pictures: (4H, 4W, 3) each."""
+
+    max_levels: int
+    histogram: dict[str, int]
+    """How many values differ by how many levels; see :data:`LEVELS`."""
+    pixels: int
+    differing_pixels: int
+    """Those that differ in at least one channel."""
+
+
+@dataclass(frozen=True)
+class GraphErrors:
+    """Of one graph, given the same inputs in both engines."""
+
+    calls: int
+    outputs: dict[str, Errors]
+    """By the output's name."""
+
+
+@dataclass(frozen=True)
+class SceneDecisions:
+    """A scene, and what dynamic refinement decided for it in the reference and in the other."""
+
+    first_frame: int
+    frames: int
+    cleanings: tuple[int, int]
+    residues: tuple[list[float], list[float]]
+    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
+
+    @property
+    def agree(self) -> bool:
+        """Whether both were cleaned equally often."""
+        return self.cleanings[0] == self.cleanings[1]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What two engines may differ by, over all pictures before they become uint8; becoming uint8
+    may add one level.
+
+    Raises:
+        ValueError: a bound is negative.
+    """
+
+    min_psnr: float | None = None
+    """In dB."""
+    max_difference: float | None = None
+    """In units of the range [0, 1]."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a second engine is from the reference."""
+
+    reference: Description
+    other: Description
+    clip: str
+    """Path of the video, picture or folder."""
+    frames: int
+    width: int
+    """Of the clip, in pixels."""
+    height: int
+    pictures: Errors
+    """Over all pictures, before they are clamped and become uint8."""
+    images: ImageErrors
+    per_frame: list[FrameErrors]
+    worst_frame: int
+    """Number of the frame with the lowest PSNR."""
+    graphs: dict[str, GraphErrors]
+    """In the order a frame goes through them."""
+    scenes: list[SceneDecisions]
+    tolerance: Tolerance
+    failures: list[str]
+    """What is out of tolerance, a clause each; empty if the two agree."""
+
+
+def parse_model(text: str) -> tuple[Path, str]:
+    """A model file and the device it is to run on: "model.plan" or "model.plan@cpu".
+
+    What follows the last "@" of the last part of the path is always the device. A file with an "@"
+    in its name is therefore given with a device, such as "me@home.plan@auto".
+
+    Returns:
+        The path, and the device for :func:`rbvsr_deploy.engines.open_engine`, "auto" if none is
+        given.
+
+    Raises:
+        ValueError: there is an "@", but no file before it or no device behind it.
+    """
+    path = Path(text)
+    name, at, device = path.name.rpartition("@")
+    if not at:
+        return path, "auto"
+    if not name or not device:
+        raise ValueError(
+            f"{text!r} lacks the {'device behind' if name else 'file before'} its '@': write "
+            "FILE or FILE@DEVICE, such as model.plan@cpu"
+        )
+    return path.with_name(name), device
+
+
+def default_tolerance(reference: Network, other: Network) -> Tolerance:
+    """What is allowed between two precisions: 1/1000 of the range in float32, 50 dB where one is
+    float16, 40 dB where one is quantised.
+    """
+    if reference.quantised or other.quantised:
+        return Tolerance(min_psnr=40.0)
+    if "float16" in (reference.precision, other.precision):
+        return Tolerance(min_psnr=50.0)
+    return Tolerance(max_difference=1e-3)
+
+
+def compare_engines(
+    reference: Engine,
+    other: Engine,
+    source: Source,
+    *,
+    frames: int = FRAMES,
+    cleanings: int | None = None,
+    tolerance: Tolerance | None = None,
+    worst: Path | None = None,
+    progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
+) -> Comparison:
+    """Run a clip through two engines and measure how far apart they are.
+
+    Args:
+        reference: what the other is held against.
+        other: another engine, precision or bundle of a network of the same shape.
+        source: the clip; cuts in it are looked for once, for both.
+        frames: of the clip's beginning that are compared at most.
+        cleanings: fixed number of cleaning passes instead of each engine's own decision.
+        tolerance: what is allowed; by the precisions if ``None``.
+        worst: where to write a picture of the frame with the lowest PSNR: reference, other, and
+            their absolute difference, amplified until its largest value is white, side by side.
+        progress: called with a stage, the frames it has done in both engines together, and their
+            total where it is known.
+
+    Raises:
+        RbvsrError: the networks differ, or the memory does not suffice.
+        MediaError: the clip cannot be read to its end, or the picture not be written.
+        EngineError: an engine failed.
+        ValueError: ``frames`` or ``cleanings`` is out of range.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be 1 or more, got {frames}")
+    _check_networks(reference, other)
+    total = None if source.frame_count is None else 2 * min(frames, source.frame_count)
+    done: Counter[Stage] = Counter()
+
+    def count(stage: Stage, more: int) -> None:
+        done[stage] += more
+        progress(stage, done[stage], total)
+
+    size = (source.height, source.width)
+    graphs = _Graphs(reference, other, every=math.ceil((total or 2 * frames) / 2 / _SAMPLES))
+    pictures = _Pictures()
+    detector = CutDetector()
+    sides = [
+        _Side(engine, size=size, cleanings=cleanings, on_call=on_call, progress=count)
+        for engine, on_call in ((reference, graphs.add), (other, None))
+    ]
+    with sides[0].stream as stream, sides[1].stream as other_stream:
+        for frame in itertools.islice(source, frames):
+            cut = detector.is_cut(frame.image)
+            pictures.add(
+                sides[0].pictures(stream.push(frame.image, cut=cut)),
+                sides[1].pictures(other_stream.push(frame.image, cut=cut)),
+            )
+        pictures.add(sides[0].pictures(stream.flush()), sides[1].pictures(other_stream.flush()))
+    if not pictures.per_frame:
+        raise MediaError(f"{source.path} holds no frame to compare: give another clip")
+    if worst is not None:
+        write_image(worst, image=pictures.worst_picture())
+    tolerance = tolerance or default_tolerance(reference.network, other.network)
+    errors, images, of_graphs = pictures.errors.figures(), pictures.images(), graphs.figures()
+    return Comparison(
+        reference=reference.describe(),
+        other=other.describe(),
+        clip=str(source.path),
+        frames=len(pictures.per_frame),
+        width=source.width,
+        height=source.height,
+        pictures=errors,
+        images=images,
+        per_frame=pictures.per_frame,
+        worst_frame=pictures.worst_frame,
+        graphs=of_graphs,
+        scenes=[
+            SceneDecisions(
+                a.first_frame, a.frames, (a.cleanings, b.cleanings), (a.residues, b.residues)
+            )
+            for a, b in zip(sides[0].scenes, sides[1].scenes, strict=True)
+        ],
+        tolerance=tolerance,
+        failures=_failures(errors, images, of_graphs, tolerance),
+    )
+
+
+def verify_bundle(
+    bundle: Path,
+    checkpoint: Path,
+    clip: Path,
+    *,
+    frames: int = FRAMES,
+    progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Compare a bundle with the float32 torch model it was made from.
+
+    Returns:
+        Record for the manifest: the clip and its SHA-256, the engines, and the figures of
+        :class:`Comparison`.
+
+    Raises:
+        ExportError: they differ by more than :func:`default_tolerance` allows.
+        RbvsrError: as :func:`compare_engines`; and the clip or a model cannot be opened.
+    """
+    with (
+        open_source(clip) as source,
+        open_engine(checkpoint) as reference,
+        open_engine(bundle) as other,
+    ):
+        compared = compare_engines(reference, other, source, frames=frames, progress=progress)
+    if compared.failures:
+        raise ExportError(
+            f"on {clip} the bundle differs from the torch model by more than is allowed: "
+            f"{'; '.join(compared.failures)}"
+        )
+    return {
+        "clip": clip.name,
+        "sha256": _sha256(clip),
+        "frames": compared.frames,
+        "size": [compared.width, compared.height],
+        "engine": str(compared.other),
+        "reference": str(compared.reference),
+        "cleanings": [scene.cleanings for scene in compared.scenes],
+        "pictures": asdict(compared.pictures),
+        "images": asdict(compared.images),
+        "graphs": {name: asdict(figures) for name, figures in compared.graphs.items()},
+        "tolerance": asdict(compared.tolerance),
+    }
+
+
+def _check_networks(reference: Engine, other: Engine) -> None:
+    shapes = [_network_shape(engine.network) for engine in (reference, other)]
+    if shapes[0] != shapes[1]:
+        names = [engine.describe().model for engine in (reference, other)]
+        raise RbvsrError(
+            f"{names[0]} is {shapes[0]} and {names[1]} is {shapes[1]}: only engines and "
+            "precisions of one network can be compared, so give two files made from one checkpoint"
+        )
+
+
+def _network_shape(network: Network) -> str:
+    name = "a RealBasicVSR" if network.has_cleaning else "a BasicVSR"
+    return f"{name} of {network.channels} channels (widest map {network.head_channels})"
+
+
+class _Side:
+    """One engine with its stream, and its pictures caught on their way to becoming uint8. It takes
+    the engine's place in the stream; all but ``run`` is the engine's own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        size: tuple[int, int],
+        cleanings: int | None,
+        on_call: Callable[[str, dict[str, Array], Sequence[Array]], None] | None,
+        progress: Callable[[Stage, int], None],
+    ) -> None:
+        self._engine = engine
+        self._on_call = on_call
+        self._height = size[0]
+        self._waiting: deque[NDArray[np.float32]] = deque()
+        self._bands: list[NDArray[np.float32]] = []
+        self._rows = 0  # of the input, whose bands are there
+        self.scenes: list[SceneRecord] = []
+        # Half of what a run would take: the two may share a device.
+        settings = Settings(cleanings=cleanings, memory=max(1, engine.free_memory() // 4))
+        self.stream = Stream(
+            cast(Engine, self),
+            settings,
+            size=size,
+            progress=progress,
+            on_scene=self.scenes.append,
+        )
+        self._plan = self.stream.plan
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run(
+        self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
+    ) -> tuple[Array, ...]:
+        outputs = self._engine.run(graph, into=into, **arrays)
+        if graph == "emit":
+            self._catch(self._engine.download(arrays["picture"]))
+        if self._on_call is not None:
+            self._on_call(graph, arrays, outputs)
+        return outputs
+
+    def pictures(
+        self, made: Iterator[Picture]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """Each picture before and after it became uint8: (3, 4H, 4W) and (4H, 4W, 3)."""
+        for picture in made:
+            yield self._waiting.popleft(), picture.image
+
+    def _catch(self, picture: NDArray[Any]) -> None:
+        """Take whole pictures, or the next band of some, with a halo above and below."""
+        if self._plan is not self.stream.plan:
+            # The device's memory did not suffice: pictures that did not come out are made again.
+            self._plan = self.stream.plan
+            self._waiting.clear()
+            self._bands, self._rows = [], 0
+        top, bottom = self._rows, min(self._rows + self._plan.band, self._height)
+        above = min(top, HALO)
+        band = picture[:, :, 4 * above : 4 * (above + bottom - top)]
+        self._bands.append(band.astype(np.float32))
+        self._rows = bottom
+        if bottom == self._height:
+            self._waiting.extend(np.concatenate(self._bands, axis=2))
+            self._bands, self._rows = [], 0
+
+
+class _Sum:
+    """Differences added up.
+
+    Args:
+        peak: of the PSNR; the reference's largest absolute value, 1 at least, if ``None``.
+    """
+
+    def __init__(self, *, peak: float | None = None) -> None:
+        self._peak = peak
+        self._largest = 0.0
+        self._squares = 0.0
+        self._count = 0
+        self._max = 0.0
+        self._not_finite = 0
+
+    def add(self, reference: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
+        """Returns the absolute differences, infinite where they are no finite number."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(other.astype(np.float32) - reference.astype(np.float32))
+            squares = np.square(difference)
+        finite = np.isfinite(difference)
+        count = int(np.count_nonzero(finite))
+        self._squares += float(squares.sum(where=finite, dtype=np.float64))
+        self._count += count
+        self._not_finite += difference.size - count
+        self._max = max(self._max, float(difference.max(where=finite, initial=0.0)))
+        values = np.abs(reference.astype(np.float32))
+        self._largest = max(self._largest, float(values.max(where=finite, initial=0.0)))
+        difference[~finite] = np.inf
+        return difference
+
+    def merge(self, more: _Sum) -> None:
+        """Add what another one has added up."""
+        self._largest = max(self._largest, more._largest)
+        self._max = max(self._max, more._max)
+        self._squares += more._squares
+        self._count += more._count
+        self._not_finite += more._not_finite
+
+    def figures(self) -> Errors:
+        peak = max(1.0, self._largest) if self._peak is None else self._peak
+        mean_square = self._squares / max(1, self._count)
+        psnr = 10 * math.log10(peak**2 / mean_square) if mean_square > 0 else _EQUAL
+        return Errors(self._max, peak, min(psnr, _EQUAL), self._not_finite)
+
+
+class _Graphs:
+    """Compares single graphs on the inputs that the reference gives them, one item of a batch at
+    a time.
+
+    Args:
+        every: after how many items a graph is compared again.
+    """
+
+    def __init__(self, reference: Engine, other: Engine, *, every: int) -> None:
+        self._reference = reference
+        self._other = other
+        self._every = every
+        self._items: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+        self._sums = {
+            name: {
+                item.name: _Sum(peak=255.0 if item.dtype == "uint8" else None)
+                for item in GRAPHS[name].outputs
+            }
+            for name in graph_names(has_cleaning=reference.network.has_cleaning)
+        }
+
+    def add(self, graph: str, arrays: dict[str, Array], outputs: Sequence[Array]) -> None:
+        """A call of the reference, which has been made."""
+        spec = GRAPHS[graph]
+        self._items[graph] += int(arrays[spec.inputs[0].name].shape[0])
+        if self._items[graph] // self._every < self._calls[graph] + 1:
+            return
+        self._calls[graph] += 1
+        inputs = {}
+        for item in spec.inputs:
+            values = self._first(self._reference, arrays[item.name])
+            with np.errstate(over="ignore"):
+                values = values.astype(item.numpy_dtype(self._other.network.precision))
+            inputs[item.name] = self._other.upload(values)
+        results = self._other.run(graph, **inputs)
+        for item, want, got in zip(spec.outputs, outputs, results, strict=True):
+            self._sums[graph][item.name].add(
+                self._first(self._reference, want), self._other.download(got)
+            )
+
+    def figures(self) -> dict[str, GraphErrors]:
+        return {
+            name: GraphErrors(
+                self._calls[name], {output: total.figures() for output, total in sums.items()}
+            )
+            for name, sums in self._sums.items()
+            if self._calls[name]
+        }
+
+    @staticmethod
+    def _first(engine: Engine, array: Array) -> NDArray[Any]:
+        return engine.download(engine.part(array, 0, 1))
+
+
+class _Pictures:
+    """Compares pictures as they come."""
+
+    def __init__(self) -> None:
+        self.errors = _Sum(peak=1.0)
+        self.per_frame: list[FrameErrors] = []
+        self.worst_frame = 0
+        self._histogram = np.zeros(len(LEVELS), np.int64)
+        self._max_levels = 0
+        self._pixels = 0
+        self._differing = 0
+        self._worst: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]] | None = None
+
+    def add(
+        self,
+        pictures: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+        others: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+    ) -> None:
+        """As many pictures of the other as of the reference."""
+        for (want, want_image), (got, got_image) in zip(pictures, others, strict=True):
+            errors = _Sum(peak=1.0)
+            difference = errors.add(want, got)
+            self.errors.merge(errors)
+            self._add_images(want_image, got_image)
+            frame = FrameErrors(len(self.per_frame), errors.figures())
+            self.per_frame.append(frame)
+            # Not finite is worse than anything finite.
+            worst = self.per_frame[self.worst_frame].errors
+            if self._worst is None or (-frame.errors.not_finite, frame.errors.psnr) < (
+                -worst.not_finite,
+                worst.psnr,
+            ):
+                self.worst_frame = frame.number
+                self._worst = (want_image, got_image, difference)
+
+    def images(self) -> ImageErrors:
+        histogram = dict(zip(LEVELS, self._histogram.tolist(), strict=True))
+        return ImageErrors(self._max_levels, histogram, self._pixels, self._differing)
+
+    def worst_picture(self) -> NDArray[np.uint8]:
+        """(4H, 12W + two gaps, 3): reference, other, amplified difference."""
+        assert self._worst is not None
+        want, got, difference = self._worst
+        largest = float(difference.max(where=np.isfinite(difference), initial=0.0)) or 1.0
+        levels = np.rint(255 * np.minimum(difference / largest, 1.0)).astype(np.uint8)
+        amplified = levels.transpose(1, 2, 0)
+        gap = np.full((len(want), _GAP, 3), 255, np.uint8)
+        return np.concatenate((want, gap, got, gap, amplified), axis=1)
+
+    def _add_images(self, want: NDArray[np.uint8], got: NDArray[np.uint8]) -> None:
+        levels = np.abs(got.astype(np.int16) - want.astype(np.int16))
+        self._histogram += np.histogram(levels, bins=_CLASSES)[0]
+        self._max_levels = max(self._max_levels, int(levels.max()))
+        self._pixels += levels.shape[0] * levels.shape[1]
+        self._differing += int(np.count_nonzero(levels.any(axis=2)))
+
+
+def _failures(
+    pictures: Errors, images: ImageErrors, graphs: dict[str, GraphErrors], tolerance: Tolerance
+) -> list[str]:
+    """What is out of tolerance, by how much, and where it comes from."""
+    broken = [name for name, graph in graphs.items() if _not_finite(graph)]
+    if pictures.not_finite or broken:
+        where = f", first made by the graph '{broken[0]}'" if broken else ""
+        return [f"{pictures.not_finite} values of the pictures are NaN or infinite{where}"]
+    failures = []
+    if tolerance.min_psnr is not None and pictures.psnr < tolerance.min_psnr:
+        failures.append(
+            f"the pictures have a PSNR of {pictures.psnr:.1f} dB, and {tolerance.min_psnr:g} dB "
+            "are required"
+        )
+    if tolerance.max_difference is not None and pictures.max_difference > tolerance.max_difference:
+        failures.append(
+            f"the pictures differ by up to {pictures.max_difference:.2g}, and "
+            f"{tolerance.max_difference:g} is allowed"
+        )
+    if images.max_levels > 255 * pictures.max_difference + 1:
+        failures.append(
+            f"as uint8 the pictures differ by up to {images.max_levels} levels, more than they do "
+            "before"
+        )
+    if failures:
+        psnr, name = min(
+            (errors.psnr, name)
+            for name, graph in graphs.items()
+            for errors in graph.outputs.values()
+        )
+        failures.append(f"on equal inputs the graph '{name}' differs most, {psnr:.1f} dB")
+    return failures
+
+
+def _not_finite(graph: GraphErrors) -> bool:
+    return any(errors.not_finite for errors in graph.outputs.values())
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; of the files of a folder, one after the other in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with name.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
