@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rbvsr_deploy import __version__
 from rbvsr_deploy.bundle import Manifest, Weights, check_bundle_path, graph_io, write_bundle
@@ -24,6 +27,7 @@ def export_bundle(
     precision: Precision = "float32",
     opset: int = DEFAULT_OPSET,
     refine_threshold: float | None = None,
+    verify: Callable[[Path], dict[str, Any]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export a checkpoint to a bundle, verified against the torch model on the way.
@@ -37,6 +41,9 @@ def export_bundle(
         opset: 17, 18 or 19.
         refine_threshold: dynamic refinement's default to record, on the 0-255 scale; the
             checkpoint's own if ``None``.
+        verify: called with the finished bundle while it is still a temporary file, such as
+            :func:`rbvsr_deploy.compare.verify_bundle`: what it returns is recorded as the
+            verification's ``clip``, and what it raises ends the export.
         report: called with one line per step.
 
     Returns:
@@ -85,5 +92,11 @@ def export_bundle(
         verification=verification,
         toolkit_version=__version__,
     )
+    if verify is not None:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            trial = Path(folder, output.name)
+            write_bundle(trial, manifest, graphs)
+            record = verify(trial)
+        manifest = replace(manifest, verification={**manifest.verification, "clip": record})
     write_bundle(output, manifest, graphs)
     return manifest

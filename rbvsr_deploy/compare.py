@@ -298,16 +298,22 @@ def verify_bundle(
     clip: Path,
     *,
     frames: int = FRAMES,
-    progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
+    tolerance: Tolerance | None = None,
 ) -> dict[str, Any]:
     """Compare a bundle with the float32 torch model it was made from.
+
+    Args:
+        bundle: may be a temporary file of the final name.
+        checkpoint: the model.
+        clip: video, picture or folder of pictures.
+        frames, tolerance: see :func:`compare_engines`.
 
     Returns:
         Record for the manifest: the clip and its SHA-256, the engines, and the figures of
         :class:`Comparison`.
 
     Raises:
-        ExportError: they differ by more than :func:`default_tolerance` allows.
+        ExportError: they differ by more than is allowed.
         RbvsrError: as :func:`compare_engines`; and the clip or a model cannot be opened.
     """
     with (
@@ -315,7 +321,7 @@ def verify_bundle(
         open_engine(checkpoint) as reference,
         open_engine(bundle) as other,
     ):
-        compared = compare_engines(reference, other, source, frames=frames, progress=progress)
+        compared = compare_engines(reference, other, source, frames=frames, tolerance=tolerance)
     if compared.failures:
         raise ExportError(
             f"on {clip} the bundle differs from the torch model by more than is allowed: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,6 +47,13 @@ __all__ = ["export"]
     help="Dynamic refinement's default to record, in levels of 255.  [default: the checkpoint's "
     "own, else 255]",
 )
+@click.option(
+    "--verify",
+    "clip",
+    type=PATH,
+    help="Video, picture or folder of pictures: also compare the bundle's pictures of its first 30 "
+    "frames with the float32 torch model's, and record the figures.",
+)
 @JSON
 @VERBOSE
 @VERSION
@@ -55,6 +63,7 @@ def export(
     precision: str,
     opset: str,
     refine_threshold: float | None,
+    clip: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -66,12 +75,26 @@ def export(
         from rbvsr_deploy.export.export import export_bundle
         from rbvsr_deploy.models import DEFAULT_CHECKPOINT
 
+        checkpoint = checkpoint or DEFAULT_CHECKPOINT
+
+        verify = None
+        if clip is not None:
+            from rbvsr_deploy.compare import verify_bundle
+            from rbvsr_deploy.video import open_source
+
+            open_source(clip).close()  # a missing clip is told before the long export
+            verify = partial(
+                verify_bundle,
+                checkpoint=checkpoint,
+                clip=clip,
+            )
         manifest = export_bundle(
-            checkpoint or DEFAULT_CHECKPOINT,
+            checkpoint,
             output,
             precision="float16" if precision == "float16" else "float32",
             opset=int(opset),
             refine_threshold=refine_threshold,
+            verify=verify,
             report=lambda line: click.echo(line, err=True),
         )
     if as_json:

@@ -54,6 +54,13 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
         "made by": f"rbvsr-deploy {manifest.toolkit_version}",
         "verified": f"against torch under {manifest.verification.get('runtime', 'nothing')}",
     }
+    if (on_clip := manifest.verification.get("clip")) is not None:
+        pictures = on_clip["pictures"]
+        rows["on a clip"] = (
+            f"PSNR {pictures['psnr']:.1f} dB, largest difference {pictures['max_difference']:.2g} "
+            f"of 1, over {on_clip['frames']} frames of {on_clip['clip']}, sha256 "
+            f"{on_clip['sha256']}"
+        )
     for name, value in rows.items():
         click.echo(f"{name:>11}  {value}")
     for name, sides in manifest.graphs.items():
