@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.stream import Stage
 
-__all__ = ["ProgressDisplay"]
+__all__ = ["CompileDisplay", "ProgressDisplay"]
 
 # Share of a frame's work per stage, from the arithmetic of the compact network; only the estimate
 # of the time left depends on it.
@@ -87,3 +87,54 @@ class ProgressDisplay:
         if total:
             self._part[stage] = min(1.0, done / total)
         return sum(_SHARES[name] * part for name, part in self._part.items())
+
+
+class CompileDisplay:
+    """A callable for :data:`rbvsr_deploy.engines.tensorrt.build.Progress` that shows on standard
+    error; a context manager. Nothing is shown before its first call.
+    """
+
+    def __init__(self) -> None:
+        self._graph = ""
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> CompileDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, graph: str, phase: str, step: int, steps: int) -> None:
+        if not self._graph:
+            self._start()
+        if self._bars is not None and self._task is not None:
+            text = f"compiling {graph}: {phase.lower()}"
+            self._bars.update(self._task, description=text, completed=step, total=steps)
+        elif graph != self._graph:
+            click.echo(f"compiling {graph}", err=True)
+        self._graph = graph
+
+    def _start(self) -> None:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bars.add_task("")
+            self._bars.start()

@@ -6,6 +6,7 @@ variable once per process, and both flavours may be met in one.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 import threading
@@ -24,9 +25,16 @@ from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.engines.cuda.driver import Gpu
+    from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
 
-__all__ = ["BuildOptions", "Progress", "build_engine_set", "this_platform"]
+__all__ = [
+    "BuildOptions",
+    "Progress",
+    "build_engine_set",
+    "check_target",
+    "describe_gpu",
+    "this_platform",
+]
 
 Progress = Callable[[str, str, int, int], None]
 """Called with the graph, the builder's phase, the steps done and all steps; from any thread."""
@@ -53,6 +61,12 @@ def this_platform() -> str:
     return f"{system}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
 
 
+def describe_gpu(driver: CudaDriver) -> Gpu:
+    """Which GPU a driver has."""
+    with driver.current():
+        return driver.gpu()
+
+
 def build_engine_set(
     tensorrt: TensorRT,
     manifest: Manifest,
@@ -60,7 +74,7 @@ def build_engine_set(
     *,
     profile: ShapeProfile,
     compute_capability: str,
-    gpu: Gpu | None = None,
+    driver: CudaDriver | None = None,
     options: BuildOptions | None = None,
     progress: Progress = lambda graph, phase, step, steps: None,
 ) -> tuple[EngineSet, dict[str, bytes]]:
@@ -72,7 +86,8 @@ def build_engine_set(
         graphs: serialised ONNX model by graph name.
         profile: the sizes and batches engines will take.
         compute_capability: of the GPUs engines are for, such as "8.9".
-        gpu: the machine's own, if it has one: plain TensorRT compiles on it, and for it only.
+        driver: of this machine's GPU, if it has one: plain TensorRT compiles on it, and for it
+            only.
         options: see there.
         progress: told how far the builder is.
 
@@ -84,6 +99,7 @@ def build_engine_set(
             not read as it was meant, or not built; TensorRT's own text is in the sentence.
     """
     options = options or BuildOptions()
+    gpu = None if driver is None else describe_gpu(driver)
     check_target(tensorrt, compute_capability, gpu=gpu, options=options)
     timing_cache = None
     if tensorrt.times_kernels and gpu is not None:
@@ -98,7 +114,8 @@ def build_engine_set(
         timing_cache = TimingCache(cache_folder() / "timing" / f"{key}.cache")
     layers, plans = {}, {}
     for name, graph in graphs.items():
-        build = _Build(tensorrt, name, manifest, profile, compute_capability, options)
+        progress(name, "reading", 0, 1)
+        build = _Build(tensorrt, name, manifest, profile, compute_capability, options, driver)
         layers[name], plans[name] = build.run(graph, timing_cache, progress)
     engine_set = EngineSet(
         flavour=tensorrt.name,
@@ -155,6 +172,7 @@ class _Build:
     profile: ShapeProfile
     compute_capability: str
     options: BuildOptions
+    driver: CudaDriver | None
 
     def run(
         self, model: bytes, timing_cache: TimingCache | None, progress: Progress
@@ -170,7 +188,12 @@ class _Build:
             finally:
                 stopped.set()
 
-    def _run(
+    def _run(self, *arguments: Any) -> tuple[dict[str, int], bytes]:
+        """In the worker's thread, which has a current GPU of its own."""
+        with contextlib.nullcontext() if self.driver is None else self.driver.current():
+            return self._build(*arguments)
+
+    def _build(
         self,
         model: bytes,
         timing_cache: TimingCache | None,

@@ -105,8 +105,8 @@ class TensorRT:
         # graph's own types hold, from 11 on always.
         self._weakly_typed = not self._is_rtx and number < (10, 0)
         self._asks_for_types = not self._is_rtx and (10, 0) <= number < (11, 0)
-        # Scratch memory by shape came with 10.1.
-        self._scratch_by_shape = self._is_rtx or number >= (10, 1)
+        self.scratch_by_shape = self._is_rtx or number >= (10, 1)
+        """Whether engines take scratch memory for the present shapes; else for their largest."""
         self.logger = _collecting_logger(module)
 
     @contextlib.contextmanager
@@ -223,7 +223,7 @@ class TensorRT:
 
     def create_context(self, engine: Any, kernels: KernelCache) -> Any:
         """An execution context whose scratch memory is given to it from outside."""
-        if not self._scratch_by_shape:
+        if not self.scratch_by_shape:
             return made(engine.create_execution_context_without_device_memory())
         managed = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._is_rtx:
@@ -235,14 +235,14 @@ class TensorRT:
         return made(engine.create_execution_context(config))
 
     def scratch_bytes(self, engine: Any, context: Any) -> int:
-        """Scratch memory for the context's present shapes; before 10.1 for the largest."""
-        if self._scratch_by_shape:
+        """Scratch memory for the context's present shapes, or for the largest."""
+        if self.scratch_by_shape:
             return int(context.update_device_memory_size_for_shapes())
         return int(engine.device_memory_size)
 
     def set_scratch(self, context: Any, address: int, size: int) -> None:
         """Give a context its scratch memory."""
-        if self._scratch_by_shape:
+        if self.scratch_by_shape:
             context.set_device_memory(address, size)
         else:
             context.device_memory = address

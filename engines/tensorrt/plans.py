@@ -22,6 +22,7 @@ from rbvsr_deploy.engines.tensorrt.build import (
     BuildOptions,
     Progress,
     build_engine_set,
+    describe_gpu,
     this_platform,
 )
 from rbvsr_deploy.engines.tensorrt.cache import (
@@ -34,7 +35,7 @@ from rbvsr_deploy.engines.tensorrt.cache import (
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.engines.cuda.driver import Gpu
+    from rbvsr_deploy.engines.cuda.driver import CudaDriver
 
 __all__ = ["MachinePlans", "fits", "profile_for"]
 
@@ -50,7 +51,7 @@ class MachinePlans:
     Args:
         bundle: whose graphs are run.
         tensorrt: the flavour that will run the engines.
-        gpu: the machine's own.
+        driver: of the machine's GPU.
         options: of engines that have to be compiled.
         report: called with a line before the compiler is started, which may take minutes.
         progress: told how far the compiler is.
@@ -60,7 +61,7 @@ class MachinePlans:
         self,
         bundle: Bundle,
         tensorrt: TensorRT,
-        gpu: Gpu,
+        driver: CudaDriver,
         *,
         options: BuildOptions | None = None,
         report: Callable[[str], None] = lambda line: None,
@@ -68,7 +69,8 @@ class MachinePlans:
     ) -> None:
         self._bundle = bundle
         self._tensorrt = tensorrt
-        self._gpu = gpu
+        self._driver = driver
+        self._gpu = gpu = describe_gpu(driver)
         self._options = options or BuildOptions()
         self._report = report
         self._progress = progress
@@ -103,8 +105,14 @@ class MachinePlans:
         # Whoever asks on could load none of them.
         for path in refused:
             remove_cached(path)
-        profiles = [engine_set.profile for engine_set in (*held, *kept)]
-        profile = profile_for(height, width, batch=batch, beside=profiles)
+        beside = [engine_set.profile for engine_set in (*held, *kept)]
+        profile = (
+            profile_for(height, width, batch=batch, beside=beside)
+            if self._tensorrt.scratch_by_shape
+            else ShapeProfile(
+                (min(64, height), min(64, width)), (height, width), (height, width), batch
+            )
+        )
         self._report(
             f"Compiling engines for {width}x{height} on {self._gpu.name}, once for all runs"
         )
@@ -114,7 +122,7 @@ class MachinePlans:
             self._bundle.graphs(),
             profile=profile,
             compute_capability=self._gpu.compute_capability,
-            gpu=self._gpu,
+            driver=self._driver,
             options=self._options,
             progress=self._progress,
         )
@@ -202,7 +210,8 @@ def _covering(sets: Iterable[EngineSet], height: int, width: int, *, batch: int)
         return abs(math.log(height / usual_height)) + abs(math.log(width / usual_width))
 
     found = (s for s in sets if s.profile.covers(height, width, batch=batch))
-    return sorted(found, key=distance)
+    # Of equally near ones, those that were made for this very machine.
+    return sorted(found, key=lambda s: (distance(s), s.version_compatible, s.hardware_compatible))
 
 
 def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:

@@ -21,7 +21,7 @@ import click
 from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 
-__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "require"]
+__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require"]
 
 PATH = click.Path(path_type=Path)
 VERSION = click.version_option(__version__, package_name="rbvsr-deploy")
@@ -29,6 +29,16 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Say more about wha
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
+
+
+def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Callback of an option that takes a size of memory, such as 4GiB."""
+    from rbvsr_deploy.plan import parse_bytes
+
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 class _Echo(logging.Handler):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERSION, edge
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
+    from rbvsr_deploy.engine_sets import EngineSet
 
 __all__ = ["info"]
 
@@ -20,10 +21,11 @@ __all__ = ["info"]
 @click.command()
 @click.argument("bundle", type=PATH)
 @JSON
+@VERBOSE
 @VERSION
-def info(bundle: Path, as_json: bool) -> None:
-    """Show what is in a bundle."""
-    with edge():
+def info(bundle: Path, as_json: bool, verbose: bool) -> None:
+    """Show what is in a bundle: the network, its graphs, and the engines compiled from them."""
+    with edge(verbose=verbose):
         from rbvsr_deploy.bundle import open_bundle
 
         opened = open_bundle(bundle)
@@ -33,6 +35,9 @@ def info(bundle: Path, as_json: bool) -> None:
         )
     else:
         _show_manifest(bundle, opened.manifest, opened.sha256)
+        for engine_set in opened.manifest.engine_sets:
+            plans = opened.plans(engine_set)
+            _show_engine_set(engine_set, {k: len(plan) for k, plan in plans.items()}, verbose)
 
 
 def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
@@ -78,6 +83,26 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
             )
             told = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in worst.items())
             click.echo(f"{'':>11}  {output} against torch: {told}")
+
+
+def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool) -> None:
+    least, usual, most = (
+        f"{w}x{h}"
+        for h, w in (
+            engine_set.profile.min_size,
+            engine_set.profile.opt_size,
+            engine_set.profile.max_size,
+        )
+    )
+    parts = [f"{sum(sizes.values()) / 1e6:.1f} MB", f"{least} to {most}, tuned for {usual}"]
+    parts += [f"batches up to {engine_set.profile.batch}"]
+    parts += ["also for later versions"] * engine_set.version_compatible
+    parts += ["also for other GPUs from 8.0 on"] * engine_set.hardware_compatible
+    click.echo(f"{'engines':>11}  {engine_set.name}: {', '.join(parts)}")
+    if verbose:
+        for graph, layers in engine_set.layers.items():
+            told = ", ".join(f"{count} {kind.lower()}" for kind, count in layers.items())
+            click.echo(f"{'':>11}  {graph}, {sizes[graph] / 1e6:.1f} MB: {told}")
 
 
 def _shape(shape: list[int | str]) -> str:

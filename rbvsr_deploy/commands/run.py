@@ -9,23 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
 
 if TYPE_CHECKING:
     from rbvsr_deploy.refinement import RefineScope
     from rbvsr_deploy.upscale_file import Summary
 
 __all__ = ["run"]
-
-
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A size of memory, such as 4GiB."""
-    from rbvsr_deploy.plan import parse_bytes
-
-    try:
-        return None if value is None else parse_bytes(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -85,7 +75,7 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.option(
     "--memory",
     metavar="SIZE",
-    callback=_bytes,
+    callback=memory_size,
     help="How much of the device's memory to use, such as 4GiB.  [default: half of what is free]",
 )
 @click.option(
