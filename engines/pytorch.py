@@ -113,7 +113,7 @@ class TorchEngine:
         return values
 
     def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
-        values = self.download(array)
+        values = np.array(self.download(array))
         return lambda: values
 
     def free_memory(self) -> int:

@@ -7,7 +7,7 @@ the graphs; Python, the libraries, the decoder and the encoder come on top.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ _STEP_MAPS, _HEAD_MAPS = 6, 3
 # Frames per run of the graphs without recurrence: GPUs need several to be busy. On a CPU, four at
 # once are no faster than four times one.
 _GPU_BATCH = 4
+# Rows of a band are not halved below this: the halo is four rows already.
+_LEAST_BAND = 8
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", start=1)}
@@ -41,6 +43,13 @@ class Plan:
     """Rows of the input per run of ``reconstruct``."""
     in_memory: int
     """Cleaned frames held in memory; those beyond wait in a temporary file."""
+
+    def smaller(self) -> Plan | None:
+        """Half as much at once in every respect; ``None`` where nothing is left to halve."""
+        window, batch = max(1, self.window // 2), max(1, self.batch // 2)
+        band = -(-self.band // 2) if self.band > _LEAST_BAND else self.band
+        half = replace(self, window=window, batch=batch, band=band)
+        return half if half != self else None
 
     def __str__(self) -> str:
         batch = "one frame" if self.batch == 1 else f"{self.batch} frames"
@@ -78,26 +87,27 @@ def choose_plan(
     frame, flow = 3 * item * pixels, 2 * 4 * pixels
     state = network.channels * item * pixels
     # What is held for every frame of a batch: its block (three at once) with two flows, its
-    # forward states (two buffers), the widest maps, the picture in floating point and in bytes.
-    block = 3 * (frame + 2 * flow)
+    # forward states (three buffers), the widest maps, the picture in floating point and in bytes;
+    # and two pictures in bytes on their way out.
+    block = 3 * (frame + 2 * flow) + 2 * 16 * 3 * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
     steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
 
     def fixed(batch: int, rows: int) -> int:
-        return steps + batch * (block + 2 * state + head * rows // height)
+        return steps + batch * (block + 3 * state + head * rows // height)
 
     batch, band = 1 if on_cpu else min(_GPU_BATCH, longest), height
     while batch > 1 and fixed(batch, band) > memory // 2:
         batch -= 1
-    while band > 8 and fixed(batch, band) > memory // 2:
+    while band > _LEAST_BAND and fixed(batch, band) > memory // 2:
         band = -(-band // 2)
     room = memory - fixed(batch, band)
     each = state + (frame if on_cpu else 0)
     if room < each:
+        least = fixed(1, min(_LEAST_BAND, height)) + each
         raise RbvsrError(
-            f"{width}x{height} needs {show_bytes(fixed(1, min(8, height)) + each)} of memory at "
-            f"least, and {show_bytes(memory)} may be used: allow more with --memory, or scale the "
-            "input down"
+            f"{width}x{height} needs {show_bytes(least)} of memory at least, and "
+            f"{show_bytes(memory)} may be used: allow more with --memory, or scale the input down"
         )
     window = min(longest, room // each)
     return Plan(window=window, batch=min(batch, window), band=band, in_memory=room // each)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,7 +166,12 @@ def propagate(
 
     Yields:
         Per frame, in order, its picture (4H, 4W, 3) uint8 RGB, and its forward state (1, C, H, W),
-        to go on from: of use until the next is asked for, the last one for good.
+        to go on from: of use until the next is asked for, the last one for good. A batch of
+        pictures is on its way to the host while the next one is computed.
+
+    Raises:
+        DeviceMemoryError: the plan is too big for what the device has left. The last state that
+            was yielded is still there, to go on from with a smaller one.
     """
     scene = _Scene(engine, frames, size=size, plan=plan)
     window = min(plan.window, end - start)
@@ -173,18 +179,26 @@ def propagate(
     passing = [scene.empty_states(1), scene.empty_states(1)]
 
     state = None
+    keeping: tuple[int, Callable[[], NDArray[Any]]] | None = None
     for i in reversed(range(start, stop)):
         # The states of the first window stay; of the others, those that windows begin from.
         in_window = i - start < window
         place = engine.part(states, i - start, i - start + 1) if in_window else passing[i % 2]
         state = scene.step("backward", i, state, into=place)
         if start + window < i <= end and ((i - start) % window == 0 or i == end) and i < stop:
-            kept.put(i, engine.download(state))
+            if keeping is not None:
+                kept.put(keeping[0], keeping[1]())
+            keeping = i, engine.begin_download(state)
         if i < end:
             progress()
+    if keeping is not None:
+        kept.put(keeping[0], keeping[1]())
 
     state = forward_state
-    running = [scene.empty_states(plan.batch), scene.empty_states(plan.batch)]
+    # The states of three batches: one that is worked on, one whose pictures are on their way, and
+    # one whose pictures are out, where the caller can go on from if the others fail.
+    running = [scene.empty_states(plan.batch) for _ in range(3)]
+    on_their_way: Iterator[tuple[NDArray[np.uint8], Array]] = iter(())
     for first in range(start, end, window):
         last = min(first + window, end)
         if first > start:
@@ -192,19 +206,28 @@ def propagate(
         i = first
         while i < last:
             j = min(last, frames.block_end(i))
-            running.reverse()  # the last state of one is where the other goes on from
+            running.append(running.pop(0))
             for f in range(i, j):
                 place = engine.part(running[0], f - i, f - i + 1)
                 state = scene.step("forward", f, state, into=place)
-            pictures = scene.pictures(
+            begun = scene.begin_pictures(
                 i,
                 j,
                 backward_states=engine.part(states, i - first, j - first),
                 forward_states=engine.part(running[0], 0, j - i),
             )
-            for number, picture in enumerate(pictures):
-                yield picture, engine.part(running[0], number, number + 1)
+            yield from on_their_way
+            on_their_way = _finish(engine, begun, running[0])
             i = j
+    yield from on_their_way
+
+
+def _finish(
+    engine: Engine, begun: Callable[[], NDArray[np.uint8]], states: Array
+) -> Iterator[tuple[NDArray[np.uint8], Array]]:
+    """The pictures of a batch and their forward states."""
+    for number, picture in enumerate(begun()):
+        yield picture, engine.part(states, number, number + 1)
 
 
 class _Scene:
@@ -245,33 +268,34 @@ class _Scene:
             place = self._engine.part(states, i - first, i - first + 1)
             state = self.step("backward", i, state, into=place)
 
-    def pictures(
+    def begin_pictures(
         self, start: int, stop: int, *, backward_states: Array, forward_states: Array
-    ) -> NDArray[np.uint8]:
-        """(stop - start, 4H, 4W, 3) uint8 RGB."""
+    ) -> Callable[[], NDArray[np.uint8]]:
+        """Begin to make pictures. What is returned waits for them: (stop - start, 4H, 4W, 3) uint8
+        RGB.
+        """
         arrays = {
             "frame": self._frames.frames(start, stop),
             "backward_state": backward_states,
             "forward_state": forward_states,
         }
-        height, width = self._size
+        height = self._size[0]
         if self._band >= height:
             return self._reconstruct(arrays)
-        pictures = np.empty((stop - start, 4 * height, 4 * width, 3), np.uint8)
+        bands = []
         for top in range(0, height, self._band):
             bottom = min(top + self._band, height)
             upper, lower = max(0, top - HALO), min(height, bottom + HALO)
-            band = self._reconstruct(
+            begun = self._reconstruct(
                 {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()}
             )
-            pictures[:, 4 * top : 4 * bottom] = band[:, 4 * (top - upper) : 4 * (bottom - upper)]
-        return pictures
+            bands.append((begun, 4 * (top - upper), 4 * (bottom - upper)))
+        return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
-    def _reconstruct(self, arrays: dict[str, Array]) -> NDArray[np.uint8]:
+    def _reconstruct(self, arrays: dict[str, Array]) -> Callable[[], NDArray[np.uint8]]:
         (picture,) = self._engine.run("reconstruct", **arrays)
         (image,) = self._engine.run("emit", picture=picture)
-        pixels: NDArray[np.uint8] = self._engine.download(image)
-        return pixels
+        return self._engine.begin_download(image)
 
     def _state_shape(self, count: int) -> tuple[int, int, int, int]:
         return (count, self._engine.network.channels, *self._size)

@@ -7,6 +7,7 @@ the window or the machine; or to the single frame, as the paper's text has it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.graphs import MAX_CLEANINGS
 from rbvsr_deploy.spool import Spool
 
 __all__ = ["Cleaner", "RefineScope", "Refinement"]
+
+logger = logging.getLogger(__name__)
 
 RefineScope = Literal["scene", "frame"]
 
@@ -77,6 +81,7 @@ class Cleaner:
         self._threshold = threshold
         self._progress = progress
         self._waiting: list[NDArray[np.uint8]] = []
+        self._on_their_way: Callable[[], None] | None = None
         # Sum of the frames' residues and number of frames, per pass.
         self._sums: list[float] = []
         self._counts: list[int] = []
@@ -101,24 +106,23 @@ class Cleaner:
 
     def flush(self) -> None:
         """Clean the frames that wait for their batch to fill."""
-        if not self._waiting:
-            return
-        images, self._waiting = np.stack(self._waiting), []
-        (frames,) = self._engine.run("ingest", image=self._engine.upload(images))
-        if self._by_frame:
-            self._clean_by_frame(frames, count=len(images))
-        else:
-            for number in range(1 if self._passes is None else self._passes):
-                frames = self._clean(frames, number=number)
-            self._keep(frames, first=self._next)
-        self._next += len(images)
-        self._progress(len(images))
+        while self._waiting:
+            images = np.stack(self._waiting[: self._batch])
+            try:
+                self._take(images)
+            except DeviceMemoryError as error:
+                self._take_less(error)
+            else:
+                del self._waiting[: len(images)]
+                self._next += len(images)
+                self._progress(len(images))
 
     def decide(self) -> Refinement:
         """Decide how often the scene is cleaned, and do it to the frames that are there; later
         calls only return what was decided.
         """
         self.flush()
+        self._finish()
         if self._decided is None:
             if self._passes is None and not self._by_frame:
                 while self._residues()[-1] >= self._threshold and len(self._sums) < MAX_CLEANINGS:
@@ -132,22 +136,62 @@ class Cleaner:
 
     def _clean_again(self, *, number: int) -> None:
         """Pass ``number`` over everything that has arrived."""
-        for start in range(self._first, self._next, self._batch):
+        start = self._first
+        while start < self._next:
             stop = min(start + self._batch, self._next)
             frames = np.concatenate([self._spool.get(i) for i in range(start, stop)])
-            self._keep(self._clean(self._engine.upload(frames), number=number), first=start)
+            try:
+                self._clean(self._engine.upload(frames), passes=range(number, number + 1), at=start)
+            except DeviceMemoryError as error:
+                self._take_less(error)
+            else:
+                start = stop
+        self._finish()
 
-    def _clean(self, frames: Array, *, number: int) -> Array:
-        """Pass ``number`` (from 0) over a batch."""
-        cleaned, residues = self._engine.run("clean", frame=frames)
-        self._count(number, self._engine.download(residues))
-        return cleaned
+    def _take(self, images: NDArray[np.uint8]) -> None:
+        (frames,) = self._engine.run("ingest", image=self._engine.upload(images))
+        if self._by_frame:
+            self._clean_by_frame(frames, count=len(images))
+        else:
+            passes = range(1 if self._passes is None else self._passes)
+            self._clean(frames, passes=passes, at=self._next)
+
+    def _take_less(self, error: DeviceMemoryError) -> None:
+        """Halve the batch."""
+        if self._batch == 1:
+            raise error
+        self._batch //= 2
+        logger.warning("%s: going on with %d at once", error, self._batch)
+
+    def _clean(self, frames: Array, *, passes: range, at: int) -> None:
+        """Passes over a batch, the frames from ``at`` on. They are on their way to the spool while
+        the next batch is computed.
+        """
+        changes = []
+        for number in passes:
+            frames, residues = self._engine.run("clean", frame=frames)
+            changes.append((number, self._engine.begin_download(residues)))
+        begun = self._engine.begin_download(frames)
+        self._finish()
+
+        def finish() -> None:
+            for number, residues in changes:
+                self._count(number, residues())
+            self._keep(begun(), first=at)
+
+        self._on_their_way = finish
+
+    def _finish(self) -> None:
+        """Wait for what is on its way."""
+        if self._on_their_way is not None:
+            self._on_their_way()
+            self._on_their_way = None
 
     def _clean_by_frame(self, frames: Array, *, count: int) -> None:
         cleaned, residues = self._engine.run("clean", frame=frames)
         changes = self._engine.download(residues)
         self._count(0, changes)
-        self._keep(cleaned, first=self._next)
+        self._keep(self._engine.download(cleaned), first=self._next)
         for i in range(count):
             frame, change = self._engine.part(cleaned, i, i + 1), changes[i]
             for number in range(1, MAX_CLEANINGS):
@@ -156,7 +200,7 @@ class Cleaner:
                 frame, residue = self._engine.run("clean", frame=frame)
                 change = self._engine.download(residue)[0]
                 self._count(number, np.array([change]))
-                self._keep(frame, first=self._next + i)
+                self._keep(self._engine.download(frame), first=self._next + i)
 
     def _count(self, number: int, residues: NDArray[Any]) -> None:
         if self._decided is not None:
@@ -169,7 +213,6 @@ class Cleaner:
             self._sums[number] += float(residue)
             self._counts[number] += 1
 
-    def _keep(self, frames: Array, *, first: int) -> None:
-        arrays = self._engine.download(frames)
+    def _keep(self, arrays: NDArray[Any], *, first: int) -> None:
         for i in range(len(arrays)):
             self._spool.put(first + i, arrays[i : i + 1])

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.plan import Plan, choose_plan, show_bytes
 from rbvsr_deploy.propagation import SceneFrames, propagate
 from rbvsr_deploy.refinement import Cleaner, Refinement, RefineScope
@@ -237,6 +238,15 @@ class Stream:
             self._scene = None
             self._spool.clear()
 
+    def _take_less(self, error: DeviceMemoryError) -> Plan:
+        """A smaller plan, when the device has less memory left than was thought."""
+        plan = self.plan.smaller()
+        if plan is None:
+            raise error
+        logger.warning("%s: going on with %s", error, plan)
+        self.plan = plan
+        return plan
+
     def close(self) -> None:
         """Free memory and disk."""
         self._scene = None
@@ -263,6 +273,7 @@ class Stream:
             continued=continued,
             progress=self._progress,
             on_scene=self._on_scene,
+            take_less=self._take_less,
         )
 
 
@@ -284,9 +295,11 @@ class _Scene:
         continued: StreamState | None,
         progress: Callable[[Stage, int], None],
         on_scene: Callable[[SceneRecord], None],
+        take_less: Callable[[DeviceMemoryError], Plan],
     ) -> None:
         self._engine = engine
         self._on_scene = on_scene
+        self._take_less = take_less
         self._plan = plan
         self._size = size
         self._part = part
@@ -342,13 +355,38 @@ class _Scene:
         )
 
     def _make(self, end: int, *, stop: int, ends_scene: bool = False) -> Iterator[Picture]:
-        """The pictures up to frame ``end``, drawing on those up to ``stop``."""
+        """The pictures up to frame ``end``, drawing on those up to ``stop``. Where the device has
+        too little memory for the plan, a smaller one goes on behind the last picture.
+        """
         self._cleaner.decide()
+        first = self._done
+        while self._done < end:
+            try:
+                for picture, state in self._propagate(end, stop=stop):
+                    self._forward_state = state
+                    self._done += 1
+                    if self._done == end:
+                        self._start = end
+                        for i in range(first - 1, end - 1):
+                            # All but the last, to which the next frame's flow goes.
+                            self._spool.drop(i)
+                        if ends_scene:
+                            self._tell()
+                    self._progress("forward", 1)
+                    over = ends_scene and self._done == end
+                    carried = self._ended if over else self._state
+                    yield Picture(picture, state=carried, ends_scene=over)
+            except DeviceMemoryError as error:
+                self._plan = self._take_less(error)
+                self._frames = None
+                self._kept.clear()
+
+    def _propagate(self, end: int, *, stop: int) -> Iterator[tuple[NDArray[np.uint8], Array]]:
         if self._frames is None:
             self._frames = SceneFrames(
                 self._engine, self._spool, batch=self._plan.batch, ahead=self._in_use
             )
-        pictures = propagate(
+        return propagate(
             self._engine,
             self._frames,
             start=self._done,
@@ -360,19 +398,6 @@ class _Scene:
             forward_state=self._forward_state,
             progress=lambda: self._progress("backward", 1),
         )
-        first = self._done
-        for image, self._forward_state in pictures:
-            self._done += 1
-            last = self._done == end
-            if last:
-                self._start = end
-                for i in range(first - 1, end - 1):
-                    self._spool.drop(i)  # all but the last, to which the next frame's flow goes
-                if ends_scene:
-                    self._tell()
-            self._progress("forward", 1)
-            over = last and ends_scene
-            yield Picture(image, state=self._ended if over else self._state, ends_scene=over)
 
     def _ended(self) -> StreamState:
         frames = self._first_frame + self._done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines import open_engine
-from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.engines import Description, open_engine
+from rbvsr_deploy.errors import DeviceMemoryError, RbvsrError
 from rbvsr_deploy.stream import (
     CONTINUATION_LOOKAHEAD,
     SceneRecord,
@@ -173,7 +174,7 @@ def test_what_waits_is_spilled_and_freed(tmp_path: Path) -> None:
         assert stream.plan.in_memory < 40
         for value in VALUES[:100]:
             list(stream.push(image(value)))
-        assert len(stream._spool._slots) == 100 - stream.plan.in_memory
+        assert len(stream._spool._slots) == 100 - 1 - stream.plan.in_memory  # one on its way
         assert list(tmp_path.iterdir()) == []
         assert len(list(stream.flush())) == 100
         assert len(stream._spool) == 0
@@ -186,6 +187,64 @@ def test_more_memory_than_there_is_gets_a_warning(caplog: pytest.LogCaptureFixtu
     assert caplog.messages == []
     Stream(ArithmeticEngine(), Settings(memory=2**33), size=(1, 1))
     assert caplog.messages[0].startswith("8.0 GiB of memory may be used, but only 1.0 GiB are free")
+
+
+class _FullDevice(ArithmeticEngine):
+    """A GPU that has no memory for more than some items at once, nor for some of the things that
+    are asked of it while a scene is propagated, by their number.
+    """
+
+    def __init__(self, *full_at: int, most: int = 1000) -> None:
+        super().__init__()
+        self.asked = 0
+        self._full_at = full_at
+        self._most = most
+
+    def run(self, graph: str, **arrays: Any) -> tuple[Any, ...]:
+        self._ask(len(next(iter(arrays.values()))), counts=graph not in ("ingest", "clean"))
+        return super().run(graph, **arrays)
+
+    def empty(self, shape: tuple[int, ...], *, dtype: str) -> Any:
+        self._ask(shape[0], counts=True)
+        return super().empty(shape, dtype=dtype)
+
+    def describe(self) -> Description:
+        return dataclasses.replace(super().describe(), device="cuda:0")
+
+    def _ask(self, items: int, *, counts: bool) -> None:
+        self.asked += counts
+        if items > self._most or (counts and self.asked in self._full_at):
+            raise DeviceMemoryError("the GPU is full")
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(memory=3000, max_scene=20)])
+def test_a_full_device_gets_less_at_once(settings: Settings) -> None:
+    """Wherever the memory is short, once or three times running, the same pictures come out, each
+    of them once.
+    """
+    values = VALUES[:30]
+    free = _FullDevice()
+    want, _, states = run(settings, values, engine=free)
+    assert free.asked > 100
+    for most in (1, 2, 3, 7):
+        got, _, got_states = run(settings, values, engine=_FullDevice(most=most))
+        assert got == want
+        assert got_states == states
+    for at in range(1, free.asked, 5):
+        for times in (1, 3):
+            engine = _FullDevice(*range(at, at + times))
+            got, _, got_states = run(settings, values, engine=engine)
+            assert got == want
+            assert got_states == states
+
+
+def test_a_device_that_stays_full_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """After smaller plans were tried, which is said; not for ever."""
+    engine = _FullDevice(*range(50, 1000))
+    with pytest.raises(DeviceMemoryError, match="the GPU is full"):
+        run(Settings(), VALUES[:30], engine=engine)
+    assert 2 < len(caplog.messages) < 40
+    assert caplog.messages[0].startswith("the GPU is full: going on with ")
 
 
 def test_too_little_memory_is_refused_at_once() -> None:
