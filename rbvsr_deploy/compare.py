@@ -20,9 +20,16 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from rbvsr_deploy.differences import Errors, ErrorSum, FrameErrors, ImageErrors, PictureErrors
 from rbvsr_deploy.engines import Description, Engine, Network, open_engine
 from rbvsr_deploy.engines.base import Array
-from rbvsr_deploy.errors import ExportError, MediaError, RbvsrError
+from rbvsr_deploy.errors import (
+    DeviceMemoryError,
+    EngineError,
+    ExportError,
+    MediaError,
+    RbvsrError,
+)
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 from rbvsr_deploy.propagation import HALO
 from rbvsr_deploy.scenes import CutDetector
@@ -32,12 +39,8 @@ from rbvsr_deploy.video.images import write_image
 
 __all__ = [
     "FRAMES",
-    "LEVELS",
     "Comparison",
-    "Errors",
-    "FrameErrors",
     "GraphErrors",
-    "ImageErrors",
     "SceneDecisions",
     "Tolerance",
     "compare_engines",
@@ -51,52 +54,6 @@ FRAMES = 30
 
 _SAMPLES = 8
 """Over how many frames of the clip the comparison of single graphs is spread."""
-
-_EQUAL = 200.0
-"""PSNR in dB where there is no difference at all: JSON knows no infinity."""
-
-LEVELS = ("0", "1", "2", "3", "4-7", "8-15", "16+")
-"""Classes of absolute differences of uint8 values."""
-_CLASSES = np.array([0, 1, 2, 3, 4, 8, 16, 256])
-
-_GAP = 16  # white columns between the panels of a picture
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Differences of floating-point or uint8 numbers from the reference."""
-
-    max_difference: float
-    peak: float
-    """What the PSNR counts as the full signal: 1 for pictures, 255 for uint8, and the largest
-    absolute value of the reference, 1 at least, for everything else.
-    """
-    psnr: float
-    """In dB, 200 at most."""
-    not_finite: int = 0
-    """How many differences are no finite number, because one side or both are not. They are left
-    out of the other figures.
-    """
-
-
-@dataclass(frozen=True)
-class FrameErrors:
-    """Of the picture of one frame before it is clamped and becomes uint8."""
-
-    number: int
-    errors: Errors
-
-
-@dataclass(frozen=True)
-class ImageErrors:
-    """Of the uint8 pictures: (4H, 4W, 3) each."""
-
-    max_levels: int
-    histogram: dict[str, int]
-    """How many values differ by how many levels; see :data:`LEVELS`."""
-    pixels: int
-    differing_pixels: int
-    """Those that differ in at least one channel."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +170,7 @@ def compare_engines(
     *,
     frames: int = FRAMES,
     cleanings: int | None = None,
+    memory: int | None = None,
     tolerance: Tolerance | None = None,
     worst: Path | None = None,
     progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
@@ -225,6 +183,8 @@ def compare_engines(
         source: the clip; cuts in it are looked for once, for both.
         frames: of the clip's beginning that are compared at most.
         cleanings: fixed number of cleaning passes instead of each engine's own decision.
+        memory: bytes that each of the two may use on its device; a quarter of what is free if
+            ``None``, as they may share one. Not a matter of the figures.
         tolerance: what is allowed; by the precisions if ``None``.
         worst: where to write a picture of the frame with the lowest PSNR: reference, other, and
             their absolute difference, amplified until its largest value is white, side by side.
@@ -235,7 +195,7 @@ def compare_engines(
         RbvsrError: the networks differ, or the memory does not suffice.
         MediaError: the clip cannot be read to its end, or the picture not be written.
         EngineError: an engine failed.
-        ValueError: ``frames`` or ``cleanings`` is out of range.
+        ValueError: ``frames``, ``cleanings`` or ``memory`` is out of range.
     """
     if frames < 1:
         raise ValueError(f"frames must be 1 or more, got {frames}")
@@ -249,10 +209,16 @@ def compare_engines(
 
     size = (source.height, source.width)
     graphs = _Graphs(reference, other, every=math.ceil((total or 2 * frames) / 2 / _SAMPLES))
-    pictures = _Pictures()
+    pictures = PictureErrors()
     detector = CutDetector()
     sides = [
-        _Side(engine, size=size, cleanings=cleanings, on_call=on_call, progress=count)
+        _Side(
+            engine,
+            Settings(cleanings=cleanings, memory=memory or engine.free_memory() // 4),
+            size=size,
+            on_call=on_call,
+            progress=count,
+        )
         for engine, on_call in ((reference, graphs.add), (other, None))
     ]
     with sides[0].stream as stream, sides[1].stream as other_stream:
@@ -334,7 +300,7 @@ def verify_bundle(
         "size": [compared.width, compared.height],
         "engine": str(compared.other),
         "reference": str(compared.reference),
-        "cleanings": [scene.cleanings for scene in compared.scenes],
+        "cleanings": [list(scene.cleanings) for scene in compared.scenes],
         "pictures": asdict(compared.pictures),
         "images": asdict(compared.images),
         "graphs": {name: asdict(figures) for name, figures in compared.graphs.items()},
@@ -354,7 +320,7 @@ def _check_networks(reference: Engine, other: Engine) -> None:
 
 def _network_shape(network: Network) -> str:
     name = "a RealBasicVSR" if network.has_cleaning else "a BasicVSR"
-    return f"{name} of {network.channels} channels (widest map {network.head_channels})"
+    return f"{name} of {network.channels} channels with a head of {network.head_channels}"
 
 
 class _Side:
@@ -365,9 +331,9 @@ class _Side:
     def __init__(
         self,
         engine: Engine,
+        settings: Settings,
         *,
         size: tuple[int, int],
-        cleanings: int | None,
         on_call: Callable[[str, dict[str, Array], Sequence[Array]], None] | None,
         progress: Callable[[Stage, int], None],
     ) -> None:
@@ -378,8 +344,6 @@ class _Side:
         self._bands: list[NDArray[np.float32]] = []
         self._rows = 0  # of the input, whose bands are there
         self.scenes: list[SceneRecord] = []
-        # Half of what a run would take: the two may share a device.
-        settings = Settings(cleanings=cleanings, memory=max(1, engine.free_memory() // 4))
         self.stream = Stream(
             cast(Engine, self),
             settings,
@@ -426,52 +390,6 @@ class _Side:
             self._bands, self._rows = [], 0
 
 
-class _Sum:
-    """Differences added up.
-
-    Args:
-        peak: of the PSNR; the reference's largest absolute value, 1 at least, if ``None``.
-    """
-
-    def __init__(self, *, peak: float | None = None) -> None:
-        self._peak = peak
-        self._largest = 0.0
-        self._squares = 0.0
-        self._count = 0
-        self._max = 0.0
-        self._not_finite = 0
-
-    def add(self, reference: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
-        """Returns the absolute differences, infinite where they are no finite number."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(other.astype(np.float32) - reference.astype(np.float32))
-            squares = np.square(difference)
-        finite = np.isfinite(difference)
-        count = int(np.count_nonzero(finite))
-        self._squares += float(squares.sum(where=finite, dtype=np.float64))
-        self._count += count
-        self._not_finite += difference.size - count
-        self._max = max(self._max, float(difference.max(where=finite, initial=0.0)))
-        values = np.abs(reference.astype(np.float32))
-        self._largest = max(self._largest, float(values.max(where=finite, initial=0.0)))
-        difference[~finite] = np.inf
-        return difference
-
-    def merge(self, more: _Sum) -> None:
-        """Add what another one has added up."""
-        self._largest = max(self._largest, more._largest)
-        self._max = max(self._max, more._max)
-        self._squares += more._squares
-        self._count += more._count
-        self._not_finite += more._not_finite
-
-    def figures(self) -> Errors:
-        peak = max(1.0, self._largest) if self._peak is None else self._peak
-        mean_square = self._squares / max(1, self._count)
-        psnr = 10 * math.log10(peak**2 / mean_square) if mean_square > 0 else _EQUAL
-        return Errors(self._max, peak, min(psnr, _EQUAL), self._not_finite)
-
-
 class _Graphs:
     """Compares single graphs on the inputs that the reference gives them, one item of a batch at
     a time.
@@ -488,7 +406,7 @@ class _Graphs:
         self._calls: Counter[str] = Counter()
         self._sums = {
             name: {
-                item.name: _Sum(peak=255.0 if item.dtype == "uint8" else None)
+                item.name: ErrorSum(peak=255.0 if item.dtype == "uint8" else None)
                 for item in GRAPHS[name].outputs
             }
             for name in graph_names(has_cleaning=reference.network.has_cleaning)
@@ -507,7 +425,11 @@ class _Graphs:
             with np.errstate(over="ignore"):
                 values = values.astype(item.numpy_dtype(self._other.network.precision))
             inputs[item.name] = self._other.upload(values)
-        results = self._other.run(graph, **inputs)
+        try:
+            results = self._other.run(graph, **inputs)
+        except DeviceMemoryError as error:
+            # Of another kind: the reference's stream would take it for its own and do with less.
+            raise EngineError(f"comparing one whole frame, {error}") from error
         for item, want, got in zip(spec.outputs, outputs, results, strict=True):
             self._sums[graph][item.name].add(
                 self._first(self._reference, want), self._other.download(got)
@@ -525,63 +447,6 @@ class _Graphs:
     @staticmethod
     def _first(engine: Engine, array: Array) -> NDArray[Any]:
         return engine.download(engine.part(array, 0, 1))
-
-
-class _Pictures:
-    """Compares pictures as they come."""
-
-    def __init__(self) -> None:
-        self.errors = _Sum(peak=1.0)
-        self.per_frame: list[FrameErrors] = []
-        self.worst_frame = 0
-        self._histogram = np.zeros(len(LEVELS), np.int64)
-        self._max_levels = 0
-        self._pixels = 0
-        self._differing = 0
-        self._worst: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]] | None = None
-
-    def add(
-        self,
-        pictures: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
-        others: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
-    ) -> None:
-        """As many pictures of the other as of the reference."""
-        for (want, want_image), (got, got_image) in zip(pictures, others, strict=True):
-            errors = _Sum(peak=1.0)
-            difference = errors.add(want, got)
-            self.errors.merge(errors)
-            self._add_images(want_image, got_image)
-            frame = FrameErrors(len(self.per_frame), errors.figures())
-            self.per_frame.append(frame)
-            # Not finite is worse than anything finite.
-            worst = self.per_frame[self.worst_frame].errors
-            if self._worst is None or (-frame.errors.not_finite, frame.errors.psnr) < (
-                -worst.not_finite,
-                worst.psnr,
-            ):
-                self.worst_frame = frame.number
-                self._worst = (want_image, got_image, difference)
-
-    def images(self) -> ImageErrors:
-        histogram = dict(zip(LEVELS, self._histogram.tolist(), strict=True))
-        return ImageErrors(self._max_levels, histogram, self._pixels, self._differing)
-
-    def worst_picture(self) -> NDArray[np.uint8]:
-        """(4H, 12W + two gaps, 3): reference, other, amplified difference."""
-        assert self._worst is not None
-        want, got, difference = self._worst
-        largest = float(difference.max(where=np.isfinite(difference), initial=0.0)) or 1.0
-        levels = np.rint(255 * np.minimum(difference / largest, 1.0)).astype(np.uint8)
-        amplified = levels.transpose(1, 2, 0)
-        gap = np.full((len(want), _GAP, 3), 255, np.uint8)
-        return np.concatenate((want, gap, got, gap, amplified), axis=1)
-
-    def _add_images(self, want: NDArray[np.uint8], got: NDArray[np.uint8]) -> None:
-        levels = np.abs(got.astype(np.int16) - want.astype(np.int16))
-        self._histogram += np.histogram(levels, bins=_CLASSES)[0]
-        self._max_levels = max(self._max_levels, int(levels.max()))
-        self._pixels += levels.shape[0] * levels.shape[1]
-        self._differing += int(np.count_nonzero(levels.any(axis=2)))
 
 
 def _failures(

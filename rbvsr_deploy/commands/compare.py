@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.compare import Comparison, Errors
+    from rbvsr_deploy.compare import Comparison
+    from rbvsr_deploy.differences import Errors
 
 __all__ = ["compare"]
 
@@ -42,6 +43,13 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
     help="Fixed number of cleaning passes.  [default: A and B decide, each for itself]",
 )
 @click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=memory_size,
+    help="How much of its device's memory each of the two may use, such as 4GiB.  [default: a "
+    "quarter of what is free]",
+)
+@click.option(
     "--min-psnr",
     type=click.FloatRange(min=0),
     help="Least PSNR over the pictures in dB.  [default: 50 if A or B is float16, 40 if one is "
@@ -68,6 +76,7 @@ def compare(
     clip: Path,
     frames: int,
     cleanings: int | None,
+    memory: int | None,
     min_psnr: float | None,
     max_difference: float | None,
     worst: Path | None,
@@ -105,6 +114,7 @@ def compare(
                 source,
                 frames=frames,
                 cleanings=cleanings,
+                memory=memory,
                 tolerance=tolerance,
                 worst=worst,
                 progress=progress,
@@ -125,7 +135,7 @@ def _show(result: Comparison) -> None:
     click.echo(f"B     {result.other}")
     click.echo(f"clip  {result.clip}, {result.frames} frames of {result.width}x{result.height}")
     for scene in result.scenes:
-        if scene.cleanings[0] == scene.cleanings[1]:
+        if scene.agree:
             continue
         changes = (", ".join(f"{value:.3f}" for value in side) for side in scene.residues)
         click.echo(
