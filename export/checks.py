@@ -7,12 +7,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.checker
+import onnx.numpy_helper
 import onnx.shape_inference
 
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GraphSpec, Precision
 
-__all__ = ["check_graph"]
+__all__ = ["check_graph", "check_quantisation"]
 
 _FLOAT32 = onnx.TensorProto.FLOAT
 
@@ -71,4 +72,44 @@ def check_graph(
             if any(dtypes.get(name) != _FLOAT32 for name in node.input):
                 raise ExportError(
                     f"{where}: '{node.name}' samples at coordinates or values that are not float32"
+                )
+
+
+def check_quantisation(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Check what TensorRT asks of int8: zero-points are 0 and scales positive; a convolution with
+    quantised weights takes a dequantised input and an unquantised bias; what it and a sum both take
+    is dequantised for both.
+
+    Raises:
+        ExportError: the first promise that is broken.
+    """
+    where = f"graph '{spec.name}'"
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+
+    def dequantised(name: str) -> bool:
+        return name in made_by and made_by[name].op_type == "DequantizeLinear"
+
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero_point = (constants[name] for name in node.input[1:])
+            if zero_point.dtype != np.int8 or zero_point.any():
+                raise ExportError(f"{where}: '{node.name}' has a zero-point other than int8 0")
+            if not (np.isfinite(scale).all() and (scale > 0).all()):
+                raise ExportError(f"{where}: '{node.name}' has a scale that is not positive")
+            quantises_input = node.op_type == "QuantizeLinear"
+            if quantises_input and any(
+                other.op_type != "DequantizeLinear" and node.input[0] in other.input
+                for other in model.graph.node
+                if other is not node
+            ):
+                raise ExportError(
+                    f"{where}: '{node.input[0]}' is taken both quantised and unquantised"
+                )
+        if node.op_type == "Conv":
+            image, weight, *bias = node.input
+            if dequantised(image) != dequantised(weight) or any(map(dequantised, bias)):
+                raise ExportError(
+                    f"{where}: of convolution '{node.name}' not just the input and the weights are "
+                    "quantised"
                 )

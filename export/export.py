@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from rbvsr_deploy import __version__
 from rbvsr_deploy.bundle import Manifest, Weights, check_bundle_path, graph_io, write_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
-from rbvsr_deploy.export.checks import check_graph
+from rbvsr_deploy.export.calibration import read_clip
+from rbvsr_deploy.export.checks import check_graph, check_quantisation
 from rbvsr_deploy.export.graphs import graph_modules
+from rbvsr_deploy.export.int8 import DEFAULT_MIN_PSNR, quantise_network
 from rbvsr_deploy.export.onnx_export import DEFAULT_OPSET, export_graph
+from rbvsr_deploy.export.quantise import QUANTISED_OPSET
 from rbvsr_deploy.export.verify import verify_graphs
 from rbvsr_deploy.graphs import GRAPHS, Precision
 
@@ -27,6 +32,8 @@ def export_bundle(
     precision: Precision = "float32",
     opset: int = DEFAULT_OPSET,
     refine_threshold: float | None = None,
+    calibrate: Sequence[Path] = (),
+    min_psnr: float = DEFAULT_MIN_PSNR,
     verify: Callable[[Path], dict[str, Any]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
@@ -41,6 +48,10 @@ def export_bundle(
         opset: 17, 18 or 19.
         refine_threshold: dynamic refinement's default to record, on the 0-255 scale; the
             checkpoint's own if ``None``.
+        calibrate: videos or folders of pictures; with any, the residual blocks run in int8, as
+            :func:`rbvsr_deploy.export.int8.quantise_network` has it. Takes ``precision`` float16
+            and ``opset`` 19.
+        min_psnr: of the int8 bundle's pictures of these clips against the float32 model's, in dB.
         verify: called with the finished bundle while it is still a temporary file, such as
             :func:`rbvsr_deploy.compare.verify_bundle`: what it returns is recorded as the
             verification's ``clip``, and what it raises ends the export.
@@ -51,10 +62,18 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        ExportError: a graph cannot be exported, breaks its contract or differs from the model.
+        ExportError: a graph cannot be exported, breaks its contract or differs from the model; a
+            calibration clip is too short, or int8 does not reach ``min_psnr``.
+        MediaError: a calibration clip is missing or cannot be read.
         BundleError: the output cannot be written.
+        ValueError: ``calibrate`` is given with another precision or opset.
     """
+    if calibrate and (precision, opset) != ("float16", QUANTISED_OPSET):
+        raise ValueError(
+            f"int8 takes float16 and opset {QUANTISED_OPSET}, got {precision} and {opset}"
+        )
     check_bundle_path(output)
+    clips = [read_clip(path) for path in calibrate]
     loaded = load_checkpoint(checkpoint)
     model = loaded.model
     config = model.config
@@ -92,6 +111,19 @@ def export_bundle(
         verification=verification,
         toolkit_version=__version__,
     )
+    if clips:
+        graphs, record = quantise_network(
+            model, manifest, graphs, clips, min_psnr=min_psnr, report=report
+        )
+        for name in record["graphs"]:
+            proto = onnx.load_from_string(graphs[name])
+            check_graph(proto, GRAPHS[name], precision=precision, opset=opset)
+            check_quantisation(proto, GRAPHS[name])
+        # What was verified of these graphs are their float16 forms; for int8 the record speaks.
+        rest = {n: v for n, v in verification["outputs"].items() if n not in record["graphs"]}
+        manifest = replace(
+            manifest, quantisation=record, verification={**verification, "outputs": rest}
+        )
     if verify is not None:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             trial = Path(folder, output.name)

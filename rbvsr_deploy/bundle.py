@@ -29,6 +29,7 @@ __all__ = [
     "Bundle",
     "Manifest",
     "Weights",
+    "bundle_in_memory",
     "check_bundle_path",
     "graph_io",
     "open_bundle",
@@ -124,6 +125,12 @@ class Bundle:
     def plans(self, engine_set: EngineSet) -> dict[str, bytes]:
         """The serialised engines of one of the manifest's sets, by graph."""
         return {name: self.members[_plan_member(engine_set, name)] for name in self.manifest.graphs}
+
+
+def bundle_in_memory(name: str, manifest: Manifest, graphs: Mapping[str, bytes]) -> Bundle:
+    """A bundle that no file holds, for engines to try; ``name`` stands for it in messages."""
+    members = {_graph_member(graph): data for graph, data in graphs.items()}
+    return Bundle(Path(name), manifest, "", members)
 
 
 def _graph_member(name: str) -> str:

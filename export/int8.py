@@ -1,0 +1,321 @@
+"""float16 graphs -> int8 graphs that pass a gate: calibrated on real footage, compared with the
+float32 model on whole sequences, and in int8 only as far as the pictures allow.
+
+What decides are the pictures at the end of the whole chain, not a graph's output: an error in a
+state goes round with it, and a single step says nothing of what becomes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rbvsr_deploy.bundle import Manifest, bundle_in_memory
+from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine, import_onnxruntime
+from rbvsr_deploy.errors import ExportError
+from rbvsr_deploy.export.calibration import SAMPLES, Clip, RecordingEngine, pictures
+from rbvsr_deploy.export.quantise import (
+    Calibrator,
+    ResidualBlock,
+    activation_scales,
+    quantise,
+    residual_blocks,
+)
+from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.model import RealBasicVSR
+
+__all__ = ["DEFAULT_MIN_PSNR", "quantise_network"]
+
+DEFAULT_MIN_PSNR = 40.0
+"""dB, of the pictures in 8-bit RGB against the float32 model."""
+
+EXCERPT_FRAMES, EXCERPT_WINDOW = 10, (96, 96)
+"""What a single block's sensitivity is measured on, up to the worst frame of the gate."""
+
+_BEST = 100.0
+"""dB; stands for pictures without any difference."""
+
+Pictures = NDArray[np.uint8]
+Choice = Sequence[tuple[str, ResidualBlock]]
+"""Residual blocks with the graphs they are in."""
+
+
+def quantise_network(
+    model: RealBasicVSR,
+    manifest: Manifest,
+    graphs: Mapping[str, bytes],
+    clips: Sequence[Clip],
+    *,
+    min_psnr: float = DEFAULT_MIN_PSNR,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Put the residual blocks of a network into int8, as many as the gate lets pass.
+
+    All are tried first. If their pictures differ from the float32 model's by more than is allowed,
+    every block is tried alone, on an excerpt; then the fewest of the most sensitive ones go back to
+    float16 that make the gate pass.
+
+    Args:
+        model: float32.
+        manifest: of the float16 bundle.
+        graphs: its graphs, of opset 19.
+        clips: calibrate the ranges and are the gate's footage.
+        min_psnr: of the pictures of all clips, 8-bit RGB, against the float32 model's, in dB.
+        report: called with one line per step and graph.
+
+    Returns:
+        The graphs, and the record for the manifest: clips, scales of every block, sensitivities,
+        and PSNR before and after with the worst frame.
+
+    Raises:
+        ExportError: the gate does not pass even in float16, or only with no block left in int8.
+    """
+    network = _QuantisedNetwork(manifest, graphs)
+    gate = _Gate(clips, network.calibrate(model, clips))
+    report(f"calibrated on {len(clips)} clip{'s' * (len(clips) != 1)}, {gate.frames} frames")
+
+    scores = {"float16": gate.score(network, ())}
+    report(f"float16 against float32: {scores['float16']}")
+    if scores["float16"].psnr < min_psnr:
+        raise ExportError(
+            f"the pictures have {scores['float16']} against the float32 model in float16 already, "
+            f"below the {min_psnr:g} dB asked for: int8 cannot be better, lower --min-psnr"
+        )
+    scores["all int8"] = gate.score(network, network.blocks)
+    report(f"int8 against float32: {scores['all int8']}")
+
+    alone: dict[tuple[str, int], float] = {}
+    returned = 0
+    by_sensitivity = list(network.blocks)
+    if scores["all int8"].psnr < min_psnr:
+        report(f"below {min_psnr:g} dB: measuring how sensitive each residual block is")
+        alone = _sensitivities(network, gate.excerpt(scores["all int8"]))
+        by_sensitivity.sort(key=lambda item: alone[item[0], item[1].number])
+        returned = len(by_sensitivity)  # enough; and with none of them back it is not
+        least = 0
+        while returned - least > 1:
+            tried = (least + returned) // 2
+            score = gate.score(network, by_sensitivity[tried:])
+            report(f"{tried} of {len(by_sensitivity)} blocks back in float16: {score}")
+            if score.psnr >= min_psnr:
+                returned, scores["int8"] = tried, score
+            else:
+                least = tried
+        if returned == len(by_sensitivity):
+            raise ExportError(
+                f"the pictures reach the {min_psnr:g} dB asked for only with every residual block "
+                f"in float16 (all in int8: {scores['all int8']}): export with --fp16, or lower "
+                "--min-psnr"
+            )
+    scores.setdefault("int8", scores["all int8"])
+    kept = {(graph, block.number) for graph, block in by_sensitivity[returned:]}
+    quantised = network.graphs([item for item in network.blocks if _key(item) in kept])
+    table = _table(network.blocks, quantised, kept=kept, alone=alone)
+    for graph, rows in table.items():
+        report(_row(graph, rows))
+    return quantised, {
+        "method": "min-max of inputs recorded on propagated states",
+        "activations": "int8, symmetric, one scale each",
+        "weights": "int8, symmetric, one scale per output channel",
+        "runtime": f"onnxruntime {import_onnxruntime().__version__} CPU",
+        "clips": [
+            {
+                "name": clip.name,
+                "sha256": clip.sha256,
+                "frames": len(clip.images),
+                "size": list(clip.size),
+                "window": list(clip.images.shape[1:3]),
+            }
+            for clip in clips
+        ],
+        "min_psnr": min_psnr,
+        "psnr": {name: score.as_dict() for name, score in scores.items()},
+        "graphs": table,
+    }
+
+
+def _key(item: tuple[str, ResidualBlock]) -> tuple[str, int]:
+    return item[0], item[1].number
+
+
+class _QuantisedNetwork:
+    """A float16 network with any choice of its residual blocks in int8."""
+
+    def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes]) -> None:
+        self._manifest = manifest
+        self._float16 = dict(graphs)
+        loaded = {name: onnx.load_from_string(data) for name, data in graphs.items()}
+        self.blocks = [
+            (name, block) for name, proto in loaded.items() for block in residual_blocks(proto)
+        ]
+        self._loaded = {name: loaded[name] for name, _ in self.blocks}
+        self._ranges: dict[str, Any] = {}
+
+    def calibrate(self, model: RealBasicVSR, clips: Sequence[Clip]) -> list[Pictures]:
+        """Run the float32 model on clips, and learn the ranges from what the graphs are given.
+
+        Returns:
+            The float32 model's pictures of each clip.
+        """
+        made = []
+        with contextlib.ExitStack() as stack:
+            calibrators = {
+                name: stack.enter_context(Calibrator(proto)) for name, proto in self._loaded.items()
+            }
+            engine = stack.enter_context(
+                RecordingEngine(
+                    model,
+                    name="the float32 model",
+                    device="cpu",
+                    refine_threshold=self._manifest.refine_threshold,
+                )
+            )
+            for clip in clips:  # one at a time: states are large
+                engine.record(tuple(calibrators), every=max(1, len(clip.images) // SAMPLES))
+                made.append(pictures(engine, clip))
+                for name, calibrator in calibrators.items():
+                    calibrator.add(_typed(name, sample) for sample in engine.samples[name])
+            self._ranges = {name: item.ranges() for name, item in calibrators.items()}
+        return made
+
+    def graphs(self, choice: Choice) -> dict[str, bytes]:
+        """All graphs, with the chosen blocks in int8."""
+        graphs = dict(self._float16)
+        for name, proto in self._loaded.items():
+            blocks = [block for graph, block in choice if graph == name]
+            if blocks:
+                quantised = quantise(proto, blocks, self._ranges[name])
+                graphs[name] = quantised.SerializeToString()
+        return graphs
+
+    def pictures(self, choice: Choice, clip: Clip) -> Pictures:
+        """What the network makes of a clip with the chosen blocks in int8."""
+        bundle = bundle_in_memory("the int8 network", self._manifest, self.graphs(choice))
+        with OnnxRuntimeEngine(bundle, device="cpu") as engine:
+            return pictures(engine, clip)
+
+
+def _typed(graph: str, sample: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A float32 sample in the types of the float16 graph."""
+    return {
+        item.name: sample[item.name].astype(item.numpy_dtype("float16"))
+        for item in GRAPHS[graph].inputs
+    }
+
+
+@dataclass(frozen=True)
+class _Score:
+    """How far pictures are from the float32 model's, over all frames of all clips together."""
+
+    psnr: float
+    """dB, of 8-bit RGB."""
+    worst_psnr: float
+    """Of the worst frame."""
+    worst_clip: int
+    worst_frame: int
+    clip_name: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.psnr:.1f} dB (worst: frame {self.worst_frame} of {self.clip_name}, "
+            f"{self.worst_psnr:.1f} dB)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "psnr": round(self.psnr, 2),
+            "worst_psnr": round(self.worst_psnr, 2),
+            "worst_clip": self.clip_name,
+            "worst_frame": self.worst_frame,
+        }
+
+
+class _Gate:
+    """Pictures of the clips against the float32 model's."""
+
+    def __init__(self, clips: Sequence[Clip], references: Sequence[Pictures]) -> None:
+        self._clips = clips
+        self._references = references
+        self.frames = sum(len(clip.images) for clip in clips)
+
+    def score(self, network: _QuantisedNetwork, choice: Choice) -> _Score:
+        errors = [
+            _squared_errors(network.pictures(choice, clip), reference)
+            for clip, reference in zip(self._clips, self._references, strict=True)
+        ]
+        clip = max(range(len(errors)), key=lambda i: errors[i].max())
+        return _Score(
+            psnr=_psnr(float(np.concatenate(errors).mean())),
+            worst_psnr=_psnr(float(errors[clip].max())),
+            worst_clip=clip,
+            worst_frame=int(errors[clip].argmax()),
+            clip_name=self._clips[clip].name,
+        )
+
+    def excerpt(self, score: _Score) -> Clip:
+        """A small part of the clip with the worst frame, up to it where it is late enough."""
+        clip = self._clips[score.worst_clip]
+        start = max(0, score.worst_frame + 1 - EXCERPT_FRAMES)
+        return clip.excerpt(start, start + EXCERPT_FRAMES, window=EXCERPT_WINDOW)
+
+
+def _squared_errors(got: Pictures, want: Pictures) -> NDArray[np.float64]:
+    """Mean squared difference of each frame, in levels of 255."""
+    return np.array(
+        [
+            ((one.astype(np.float32) - other.astype(np.float32)) ** 2).mean(dtype=np.float64)
+            for one, other in zip(got, want, strict=True)
+        ]
+    )
+
+
+def _psnr(mse: float) -> float:
+    return _BEST if mse == 0 else min(_BEST, 10 * math.log10(255**2 / mse))
+
+
+def _sensitivities(network: _QuantisedNetwork, excerpt: Clip) -> dict[tuple[str, int], float]:
+    """PSNR in dB that the pictures have against float16 with one block alone in int8."""
+    reference = network.pictures((), excerpt)
+    return {
+        _key(item): _psnr(
+            float(_squared_errors(network.pictures([item], excerpt), reference).mean())
+        )
+        for item in network.blocks
+    }
+
+
+def _table(
+    blocks: Choice,
+    graphs: Mapping[str, bytes],
+    *,
+    kept: set[tuple[str, int]],
+    alone: Mapping[tuple[str, int], float],
+) -> dict[str, list[dict[str, Any]]]:
+    """Per graph one entry per residual block: its type, scales and sensitivity if measured."""
+    table: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in blocks}
+    loaded = {name: onnx.load_from_string(graphs[name]) for name in table}
+    for graph, block in blocks:
+        key = (graph, block.number)
+        entry: dict[str, Any] = {"block": block.number, "type": "float16"}
+        if key in kept:
+            entry |= {"type": "int8", "scales": activation_scales(loaded[graph], block)}
+        if key in alone:
+            entry["psnr_alone"] = round(alone[key], 2)
+        table[graph].append(entry)
+    return table
+
+
+def _row(graph: str, entries: Sequence[Mapping[str, Any]]) -> str:
+    floats = [entry for entry in entries if entry["type"] == "float16"]
+    row = f"{graph}: {len(entries) - len(floats)} of {len(entries)} residual blocks in int8"
+    if floats:
+        told = (f"{entry['block']} (alone {entry['psnr_alone']:.1f} dB)" for entry in floats)
+        row += f", in float16 {', '.join(told)}"
+    return row
