@@ -1,15 +1,27 @@
-"""How much memory is free: of the host, with the limits of containers, and of NVIDIA GPUs."""
+"""How much memory is free: of the host, with the limits of containers, and of NVIDIA GPUs; and
+whether an error is about memory.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
-__all__ = ["free_cuda_memory", "free_host_memory"]
+__all__ = ["failure", "free_cuda_memory", "free_host_memory"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+# What CUDA, TensorRT, the arena of ONNX Runtime, C++ and torch on a CPU say.
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|allocate memory|bad.?alloc", re.IGNORECASE)
+
+
+def failure(error: BaseException) -> type[EngineError]:
+    """What an engine's error is to us, told by its text: libraries have no common type for it."""
+    return DeviceMemoryError if _OUT_OF_MEMORY.search(str(error)) else EngineError
 
 
 def free_host_memory() -> int:

@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.engines.base import Array, Description, Network
-from rbvsr_deploy.engines.memory import free_cuda_memory, free_host_memory
-from rbvsr_deploy.errors import EngineError, MissingDependencyError, first_line
+from rbvsr_deploy.engines.memory import failure, free_cuda_memory, free_host_memory
+from rbvsr_deploy.errors import (
+    DeviceMemoryError,
+    EngineError,
+    MissingDependencyError,
+    first_line,
+)
 from rbvsr_deploy.graphs import GRAPHS
 
 __all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
@@ -156,7 +161,7 @@ class OnnxRuntimeEngine:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise EngineError(
+            raise failure(error)(
                 f"graph '{graph}' failed on {self._provider}: {first_line(error)}"
             ) from error
         return outputs
@@ -179,7 +184,10 @@ class OnnxRuntimeEngine:
 
     def empty(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         if not self._on_cuda:
-            return np.empty(shape, dtype)
+            try:
+                return np.empty(shape, dtype)
+            except MemoryError as error:
+                raise DeviceMemoryError(f"the memory is full: {first_line(error)}") from error
         value = self._runtime.OrtValue.ortvalue_from_shape_and_type(
             list(shape), np.dtype(dtype), "cuda"
         )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Description, Network
-from rbvsr_deploy.engines.memory import free_host_memory
+from rbvsr_deploy.engines.memory import failure, free_host_memory
 from rbvsr_deploy.errors import EngineError, first_line
 from rbvsr_deploy.export.graphs import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, Precision, head_channels
@@ -82,8 +82,8 @@ class TorchEngine:
             ) from None
         try:
             outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            raise EngineError(
+        except RuntimeError as error:
+            raise failure(error)(
                 f"graph '{graph}' failed on {self._device}: {first_line(error)}"
             ) from error
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

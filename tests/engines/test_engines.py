@@ -191,6 +191,51 @@ def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
         open_engine(tmp_path / "m.plan", device="cpu")
 
 
+def test_too_little_memory_is_told_from_other_failures(
+    tiny_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    """With 100 MiB of addresses left, both engines say so for a big picture, and then run a small
+    one.
+    """
+    program = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from rbvsr_deploy.engines import open_engine
+from rbvsr_deploy.errors import DeviceMemoryError
+
+def arrays(engine, size):
+    channels = {"frame": 3, "backward_state": 8, "forward_state": 8}
+    return {
+        name: engine.zeros((1, count, size, size), dtype="float32")
+        for name, count in channels.items()
+    }
+
+with open_engine(Path(sys.argv[1]), device="cpu") as engine:
+    small, big = arrays(engine, 8), arrays(engine, 1000)
+    engine.run("reconstruct", **small)
+    into = [engine.empty((1, 3, 4000, 4000), dtype="float32")]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = pages * resource.getpagesize() + 100 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (room, limits[1]))
+    try:
+        engine.run("reconstruct", into=into, **big)
+    except DeviceMemoryError as error:
+        print(error)
+    engine.run("reconstruct", **small)
+"""
+    for model in (tiny_bundle, tiny_checkpoint):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(model)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("graph 'reconstruct' failed on ")
+
+
 def test_closed_engine_runs_nothing(tiny_bundle: Path) -> None:
     """After close() there are no graphs."""
     with open_engine(tiny_bundle, device="cpu") as engine:
