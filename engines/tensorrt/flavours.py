@@ -41,6 +41,9 @@ _PACKAGES: dict[Flavour, tuple[str, str]] = {
 
 _OLDEST = (8, 6)
 
+# Where in TensorRT's own sources an error was found.
+_NOT_FOR_USERS = re.compile(r"^\[[\w.:]+\] | In \w+ at \S+\.(cpp|h|cu):\d+")
+
 
 def installed_flavours() -> tuple[Flavour, ...]:
     """The flavours whose packages are there, the preferred one first; none is imported."""
@@ -126,7 +129,7 @@ class TensorRT:
             said = next(iter(self.logger.errors), first_line(error))
             out_of_memory = re.search(r"out ?of ?memory", said, re.IGNORECASE)
             kind = DeviceMemoryError if out_of_memory else EngineError
-            raise kind(f"{what}: {' '.join(said.split())}") from error
+            raise kind(f"{what}: {_NOT_FOR_USERS.sub('', ' '.join(said.split()))}") from error
 
     # Building
 

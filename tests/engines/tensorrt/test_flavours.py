@@ -1,0 +1,276 @@
+"""The one seam for all TensorRTs: each is asked in its own words, none in another's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rbvsr_deploy.engines.tensorrt import flavours
+from rbvsr_deploy.engines.tensorrt.flavours import (
+    KernelCache,
+    TensorRT,
+    installed_flavours,
+    load_flavour,
+    made,
+)
+from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
+from tests.engines.tensorrt.bindings import DataType, bindings
+
+
+class Context:
+    """An execution context that notes what it is given, and how much scratch it wants."""
+
+    def __init__(self, how: Any) -> None:
+        self.how = how
+        self.device_memory = 0
+        self.memory: tuple[int, int] | None = None
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 300
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.memory = address, size
+
+
+class Engine8:
+    """An engine of 8.6."""
+
+    device_memory_size = 900
+
+    def create_execution_context_without_device_memory(self) -> Context:
+        return Context("without device memory")
+
+
+class Engine10:
+    """An engine of 10 and 11."""
+
+    def create_execution_context(self, strategy: Any) -> Context:
+        return Context(strategy)
+
+
+def test_what_is_installed_is_known_without_loading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flavours are offered in the order of preference; a missing one names the extra."""
+    there = {"tensorrt", "tensorrt_rtx"}
+    monkeypatch.setattr(flavours, "find_spec", lambda name: name in there or None)
+    assert installed_flavours() == ("tensorrt", "tensorrt-rtx")
+    there.clear()
+    assert installed_flavours() == ()
+    with pytest.raises(MissingDependencyError, match=r"rbvsr-deploy\[tensorrt\]"):
+        load_flavour("tensorrt")
+
+
+def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bindings without their libraries are a sentence with the loader's own words."""
+
+    def broken(name: str) -> Any:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(flavours, "find_spec", lambda name: True)
+    monkeypatch.setattr(flavours.importlib, "import_module", broken)
+    with pytest.raises(EngineError, match=r"'tensorrt' is installed but does not load \(libnvinf"):
+        load_flavour("tensorrt")
+
+
+def test_too_old_a_version_is_refused() -> None:
+    """Before 8.6 there are no named tensors to launch with."""
+    with pytest.raises(EngineError, match=r"TensorRT 8\.5\.2 is too old: 8\.6 or newer"):
+        TensorRT("tensorrt", bindings("8.5.2"))
+
+
+@pytest.mark.parametrize(
+    ("version", "network_flags", "config_flags"),
+    [
+        ("8.6.1", 1, {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}),
+        ("10.3.0", 2, set()),
+        ("11.4.0.106", 0, set()),
+    ],
+)
+def test_precision_is_asked_for_in_the_versions_own_way(
+    version: str, network_flags: int, config_flags: set[str]
+) -> None:
+    """Before 10 by flags, with float32 layers held fast; in 10 by the strongly typed network; later
+    not at all. TF32 is on in none.
+    """
+    tensorrt = TensorRT("tensorrt", bindings(version))
+    builder = tensorrt.module.Builder(tensorrt.logger)
+    network, config = tensorrt.create_network(builder), builder.create_builder_config()
+    tensorrt.ask_for_precision(config, network, precision="float16", quantised=True)
+    assert network.flags == network_flags
+    assert config.flags == config_flags
+    held = [layer.name for layer in network.layers if layer.precision == DataType.FLOAT]
+    assert held == (["sum"] if version.startswith("8") else [])
+    assert [layer.output_types for layer in network.layers] == [
+        {0: DataType.FLOAT} if layer.name in held else {} for layer in network.layers
+    ]
+
+
+def test_a_float32_bundle_asks_8_6_for_no_float16() -> None:
+    """Only what the bundle is may be chosen from."""
+    tensorrt = TensorRT("tensorrt", bindings("8.6.1"))
+    builder = tensorrt.module.Builder(tensorrt.logger)
+    network, config = tensorrt.create_network(builder), builder.create_builder_config()
+    tensorrt.ask_for_precision(config, network, precision="float32", quantised=False)
+    assert config.flags == {"OBEY_PRECISION_CONSTRAINTS"}
+
+
+def test_scratch_memory_is_given_from_outside() -> None:
+    """8.6 wants memory for the largest shapes, later ones for the present; all take it from us."""
+    old = TensorRT("tensorrt", bindings("8.6.1"))
+    context = old.create_context(Engine8(), KernelCache(None))
+    assert context.how == "without device memory"
+    assert old.scratch_bytes(Engine8(), context) == 900
+    old.set_scratch(context, 4096, 900)
+    assert (context.device_memory, context.memory) == (4096, None)
+
+    for version in ("10.3.0", "11.4.0.106"):
+        new = TensorRT("tensorrt", bindings(version))
+        context = new.create_context(Engine10(), KernelCache(None))
+        assert context.how.name == "USER_MANAGED"
+        assert new.scratch_bytes(Engine10(), context) == 300
+        new.set_scratch(context, 4096, 300)
+        assert (context.device_memory, context.memory) == (0, (4096, 300))
+        assert new.is_capturable(context, 1)
+
+
+class RuntimeCache:
+    """A runtime cache of TensorRT-RTX that refuses what does not begin with "mine"."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self.content = content
+        return content.startswith(b"mine")
+
+    def reset(self) -> None:
+        self.content = b""
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
+class RuntimeConfig:
+    """A runtime configuration of TensorRT-RTX."""
+
+    def __init__(self) -> None:
+        self.cuda_graph_strategy: Any = None
+        self.strategy: Any = None
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RtxEngine:
+    """An engine of TensorRT-RTX."""
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, config: RuntimeConfig) -> Context:
+        return Context(config)
+
+
+def test_rtx_contexts_share_their_kernels_and_leave_capturing_to_us() -> None:
+    """All contexts fill one runtime cache; TensorRT-RTX's own CUDA graphs are off; the caller owns
+    scratch memory.
+    """
+    rtx = load_flavour("tensorrt-rtx")
+    kernels = KernelCache(b"mine, of an earlier run")
+    first, second = (rtx.create_context(RtxEngine(), kernels).how for _ in range(2))
+    assert first.cache is second.cache
+    assert first.cache.content == b"mine, of an earlier run"
+    assert first.cuda_graph_strategy.name == "DISABLED"
+    assert first.strategy.name == "USER_MANAGED"
+    assert kernels.serialize() is None  # nothing new to keep
+    first.cache.content += b" and more"
+    assert kernels.serialize() == b"mine, of an earlier run and more"
+
+
+def test_kernels_of_another_driver_are_compiled_anew() -> None:
+    """A cache that TensorRT-RTX refuses is emptied, not used."""
+    kernels = KernelCache(b"theirs")
+    config = RuntimeConfig()
+    kernels.attach(config)
+    assert config.cache is not None
+    assert config.cache.content == b""
+
+
+def test_rtx_has_every_name_it_is_asked_by() -> None:
+    """What the double above stands for is there in the installed TensorRT-RTX."""
+    module = load_flavour("tensorrt-rtx").module
+    names = {
+        "ICudaEngine": ["create_runtime_config", "create_execution_context"],
+        "IRuntimeConfig": [
+            "create_runtime_cache",
+            "set_runtime_cache",
+            "set_execution_context_allocation_strategy",
+            "cuda_graph_strategy",
+        ],
+        "IRuntimeCache": ["serialize", "deserialize", "reset"],
+        "IExecutionContext": [
+            "is_stream_capturable",
+            "update_device_memory_size_for_shapes",
+            "set_device_memory",
+            "set_input_shape",
+            "set_tensor_address",
+            "execute_async_v3",
+        ],
+        "Runtime": ["deserialize_cuda_engine", "engine_host_code_allowed"],
+        "ICudaEngine.get_tensor_profile_shape": [],
+    }
+    for owner, attributes in names.items():
+        kind = module
+        for part in owner.split("."):
+            kind = getattr(kind, part)
+        assert [name for name in attributes if not hasattr(kind, name)] == []
+
+
+def test_what_can_be_compiled_for() -> None:
+    """TensorRT-RTX tells a list, plain TensorRT compiles for its own GPU."""
+    offered = load_flavour("tensorrt-rtx").compute_capabilities()
+    assert offered is not None
+    assert {"7.5", "8.6", "8.9", "12.0"} <= set(offered)
+    assert TensorRT("tensorrt", bindings("10.3.0")).compute_capabilities() is None
+
+
+def test_tensorrts_own_words_are_in_the_sentence() -> None:
+    """Its first error is told, without the place in its sources; the next attempt forgets it."""
+    tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
+    with pytest.raises(EngineError) as caught, tensorrt.attempt("graph 'flow' is refused"):
+        tensorrt.logger.log(2, "a warning")
+        tensorrt.logger.log(1, "[a.cpp::f::7] Error Code 2 (first\nIn g at /_src/a.cpp:7)")
+        tensorrt.logger.log(1, "what follows from it")
+        made(None)
+    assert str(caught.value) == "graph 'flow' is refused: Error Code 2 (first)"
+    with pytest.raises(EngineError, match="again: TensorRT refused without a word"):
+        with tensorrt.attempt("again"):
+            made(False)
+
+
+def test_too_little_memory_is_an_error_of_its_own() -> None:
+    """The runtime tries less at once where it is told that memory is short."""
+    tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
+    with pytest.raises(DeviceMemoryError), tensorrt.attempt("launching"):
+        tensorrt.logger.log(1, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
+        made(None)
+
+
+def test_host_code_in_engines_is_not_trusted_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version-compatible engine brings host code: it runs only where the user says so."""
+    rtx = load_flavour("tensorrt-rtx")
+    monkeypatch.delenv("RBVSR_TRUST_ENGINES", raising=False)
+    double = SimpleNamespace(module=SimpleNamespace(Runtime=lambda logger: SimpleNamespace()))
+    double.logger = rtx.logger
+    assert TensorRT.create_runtime(double).engine_host_code_allowed is False  # type: ignore[arg-type]
+    monkeypatch.setenv("RBVSR_TRUST_ENGINES", "1")
+    assert TensorRT.create_runtime(double).engine_host_code_allowed is True  # type: ignore[arg-type]
