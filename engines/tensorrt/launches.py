@@ -1,0 +1,299 @@
+"""Launching the executables of one set of engines: shapes, addresses, scratch memory, capturing.
+
+Beside what :mod:`rbvsr_deploy.engines.cuda.buffers` says of ownership, there are one piece of
+scratch memory per stream, which the graphs of a stream share, as they run one after the other; and
+for each captured graph its inputs and outputs, and the scratch memory it was captured with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from rbvsr_deploy.engines.base import Network
+from rbvsr_deploy.engines.cuda.buffers import ALIGNMENT, DeviceArray, DevicePool, Loan
+from rbvsr_deploy.engines.cuda.driver import CudaDriver
+from rbvsr_deploy.engines.cuda.queues import Queue, Queues, free_each
+from rbvsr_deploy.engines.tensorrt.base import Candidate, Executable, Runtime
+from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import GRAPHS, graph_names
+
+__all__ = ["Launches"]
+
+logger = logging.getLogger(__name__)
+
+_CAPTURED = ("backward", "forward")
+_MOST_CAPTURED_STATE = 16 * 2**20
+"""Bytes of a state above which steps are launched one by one. A step of the published size is about
+90 launches of 3 microseconds, 270 in all. Its 41 convolutions read and write a map of the state's
+size each: 82 states of traffic. So the GPU, not the launching, takes longest once
+82 x state / bandwidth > 270 microseconds: with the 4.3 TB/s of an H200 from 14 MB on (480x270 in
+float16), with less bandwidth sooner. A captured step has inputs and outputs of its own, and copying
+the state there and back costs four states of traffic, 5 % of the step: worth it only below.
+"""
+
+
+@dataclass
+class _Loaded:
+    """The executable of a graph."""
+
+    executable: Executable
+    queue: Queue
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the inputs at the last launch."""
+    scratch: int = 0
+    """Bytes needed with these."""
+    captured: _Captured | None = None
+    """A launch with these."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A launch as a CUDA graph."""
+
+    graph: int
+    places: Mapping[str, DeviceArray]
+    """Its inputs and outputs by name."""
+    scratch: Loan | None
+
+
+class Launches:
+    """The executables of one set of engines at a time.
+
+    Args:
+        network: what the graphs are of.
+        driver: of the GPU.
+        queues: of the GPU.
+        pool: of the GPU's memory.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        driver: CudaDriver,
+        queues: Queues,
+        *,
+        pool: DevicePool,
+    ) -> None:
+        self._network = network
+        self._driver = driver
+        self._queues = queues
+        self._pool = pool
+        self._loaded: dict[str, _Loaded] = {}
+        self._executables: list[Executable] = []
+        self._graphs: list[int] = []
+        self._scratch: dict[Queue, Loan] = {}
+        self._captures = True
+        self.candidate: Candidate | None = None
+        """The set that is loaded; ``None`` while none is as a whole."""
+
+    def load(
+        self, runtime: Runtime, candidate: Candidate, *, queue_of: Mapping[str, Queue]
+    ) -> None:
+        """Deserialise a set in place of the one before, which :meth:`unload` has freed.
+
+        Args:
+            runtime: the TensorRT that does.
+            candidate: the set.
+            queue_of: where launches are given, by graph.
+
+        Raises:
+            EngineError: an engine is missing or does not load; none is loaded then.
+        """
+        for graph in graph_names(has_cleaning=self._network.has_cleaning):
+            plan = candidate.plans.get(graph)
+            if plan is None:
+                raise EngineError(f"there is no engine for graph '{graph}'")
+            executable = runtime.load(graph, plan)
+            self._executables.append(executable)
+            self._loaded[graph] = _Loaded(executable, queue_of[graph])
+        self.candidate = candidate
+
+    def unload(self) -> None:
+        """Free the executables and all that belongs to them, after what is in flight is done."""
+        self.candidate = None
+        with suppress(
+            EngineError
+        ):  # of a launch long before, which was told where it was waited for
+            self._queues.finish_all()
+        self._loaded.clear()
+        self._scratch.clear()
+        free_each(self._graphs, self._driver.destroy_graph)
+        free_each(self._executables, lambda executable: executable.close())
+
+    def let_go(self) -> None:
+        """Give up the memory that can be done without. Nothing is captured any more: that takes
+        more memory than launching.
+        """
+        self._captures = False
+        self._queues.finish_all()
+        for loaded in self._loaded.values():
+            loaded.captured = None
+        self._scratch.clear()
+        free_each(self._graphs, self._driver.destroy_graph)
+
+    def covers(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the set takes inputs of such shapes."""
+        if self.candidate is None:
+            return False
+        if self._loaded[graph].shapes == shapes:
+            return True
+        profile = self.candidate.engine_set.profile
+        limits = profile.shapes(GRAPHS[graph], channels=self._network.channels)
+        return all(
+            least <= size <= most
+            for name, shape in shapes.items()
+            for least, size, most in zip(limits[name][0], shape, limits[name][2], strict=True)
+        )
+
+    def run(
+        self,
+        graph: str,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+    ) -> None:
+        """Give a graph to its queue.
+
+        Raises:
+            DeviceMemoryError: too little memory is left for scratch memory.
+            EngineError: the launch was refused.
+        """
+        loaded = self._loaded[graph]
+        again = self._set_shapes(loaded, {name: array.shape for name, array in inputs.items()})
+        # TensorRT does once, at the first launch with new shapes, what cannot be captured.
+        if again and loaded.captured is None and self._is_to_be_captured(graph, outputs):
+            loaded.captured = self._capture(graph, loaded, {**inputs, **outputs})
+        captured = loaded.captured
+        if captured is not None:
+            self._submit(
+                loaded.queue,
+                lambda stream: self._driver.launch(captured.graph, stream),
+                inputs,
+                outputs,
+                places=captured.places,
+                scratch=captured.scratch,
+            )
+            return
+        scratch = self._scratch_for(loaded)
+        places = {
+            name: array if array.address % ALIGNMENT == 0 else self._like(array)
+            for name, array in {**inputs, **outputs}.items()
+        }
+
+        def launch(stream: int) -> None:
+            self._bind(loaded.executable, places, scratch)
+            loaded.executable.enqueue(stream)
+
+        self._submit(loaded.queue, launch, inputs, outputs, places=places, scratch=scratch)
+
+    def _submit(
+        self,
+        queue: Queue,
+        launch: Callable[[int], None],
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+        *,
+        places: Mapping[str, DeviceArray],
+        scratch: Loan | None,
+    ) -> None:
+        """Launch where inputs and outputs may have other places, and are copied there and back."""
+        moved = [(array, places[name]) for name, array in inputs.items()]
+        moved = [(array, place) for array, place in moved if array is not place]
+
+        def work(stream: int) -> None:
+            for array, place in moved:
+                self._driver.copy(place.address, array.address, array.nbytes, stream)
+            launch(stream)
+
+        writes = [place.span for _, place in moved]
+        writes += [places[name].span for name in outputs]
+        if scratch is not None:
+            writes.append((scratch.block, 0, scratch.block.size))
+        self._queues.submit(
+            queue, work, reads=[array.span for array in inputs.values()], writes=writes
+        )
+        for name, array in outputs.items():
+            self._copy_out(queue, places[name], array)
+
+    def _copy_out(self, queue: Queue, place: DeviceArray, array: DeviceArray) -> None:
+        if place is not array:
+            self._queues.submit(
+                queue,
+                lambda stream: self._driver.copy(
+                    array.address, place.address, array.nbytes, stream
+                ),
+                reads=[place.span],
+                writes=[array.span],
+            )
+
+    def _set_shapes(self, loaded: _Loaded, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether they are those of the last launch."""
+        if loaded.shapes == shapes:
+            return True
+        if loaded.captured is not None:
+            self._queues.finish_all()
+            self._graphs.remove(loaded.captured.graph)
+            self._driver.destroy_graph(loaded.captured.graph)
+            loaded.captured = None
+        loaded.shapes = {}
+        for name, shape in shapes.items():
+            loaded.executable.set_shape(name, shape)
+        loaded.scratch = loaded.executable.scratch_bytes()
+        loaded.shapes = shapes
+        return False
+
+    def _scratch_for(self, loaded: _Loaded) -> Loan | None:
+        if loaded.scratch == 0:
+            return None
+        loan = self._scratch.get(loaded.queue)
+        if loan is None or loan.block.size < loaded.scratch:
+            loan = None
+            self._scratch.pop(loaded.queue, None)
+            loan = self._scratch[loaded.queue] = self._pool.lend(loaded.scratch)
+        return loan
+
+    def _bind(
+        self, executable: Executable, places: Mapping[str, DeviceArray], scratch: Loan | None
+    ) -> None:
+        for name, place in places.items():
+            executable.set_address(name, place.address)
+        if scratch is not None:
+            executable.set_scratch(scratch.block.address, scratch.block.size)
+
+    def _like(self, array: DeviceArray) -> DeviceArray:
+        return DeviceArray(array.shape, array.dtype, self._pool.lend(array.nbytes))
+
+    def _is_to_be_captured(self, graph: str, outputs: Mapping[str, DeviceArray]) -> bool:
+        return (
+            self._captures
+            and graph in _CAPTURED
+            and all(array.nbytes <= _MOST_CAPTURED_STATE for array in outputs.values())
+        )
+
+    def _capture(
+        self, graph: str, loaded: _Loaded, arrays: Mapping[str, DeviceArray]
+    ) -> _Captured | None:
+        """A launch with places of its own; ``None`` where that does not work, from now on."""
+        stream = loaded.queue.stream
+        try:
+            scratch = self._scratch_for(loaded)
+            places = {name: self._like(array) for name, array in arrays.items()}
+            self._bind(loaded.executable, places, scratch)
+            if not loaded.executable.is_capturable(stream):
+                raise EngineError("TensorRT says that it cannot be")
+            self._driver.begin_capture(stream)
+            try:
+                loaded.executable.enqueue(stream)
+            except BaseException:
+                with suppress(EngineError):
+                    self._driver.destroy_graph(self._driver.end_capture(stream))
+                raise
+            handle = self._driver.end_capture(stream)
+        except EngineError as error:
+            logger.info("graph '%s' is not captured into a CUDA graph: %s", graph, error)
+            self._captures = False
+            return None
+        self._graphs.append(handle)
+        return _Captured(handle, places, scratch)
