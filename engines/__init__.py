@@ -1,4 +1,4 @@
-"""A graph of the network on a device: ONNX Runtime for bundles, torch for checkpoints."""
+"""Graphs on a device: bundles under TensorRT or ONNX Runtime, checkpoints under torch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,44 @@ if __name__ != "rbvsr_deploy.engines":
         "install the project (pip install -e .) and import it by its full name"
     )
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rbvsr_deploy.engines.base import Description, Engine, Network
+from rbvsr_deploy.errors import EngineError
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.bundle import Bundle
 
 __all__ = ["CHECKPOINT_SUFFIXES", "Description", "Engine", "Network", "open_engine"]
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
-def open_engine(model: Path, *, device: str = "auto") -> Engine:
-    """Open the engine that fits a model file.
+def open_engine(
+    model: Path,
+    *,
+    device: str = "auto",
+    size: Callable[[], tuple[int, int]] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str, str, int, int], None] = lambda graph, phase, step, steps: None,
+) -> Engine:
+    """Open the engine that fits a model file and this machine.
 
     Args:
-        model: a bundle (``model.plan``), run by ONNX Runtime; or a checkpoint, run by torch as the
-            reference.
-        device: "auto", "cpu", "cuda", an ONNX Runtime execution provider's name, or for a
-            checkpoint any torch device.
+        model: a bundle (``model.plan``), run by TensorRT or ONNX Runtime; or a checkpoint, run by
+            torch as the reference.
+        device: of a bundle: "auto" (TensorRT, else CUDA, else the CPU), "tensorrt" (or
+            TensorRT-RTX), "cuda", "cpu", or an ONNX Runtime execution provider's name; of a
+            checkpoint: "auto" or any torch device.
+        size: gives H and W of the frames to come, if TensorRT asks: engines for them are then
+            compiled now, if there are none, and "auto" falls back if that fails.
+        report: called with a line before TensorRT compiles, which may take minutes.
+        progress: told how far it is: graph, phase, steps done and all steps.
 
     Raises:
         BundleError, CheckpointError: the file is not what its suffix promises, damaged or unsafe.
@@ -56,4 +77,29 @@ def open_engine(model: Path, *, device: str = "auto") -> Engine:
             from rbvsr_deploy.bundle import open_bundle
             from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 
-            return OnnxRuntimeEngine(open_bundle(model), device=device)
+            bundle = open_bundle(model)
+            if device not in ("auto", "tensorrt"):
+                return OnnxRuntimeEngine(bundle, device=device)
+            from rbvsr_deploy.engines.tensorrt.open import open_tensorrt
+
+            reason = "TensorRT is there" if device == "auto" else "--device tensorrt"
+            try:
+                return open_tensorrt(
+                    bundle, size=size, reason=reason, report=report, progress=progress
+                )
+            except EngineError as error:
+                if device == "tensorrt":
+                    raise
+                logger.info("%s", error)
+                return OnnxRuntimeEngine(bundle, beside=_why_not_tensorrt(bundle, error))
+
+
+def _why_not_tensorrt(bundle: Bundle, error: EngineError) -> str:
+    """A clause for the description, if it is worth one; what to do about it stands in the log."""
+    from rbvsr_deploy.engines.tensorrt.flavours import installed_flavours
+
+    what, _, _ = str(error).partition(": ")
+    if not bundle.manifest.engine_sets:
+        return f"no TensorRT, as {what}" if installed_flavours() else ""
+    capabilities = sorted({s.compute_capability for s in bundle.manifest.engine_sets})
+    return f"the bundle's engines for sm {', '.join(capabilities)} are not used, as {what}"

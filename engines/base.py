@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from rbvsr_deploy.bundle import Manifest
 from rbvsr_deploy.graphs import Precision
 
 __all__ = ["Array", "Description", "Engine", "Network"]
@@ -33,6 +34,18 @@ class Network:
     precision: Precision
     quantised: bool = False
     """Whether convolutions run in int8 where that was found good enough."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Network:
+        """The network in a bundle."""
+        return cls(
+            channels=manifest.channels,
+            head_channels=manifest.head_channels,
+            has_cleaning=manifest.has_cleaning,
+            refine_threshold=manifest.refine_threshold,
+            precision=manifest.precision,
+            quantised=manifest.quantisation is not None,
+        )
 
 
 @dataclass(frozen=True)

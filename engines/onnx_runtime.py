@@ -40,13 +40,14 @@ class OnnxRuntimeEngine:
         bundle: an opened bundle.
         device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", or an execution
             provider's own name such as "OpenVINOExecutionProvider".
+        beside: why nothing better was taken, as a clause, for the description.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         EngineError: the device is not to be had here, or a graph is not what the bundle says.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "auto", beside: str = "") -> None:
         try:
             self._runtime = import_onnxruntime()
         except ImportError:
@@ -54,17 +55,11 @@ class OnnxRuntimeEngine:
                 "onnxruntime", extra="cpu", purpose=f"running '{bundle.path.name}'"
             ) from None
         self._bundle = bundle
-        manifest = bundle.manifest
-        self.network = Network(
-            channels=manifest.channels,
-            head_channels=manifest.head_channels,
-            has_cleaning=manifest.has_cleaning,
-            refine_threshold=manifest.refine_threshold,
-            precision=manifest.precision,
-            quantised=manifest.quantisation is not None,
-        )
-        provider, self._reason = self._choose_provider(device)
-        self._sessions = {name: self._open_session(name, provider) for name in manifest.graphs}
+        self.network = Network.of(bundle.manifest)
+        provider, why = self._choose_provider(device)
+        self._reason = "; ".join(part for part in (beside, why) if part)
+        graphs = bundle.manifest.graphs
+        self._sessions = {name: self._open_session(name, provider) for name in graphs}
         self._provider = provider
         # CUDA is the one provider whose arrays stay on its device between graphs; others read the
         # host's memory.

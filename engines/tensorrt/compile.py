@@ -22,7 +22,14 @@ from rbvsr_deploy.errors import BundleError, EngineError
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
 
-__all__ = ["Target", "Wish", "choose_targets", "compile_into_bundle"]
+__all__ = [
+    "Target",
+    "Wish",
+    "check_installed",
+    "choose_targets",
+    "compile_into_bundle",
+    "flavour_for",
+]
 
 Wish = Literal["here", "tensorrt", "tensorrt-rtx"]
 """``here``: whichever TensorRT compiles for this machine's GPU."""
@@ -61,7 +68,7 @@ def choose_targets(
                 f"there is no GPU here to compile for ({no_gpu}): name the GPUs that will run the "
                 "engines, such as --target tensorrt-rtx --compute-capability 8.6,8.9"
             )
-        tensorrt = _flavour_for(gpu, options=options)
+        tensorrt = flavour_for(gpu, options=options)
     else:
         tensorrt = load_flavour(wish)
         if tensorrt.compute_capabilities() is not None and gpu is None and not wanted:
@@ -76,16 +83,28 @@ def choose_targets(
     return [Target(tensorrt, compute_capability, driver) for compute_capability in wanted]
 
 
-def _flavour_for(gpu: Gpu, *, options: BuildOptions) -> TensorRT:
-    """The first TensorRT that is installed and compiles for a GPU."""
-    installed = installed_flavours()
-    if not installed:
+def check_installed() -> None:
+    """Refuse to begin without any TensorRT.
+
+    Raises:
+        EngineError: there is none.
+    """
+    if not installed_flavours():
         raise EngineError(
-            "no TensorRT is installed: pip install 'rbvsr-deploy[tensorrt]', or "
+            "TensorRT is not installed: pip install 'rbvsr-deploy[tensorrt]', or "
             "'rbvsr-deploy[rtx]' for a GeForce or RTX card"
         )
+
+
+def flavour_for(gpu: Gpu, *, options: BuildOptions) -> TensorRT:
+    """The first TensorRT that is installed and compiles for a GPU.
+
+    Raises:
+        EngineError: there is none.
+    """
+    check_installed()
     reasons = []
-    for name in installed:
+    for name in installed_flavours():
         try:
             tensorrt = load_flavour(name)
             check_target(tensorrt, gpu.compute_capability, gpu=gpu, options=options)

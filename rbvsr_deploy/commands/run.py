@@ -45,7 +45,8 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.option(
     "--device",
     default="auto",
-    help="auto, cpu, cuda, or an ONNX Runtime execution provider's name.",
+    help="auto (the best there is), tensorrt, cuda, cpu, or the name of an ONNX Runtime execution "
+    "provider.",
 )
 @click.option("--codec", help="Encoder of a video.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option(
@@ -130,10 +131,10 @@ def run(
     with edge(verbose=verbose):
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.models import DEFAULT_BUNDLE
-        from rbvsr_deploy.progress import ProgressDisplay
+        from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.stream import MAX_SCENE, Settings
         from rbvsr_deploy.upscale_file import upscale_file
-        from rbvsr_deploy.video import default_output
+        from rbvsr_deploy.video import default_output, frame_size
 
         settings = Settings(
             lookahead=lookahead,
@@ -143,7 +144,15 @@ def run(
             cleanings=cleanings,
             memory=memory,
         )
-        with open_engine(engine_path or DEFAULT_BUNDLE, device=device) as engine:
+        with CompileDisplay() as compiling:
+            engine = open_engine(
+                engine_path or DEFAULT_BUNDLE,
+                device=device,
+                size=lambda: frame_size(input),
+                report=lambda line: click.echo(line, err=True),
+                progress=compiling,
+            )
+        with engine:
             click.echo(f"Engine: {engine.describe()}", err=True)
             with ProgressDisplay() as progress:
                 summary = upscale_file(

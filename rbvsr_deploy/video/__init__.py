@@ -42,7 +42,7 @@ from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import ImageSource
 from rbvsr_deploy.video.job import Job
-from rbvsr_deploy.video.open import default_output, open_sink, open_source
+from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
 from rbvsr_deploy.video.parts import PartRecord
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
@@ -58,6 +58,7 @@ __all__ = [
     "VideoSink",
     "VideoSource",
     "default_output",
+    "frame_size",
     "open_sink",
     "open_source",
 ]

@@ -38,6 +38,16 @@ def open_source(path: Path) -> VideoSource | ImageSource:
     return ImageSource(path) if is_image(path) else VideoSource(path)
 
 
+def frame_size(path: Path) -> tuple[int, int]:
+    """Height and width of an input's frames, in pixels.
+
+    Raises:
+        MediaError: as :func:`open_source`.
+    """
+    with open_source(path) as source:
+        return source.height, source.width
+
+
 def default_output(path: Path) -> Path:
     """Where the enlarged version of an input goes unless told otherwise: next to it, with "_x4".
 

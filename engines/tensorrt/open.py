@@ -1,0 +1,55 @@
+"""From a bundle to the engine that runs it under this machine's TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rbvsr_deploy.bundle import Bundle
+from rbvsr_deploy.engines.base import Network
+from rbvsr_deploy.engines.cuda.driver import open_driver
+from rbvsr_deploy.engines.tensorrt.build import BuildOptions, Progress, describe_gpu
+from rbvsr_deploy.engines.tensorrt.compile import check_installed, flavour_for
+from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
+from rbvsr_deploy.engines.tensorrt.plans import MachinePlans
+from rbvsr_deploy.engines.tensorrt.runtime import TensorRTRuntime
+
+__all__ = ["open_tensorrt"]
+
+
+def open_tensorrt(
+    bundle: Bundle,
+    *,
+    size: Callable[[], tuple[int, int]] | None = None,
+    reason: str,
+    report: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda graph, phase, step, steps: None,
+) -> TensorRTEngine:
+    """Open a bundle under TensorRT or TensorRT-RTX, whichever runs on this machine's GPU.
+
+    Args:
+        bundle: an opened bundle.
+        size: gives H and W of the frames to come; asked for once it is clear that there are a GPU
+            and a TensorRT for it. Engines for that size are loaded now, and compiled if there are
+            none; without it that happens when the first frames come.
+        reason: why TensorRT was taken, as a clause.
+        report: called with a line before something is compiled, which may take minutes.
+        progress: told how far the compiler is.
+
+    Raises:
+        EngineError: there is no GPU, no driver or no TensorRT for it, or the engines were neither
+            there nor could be compiled.
+    """
+    check_installed()
+    driver = open_driver()
+    tensorrt = flavour_for(describe_gpu(driver), options=BuildOptions())
+    plans = MachinePlans(bundle, tensorrt, driver, report=report, progress=progress)
+    return TensorRTEngine(
+        Network.of(bundle.manifest),
+        plans,
+        TensorRTRuntime(tensorrt, describe_gpu(driver)),
+        driver,
+        model=bundle.path.name,
+        weights=bundle.sha256,
+        reason=reason,
+        size=None if size is None else size(),
+    )
