@@ -14,6 +14,7 @@ from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memor
 if TYPE_CHECKING:
     from rbvsr_deploy.compare import Comparison
     from rbvsr_deploy.differences import Errors
+    from rbvsr_deploy.engines import Engine
 
 __all__ = ["compare"]
 
@@ -94,8 +95,18 @@ def compare(
         from rbvsr_deploy.compare import Tolerance, compare_engines
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.errors import RbvsrError
-        from rbvsr_deploy.progress import ProgressDisplay
-        from rbvsr_deploy.video import open_source
+        from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
+        from rbvsr_deploy.video import Source, open_source
+
+        def opened(model: Path, device: str, source: Source) -> Engine:
+            with CompileDisplay() as compiling:
+                return open_engine(
+                    model,
+                    device=device,
+                    size=lambda: (source.height, source.width),
+                    report=lambda line: click.echo(line, err=True),
+                    progress=compiling,
+                )
 
         if worst is not None:
             check_before_after(worst, overwrite=True)
@@ -104,8 +115,8 @@ def compare(
             tolerance = Tolerance(min_psnr=min_psnr, max_difference=max_difference)
         with (
             open_source(clip) as source,
-            open_engine(reference[0], device=reference[1]) as a,
-            open_engine(other[0], device=other[1]) as b,
+            opened(*reference, source) as a,
+            opened(*other, source) as b,
             ProgressDisplay() as progress,
         ):
             result = compare_engines(
