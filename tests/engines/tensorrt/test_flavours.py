@@ -243,26 +243,31 @@ def test_what_can_be_compiled_for() -> None:
     assert TensorRT("tensorrt", bindings("10.3.0")).compute_capabilities() is None
 
 
+def failing(tensorrt: TensorRT, what: str, *errors: str) -> None:
+    """Something that TensorRT logs errors about and then returns nothing from."""
+    with tensorrt.attempt(what):
+        tensorrt.logger.log(2, "a warning")
+        for error in errors:
+            tensorrt.logger.log(1, error)
+        made(None)
+
+
 def test_tensorrts_own_words_are_in_the_sentence() -> None:
     """Its first error is told, without the place in its sources; the next attempt forgets it."""
     tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
-    with pytest.raises(EngineError) as caught, tensorrt.attempt("graph 'flow' is refused"):
-        tensorrt.logger.log(2, "a warning")
-        tensorrt.logger.log(1, "[a.cpp::f::7] Error Code 2 (first\nIn g at /_src/a.cpp:7)")
-        tensorrt.logger.log(1, "what follows from it")
-        made(None)
+    first = "[a.cpp::f::7] Error Code 2 (first\nIn g at /_src/a.cpp:7)"
+    with pytest.raises(EngineError) as caught:
+        failing(tensorrt, "graph 'flow' is refused", first, "what follows from it")
     assert str(caught.value) == "graph 'flow' is refused: Error Code 2 (first)"
     with pytest.raises(EngineError, match="again: TensorRT refused without a word"):
-        with tensorrt.attempt("again"):
-            made(False)
+        failing(tensorrt, "again")
 
 
 def test_too_little_memory_is_an_error_of_its_own() -> None:
     """The runtime tries less at once where it is told that memory is short."""
     tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
-    with pytest.raises(DeviceMemoryError), tensorrt.attempt("launching"):
-        tensorrt.logger.log(1, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
-        made(None)
+    with pytest.raises(DeviceMemoryError):
+        failing(tensorrt, "launching", "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
 
 
 def test_host_code_in_engines_is_not_trusted_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,191 @@
+"""Compiling: for real with TensorRT-RTX, which needs no GPU, and with doubles of the others."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rbvsr_deploy.bundle import Bundle, open_bundle
+from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.engines.cuda.driver import Gpu
+from rbvsr_deploy.engines.tensorrt.build import BuildOptions, build_engine_set, check_target
+from rbvsr_deploy.engines.tensorrt.cache import read_cached
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
+from rbvsr_deploy.errors import EngineError
+from tests.engines.tensorrt.bindings import bindings
+
+GPU = Gpu("Ada of a test", "8.9", "12.6", 2**34)
+
+
+class OneGpu:
+    """As much of a driver as a build asks for."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        self.threads.add(threading.get_ident())
+        yield
+
+    def gpu(self) -> Gpu:
+        return GPU
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBVSR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def bundle(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_bundle_float16: Path) -> Bundle:
+    return open_bundle(tiny_bundle if request.param == "float32" else tiny_bundle_float16)
+
+
+def test_all_graphs_compile_for_real(bundle: Bundle) -> None:
+    """TensorRT-RTX makes an engine of each of the seven, tells how far it is, and the set says what
+    it is for and what layers each network has.
+    """
+    rtx = load_flavour("tensorrt-rtx")
+    told: list[tuple[str, str, int, int]] = []
+    profile = ShapeProfile((32, 32), (48, 64), (96, 128), batch=2)
+    engine_set, plans = build_engine_set(
+        rtx,
+        bundle.manifest,
+        bundle.graphs(),
+        profile=profile,
+        compute_capability="8.6",
+        options=BuildOptions(workspace=2**28, optimization_level=1),
+        progress=lambda *step: told.append(step),
+    )
+    assert (engine_set.flavour, engine_set.version) == ("tensorrt-rtx", rtx.version)
+    assert (engine_set.compute_capability, engine_set.profile) == ("8.6", profile)
+    assert set(plans) == set(engine_set.layers) == set(bundle.manifest.graphs)
+    assert len(plans) == 7
+    assert all(len(plan) > 1000 and plan.startswith(b"vtrt") for plan in plans.values())
+    assert engine_set.layers["backward"][f"CONVOLUTION {bundle.manifest.precision}"] == 3
+    assert {graph for graph, *_ in told} == set(plans)
+    assert {phase for _, phase, *_ in told} > {"reading", "Building engine"}
+    assert all(0 <= step <= steps for *_, step, steps in told)
+    assert EngineSet.from_dict(engine_set.as_dict()) == engine_set
+
+
+def test_a_graph_that_is_none_is_refused_by_name(bundle: Bundle) -> None:
+    """The sentence has the graph's name and the parser's own words, and is one line."""
+    with pytest.raises(EngineError) as caught:
+        build_engine_set(
+            load_flavour("tensorrt-rtx"),
+            bundle.manifest,
+            {"flow": b"no graph"},
+            profile=ShapeProfile(),
+            compute_capability="8.9",
+        )
+    assert "graph 'flow' is refused by the parser of tensorrt-rtx" in str(caught.value)
+    assert "Failed to parse the ONNX model" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_that_a_graph_cannot_have_are_refused(bundle: Bundle) -> None:
+    """A graph whose channels are not the manifest's: TensorRT's own words, and the graph's name."""
+    manifest = replace(bundle.manifest, model={**bundle.manifest.model, "mid_channels": 9})
+    with pytest.raises(EngineError, match="graph 'backward' could not be compiled by tensorrt-rtx"):
+        build_engine_set(
+            load_flavour("tensorrt-rtx"),
+            manifest,
+            {"backward": bundle.graph("backward")},
+            profile=ShapeProfile(),
+            compute_capability="8.9",
+        )
+
+
+def test_a_build_is_given_up_when_its_caller_is_stopped(bundle: Bundle) -> None:
+    """Ctrl-C reaches the waiting thread, and the builder stops at its next step: no further graph
+    is begun.
+    """
+    begun: list[str] = []
+
+    def progress(graph: str, phase: str, step: int, steps: int) -> None:
+        begun.append(graph)
+        if graph == "clean" and phase == "reading":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine_set(
+            load_flavour("tensorrt-rtx"),
+            bundle.manifest,
+            {name: bundle.graph(name) for name in ("ingest", "clean", "emit")},
+            profile=ShapeProfile(),
+            compute_capability="8.9",
+            progress=progress,
+        )
+    assert set(begun) == {"ingest", "clean"}
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
+def test_plain_tensorrt_builds_on_its_gpu(version: str, bundle: Bundle) -> None:
+    """Options, profile and timing cache reach the builder of every version by names it has, in a
+    thread whose current GPU is the right one.
+    """
+    tensorrt, driver = TensorRT("tensorrt", bindings(version)), OneGpu()
+    manifest = replace(bundle.manifest, precision="float16")
+    told: list[str] = []
+    engine_set, plans = build_engine_set(
+        tensorrt,
+        manifest,
+        {"forward": b"one", "backward": b"two"},
+        profile=ShapeProfile((8, 8), (16, 16), (32, 64), batch=3),
+        compute_capability="8.9",
+        driver=driver,  # type: ignore[arg-type]
+        options=BuildOptions(2**30, 4, version_compatible=True, hardware_compatible=True),
+        progress=lambda graph, phase, step, steps: told.append(phase),
+    )
+    assert engine_set.layers["forward"] == {"CONVOLUTION float16": 1, "ELEMENTWISE float32": 1}
+    assert engine_set.version_compatible
+    assert engine_set.hardware_compatible
+    config = tensorrt.module.builds[-1].config
+    assert config.workspace == ("WORKSPACE", 2**30)
+    assert config.builder_optimization_level == 4
+    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert "VERSION_COMPATIBLE" in config.flags
+    assert config.profiles[0].shapes["state"] == ((1, 8, 8, 8), (1, 8, 16, 16), (1, 8, 32, 64))
+    assert ("Timing" in told) == (not version.startswith("8"))
+    assert set(plans) == {"forward", "backward"}
+    # The second graph's build knew what the first one had timed, and the next process will.
+    (path,) = (Path(str(p)) for p in cache_files())
+    assert read_cached(path) == b"timedtimed"
+    assert driver.threads - {threading.get_ident()}
+
+
+def cache_files() -> list[Path]:
+    from rbvsr_deploy.engines.tensorrt.cache import cache_folder
+
+    return list((cache_folder() / "timing").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flavour", "capability", "gpu", "hardware", "words"),
+    [
+        ("tensorrt-rtx", "9.0", GPU, False, "compiles for the compute capabilities 7.5, "),
+        ("tensorrt-rtx", "8.9", None, True, "has no hardware-compatible engines: name every GPU"),
+        ("tensorrt", "8.9", None, False, "compiles on the GPU that will run the engines"),
+        ("tensorrt", "8.6", GPU, False, "which is Ada of a test of compute capability 8.9, not"),
+    ],
+)
+def test_what_cannot_be_compiled_for_is_told(
+    flavour: str, capability: str, gpu: Gpu | None, hardware: bool, words: str
+) -> None:
+    """Before anything is built, and with what to do instead."""
+    if flavour == "tensorrt-rtx":
+        tensorrt = load_flavour("tensorrt-rtx")
+    else:
+        tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
+    with pytest.raises(EngineError) as caught:
+        check_target(
+            tensorrt, capability, gpu=gpu, options=BuildOptions(hardware_compatible=hardware)
+        )
+    assert words in str(caught.value)
