@@ -1,0 +1,543 @@
+"""INT8: what is quantised and how, ranges from footage that has gone through the network, and a
+gate that gives blocks back and can fail.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from rbvsr_deploy.bundle import Manifest, open_bundle
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.commands.export import export as export_command
+from rbvsr_deploy.engine_sets import ShapeProfile
+from rbvsr_deploy.engines import open_engine
+from rbvsr_deploy.errors import ExportError, MediaError
+from rbvsr_deploy.export import export as export_module
+from rbvsr_deploy.export.calibration import (
+    FRAMES,
+    SAMPLES,
+    WINDOW,
+    Clip,
+    RecordingEngine,
+    pictures,
+    read_clip,
+)
+from rbvsr_deploy.export.checks import check_quantisation
+from rbvsr_deploy.export.export import export_bundle
+from rbvsr_deploy.export.int8 import quantise_network
+from rbvsr_deploy.export.onnx_export import convert_opset
+from rbvsr_deploy.export.quantise import (
+    QUANTISED_OPSET,
+    Calibrator,
+    activation_scales,
+    quantise,
+    residual_blocks,
+)
+from rbvsr_deploy.graphs import GRAPHS, GraphSpec
+from rbvsr_deploy.model import RealBasicVSR
+from tests.conftest import moving_clip
+
+QUANTISED = ("clean", "backward", "forward")
+
+
+def write_clip(path: Path, images: NDArray[np.uint8]) -> Path:
+    """A video of some frames, without loss but for the colour space."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width = images.shape[1:3]
+        stream.pix_fmt = "yuv444p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mkv", moving_clip(12, 48, 64))
+
+
+@pytest.fixture(scope="module")
+def clip(clip_path: Path) -> Clip:
+    return read_clip(clip_path)
+
+
+@pytest.fixture(scope="module")
+def float16(tiny_bundle_float16: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Manifest and graphs of a float16 bundle that int8 can be made of."""
+    bundle = open_bundle(tiny_bundle_float16)
+    graphs = {}
+    for name, data in bundle.graphs().items():
+        proto = convert_opset(onnx.load_from_string(data), QUANTISED_OPSET)
+        graphs[name] = proto.SerializeToString()
+    return dataclasses.replace(bundle.manifest, opset=QUANTISED_OPSET), graphs
+
+
+@pytest.fixture(scope="module")
+def export_int8(
+    float16: tuple[Manifest, dict[str, bytes]], tiny_checkpoint: Path, clip_path: Path
+) -> Iterator[Callable[[Path], Path]]:
+    """The whole export to a path, with graphs that torch has written before."""
+
+    def written_before(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
+        return onnx.load_from_string(float16[1][spec.name])
+
+    def export(path: Path) -> Path:
+        export_bundle(
+            tiny_checkpoint, path, precision="float16", opset=19, calibrate=[clip_path], min_psnr=40
+        )
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export_graph", written_before)
+        yield export
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(export_int8: Callable[[Path], Path], clip_path: Path) -> Path:
+    return export_int8(clip_path.with_name("int8.plan"))
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> RealBasicVSR:
+    return load_checkpoint(tiny_checkpoint).model
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def recorded(
+    model: RealBasicVSR, clip: Clip, graph: str, *, no_state: bool = False
+) -> list[dict[str, NDArray[Any]]]:
+    """Inputs of a graph on a clip, in the types of a float16 bundle."""
+    with RecordingEngine(model, name="", device="cpu") as engine:
+        engine.record([graph], every=1)
+        pictures(engine, clip)
+        samples = engine.samples[graph]
+    return [
+        {
+            item.name: (sample[item.name] * (not no_state or item.name != "state")).astype(
+                item.numpy_dtype("float16")
+            )
+            for item in GRAPHS[graph].inputs
+        }
+        for sample in samples
+    ]
+
+
+def scales(proto: onnx.ModelProto, samples: list[dict[str, NDArray[Any]]]) -> dict[str, float]:
+    """Activation scales of a graph's first block after calibration on some inputs."""
+    with Calibrator(proto) as calibrator:
+        calibrator.add(samples)
+        ranges = calibrator.ranges()
+    (block, *_) = residual_blocks(proto)
+    return activation_scales(quantise(proto, [block], ranges), block)
+
+
+# ---------------------------------------------------------------------------------------- graphs
+
+
+def test_residual_blocks_are_found_and_nothing_else(
+    float16: tuple[Manifest, dict[str, bytes]],
+) -> None:
+    """The trunks and the cleaner's body have as many as the network; the other graphs none."""
+    blocks = {
+        name: len(residual_blocks(onnx.load_from_string(data))) for name, data in float16[1].items()
+    }
+    assert blocks == {name: int(name in QUANTISED) for name in GRAPHS}
+
+
+def test_only_residual_convolutions_are_quantised(
+    int8_bundle: Path, float16: tuple[Manifest, dict[str, bytes]]
+) -> None:
+    """Weights of the 3x3 convolutions in residual blocks are int8 with a scale per output channel;
+    every other weight and every bias is what it was; graphs without blocks are untouched.
+    """
+    bundle = open_bundle(int8_bundle)
+    for name, data in float16[1].items():
+        if name not in QUANTISED:
+            assert bundle.graph(name) == data
+            continue
+        before = initializers(onnx.load_from_string(data))
+        after = initializers(onnx.load_from_string(bundle.graph(name)))
+        for weight, values in before.items():
+            if re.search(r"resblocks\.main\.2\.\d+\.conv[12]\.weight$", weight) or re.search(
+                r"image_cleaning\.0\.main\.2\.\d+\.conv[12]\.weight$", weight
+            ):
+                assert weight not in after
+                levels, scale = after[f"{weight}_quantized"], after[f"{weight}_scale"]
+                assert levels.dtype == np.int8
+                assert scale.shape == (8,)
+                assert np.abs(levels).max(axis=(1, 2, 3)).tolist() == [127] * 8
+                assert np.abs(levels * scale[:, None, None, None] - values).max() <= scale.max()
+            else:
+                np.testing.assert_array_equal(after[weight], values)
+        assert {n for n, v in after.items() if v.dtype == np.int8 and v.ndim == 4} == {
+            f"{n}_quantized" for n in before if re.search(r"conv[12]\.weight$", n)
+        }
+
+
+def test_scales_are_positive_and_zero_points_zero(int8_bundle: Path) -> None:
+    """As TensorRT and its ONNX parser want them; the export's own check says so too."""
+    bundle = open_bundle(int8_bundle)
+    for name in QUANTISED:
+        proto = onnx.load_from_string(bundle.graph(name))
+        check_quantisation(proto, GRAPHS[name])
+        values = initializers(proto)
+        assert [n.op_type for n in proto.graph.node].count("QuantizeLinear") == 2
+        assert [n.op_type for n in proto.graph.node].count("DequantizeLinear") == 4
+        for node in proto.graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                assert values[node.input[1]].dtype == np.float16
+                assert (values[node.input[1]] > 0).all()
+                assert values[node.input[2]].dtype == np.int8
+                assert not values[node.input[2]].any()
+
+
+def test_the_sum_takes_what_the_first_convolution_takes(int8_bundle: Path) -> None:
+    """One dequantised value feeds both; what the second convolution gives stays unquantised."""
+    for name in QUANTISED:
+        proto = onnx.load_from_string(open_bundle(int8_bundle).graph(name))
+        made_by = {output: node for node in proto.graph.node for output in node.output}
+        convolutions = [
+            node
+            for node in proto.graph.node
+            if node.op_type == "Conv"
+            and node.input[0] in made_by
+            and made_by[node.input[0]].op_type == "DequantizeLinear"
+        ]
+        first, second = convolutions
+        sums = [n for n in proto.graph.node if n.op_type == "Add" and second.output[0] in n.input]
+        assert [list(node.input) for node in sums] == [[first.input[0], second.output[0]]]
+
+
+def _other_zero_point(proto: onnx.ModelProto) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("zero_point"):
+            values = onnx.numpy_helper.to_array(tensor) + np.int8(1)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def _no_scale(proto: onnx.ModelProto) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("relu_scale"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float16(0), tensor.name))
+
+
+def _quantised_bias(proto: onnx.ModelProto) -> None:
+    at, node = next((i, n) for i, n in enumerate(proto.graph.node) if n.name == "node_conv2d_1")
+    zero, levels = np.zeros(8, np.int8), np.ones(8, np.int8)
+    for name, values in (("zero", zero), ("scale", levels.astype(np.float16)), ("levels", levels)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    inputs = ["levels", "scale", "zero"]
+    bias = onnx.helper.make_node("DequantizeLinear", inputs, ["bias"], axis=0)
+    node.input[2] = "bias"
+    proto.graph.node.insert(at, bias)
+
+
+def _float_skip(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            if node.op_type == "Add" and name.endswith("DequantizeLinear_Output"):
+                node.input[i] = name.removesuffix("_DequantizeLinear_Output")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_other_zero_point, "zero-point other than int8 0"),
+        (_no_scale, "scale that is not positive"),
+        (_quantised_bias, "not just the input and the weights"),
+        (_float_skip, "both quantised and unquantised"),
+    ],
+)
+def test_a_broken_quantisation_is_found(
+    int8_bundle: Path, change: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    """Each promise to TensorRT is checked in the file."""
+    proto = onnx.load_from_string(open_bundle(int8_bundle).graph("backward"))
+    change(proto)
+    with pytest.raises(ExportError, match=message):
+        check_quantisation(proto, GRAPHS["backward"])
+
+
+# ---------------------------------------------------------------------------------------- ranges
+
+
+def test_scales_are_the_largest_values_seen(
+    float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
+) -> None:
+    """127 steps of a scale are the largest absolute value the graph has had there."""
+    proto = onnx.load_from_string(float16[1]["backward"])
+    samples = recorded(model, clip, "backward")
+    (block,) = residual_blocks(proto)
+    probe = copy.deepcopy(proto)
+    for name in (block.input, block.hidden):
+        probe.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None)
+        )
+    session = onnxruntime.InferenceSession(probe.SerializeToString())
+    seen = [session.run([block.input, block.hidden], sample) for sample in samples]
+    found = scales(proto, samples)
+    for name, values in zip(("input", "hidden"), zip(*seen, strict=True), strict=True):
+        largest = max(float(np.abs(value).max()) for value in values)
+        assert found[name] == pytest.approx(largest / 127, rel=2e-3)
+
+
+def test_scales_depend_on_the_clip(
+    float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
+) -> None:
+    """A dim clip has smaller ranges."""
+    proto = onnx.load_from_string(float16[1]["clean"])
+    dim = Clip(clip.name, "", clip.size, clip.images // 4, clip.cuts)
+    bright, dark = (scales(proto, recorded(model, item, "clean")) for item in (clip, dim))
+    assert dark["input"] < 0.5 * bright["input"]
+
+
+def test_states_that_have_come_a_long_way_have_other_ranges(
+    float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
+) -> None:
+    """Calibrated on first steps only, ranges would be too small."""
+    proto = onnx.load_from_string(float16[1]["forward"])
+    propagated = scales(proto, recorded(model, clip, "forward"))
+    first = scales(proto, recorded(model, clip, "forward", no_state=True))
+    assert propagated["input"] > 1.05 * first["input"]
+
+
+def test_samples_are_bounded_and_spread(model: RealBasicVSR, clip: Clip) -> None:
+    """Of every so many runs the last is recorded, with the state it was given."""
+    with RecordingEngine(model, name="", device="cpu") as engine:
+        engine.record(["backward", "clean"], every=5)
+        pictures(engine, clip)
+        assert {name: len(found) for name, found in engine.samples.items()} == {
+            "backward": 2,
+            "clean": 2,
+        }
+        deep = engine.samples["backward"][-1]
+        engine.record(["backward"], every=1)
+        pictures(engine, clip)
+        all_samples = engine.samples["backward"]
+    assert len(all_samples) == 12
+    assert not all_samples[0]["state"].any()
+    np.testing.assert_array_equal(all_samples[9]["state"], deep["state"])
+    assert deep["state"].any()
+
+
+# ----------------------------------------------------------------------------------------- clips
+
+
+def test_a_clip_is_its_first_frames_in_their_middle(tmp_path: Path) -> None:
+    """Long and large clips cost no more than needed; cuts are found in whole frames."""
+    images = np.zeros((FRAMES + 3, WINDOW[0] + 20, WINDOW[1] + 10, 3), np.uint8)
+    images[..., 10:-10, 5:-5, :] = 100
+    images[30:, ..., 5:-5, :] = 250
+    clip = read_clip(write_clip(tmp_path / "long.mkv", images))
+    assert clip.images.shape == (FRAMES, *WINDOW, 3)
+    assert clip.size == (WINDOW[0] + 20, WINDOW[1] + 10)
+    assert clip.images.min() > 90  # nothing of the border
+    assert clip.cuts == {30}
+    part = clip.excerpt(25, 35, window=(8, 16))
+    assert part.images.shape == (10, 8, 16, 3)
+    assert part.cuts == {5}
+    assert FRAMES // SAMPLES > 1
+
+
+def test_clips_that_cannot_calibrate_are_refused(tmp_path: Path) -> None:
+    """One frame, none at all, no video: a sentence each."""
+    single = write_clip(tmp_path / "single.mkv", moving_clip(1, 48, 64))
+    with pytest.raises(ExportError, match=r"single\.mkv' has 1 frame, and at least 8 are needed"):
+        read_clip(single)
+    with pytest.raises(MediaError, match="does not exist"):
+        read_clip(tmp_path / "missing.mkv")
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(MediaError, match=r"text\.mp4"):
+        read_clip(text)
+
+
+def test_a_bad_clip_is_found_out_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Before anything is exported; no file is left."""
+    steps: list[str] = []
+    with pytest.raises(MediaError):
+        export_bundle(
+            tiny_checkpoint,
+            tmp_path / "model.plan",
+            precision="float16",
+            opset=19,
+            calibrate=[tmp_path / "missing.mkv"],
+            report=steps.append,
+        )
+    assert steps == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--int8"], "--int8 needs --calibrate"),
+        (["--calibrate", "clip.mp4"], "--calibrate is for --int8"),
+        (["--int8", "--calibrate", "clip.mp4", "--opset", "18"], "--int8 needs --opset 19"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
+    """The command says which belong together."""
+    result = CliRunner().invoke(export_command, arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+# ------------------------------------------------------------------------------------------ gate
+
+
+def made_sensitive(
+    model: RealBasicVSR, graphs: dict[str, bytes], *places: str
+) -> dict[str, bytes]:
+    """Make what blocks add count, and give them a hidden channel of huge values that the second
+    convolution ignores: no matter in float, while one int8 scale for all channels leaves nothing of
+    the others. Changes the model in place and returns the graphs.
+    """
+    changed = dict(graphs)
+    parts = {
+        "clean": "image_cleaning.0",
+        "backward": "basicvsr.backward_resblocks",
+        "forward": "basicvsr.forward_resblocks",
+    }
+    for graph in places:
+        name = f"{parts[graph]}.main.2.0"
+        block = model.get_submodule(name)
+        with torch.no_grad():
+            block.conv1.bias[0] = 30000.0
+            block.conv2.weight *= 10.0
+            block.conv2.weight[:, 0] = 0.0
+        proto = onnx.load_from_string(changed[graph])
+        for tensor in proto.graph.initializer:
+            for parameter in ("conv1.bias", "conv2.weight"):
+                if tensor.name == f"model.{name}.{parameter}":
+                    values = block.get_parameter(parameter).numpy().astype(np.float16)
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        changed[graph] = proto.SerializeToString()
+    return changed
+
+
+def test_the_record_tells_what_a_run_makes(
+    int8_bundle: Path, tiny_checkpoint: Path, clip: Clip
+) -> None:
+    """The PSNR in the manifest is that of the written bundle's pictures under ONNX Runtime on a CPU
+    against the checkpoint's in torch; clip, scales and blocks are recorded.
+    """
+    manifest = open_bundle(int8_bundle).manifest
+    record = manifest.quantisation
+    assert record is not None
+    made = []
+    for path in (int8_bundle, tiny_checkpoint):
+        with open_engine(path, device="cpu") as engine:
+            made.append(pictures(engine, clip).astype(np.float64))
+    errors = ((made[0] - made[1]) ** 2).mean(axis=(1, 2, 3))
+    told = record["psnr"]["int8"]
+    assert told["psnr"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=0.01)
+    assert told["worst_frame"] == errors.argmax()
+    assert told["worst_psnr"] == pytest.approx(10 * np.log10(255**2 / errors.max()), abs=0.01)
+    assert record["psnr"]["float16"]["psnr"] > told["psnr"] >= record["min_psnr"] == 40
+    assert record["clips"][0]["sha256"] == clip.sha256
+    assert record["clips"][0]["frames"] == 12
+    assert set(record["graphs"]) == set(QUANTISED)
+    for name, blocks in record["graphs"].items():
+        proto = onnx.load_from_string(open_bundle(int8_bundle).graph(name))
+        assert [block["type"] for block in blocks] == ["int8"]
+        told_scales = set(blocks[0]["scales"].values())
+        assert told_scales <= {float(v) for v in initializers(proto).values() if v.ndim == 0}
+    # The figures of the float16 graphs say nothing of these.
+    assert set(manifest.verification["outputs"]) == set(GRAPHS) - set(QUANTISED)
+
+
+def test_a_sensitive_block_goes_back_to_float16(
+    float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
+) -> None:
+    """Only that one, with what it does alone; the others stay in int8 and the gate passes."""
+    manifest, graphs = float16
+    graphs = made_sensitive(model, graphs, "forward")
+    lines: list[str] = []
+    quantised, record = quantise_network(
+        model, manifest, graphs, [clip], min_psnr=50, report=lines.append
+    )
+    types = {name: blocks[0]["type"] for name, blocks in record["graphs"].items()}
+    assert types == {"clean": "int8", "backward": "int8", "forward": "float16"}
+    assert quantised["forward"] == graphs["forward"]
+    psnr = {name: score["psnr"] for name, score in record["psnr"].items()}
+    assert psnr["all int8"] < 50 <= psnr["int8"] <= psnr["float16"]
+    alone = {name: blocks[0]["psnr_alone"] for name, blocks in record["graphs"].items()}
+    assert min(alone, key=alone.__getitem__) == "forward"
+    assert any(line.startswith("forward: 0 of 1 residual blocks in int8") for line in lines)
+
+
+def test_a_gate_that_nothing_passes(
+    float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
+) -> None:
+    """Asked for more than float16 has, or for what only float16 has, the export fails."""
+    manifest, graphs = float16
+    with pytest.raises(ExportError, match="in float16 already, below the 90 dB asked for"):
+        quantise_network(model, manifest, graphs, [clip], min_psnr=90)
+    graphs = made_sensitive(model, graphs, *QUANTISED)
+    with pytest.raises(ExportError, match="only with every residual block in float16"):
+        quantise_network(model, manifest, graphs, [clip], min_psnr=60)
+
+
+def test_same_clip_same_bytes(
+    int8_bundle: Path, export_int8: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """The export is deterministic."""
+    assert export_int8(tmp_path / "again.plan").read_bytes() == int8_bundle.read_bytes()
+
+
+# -------------------------------------------------------------------------------------- TensorRT
+
+
+def test_tensorrt_rtx_reads_and_builds_int8(int8_bundle: Path) -> None:
+    """In the parsed networks quantised convolutions take dequantised images and weights, their sum
+    a dequantised skip; all seven graphs are built, without a GPU.
+    """
+    trt = pytest.importorskip("tensorrt_rtx")
+    from rbvsr_deploy.engines.tensorrt.build import build_engine_set
+    from rbvsr_deploy.engines.tensorrt.flavours import load_flavour
+
+    bundle = open_bundle(int8_bundle)
+    logger = trt.Logger(trt.Logger.ERROR)
+    for name in QUANTISED:
+        network = trt.Builder(logger).create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        assert parser.parse(bundle.graph(name))
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        made_by = {layer.get_output(0).name: layer.type.name for layer in layers}
+        kinds = [
+            (layer.type.name, [made_by.get(layer.get_input(i).name) for i in range(2)])
+            for layer in layers
+            if layer.type.name in ("CONVOLUTION", "ELEMENTWISE") and layer.num_inputs > 1
+        ]
+        assert kinds.count(("CONVOLUTION", ["DEQUANTIZE", "DEQUANTIZE"])) == 2
+        assert kinds.count(("ELEMENTWISE", ["DEQUANTIZE", "CONVOLUTION"])) == 1
+
+    engine_set, plans = build_engine_set(
+        load_flavour("tensorrt-rtx"),
+        bundle.manifest,
+        bundle.graphs(),
+        profile=ShapeProfile(),
+        compute_capability="8.6",
+    )
+    assert set(plans) == set(GRAPHS)
+    for name in QUANTISED:
+        assert engine_set.layers[name]["CONVOLUTION int8"] == 2
