@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Plain "torch" takes the newest CUDA build, several gigabytes; this version is what everything here is tested with.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-gpu lint types clean
 
 # What a user has: the installed wheel with [cpu], no torch.
 demo: .venv-demo/installed
@@ -29,6 +29,19 @@ test: .venv/installed
 	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,bench,dev]"
 	touch $@
 
+# What needs a GPU, with the machine's own torch and TensorRT where it has them: a skipped test is a failure here.
+test-gpu: .venv-gpu/installed
+	RBVSR_REQUIRE_GPU=1 .venv-gpu/bin/python -m pytest -m gpu
+
+.venv-gpu/installed: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/python -c "import torch" 2>/dev/null || .venv-gpu/bin/python -m pip install --quiet torch
+	.venv-gpu/bin/python -c "import tensorrt" 2>/dev/null \
+	    || .venv-gpu/bin/python -c "import tensorrt_rtx" 2>/dev/null \
+	    || .venv-gpu/bin/python -m pip install --quiet tensorrt
+	.venv-gpu/bin/python -m pip install --quiet --editable ".[cpu,engines,export,dev]"
+	touch $@
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -41,4 +54,4 @@ types: .venv/installed
 	    --python-executable ../../.venv/bin/python
 
 clean:
-	rm -rf .venv .venv-demo build demo dist *.egg-info
+	rm -rf .venv .venv-demo .venv-gpu build demo dist *.egg-info
