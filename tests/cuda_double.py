@@ -9,6 +9,7 @@ before which is kept in vector clocks, so that a race is told whatever the order
 
 from __future__ import annotations
 
+import bisect
 import random
 import threading
 from collections import deque
@@ -113,9 +114,12 @@ class DriverDouble:
         self._events: dict[int, Operation | None] = {}
         self._graphs: dict[int, _Graph] = {}
         self._memories: dict[int, _Memory] = {}
+        self._bases: list[int] = []
+        """Their addresses, in order."""
         self._graveyard: list[NDArray[np.uint8]] = []
         self._host: dict[int, int] = {}
         """By stream, the number of the last operation that the host knows to be done."""
+        self._capturing = 0
         self._last_handle = 1000
         self._last_address = 2**40
 
@@ -187,7 +191,7 @@ class DriverDouble:
         self.used += size
         address = self._last_address
         self._last_address += -(-size // 512) * 512 + 512
-        self._memories[address] = _Memory(np.full(size, GARBAGE, np.uint8), pinned=False)
+        self._remember(address, np.full(size, GARBAGE, np.uint8), pinned=False)
         return address
 
     def free(self, address: int) -> None:
@@ -199,7 +203,7 @@ class DriverDouble:
         self._no_capture("malloc_host")
         content = np.full(size, GARBAGE, np.uint8)
         address = int(content.ctypes.data)
-        self._memories[address] = _Memory(content, pinned=True)
+        self._remember(address, content, pinned=True)
         return address
 
     def free_host(self, address: int) -> None:
@@ -326,12 +330,14 @@ class DriverDouble:
         if live.noted is not None:
             raise GpuMisuseError(f"stream {stream} is captured already")
         live.noted = []
+        self._capturing += 1
 
     def end_capture(self, stream: int) -> int:
         live = self._live(stream)
         if live.noted is None:
             raise GpuMisuseError(f"stream {stream} is not captured")
         noted, live.noted = live.noted, None
+        self._capturing -= 1
         self._call("end_capture")
         self._last_handle += 1
         self._graphs[self._last_handle] = _Graph(noted)
@@ -461,10 +467,15 @@ class DriverDouble:
     def _learn(self, clock: dict[int, int]) -> None:
         _merge(self._host, clock)
         for memory in self._memories.values():
-            memory.uses = [use for use in memory.uses if not self._is_known(use)]
+            if memory.uses:
+                memory.uses = [use for use in memory.uses if not self._is_known(use)]
 
     def _is_known(self, operation: Operation) -> bool:
         return self._host.get(operation.stream, 0) >= operation.number
+
+    def _remember(self, address: int, content: NDArray[np.uint8], *, pinned: bool) -> None:
+        self._memories[address] = _Memory(content, pinned)
+        bisect.insort(self._bases, address)
 
     def _forget(self, address: int, *, pinned: bool) -> NDArray[np.uint8]:
         memory = self._memories.get(address)
@@ -475,11 +486,15 @@ class DriverDouble:
                 f"memory is freed while {memory.uses[-1].name} may still be using it"
             )
         del self._memories[address]
+        self._bases.remove(address)
         return memory.content
 
     def _memory_at(self, which: Range) -> tuple[_Memory, int]:
-        for base, memory in self._memories.items():
-            if base <= which[0] and which[1] <= base + len(memory.content):
+        place = bisect.bisect_right(self._bases, which[0]) - 1
+        if place >= 0:
+            base = self._bases[place]
+            memory = self._memories[base]
+            if which[1] <= base + len(memory.content):
                 return memory, base
         raise GpuMisuseError(f"bytes {which[0]} to {which[1]} are no allocated memory")
 
@@ -499,7 +514,7 @@ class DriverDouble:
         return self._graphs[graph]
 
     def _no_capture(self, name: str) -> None:
-        if any(stream.noted is not None for stream in self._streams.values()):
+        if self._capturing:
             raise GpuMisuseError(f"{name} is called during a capture")
 
 

@@ -89,6 +89,7 @@ class TensorRTEngine:
         self._model, self._weights, self._reason = model, weights, reason
         self._size, self._batch = size or (1, 1), batch
         self._closed = self._freed = False
+        self._has_runtime = True
         # Arrays that are being downloaded: as long as the last two are held, later ones get other
         # memory, and computing them does not wait for the copies.
         self._leaving: deque[DeviceArray] = deque(maxlen=2)
@@ -236,11 +237,19 @@ class TensorRTEngine:
         self._leaving.clear()
         with self._driver.current():
             self._launches.unload()
-            self._runtime.close()
+            self._close_runtime()
             self._device.close()
             self._pinned.close()
             self._queues.close()
         self._freed = True
+
+    def _close_runtime(self) -> None:
+        if self._has_runtime:
+            self._has_runtime = False
+            try:
+                self._runtime.close()
+            except EngineError as error:
+                logger.warning("%s", first_line(error))
 
     def __enter__(self) -> TensorRTEngine:
         return self

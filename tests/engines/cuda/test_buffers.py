@@ -1,0 +1,117 @@
+"""Pools: what is lent, used again and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from rbvsr_deploy.engines.cuda import buffers
+from rbvsr_deploy.engines.cuda.buffers import DevicePool, PinnedPool, host_array
+from rbvsr_deploy.engines.cuda.queues import Queues
+from tests.cuda_double import DriverDouble
+
+
+@pytest.fixture
+def driver() -> Iterator[DriverDouble]:
+    """Current, and without leaks in the end."""
+    driver = DriverDouble(memory=5_000)
+    with driver.current():
+        yield driver
+    assert driver.leaks() == []
+
+
+@pytest.fixture
+def queues(driver: DriverDouble) -> Iterator[Queues]:
+    """Closed in the end."""
+    queues = Queues(driver)
+    yield queues
+    queues.finish_all()
+    queues.close()
+
+
+def test_blocks_are_lent_once_at_a_time(driver: DriverDouble, queues: Queues) -> None:
+    """And again when their loan is garbage, to those who ask for as much."""
+    pool = DevicePool(driver, queues, on_shortage=lambda: None)
+    first, second = pool.lend(500), pool.lend(510)
+    assert first.block is not second.block
+    address = first.block.address
+    del first
+    assert pool.idle_bytes == 512
+    assert pool.lend(600).block.address != address
+    assert pool.lend(400).block.address == address
+    assert driver.calls.count("malloc") == 3
+    pool.close()
+
+
+def test_shortage(driver: DriverDouble, queues: Queues) -> None:
+    """What can be done without is let go of, and all that is idle freed, what is in flight too."""
+    held = []
+    pool = DevicePool(driver, queues, on_shortage=held.clear)
+    queue = queues.open()
+    held.append(pool.lend(2_000))
+    idle = pool.lend(1_000)
+    block = idle.block
+    queues.submit(
+        queue,
+        lambda stream: driver.fill(block.address, 0, 1_000, stream),
+        writes=[(block, 0, 1_000)],
+    )
+    kept = pool.lend(1_000)
+    del idle
+    assert pool.lend(3_500).block.size == 3_584
+    assert held == []
+    assert driver.used == 1_024 + 3_584
+    assert kept.block.size == 1_024
+    pool.close()
+
+
+def test_pinned_blocks_are_lent_when_nothing_is_in_flight(
+    driver: DriverDouble, queues: Queues
+) -> None:
+    """As many as may be; then the first one is waited for."""
+    pool = PinnedPool(driver, queues)
+    queue = queues.open()
+    device = driver.malloc(64)
+    for number in range(20):
+        loan = pool.lend(64, most=3)
+        host_array(loan, (64,), np.dtype(np.uint8))[:] = number
+        block = loan.block
+        queues.submit(
+            queue,
+            lambda stream, block=block: driver.upload(device, block.address, 64, stream),  # type: ignore[misc]
+            reads=[(block, 0, 64)],
+        )
+        del loan
+    assert pool.count(64) <= 3
+    queues.finish_all()
+    assert (driver.bytes_at(device, 64) == 19).all()
+    driver.free(device)
+    pool.close()
+
+
+def test_pinned_memory_of_other_sizes_is_given_back(
+    driver: DriverDouble, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that videos of many sizes do not fill the host's memory."""
+    monkeypatch.setattr(buffers, "_IDLE_PINNED", 1_000)
+    pool = PinnedPool(driver, queues)
+    for size in range(100, 1_000, 100):
+        pool.lend(size, most=3)
+    assert driver.calls.count("free_host") >= 4
+    pool.close()
+
+
+def test_an_array_keeps_its_loan(driver: DriverDouble, queues: Queues) -> None:
+    """So do its views and copies of views; and beyond the closing of the pool."""
+    pool = PinnedPool(driver, queues)
+    array = host_array(pool.lend(24, most=3), (2, 3), np.dtype(np.float32))
+    array[:] = 1.5
+    view = array[1:].reshape(3)[::2]
+    del array
+    pool.close()
+    assert len(driver.leaks()) == 1
+    assert view.tolist() == [1.5, 1.5]
+    del view
+    assert driver.leaks() == []

@@ -1,0 +1,583 @@
+"""The device runtime on doubles: the same bytes as ONNX Runtime's engine, whatever the GPU's order
+of execution; no race, no leak, no wait without an end; and what is left after a failure.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rbvsr_deploy.bundle import Bundle, open_bundle
+from rbvsr_deploy.engine_sets import ShapeProfile
+from rbvsr_deploy.engines import Engine
+from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
+from rbvsr_deploy.engines.tensorrt import launches
+from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
+from rbvsr_deploy.errors import DeviceMemoryError, EngineError
+from rbvsr_deploy.plan import Plan
+from rbvsr_deploy.stream import Settings, Stream
+from tests.conftest import moving_clip
+from tests.cuda_double import DriverDouble, Operation
+from tests.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
+
+SCHEDULES = 1000
+
+WAITS = ("synchronise", "synchronise_stream", "is_done")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_garbage() -> Iterator[None]:
+    """Looking through all that other tests left takes a while, and is done 1,000 times here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Networks of a few operations."""
+    return small_bundle(tmp_path_factory.mktemp("small") / "small.plan")
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Bundle) -> Iterator[Engine]:
+    """ONNX Runtime's engine on the same graphs."""
+    with OnnxRuntimeEngine(bundle, device="cpu") as engine:
+        yield engine
+
+
+def made(
+    engine: Engine,
+    clip: NDArray[np.uint8],
+    settings: Settings,
+    plan: Plan,
+    *,
+    cuts: tuple[int, ...] = (),
+) -> Iterator[NDArray[np.uint8]]:
+    """The pictures of a clip, one by one, made as the plan says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rbvsr_deploy.stream.choose_plan", lambda *_, **__: plan)
+        stream = Stream(engine, settings, size=clip.shape[1:3])
+    with stream:
+        for i, image in enumerate(clip):
+            for picture in stream.push(image, cut=i in cuts):
+                yield picture.image
+        for picture in stream.flush():
+            yield picture.image
+
+
+def check_closed(engine: TensorRTEngine, driver: DriverDouble) -> None:
+    """Everything is freed, now that nobody holds a result any more."""
+    engine.close()
+    gc.collect()
+    assert driver.leaks() == []
+    assert engine._runtime.open == []  # type: ignore[attr-defined]
+    assert engine._runtime.closed == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings", "plan"),
+    [
+        ("float32", {}, Plan(window=12, batch=4, band=45, in_memory=9)),
+        ("float32", {}, Plan(window=1, batch=1, band=9, in_memory=9)),
+        ("float32", {"lookahead": 2}, Plan(window=1, batch=1, band=45, in_memory=9)),
+        ("float32", {"max_scene": 4}, Plan(window=2, batch=2, band=12, in_memory=2)),
+        ("float32", {"refine_threshold": 0.0}, Plan(window=5, batch=3, band=45, in_memory=1)),
+        ("float32", {"refine_scope": "frame"}, Plan(window=5, batch=3, band=45, in_memory=9)),
+        ("float16", {}, Plan(window=3, batch=2, band=45, in_memory=9)),
+        ("float16", {"cleanings": 0}, Plan(window=5, batch=4, band=20, in_memory=9)),
+    ],
+)
+def test_equals_onnx_runtime(
+    precision: str, settings: dict[str, Any], plan: Plan, request: pytest.FixtureRequest
+) -> None:
+    """The whole runtime on a real bundle, bit for bit: windows, batches, bands, lookahead, parts,
+    scopes of refinement; an odd size, whose parts are not aligned.
+    """
+    name = "tiny_bundle" if precision == "float32" else "tiny_bundle_float16"
+    bundle = open_bundle(request.getfixturevalue(name))
+    clip = moving_clip(7, 45, 37)
+    with OnnxRuntimeEngine(bundle, device="cpu") as engine:
+        want = np.stack(list(made(engine, clip, Settings(**settings), plan, cuts=(5,))))
+    driver = DriverDouble()
+    with open_double(bundle, driver, size=(45, 37)) as tensorrt:
+        got = np.stack(list(made(tensorrt, clip, Settings(**settings), plan, cuts=(5,))))
+    np.testing.assert_array_equal(got, want)
+    check_closed(tensorrt, driver)
+
+
+def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, Plan, tuple[int, ...]]:
+    """Some frames and a way to work on them."""
+    height, width, frames = rng.randint(1, 12), rng.randint(1, 9), rng.randint(1, 10)
+    clip = moving_clip(frames, height, width)
+    settings = Settings(
+        lookahead=rng.choice([None, None, None, 0, 1, 3]),
+        max_scene=rng.choice([300, 300, 2, 3, 5]),
+        refine_threshold=rng.choice([0.0, 3.0, 6.0, 255.0]),
+        refine_scope=rng.choice(["scene", "scene", "frame"]),
+        cleanings=rng.choice([None, None, 0, 1, 2]),
+    )
+    plan = Plan(
+        window=rng.randint(1, 6),
+        batch=rng.randint(1, 4),
+        band=rng.choice([height, height, 1, 4]),
+        in_memory=rng.randint(0, 8),
+    )
+    cuts = tuple(i for i in range(1, frames) if rng.random() < 0.15)
+    return clip, settings, plan, cuts
+
+
+def test_random_schedules(bundle: Bundle, reference: Engine) -> None:
+    """Whatever is asked for, in whatever order the GPU does it, and whichever call fails or is
+    interrupted: no race, no deadlock, no leak; the pictures that came out are those of ONNX
+    Runtime, and if some are missing an error said so.
+    """
+    outcomes = Counter(_one_schedule(seed, bundle, reference) for seed in range(SCHEDULES))
+    # Each kind of thing that can happen did happen.
+    assert outcomes["undisturbed"] > SCHEDULES // 5
+    assert outcomes["failed"] > SCHEDULES // 10
+    assert outcomes["interrupted"] > SCHEDULES // 20
+    assert outcomes["overcome"] > SCHEDULES // 100
+
+
+def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
+    rng = random.Random(seed)
+    clip, settings, plan, cuts = schedule(rng)
+    want = list(made(reference, clip, settings, plan, cuts=cuts))
+    interrupt = rng.random() < 0.3
+    driver = DriverDouble(
+        seed,
+        memory=rng.choice([2**30, 2**30, 60_000]),
+        fail_at=int(2 ** rng.uniform(0, 10)) if rng.random() < 0.7 else None,
+        interrupt=interrupt,
+        refuse=rng.choice([(), (), (), ("begin_capture",), ("end_capture",)]),
+    )
+    got: list[NDArray[np.uint8]] = []
+    picture = None
+    engine = None
+    try:
+        size = rng.choice([None, clip.shape[1:3]])
+        engine = open_double(bundle, driver, size=size, capturable=rng.random() < 0.9)
+        for picture in made(engine, clip, settings, plan, cuts=cuts):
+            # Results are held here and there.
+            got.append(picture if rng.random() < 0.5 else picture.copy())
+        assert len(got) == len(want)
+        outcome = "undisturbed" if driver.failed is None else "overcome"
+    except EngineError:
+        outcome = "failed"
+        assert driver.failed is not None or driver.memory < 2**30
+        driver.fail_at = None
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+    if engine is not None:
+        try:
+            engine.close()
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            engine.close()
+    for picture, wanted in zip(got, want, strict=False):
+        np.testing.assert_array_equal(picture, wanted, err_msg=f"schedule {seed}")
+    del picture, got
+    gc.collect()
+    assert driver.leaks() == [], f"schedule {seed}"
+    return outcome
+
+
+@pytest.fixture
+def driver() -> DriverDouble:
+    """A GPU."""
+    return DriverDouble()
+
+
+@pytest.fixture
+def engine(bundle: Bundle, driver: DriverDouble) -> Iterator[TensorRTEngine]:
+    """Open on it, and in the end everything is freed."""
+    with open_double(bundle, driver) as engine:
+        yield engine
+    check_closed(engine, driver)
+
+
+def steps(engine: TensorRTEngine, count: int, *, graph: str = "forward", height: int = 5) -> Any:
+    """The state after so many steps, each from the one before, between two arrays."""
+    frame = engine.upload(np.full((1, 3, height, 7), 0.25, np.float32))
+    flow = engine.zeros((1, 2, height, 7), dtype="float32")
+    state = engine.zeros((1, 2, height, 7), dtype="float32")
+    places = [engine.empty((1, 2, height, 7), dtype="float32") for _ in range(2)]
+    for i in range(count):
+        (state,) = engine.run(graph, into=[places[i % 2]], frame=frame, state=state, flow=flow)
+    return state
+
+
+def wanted_state(count: int, *, factor: float = 0.75) -> np.float32:
+    state = np.float32(0)
+    for _ in range(count):
+        state = np.float32(factor) * state + np.float32(0.25)
+    return state
+
+
+@pytest.mark.parametrize("count", [10, 200])
+def test_no_step_waits_on_the_host(
+    count: int, engine: TensorRTEngine, driver: DriverDouble
+) -> None:
+    """However many steps are given to the GPU, the host waits once, for the result."""
+    steps(engine, 3)  # loads the engines, captures the step
+    before = len(driver.calls)
+    state = steps(engine, count)
+    assert not set(driver.calls[before:]) & set(WAITS) - {"is_done"}
+    values = engine.download(state)
+    waits = Counter(driver.calls[before:])
+    assert waits["synchronise"] == 1
+    assert waits["synchronise_stream"] == 0
+    assert waits["is_done"] <= 2  # whether there is pinned memory for one upload, one download
+    np.testing.assert_array_equal(values, wanted_state(count))
+
+
+def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble) -> None:
+    """As often as values are asked for or frames are sent, not as often as graphs run."""
+    with open_double(bundle, driver, size=(6, 8)) as engine:
+        before = len(driver.calls)
+        plan = Plan(window=40, batch=4, band=6, in_memory=99)
+        clip = moving_clip(40, 6, 8)
+        assert len(list(made(engine, clip, Settings(cleanings=1), plan))) == 40
+        calls = Counter(driver.calls[before:])
+    assert calls["synchronise_stream"] == 0
+    assert calls["synchronise"] <= calls["download"] + calls["upload"]
+    # Per batch of four frames: frames in, frames and residues out, frames in for each branch,
+    # pictures out.
+    assert calls["download"] + calls["upload"] <= 6 * 10
+
+
+def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:
+    """Within a window, nothing orders the steps of one branch and those of the other."""
+    with open_double(bundle, driver) as engine:
+        plan = Plan(window=8, batch=4, band=6, in_memory=99)
+        list(made(engine, moving_clip(16, 6, 8), Settings(cleanings=1), plan))
+        log = driver.log
+    backward, forward = (
+        [operation for operation in log if operation.name == graph]
+        for graph in ("backward", "forward")
+    )
+    assert len(backward) == 16 + 8
+    assert len(forward) == 16
+    recomputed, ahead = backward[16:], forward[8:]
+    for one, other in itertools.product(recomputed, ahead[:4]):
+        assert not one.is_after(other)
+        assert not other.is_after(one)
+    assert not any(one.is_after(other) for one in recomputed for other in ahead)
+
+
+def _run_picture(engine: TensorRTEngine, i: int) -> Any:
+    states = engine.zeros((1, 2, 5, 7), dtype="float32")
+    frame = engine.upload(np.full((1, 3, 5, 7), i / 10, np.float32))
+    (picture,) = engine.run("reconstruct", frame=frame, backward_state=states, forward_state=states)
+    return engine.run("emit", picture=picture)[0]
+
+
+def test_downloads_do_not_hold_up_what_follows(
+    engine: TensorRTEngine, driver: DriverDouble
+) -> None:
+    """Pictures leave while the next ones are computed, though their arrays are dropped at once."""
+    begun = [engine.begin_download(_run_picture(engine, i)) for i in range(6)]
+
+    def named(name: str) -> list[Operation]:
+        return [operation for operation in driver.log if operation.name == name]
+
+    for download, emit in zip(named("download"), named("emit")[1:], strict=False):
+        assert not emit.is_after(download)
+    for i, finish in enumerate(begun):
+        np.testing.assert_array_equal(finish(), round(25.5 * i + 0.01))
+
+
+def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> None:
+    """From the second step of a shape on; another shape captures again."""
+    values = engine.download(steps(engine, 6))
+    np.testing.assert_array_equal(values, wanted_state(6))
+    calls = Counter(driver.calls)
+    assert calls["end_capture"] == 1
+    assert calls["launch"] == 5
+    values = engine.download(steps(engine, 4, graph="backward"))
+    np.testing.assert_array_equal(values, wanted_state(4, factor=0.5))
+    assert Counter(driver.calls)["launch"] == 5 + 3
+    values = engine.download(steps(engine, 3, height=6))
+    np.testing.assert_array_equal(values, wanted_state(3))
+    calls = Counter(driver.calls)
+    assert calls["end_capture"] == 3
+    assert calls["launch"] == 5 + 3 + 2
+    assert calls["destroy_graph"] == 1
+
+
+@pytest.mark.parametrize("refused", ["begin_capture", "end_capture", "is_capturable"])
+def test_without_capturing_steps_are_launched(
+    refused: str, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tried once, told once, and then the same values without."""
+    caplog.set_level(logging.INFO)
+    driver = DriverDouble(refuse=(refused,))
+    with open_double(bundle, driver, capturable=refused != "is_capturable") as engine:
+        values = engine.download(steps(engine, 6))
+        engine.download(steps(engine, 3, graph="backward"))
+    np.testing.assert_array_equal(values, wanted_state(6))
+    assert sum("is not captured" in record.message for record in caplog.records) == 1
+    assert driver.calls.count(refused) <= 1
+    assert "launch" not in driver.calls
+    del values
+    check_closed(engine, driver)
+
+
+def test_big_states_are_not_captured(
+    engine: TensorRTEngine, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying them would cost more than launching."""
+    monkeypatch.setattr(launches, "_MOST_CAPTURED_STATE", 2 * 5 * 7 * 4 - 1)
+    np.testing.assert_array_equal(engine.download(steps(engine, 4)), wanted_state(4))
+    assert "begin_capture" not in driver.calls
+
+
+def test_engines_that_do_not_load_are_passed_over(
+    bundle: Bundle, driver: DriverDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next ones are taken, with a line that says why; those loaded before are closed."""
+    offered = [
+        candidate(bundle, plans={"flow": b"bad"}, reason="from the bundle"),
+        candidate(bundle, profile=ShapeProfile((1, 1), (2, 2), (4, 4)), reason="too small"),
+        candidate(bundle, reason="from the cache"),
+    ]
+    plans = PlansDouble(lambda height, width, batch: offered)
+    with open_double(bundle, driver, size=(5, 7), plans=plans) as engine:
+        assert "engines from the cache" in str(engine.describe())
+        assert engine.describe().device == "cuda:0 Double"
+        np.testing.assert_array_equal(engine.download(steps(engine, 3)), wanted_state(3))
+    assert plans.asked == [(5, 7, 4)]
+    (record,) = caplog.records
+    assert record.message == (
+        "engines from the bundle are not used: the engine of graph 'flow' is of another version"
+    )
+    check_closed(engine, driver)
+
+
+def test_no_engine_that_loads(bundle: Bundle, driver: DriverDouble) -> None:
+    """One sentence, and nothing is left."""
+    bad = candidate(bundle, plans={"emit": b"bad"})
+    some = replace(bad, plans={"ingest": bundle.graph("ingest")})
+    cases = [
+        ([], "run here: build"),
+        ([bad], "'emit' is of another"),
+        ([some], "for graph 'clean'"),
+    ]
+    for offered, why in cases:
+        plans = PlansDouble(lambda height, width, batch, offered=offered: offered)  # type: ignore[misc]
+        with pytest.raises(EngineError, match=r"no TensorRT engines for 7x5, 4 at once.*" + why):
+            open_double(bundle, driver, size=(5, 7), plans=plans)
+        assert driver.leaks() == []
+
+
+def test_sizes_outside_the_profile_ask_for_other_engines(
+    bundle: Bundle, driver: DriverDouble
+) -> None:
+    """Wider ones, after what is in flight; arrays live on. Bands of a frame ask for nothing."""
+
+    def offer(height: int, width: int, batch: int) -> list[Any]:
+        profile = ShapeProfile((height, width), (height, width), (height, width), batch=batch)
+        return [candidate(bundle, profile=profile)]
+
+    plans = PlansDouble(offer)
+    with open_double(bundle, driver, size=(8, 7), plans=plans) as engine:
+        state = steps(engine, 3, height=8)
+        band = engine.rows(state, 2, 5)
+        engine.run(
+            "reconstruct",
+            frame=engine.zeros((1, 3, 3, 7), dtype="float32"),
+            backward_state=band,
+            forward_state=band,
+        )
+        assert plans.asked == [(8, 7, 4)]
+        engine.run("ingest", image=engine.upload(np.zeros((5, 8, 7, 3), np.uint8)))
+        assert plans.asked[1:] == [(8, 7, 5)]
+        other = steps(engine, 2, height=9)
+        assert plans.asked[2:] == [(9, 7, 4)]
+        np.testing.assert_array_equal(engine.download(state), wanted_state(3))
+        np.testing.assert_array_equal(engine.download(band), wanted_state(3))
+        np.testing.assert_array_equal(engine.download(other), wanted_state(2))
+        assert len(engine._runtime.open) == 7  # type: ignore[attr-defined]
+    check_closed(engine, driver)
+
+
+def test_memory_is_allocated_once_per_size(bundle: Bundle, driver: DriverDouble) -> None:
+    """A second scene of the same frames allocates nothing, of neither kind, and no event."""
+    plan = Plan(window=5, batch=2, band=6, in_memory=99)
+    with open_double(bundle, driver) as engine:
+        clip = moving_clip(10, 6, 8)
+        list(made(engine, clip, Settings(), plan))
+        before = Counter(driver.calls)
+        for _ in range(3):
+            list(made(engine, clip, Settings(), plan))
+        calls = Counter(driver.calls) - before
+    assert calls["malloc"] <= 2
+    assert calls["malloc_host"] == 0
+    assert calls["create_event"] <= before["create_event"] // 4
+
+
+def test_too_little_memory(bundle: Bundle) -> None:
+    """Idle memory is given back and asked for again; what does not fit then is told, and the
+    engine goes on.
+    """
+    driver = DriverDouble(memory=10_000)
+    with open_double(bundle, driver) as engine:
+        first = engine.empty((6_000,), dtype="uint8")
+        with pytest.raises(DeviceMemoryError, match=r"0\.0 MiB were asked for where the GPU has"):
+            engine.empty((6_000,), dtype="uint8")
+        assert engine.free_memory() == 10_000 - 6_144
+        del first
+        assert engine.free_memory() == 10_000
+        engine.upload(np.zeros(9_000, np.uint8))
+        assert driver.calls.count("free") == 1
+        with pytest.raises(DeviceMemoryError, match="graph 'ingest' failed on cuda:0"):
+            engine.run("ingest", image=engine.upload(np.zeros((4, 20, 20, 3), np.uint8)))
+        np.testing.assert_array_equal(engine.download(steps(engine, 3)), wanted_state(3))
+    check_closed(engine, driver)
+
+
+def test_captured_steps_make_room(bundle: Bundle) -> None:
+    """Where memory runs short what capturing takes is given up, and the steps go on."""
+    driver = DriverDouble(memory=12_000)
+    with open_double(bundle, driver) as engine:
+        state = steps(engine, 4)
+        assert "launch" in driver.calls
+        held = engine.empty((driver.memory - driver.used + 512 * 4,), dtype="uint8")
+        assert "destroy_graph" in driver.calls
+        before = driver.calls.count("launch")
+        np.testing.assert_array_equal(engine.download(state), wanted_state(4))
+        del held
+        np.testing.assert_array_equal(engine.download(steps(engine, 4)), wanted_state(4))
+        assert driver.calls.count("launch") == before
+    check_closed(engine, driver)
+
+
+def test_results_outlive_the_engine(bundle: Bundle, driver: DriverDouble) -> None:
+    """Pinned memory of a result stays until the result is garbage, views of it included."""
+    engine = open_double(bundle, driver)
+    result = engine.download(steps(engine, 3))[0, :, 1:]
+    finish = engine.begin_download(steps(engine, 2))
+    engine.close()
+    engine.close()
+    np.testing.assert_array_equal(finish(), wanted_state(2))
+    np.testing.assert_array_equal(result, wanted_state(3))
+    assert [leak.split()[2] for leak in driver.leaks()] == ["pinned", "pinned"]
+    del result, finish
+    check_closed(engine, driver)
+
+
+def test_pinned_memory_is_bounded(engine: TensorRTEngine, driver: DriverDouble) -> None:
+    """A caller that holds many results gets plain copies from some number on; uploads wait for
+    one of a few blocks.
+    """
+    results = [engine.download(_run_picture(engine, i)) for i in range(20)]
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result, round(25.5 * i + 0.01) if i <= 10 else 255)
+    assert driver.calls.count("malloc_host") <= 9 + 4
+    arrays = [engine.upload(np.full(1000, i, np.uint8)) for i in range(30)]
+    assert driver.calls.count("malloc_host") <= 9 + 4 + 4
+    for i, array in enumerate(arrays):
+        np.testing.assert_array_equal(engine.download(array), i)
+
+
+def test_uploads_take_the_values_of_now(engine: TensorRTEngine) -> None:
+    """The array may be changed at once, and need not be contiguous."""
+    values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    there = engine.upload(values[:, ::2])
+    want = values[:, ::2].copy()
+    values[:] = -1
+    np.testing.assert_array_equal(engine.download(there), want)
+
+
+def test_rows_and_parts(engine: TensorRTEngine) -> None:
+    """Rows are a copy, parts are not."""
+    values = np.arange(2 * 3 * 6 * 5, dtype=np.float32).reshape(2, 3, 6, 5)
+    there = engine.upload(values)
+    rows = engine.rows(there, 1, 4)
+    part = engine.part(there, 1, 2)
+    np.testing.assert_array_equal(engine.download(rows), values[:, :, 1:4])
+    np.testing.assert_array_equal(engine.download(part), values[1:2])
+    np.testing.assert_array_equal(engine.download(engine.rows(part, 5, 6)), values[1:2, :, 5:])
+    with pytest.raises(ValueError, match="no items 1 to 3"):
+        engine.part(there, 1, 3)
+
+
+def test_calls_may_come_from_any_thread(engine: TensorRTEngine) -> None:
+    """The GPU is made current in each; results may die in another."""
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(engine.download(steps(engine, 3)))
+
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    for values in found:
+        np.testing.assert_array_equal(values, wanted_state(3))
+
+
+def test_a_closed_engine_runs_nothing(bundle: Bundle, driver: DriverDouble) -> None:
+    """It says so; so does one asked for a graph that is not there."""
+    with open_double(bundle, driver) as engine:
+        with pytest.raises(EngineError, match=r"there is no graph 'sharpen' in 'small\.plan'"):
+            engine.run("sharpen")
+        state = steps(engine, 1)
+    for call in (
+        lambda: engine.run("emit", picture=state),
+        lambda: engine.upload(np.zeros(3, np.uint8)),
+        lambda: engine.download(state),
+        lambda: engine.zeros((1,), dtype="uint8"),
+        engine.free_memory,
+    ):
+        with pytest.raises(EngineError, match=r"the engine of 'small\.plan' is closed"):
+            call()
+    check_closed(engine, driver)
+
+
+def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> None:
+    """BasicVSR has six graphs."""
+    bundle = small_bundle(tmp_path / "six.plan", cleans=False)
+    plan = Plan(window=3, batch=2, band=6, in_memory=9)
+    clip = moving_clip(5, 6, 5)
+    with OnnxRuntimeEngine(bundle, device="cpu") as onnx_runtime:
+        want = list(made(onnx_runtime, clip, Settings(), plan))
+    with open_double(bundle, driver) as engine:
+        got = list(made(engine, clip, Settings(), plan))
+        assert len(engine._runtime.open) == 6  # type: ignore[attr-defined]
+        with pytest.raises(EngineError, match="no graph 'clean'"):
+            engine.run("clean", frame=None)
+    np.testing.assert_array_equal(got, want)
+    del got
+    check_closed(engine, driver)
+
+
+def test_a_failed_launch_leaves_the_engine_in_order(bundle: Bundle) -> None:
+    """The graph is named with the driver's text; later launches wait for what may be in flight."""
+    for seed in range(6):
+        driver = DriverDouble(seed)
+        with open_double(bundle, driver) as engine:
+            state = steps(engine, 1)
+            driver.refuse = ("forward",)
+            with pytest.raises(
+                EngineError, match=r"graph 'forward' failed on cuda:0: CUDA failed in forward: "
+            ):
+                steps(engine, 1)
+            driver.refuse = ()
+            np.testing.assert_array_equal(engine.download(state), wanted_state(1))
+            np.testing.assert_array_equal(engine.download(steps(engine, 3)), wanted_state(3))
+        check_closed(engine, driver)
