@@ -174,17 +174,6 @@ def candidate(
     )
 
 
-def network_of(bundle: Bundle) -> Network:
-    manifest = bundle.manifest
-    return Network(
-        channels=manifest.channels,
-        head_channels=manifest.head_channels,
-        has_cleaning=manifest.has_cleaning,
-        refine_threshold=manifest.refine_threshold,
-        precision=manifest.precision,
-    )
-
-
 def open_double(
     bundle: Bundle,
     driver: DriverDouble,
@@ -194,7 +183,7 @@ def open_double(
     plans: PlansDouble | None = None,
 ) -> TensorRTEngine:
     """The device runtime on doubles."""
-    network = network_of(bundle)
+    network = Network.of(bundle.manifest)
     return TensorRTEngine(
         network,
         plans or PlansDouble(lambda height, width, batch: [candidate(bundle)]),

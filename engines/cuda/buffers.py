@@ -19,6 +19,7 @@ import logging
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +213,8 @@ class PinnedPool:
     def _give_back(self, block: Block) -> None:
         self._idle[block.size].append(block)
         if self._closed:
-            with self._driver.current():
+            # When the program ends, CUDA may have ended before.
+            with suppress(EngineError), self._driver.current():
                 self._free_idle()
 
     def _free_idle(self) -> None:

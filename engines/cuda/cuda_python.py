@@ -122,7 +122,9 @@ class CudaPythonDriver:
         self._call("cudaStreamSynchronize", stream)
 
     def create_event(self) -> int:
-        (event,) = self._call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming)
+        # The host sleeps while it waits: encoding needs the processor.
+        flags = self._cuda.cudaEventBlockingSync | self._cuda.cudaEventDisableTiming
+        (event,) = self._call("cudaEventCreateWithFlags", flags)
         return int(event)
 
     def destroy_event(self, event: int) -> None:

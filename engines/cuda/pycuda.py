@@ -145,7 +145,9 @@ class PycudaDriver:
 
     def create_event(self) -> int:
         with self._telling():
-            event = self._cuda.Event(self._cuda.event_flags.DISABLE_TIMING)
+            flags = self._cuda.event_flags
+            # The host sleeps while it waits: encoding needs the processor.
+            event = self._cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
         self._last_event += 1
         self._events[self._last_event] = event
         return self._last_event

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cuda.bindings.runtime as real
 import numpy as np
 import pytest
 
@@ -20,8 +21,6 @@ from rbvsr_deploy.engines.cuda.cuda_python import CudaPythonDriver
 from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu, open_driver
 from rbvsr_deploy.engines.cuda.pycuda import PycudaDriver
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
-
-real = pytest.importorskip("cuda.bindings.runtime")
 
 
 class Runtime:
@@ -113,7 +112,7 @@ def test_cuda_python(runtime: Runtime) -> None:
     assert runtime.calls == [
         ("cudaSetDevice", 1),
         ("cudaStreamCreateWithFlags", 1),
-        ("cudaEventCreateWithFlags", 2),
+        ("cudaEventCreateWithFlags", 3),
         ("cudaMalloc", 64),
         ("cudaHostAlloc", 64, 1),
         ("cudaMemcpyAsync", 512, 4096, 64, kinds.cudaMemcpyHostToDevice, 7),
@@ -322,7 +321,7 @@ def pycuda_double() -> Any:
     class Event:
         @checked
         def __init__(self, flags: int = 0) -> None:
-            assert flags == 2
+            assert flags == 3
 
         def record(self, stream: Any = None) -> Any:
             assert isinstance(stream, Stream)
@@ -388,7 +387,7 @@ def pycuda_double() -> Any:
         "mem_alloc": checked(DeviceAllocation),
         "pagelocked_empty": checked(pagelocked),
         "host_alloc_flags": types.SimpleNamespace(PORTABLE=1),
-        "event_flags": types.SimpleNamespace(DISABLE_TIMING=2),
+        "event_flags": types.SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2),
         "Stream": Stream,
         "Event": Event,
         "Memcpy2D": Memcpy2D,
