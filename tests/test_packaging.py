@@ -92,7 +92,7 @@ def test_commands_are_there(wheel: zipfile.Path) -> None:
     scripts = configparser.ConfigParser()
     scripts.read_string((dist_info(wheel) / "entry_points.txt").read_text())
     commands = dict(scripts["console_scripts"])
-    assert {"rbvsr-run", "rbvsr-export", "rbvsr-info"} <= commands.keys()
+    assert {"rbvsr-run", "rbvsr-export", "rbvsr-info", "rbvsr-build"} <= commands.keys()
     for target in commands.values():
         module, function = target.split(":")
         source = wheel.root.read(f"{module.replace('.', '/')}.py").decode()

@@ -56,10 +56,11 @@ def build(
         raise click.UsageError("--compute-capability needs --target")
     with edge(verbose=verbose):
         targets = []
-        if target == "tensorrt" or target == "tensorrt-rtx":
-            targets = compiling.targets(target)
-        elif here:
-            targets = compiling.targets("here")
+        match target:
+            case "tensorrt" | "tensorrt-rtx":
+                targets = compiling.targets(target)
+            case None if here:
+                targets = compiling.targets("here")
         sets = compiling.into_bundle(bundle, targets, output=output, remove=remove)
     written = output or bundle
     if as_json:
