@@ -89,7 +89,7 @@ class EngineSet:
     version_compatible: bool = False
     """Whether later versions of the same TensorRT may run it."""
     hardware_compatible: bool = False
-    """Whether GPUs of later compute capabilities may run it."""
+    """Whether any GPU from compute capability 8.0 on may run it."""
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Per graph how many layers of each kind the parsed network has in each type, such as
     "CONVOLUTION float16".
