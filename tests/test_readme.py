@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small ``video.mp4``, ``picture.png`` and ``frames/``."""
     folder = tmp_path_factory.mktemp("readme")
     sample = DATA / "sample.mp4"
-    short_clip(sample, folder / "video.mp4")
+    short_clip(sample, folder / "video.mp4", frames=10)
     (folder / "frames").mkdir()
     with av.open(str(sample)) as container:
         for i, frame in enumerate(container.decode(video=0)):
@@ -83,6 +83,10 @@ def test_every_other_command(folder: Path) -> None:
         "model.plan",
         "long.mp4",
         "cuts.txt",
+        "rtx.plan",
+        "with_rtx.mp4",
+        "int8.plan",
+        "worst.png",
     ):
         assert (folder / name).stat().st_size > 0
     assert len(list((folder / "frames_x4").iterdir())) == 3
