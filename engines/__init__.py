@@ -101,5 +101,6 @@ def _why_not_tensorrt(bundle: Bundle, error: EngineError) -> str:
     what, _, _ = str(error).partition(": ")
     if not bundle.manifest.engine_sets:
         return f"no TensorRT, as {what}" if installed_flavours() else ""
-    capabilities = sorted({s.compute_capability for s in bundle.manifest.engine_sets})
-    return f"the bundle's engines for sm {', '.join(capabilities)} are not used, as {what}"
+    held = {s.compute_capability for s in bundle.manifest.engine_sets}
+    capabilities = ", ".join(sorted(held, key=float))
+    return f"the bundle's engines for compute capability {capabilities} are not used, as {what}"

@@ -51,6 +51,9 @@ class TorchEngine:
             self._device = torch.device(there if device == "auto" else device)
             modules = graph_modules(model, precision=precision)
             self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
+            if self._device.type == "cuda":
+                # A reference in float32 is one: cuDNN would take TF32, which has float16's digits.
+                torch.backends.cudnn.allow_tf32 = False
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
                 f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"

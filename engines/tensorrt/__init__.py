@@ -2,5 +2,6 @@
 
 ``flavours.py`` is the one place that knows how these differ. ``build.py`` compiles a graph,
 ``plans.py`` finds the compiled engines that fit a machine or has them made, ``engine.py`` runs them
-with everything in the GPU's memory, by way of ``launches.py``. ``base.py`` says what these ask of each other.
+with everything in the GPU's memory, by way of ``launches.py``. ``open.py`` puts these together,
+``base.py`` says what they ask of each other.
 """
