@@ -121,8 +121,9 @@ def test_equals_onnx_runtime(
 
 def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, Plan, tuple[int, ...]]:
     """Some frames and a way to work on them."""
-    height, width, frames = rng.randint(1, 12), rng.randint(1, 9), rng.randint(1, 10)
-    clip = moving_clip(frames, height, width)
+    height, width, frames = rng.randint(1, 12), rng.randint(1, 9), rng.randint(1, 7)
+    noise = np.random.default_rng(rng.randrange(2**32))
+    clip = noise.integers(0, 256, (frames, height, width, 3), np.uint8)
     settings = Settings(
         lookahead=rng.choice([None, None, None, 0, 1, 3]),
         max_scene=rng.choice([300, 300, 2, 3, 5]),
@@ -140,11 +141,15 @@ def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, Plan, tup
     return clip, settings, plan, cuts
 
 
-def test_random_schedules(bundle: Bundle, reference: Engine) -> None:
+def test_random_schedules(
+    bundle: Bundle, reference: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever is asked for, in whatever order the GPU does it, and whichever call fails or is
     interrupted: no race, no deadlock, no leak; the pictures that came out are those of ONNX
     Runtime, and if some are missing an error said so.
     """
+    # Captured records of warnings hold errors, these the frames they went through, these arrays.
+    caplog.set_level(logging.CRITICAL)
     outcomes = Counter(_one_schedule(seed, bundle, reference) for seed in range(SCHEDULES))
     # Each kind of thing that can happen did happen.
     assert outcomes["undisturbed"] > SCHEDULES // 5
@@ -161,7 +166,7 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
     driver = DriverDouble(
         seed,
         memory=rng.choice([2**30, 2**30, 60_000]),
-        fail_at=int(2 ** rng.uniform(0, 10)) if rng.random() < 0.7 else None,
+        fail_at=int(2 ** rng.uniform(0, 9.5)) if rng.random() < 0.7 else None,
         interrupt=interrupt,
         refuse=rng.choice([(), (), (), ("begin_capture",), ("end_capture",)]),
     )
