@@ -169,14 +169,13 @@ class _QuantisedNetwork:
             calibrators = {
                 name: stack.enter_context(Calibrator(proto)) for name, proto in self._loaded.items()
             }
-            engine = stack.enter_context(
-                RecordingEngine(
-                    model,
-                    name="the float32 model",
-                    device="cpu",
-                    refine_threshold=self._manifest.refine_threshold,
-                )
+            engine = RecordingEngine(
+                model,
+                name="the float32 model",
+                device="cpu",
+                refine_threshold=self._manifest.refine_threshold,
             )
+            stack.callback(engine.close)
             for clip in clips:  # one at a time: states are large
                 engine.record(tuple(calibrators), every=max(1, len(clip.images) // SAMPLES))
                 made.append(pictures(engine, clip))

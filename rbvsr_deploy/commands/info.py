@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,6 +67,8 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
             f"of 1, over {on_clip['frames']} frames of {on_clip['clip']}, sha256 "
             f"{on_clip['sha256']}"
         )
+    if manifest.quantisation is not None:
+        rows["int8"] = _told_quantisation(manifest.quantisation)
     for name, value in rows.items():
         click.echo(f"{name:>11}  {value}")
     for name, sides in manifest.graphs.items():
@@ -103,6 +106,20 @@ def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool
         for graph, layers in engine_set.layers.items():
             told = ", ".join(f"{count} {kind.lower()}" for kind, count in layers.items())
             click.echo(f"{'':>11}  {graph}, {sizes[graph] / 1e6:.1f} MB: {told}")
+
+
+def _told_quantisation(record: Mapping[str, Any]) -> str:
+    """How much is in int8, and what it costs."""
+    blocks = (
+        f"{sum(b['type'] == 'int8' for b in found)} of {len(found)} residual blocks of {graph}"
+        for graph, found in record["graphs"].items()
+    )
+    clips = ", ".join(f"{c['frames']} frames of {c['name']}" for c in record["clips"])
+    figures = {name: record["psnr"][name]["psnr"] for name in ("int8", "float16")}
+    return (
+        f"{', '.join(blocks)}; PSNR against float32 {figures['int8']:.1f} dB "
+        f"(float16: {figures['float16']:.1f} dB) over {clips}"
+    )
 
 
 def _shape(shape: list[int | str]) -> str:

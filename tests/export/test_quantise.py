@@ -404,9 +404,7 @@ def test_options_that_do_not_go_together(arguments: list[str], message: str) -> 
 # ------------------------------------------------------------------------------------------ gate
 
 
-def made_sensitive(
-    model: RealBasicVSR, graphs: dict[str, bytes], *places: str
-) -> dict[str, bytes]:
+def made_sensitive(model: RealBasicVSR, graphs: dict[str, bytes], *places: str) -> dict[str, bytes]:
     """Make what blocks add count, and give them a hidden channel of huge values that the second
     convolution ignores: no matter in float, while one int8 scale for all channels leaves nothing of
     the others. Changes the model in place and returns the graphs.
