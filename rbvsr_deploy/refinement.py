@@ -161,7 +161,7 @@ class Cleaner:
         if self._batch == 1:
             raise error
         self._batch //= 2
-        logger.warning("%s: going on with %d at once", error, self._batch)
+        logger.warning("%s: going on with %d at once", str(error), self._batch)
 
     def _clean(self, frames: Array, *, passes: range, at: int) -> None:
         """Passes over a batch, the frames from ``at`` on. They are on their way to the spool while

@@ -243,7 +243,8 @@ class Stream:
         plan = self.plan.smaller()
         if plan is None:
             raise error
-        logger.warning("%s: going on with %s", error, plan)
+        # Not the error itself: it holds the arrays of the run that failed.
+        logger.warning("%s: going on with %s", str(error), plan)
         self.plan = plan
         return plan
 
