@@ -1,0 +1,189 @@
+"""Which engine a bundle gets on which machine, and that the user is told."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from click.testing import CliRunner
+
+from rbvsr_deploy.bundle import open_bundle, write_bundle
+from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.engines import open_engine
+from rbvsr_deploy.engines.base import Network
+from rbvsr_deploy.engines.tensorrt import flavours
+from rbvsr_deploy.engines.tensorrt import open as opening
+from rbvsr_deploy.engines.tensorrt.base import Candidate
+from rbvsr_deploy.errors import EngineError
+from tests.conftest import short_clip
+from tests.cuda_double import DriverDouble
+from tests.tensorrt_double import ENGINE_SET, PlansDouble, RuntimeDouble, candidate, small_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    small_bundle(tmp_path / "model.plan")
+    return tmp_path / "model.plan"
+
+
+class Machine:
+    """A machine with a GPU and a TensorRT, both doubles."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+        self.driver = DriverDouble()
+        self.plans = PlansDouble(lambda height, width, batch: [candidate(open_bundle(bundle))])
+        self.report: Any = None
+        monkeypatch.setattr(opening, "open_driver", lambda: self.driver)
+        monkeypatch.setattr(opening, "MachinePlans", self._plans)
+        monkeypatch.setattr(
+            opening,
+            "TensorRTRuntime",
+            lambda tensorrt, gpu: RuntimeDouble(
+                self.driver, Network.of(open_bundle(bundle).manifest)
+            ),
+        )
+
+    def _plans(self, bundle: Any, tensorrt: Any, driver: Any, **options: Any) -> PlansDouble:
+        assert driver is self.driver
+        self.report = options["report"]
+        return self.plans
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Machine:
+    return Machine(monkeypatch, bundle)
+
+
+def compiles_nothing(height: int, width: int, batch: int) -> list[Candidate]:
+    raise EngineError("graph 'flow' could not be compiled by tensorrt 10.0.0: no kernels")
+
+
+@pytest.mark.parametrize("device", ["auto", "tensorrt"])
+def test_tensorrt_is_taken_where_it_runs(device: str, bundle: Path, machine: Machine) -> None:
+    """And engines for the frames' size are loaded at once if the size is known."""
+    with open_engine(bundle, device=device, size=lambda: (20, 30)) as engine:
+        said = engine.describe()
+        assert said.engine == "tensorrt"
+        assert said.device.startswith("cuda:0 ")
+        why = {"auto": "TensorRT is there", "tensorrt": "--device tensorrt"}[device]
+        assert said.reason == f"{why}, engines from the bundle"
+        assert machine.plans.asked == [(20, 30, 4)]
+    assert machine.driver.leaks() == []
+
+
+def test_without_a_size_engines_wait_for_the_first_frames(bundle: Path, machine: Machine) -> None:
+    with open_engine(bundle):
+        assert machine.plans.asked == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "CPUExecutionProvider"])
+def test_what_was_asked_for_is_taken(device: str, bundle: Path, machine: Machine) -> None:
+    """A GPU is no reason to use it against the user's wish."""
+    with open_engine(bundle, device=device) as engine:
+        assert engine.describe().engine == "onnxruntime"
+        assert engine.describe().reason == f"--device {device}"
+
+
+def test_what_does_not_compile_runs_in_onnx_runtime(bundle: Path, machine: Machine) -> None:
+    """With "auto", and says so; with "tensorrt" it is an error. Nothing is left on the GPU."""
+    machine.plans.offer = compiles_nothing
+    with open_engine(bundle, size=lambda: (20, 30)) as engine:
+        assert engine.describe().engine == "onnxruntime"
+        assert engine.describe().reason.startswith(
+            "no TensorRT, as graph 'flow' could not be compiled by tensorrt 10.0.0; "
+        )
+    with pytest.raises(EngineError, match="no kernels"):
+        open_engine(bundle, device="tensorrt", size=lambda: (20, 30))
+    assert machine.driver.leaks() == []
+
+
+def test_a_gpu_that_no_tensorrt_compiles_for(
+    bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX on an H100: its capabilities are in the error."""
+    hopper = replace(machine.driver.gpu(), compute_capability="9.0")
+    monkeypatch.setattr(machine.driver, "gpu", lambda: hopper)
+    if flavours.installed_flavours() != ("tensorrt-rtx",):
+        pytest.skip("TensorRT compiles for every GPU")
+    with pytest.raises(EngineError, match=r"8\.6, 8\.9, 12\.0.*, not for 9\.0"):
+        open_engine(bundle, device="tensorrt")
+
+
+def no_driver() -> DriverDouble:
+    raise EngineError("there is no NVIDIA driver on this machine: install one")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "open_driver", no_driver)
+
+
+def with_engines(bundle: Path) -> Path:
+    """The bundle with engines for two GPUs."""
+    opened = open_bundle(bundle)
+    sets = [replace(ENGINE_SET, compute_capability=c) for c in ("12.0", "8.9")]
+    write_bundle(bundle, opened.manifest, opened.graphs(), [(s, opened.graphs()) for s in sets])
+    return bundle
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_engines_in_the_bundle_that_cannot_be_used_are_named(bundle: Path) -> None:
+    """Also where TensorRT is missing."""
+    with open_engine(with_engines(bundle)) as engine:
+        assert engine.describe().reason.startswith(
+            "the bundle's engines for compute capability 8.9, 12.0 are not used, as there is no "
+            "NVIDIA driver on this machine; "
+        )
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_who_has_no_tensorrt_hears_nothing_of_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a plain CPU machine TensorRT is no news, unless the bundle holds engines for it."""
+    monkeypatch.setattr(flavours, "_PACKAGES", {})
+    with open_engine(bundle) as engine:
+        assert "TensorRT" not in engine.describe().reason
+    with open_engine(with_engines(bundle)) as engine:
+        assert "are not used, as TensorRT is not installed" in engine.describe().reason
+    with pytest.raises(EngineError, match=r"pip install 'rbvsr-deploy\[tensorrt\]'"):
+        open_engine(bundle, device="tensorrt")
+
+
+@pytest.fixture
+def video(sample: Path, tmp_path: Path) -> Path:
+    return short_clip(sample, tmp_path / "video.mp4", frames=3)
+
+
+def test_the_command_runs_on_a_gpu(
+    tiny_bundle: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``rbvsr-run`` from video to video on the doubles, and again on the CPU: the same file."""
+    bundle = Path(shutil.copy(tiny_bundle, tmp_path / "tiny.plan"))
+    machine = Machine(monkeypatch, bundle)
+    profile = replace(ENGINE_SET.profile, max_size=(128, 128))
+    machine.plans.offer = lambda height, width, batch: [
+        candidate(open_bundle(bundle), profile=profile)
+    ]
+    frames = []
+    for device, name in (("auto", "gpu.mkv"), ("cpu", "cpu.mkv")):
+        output = tmp_path / name
+        done = CliRunner().invoke(
+            run,
+            [str(video), "--engine", str(bundle), "-o", str(output), "--device", device],
+        )
+        assert done.exit_code == 0, done.output
+        with av.open(str(output)) as container:
+            frames.append([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+        if device == "auto":
+            assert machine.plans.asked == [(54, 96, 4)]
+            assert "by tensorrt 10.0.0 on cuda:0" in done.output
+            assert "TensorRT is there, engines from the bundle" in done.output
+    assert len(frames[0]) == 3
+    for ours, theirs in zip(*frames, strict=True):
+        assert (ours == theirs).all()
+    assert machine.driver.leaks() == []
