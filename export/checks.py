@@ -77,8 +77,7 @@ def check_graph(
 
 def check_quantisation(model: onnx.ModelProto, spec: GraphSpec) -> None:
     """Check what TensorRT asks of int8: zero-points are 0 and scales positive; a convolution with
-    quantised weights takes a dequantised input and an unquantised bias; what it and a sum both take
-    is dequantised for both.
+    quantised weights takes a dequantised input and an unquantised bias.
 
     Raises:
         ExportError: the first promise that is broken.
@@ -97,15 +96,6 @@ def check_quantisation(model: onnx.ModelProto, spec: GraphSpec) -> None:
                 raise ExportError(f"{where}: '{node.name}' has a zero-point other than int8 0")
             if not (np.isfinite(scale).all() and (scale > 0).all()):
                 raise ExportError(f"{where}: '{node.name}' has a scale that is not positive")
-            quantises_input = node.op_type == "QuantizeLinear"
-            if quantises_input and any(
-                other.op_type != "DequantizeLinear" and node.input[0] in other.input
-                for other in model.graph.node
-                if other is not node
-            ):
-                raise ExportError(
-                    f"{where}: '{node.input[0]}' is taken both quantised and unquantised"
-                )
         if node.op_type == "Conv":
             image, weight, *bias = node.input
             if dequantised(image) != dequantised(weight) or any(map(dequantised, bias)):

@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -43,8 +43,12 @@ _BEST = 100.0
 """dB; stands for pictures without any difference."""
 
 Pictures = NDArray[np.uint8]
-Choice = Sequence[tuple[str, ResidualBlock]]
-"""Residual blocks with the graphs they are in."""
+Key = tuple[str, int]
+"""Graph and number of a residual block."""
+Form = Literal["int8", "int8, float16 sum", "float16"]
+"""What a block runs in: convolutions and sum, the convolutions alone, or nothing in int8."""
+Forms = Mapping[Key, Form]
+"""Blocks that are not named are float16."""
 
 
 def quantise_network(
@@ -56,11 +60,12 @@ def quantise_network(
     min_psnr: float = DEFAULT_MIN_PSNR,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Put the residual blocks of a network into int8, as many as the gate lets pass.
+    """Put the residual blocks of a network into int8, as far as the gate lets pass.
 
-    All are tried first. If their pictures differ from the float32 model's by more than is allowed,
-    every block is tried alone, on an excerpt; then the fewest of the most sensitive ones go back to
-    float16 that make the gate pass.
+    All is tried first. If the pictures differ from the float32 model's by more than is allowed,
+    sums go back to float16; if with all of them the gate does not pass yet, so do whole blocks. How
+    sensitive each one is, is measured with it alone in int8, on an excerpt; the fewest of the most
+    sensitive go back that make the gate pass.
 
     Args:
         model: float32.
@@ -81,43 +86,48 @@ def quantise_network(
     gate = _Gate(clips, network.calibrate(model, clips))
     report(f"calibrated on {len(clips)} clip{'s' * (len(clips) != 1)}, {gate.frames} frames")
 
-    scores = {"float16": gate.score(network, ())}
+    scores = {"float16": gate.score(network, {})}
     report(f"float16 against float32: {scores['float16']}")
     if scores["float16"].psnr < min_psnr:
         raise ExportError(
             f"the pictures have {scores['float16']} against the float32 model in float16 already, "
             f"below the {min_psnr:g} dB asked for: int8 cannot be better, lower --min-psnr"
         )
-    scores["all int8"] = gate.score(network, network.blocks)
-    report(f"int8 against float32: {scores['all int8']}")
+    forms: dict[Key, Form] = dict.fromkeys(network.blocks, "int8")
+    scores["all int8"] = scores["int8"] = gate.score(network, forms)
+    report(f"int8 against float32: {scores['int8']}")
 
-    alone: dict[tuple[str, int], float] = {}
-    returned = 0
-    by_sensitivity = list(network.blocks)
-    if scores["all int8"].psnr < min_psnr:
-        report(f"below {min_psnr:g} dB: measuring how sensitive each residual block is")
-        alone = _sensitivities(network, gate.excerpt(scores["all int8"]))
-        by_sensitivity.sort(key=lambda item: alone[item[0], item[1].number])
-        returned = len(by_sensitivity)  # enough; and with none of them back it is not
-        least = 0
-        while returned - least > 1:
-            tried = (least + returned) // 2
-            score = gate.score(network, by_sensitivity[tried:])
-            report(f"{tried} of {len(by_sensitivity)} blocks back in float16: {score}")
-            if score.psnr >= min_psnr:
-                returned, scores["int8"] = tried, score
+    alone: dict[Key, float] = {}
+    steps: tuple[Form, ...] = ("int8, float16 sum", "float16")
+    for easier in steps:
+        if scores["int8"].psnr >= min_psnr:
+            break
+        enough = dict.fromkeys(network.blocks, easier)
+        score = scores["float16"] if easier == "float16" else gate.score(network, enough)
+        report(f"below {min_psnr:g} dB; with every block in {easier}: {score}")
+        if score.psnr < min_psnr:
+            forms, scores["int8"] = enough, score
+            continue
+        alone = _sensitivities(network, forms, gate.excerpt(scores["int8"]))
+        order = sorted(network.blocks, key=lambda key: alone[key])
+        least, most = 0, len(order)  # so many do not suffice, so many do
+        while most - least > 1:
+            tried = (least + most) // 2
+            trial = {**forms, **dict.fromkeys(order[:tried], easier)}
+            trial_score = gate.score(network, trial)
+            report(f"with {tried} of {len(order)} blocks in {easier}: {trial_score}")
+            if trial_score.psnr >= min_psnr:
+                most, score = tried, trial_score
             else:
                 least = tried
-        if returned == len(by_sensitivity):
-            raise ExportError(
-                f"the pictures reach the {min_psnr:g} dB asked for only with every residual block "
-                f"in float16 (all in int8: {scores['all int8']}): export with --fp16, or lower "
-                "--min-psnr"
-            )
-    scores.setdefault("int8", scores["all int8"])
-    kept = {(graph, block.number) for graph, block in by_sensitivity[returned:]}
-    quantised = network.graphs([item for item in network.blocks if _key(item) in kept])
-    table = _table(network.blocks, quantised, kept=kept, alone=alone)
+        forms, scores["int8"] = {**forms, **dict.fromkeys(order[:most], easier)}, score
+    if set(forms.values()) == {"float16"}:
+        raise ExportError(
+            f"the pictures reach the {min_psnr:g} dB asked for only with every residual block in "
+            f"float16 (all in int8: {scores['all int8']}): export with --fp16, or lower --min-psnr"
+        )
+    quantised = network.graphs(forms)
+    table = network.table(forms, alone)
     for graph, rows in table.items():
         report(_row(graph, rows))
     return quantised, {
@@ -141,20 +151,18 @@ def quantise_network(
     }
 
 
-def _key(item: tuple[str, ResidualBlock]) -> tuple[str, int]:
-    return item[0], item[1].number
-
-
 class _QuantisedNetwork:
-    """A float16 network with any choice of its residual blocks in int8."""
+    """A float16 network whose residual blocks take any form."""
 
     def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes]) -> None:
         self._manifest = manifest
         self._float16 = dict(graphs)
         loaded = {name: onnx.load_from_string(data) for name, data in graphs.items()}
-        self.blocks = [
-            (name, block) for name, proto in loaded.items() for block in residual_blocks(proto)
-        ]
+        self.blocks: dict[Key, ResidualBlock] = {
+            (name, block.number): block
+            for name, proto in loaded.items()
+            for block in residual_blocks(proto)
+        }
         self._loaded = {name: loaded[name] for name, _ in self.blocks}
         self._ranges: dict[str, Any] = {}
 
@@ -184,21 +192,38 @@ class _QuantisedNetwork:
             self._ranges = {name: item.ranges() for name, item in calibrators.items()}
         return made
 
-    def graphs(self, choice: Choice) -> dict[str, bytes]:
-        """All graphs, with the chosen blocks in int8."""
+    def graphs(self, forms: Forms) -> dict[str, bytes]:
+        """All graphs, with the blocks in some forms."""
         graphs = dict(self._float16)
         for name, proto in self._loaded.items():
-            blocks = [block for graph, block in choice if graph == name]
+            ours = {k: forms[k] for k in self.blocks if k[0] == name and k in forms}
+            blocks = [self.blocks[key] for key, form in ours.items() if form != "float16"]
+            unfused = [self.blocks[key] for key, form in ours.items() if form.endswith("sum")]
             if blocks:
-                quantised = quantise(proto, blocks, self._ranges[name])
+                quantised = quantise(proto, blocks, self._ranges[name], unfused=unfused)
                 graphs[name] = quantised.SerializeToString()
         return graphs
 
-    def pictures(self, choice: Choice, clip: Clip) -> Pictures:
-        """What the network makes of a clip with the chosen blocks in int8."""
-        bundle = bundle_in_memory("the int8 network", self._manifest, self.graphs(choice))
+    def pictures(self, forms: Forms, clip: Clip) -> Pictures:
+        """What the network makes of a clip with the blocks in some forms."""
+        bundle = bundle_in_memory("the int8 network", self._manifest, self.graphs(forms))
         with OnnxRuntimeEngine(bundle, device="cpu") as engine:
             return pictures(engine, clip)
+
+    def table(self, forms: Forms, alone: Mapping[Key, float]) -> dict[str, list[dict[str, Any]]]:
+        """Per graph one entry per residual block: its form, scales, and sensitivity if measured."""
+        table: dict[str, list[dict[str, Any]]] = {name: [] for name in self._loaded}
+        graphs = self.graphs(forms)
+        quantised = {name: onnx.load_from_string(graphs[name]) for name in table}
+        for key, block in self.blocks.items():
+            graph, number = key
+            entry: dict[str, Any] = {"block": number, "form": forms[key]}
+            if forms[key] != "float16":
+                entry["scales"] = activation_scales(quantised[graph], block)
+            if key in alone:
+                entry["psnr_alone"] = round(alone[key], 2)
+            table[graph].append(entry)
+        return table
 
 
 def _typed(graph: str, sample: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -244,9 +269,9 @@ class _Gate:
         self._references = references
         self.frames = sum(len(clip.images) for clip in clips)
 
-    def score(self, network: _QuantisedNetwork, choice: Choice) -> _Score:
+    def score(self, network: _QuantisedNetwork, forms: Forms) -> _Score:
         errors = [
-            _squared_errors(network.pictures(choice, clip), reference)
+            _squared_errors(network.pictures(forms, clip), reference)
             for clip, reference in zip(self._clips, self._references, strict=True)
         ]
         clip = max(range(len(errors)), key=lambda i: errors[i].max())
@@ -279,42 +304,25 @@ def _psnr(mse: float) -> float:
     return _BEST if mse == 0 else min(_BEST, 10 * math.log10(255**2 / mse))
 
 
-def _sensitivities(network: _QuantisedNetwork, excerpt: Clip) -> dict[tuple[str, int], float]:
-    """PSNR in dB that the pictures have against float16 with one block alone in int8."""
-    reference = network.pictures((), excerpt)
+def _sensitivities(network: _QuantisedNetwork, forms: Forms, excerpt: Clip) -> dict[Key, float]:
+    """PSNR in dB that the pictures have against float16 with one block alone in its form."""
+    reference = network.pictures({}, excerpt)
     return {
-        _key(item): _psnr(
-            float(_squared_errors(network.pictures([item], excerpt), reference).mean())
-        )
-        for item in network.blocks
+        key: _psnr(float(_squared_errors(network.pictures({key: form}, excerpt), reference).mean()))
+        for key, form in forms.items()
     }
 
 
-def _table(
-    blocks: Choice,
-    graphs: Mapping[str, bytes],
-    *,
-    kept: set[tuple[str, int]],
-    alone: Mapping[tuple[str, int], float],
-) -> dict[str, list[dict[str, Any]]]:
-    """Per graph one entry per residual block: its type, scales and sensitivity if measured."""
-    table: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in blocks}
-    loaded = {name: onnx.load_from_string(graphs[name]) for name in table}
-    for graph, block in blocks:
-        key = (graph, block.number)
-        entry: dict[str, Any] = {"block": block.number, "type": "float16"}
-        if key in kept:
-            entry |= {"type": "int8", "scales": activation_scales(loaded[graph], block)}
-        if key in alone:
-            entry["psnr_alone"] = round(alone[key], 2)
-        table[graph].append(entry)
-    return table
-
-
 def _row(graph: str, entries: Sequence[Mapping[str, Any]]) -> str:
-    floats = [entry for entry in entries if entry["type"] == "float16"]
-    row = f"{graph}: {len(entries) - len(floats)} of {len(entries)} residual blocks in int8"
-    if floats:
-        told = (f"{entry['block']} (alone {entry['psnr_alone']:.1f} dB)" for entry in floats)
-        row += f", in float16 {', '.join(told)}"
+    """A graph's line of the table."""
+    forms = [entry["form"] for entry in entries]
+    row = f"{graph}: {len(forms) - forms.count('float16')} of {len(forms)} residual blocks in int8"
+    for form in ("int8, float16 sum", "float16"):
+        if form in forms:
+            told = (
+                f"{entry['block']}" + f" ({entry['psnr_alone']:.1f} dB)" * ("psnr_alone" in entry)
+                for entry in entries
+                if entry["form"] == form
+            )
+            row += f"; in {form}, alone: {', '.join(told)}"
     return row

@@ -1,9 +1,11 @@
 """Float graphs -> graphs whose residual blocks run in int8, by explicit QuantizeLinear and
 DequantizeLinear that onnxruntime.quantization sets.
 
-What is quantised is a whole residual block, ``x + conv2(relu(conv1(x)))``: ``x`` once, for the
-first convolution and for the sum, and what ``conv2`` takes. What ``conv2`` gives goes into the sum
-as it is, so that an engine can fuse convolution, sum and the next block's quantisation. Activations
+What is quantised are the two convolutions of a residual block, ``x + conv2(relu(conv1(x)))``, and
+where its sum is fused, the ``x`` of the sum too: it takes the value that ``conv1`` takes. What
+``conv2`` gives goes into the sum as it is, so that an engine can fuse convolution, sum and the next
+block's quantisation. A fused sum rounds what is carried through all blocks, and from frame to
+frame, to 8 bits; an unfused one leaves that in the graph's float type. Activations
 are symmetric (zero-point 0) with one scale, weights symmetric with one scale per output channel,
 biases stay in the graph's float type: TensorRT takes nothing else.
 """
@@ -54,6 +56,8 @@ class ResidualBlock:
     """The tensor that the first convolution and the sum take."""
     hidden: str
     """The tensor between the convolutions, behind the ReLU."""
+    sum: str
+    """Node."""
 
 
 def residual_blocks(model: onnx.ModelProto) -> list[ResidualBlock]:
@@ -74,7 +78,7 @@ def residual_blocks(model: onnx.ModelProto) -> list[ResidualBlock]:
         first = maker(relu.input[0], "Conv") if relu is not None else None
         if first is not None and second is not None and first.input[0] == skip:
             names = (first.name, second.name)
-            blocks.append(ResidualBlock(len(blocks), names, skip, second.input[0]))
+            blocks.append(ResidualBlock(len(blocks), names, skip, second.input[0], node.name))
     return blocks
 
 
@@ -132,7 +136,11 @@ class _Reader:
 
 
 def quantise(
-    model: onnx.ModelProto, blocks: Sequence[ResidualBlock], ranges: Any
+    model: onnx.ModelProto,
+    blocks: Sequence[ResidualBlock],
+    ranges: Any,
+    *,
+    unfused: Sequence[ResidualBlock] = (),
 ) -> onnx.ModelProto:
     """A graph with some of its residual blocks in int8.
 
@@ -140,6 +148,7 @@ def quantise(
         model: float16 of opset :data:`QUANTISED_OPSET`, or float32.
         blocks: of :func:`residual_blocks`; the others stay as they are.
         ranges: of a :class:`Calibrator` of the same graph.
+        unfused: those of ``blocks`` whose sum takes its ``x`` unquantised.
     """
     if not blocks:  # for the class below, no nodes are all nodes
         return model
@@ -166,6 +175,10 @@ def quantise(
         },
     )
     quantizer.quantize_model()
+    inputs = {block.sum: block.input for block in unfused}
+    for node in quantizer.model.model.graph.node:
+        if node.name in inputs:
+            node.input[0] = inputs[node.name]
     quantizer.model.topological_sort()
     quantised: onnx.ModelProto = quantizer.model.model
     del quantised.graph.value_info[:]

@@ -111,7 +111,7 @@ def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool
 def _told_quantisation(record: Mapping[str, Any]) -> str:
     """How much is in int8, and what it costs."""
     blocks = (
-        f"{sum(b['type'] == 'int8' for b in found)} of {len(found)} residual blocks of {graph}"
+        f"{sum(b['form'] != 'float16' for b in found)} of {len(found)} residual blocks of {graph}"
         for graph, found in record["graphs"].items()
     )
     clips = ", ".join(f"{c['frames']} frames of {c['name']}" for c in record["clips"])
