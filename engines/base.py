@@ -35,6 +35,11 @@ class Network:
     quantised: bool = False
     """Whether convolutions run in int8 where that was found good enough."""
 
+    @property
+    def types(self) -> str:
+        """Of its features and convolutions, for people."""
+        return f"int8 and {self.precision}" if self.quantised else self.precision
+
     @classmethod
     def of(cls, manifest: Manifest) -> Network:
         """The network in a bundle."""
@@ -55,7 +60,8 @@ class Description:
     engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
     version: str
     device: str
-    precision: Precision
+    precision: str
+    """See :attr:`Network.types`."""
     model: str
     """File name of the bundle or checkpoint."""
     weights: str

@@ -227,7 +227,7 @@ class OnnxRuntimeEngine:
             engine="onnxruntime",
             version=self._runtime.__version__,
             device={_CPU: "cpu", _CUDA: "cuda"}.get(self._provider, self._provider),
-            precision=self.network.precision,
+            precision=self.network.types,
             model=self._bundle.path.name,
             weights=self._bundle.sha256,
             reason=self._reason,

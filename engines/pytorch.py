@@ -129,7 +129,7 @@ class TorchEngine:
             engine="torch",
             version=torch.__version__,
             device=str(self._device),
-            precision=self.network.precision,
+            precision=self.network.types,
             model=self._name,
             weights=self._sha256,
             reason=self._reason,

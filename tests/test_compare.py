@@ -358,6 +358,7 @@ def test_engine_tells_of_int8(tiny_bundle: Path, tmp_path: Path) -> None:
     for path, quantised in ((tiny_bundle, False), (same, True)):
         with open_engine(path, device="cpu") as engine:
             assert engine.network.quantised is quantised
+            assert ("int8 and" in str(engine.describe())) is quantised
 
 
 def test_own_tolerance(tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path) -> None:

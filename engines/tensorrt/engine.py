@@ -221,7 +221,7 @@ class TensorRTEngine:
             engine=self._runtime.flavour,
             version=self._runtime.version,
             device=f"cuda:{self._driver.index} {self._gpu.name}",
-            precision=self.network.precision,
+            precision=self.network.types,
             model=self._model,
             weights=self._weights,
             reason=reason,
