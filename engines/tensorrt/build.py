@@ -142,7 +142,8 @@ def check_target(
     if offered is not None and compute_capability not in offered:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles for the compute capabilities "
-            f"{', '.join(offered)}, not for {compute_capability}: compile on that GPU, with TensorRT"
+            f"{', '.join(offered)}, not for {compute_capability}: "
+            "compile with TensorRT on such a GPU"
         )
     if offered is not None and options.hardware_compatible:
         raise EngineError(
