@@ -90,6 +90,7 @@ def test_every_other_command(folder: Path) -> None:
     ):
         assert (folder / name).stat().st_size > 0
     assert len(list((folder / "frames_x4").iterdir())) == 3
+    assert {p.name for p in (folder / "all").iterdir()} == {"frames_x4", "picture_x4.png"}
 
 
 def test_python_example(folder: Path) -> None:

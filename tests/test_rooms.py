@@ -20,6 +20,7 @@ FOLDERS = {
 }
 
 RUNTIME = (
+    "batch",
     "before_after",
     "bundle",
     "compare",

@@ -1,9 +1,11 @@
-"""``rbvsr-run``: a video, a picture or a folder four times larger."""
+"""``rbvsr-run``: videos, pictures and folders four times larger."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,16 @@ import click
 from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
 
 if TYPE_CHECKING:
+    from rbvsr_deploy.batch import Failure
     from rbvsr_deploy.refinement import RefineScope
     from rbvsr_deploy.upscale_file import Summary
 
 __all__ = ["run"]
+
+_ABOUT_ONE_INPUT = {
+    "before_after": "--before-after",
+    "scene_list": "--scene-list",
+}
 
 
 def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -28,12 +36,13 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("input", type=PATH)
+@click.argument("inputs", metavar="INPUT...", type=PATH, nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
     type=PATH,
-    help="Video, picture or folder to write.  [default: <name>_x4 beside INPUT]",
+    help="Video, picture or folder to write; of several inputs, the folder for all.  "
+    "[default: <name>_x4 beside INPUT]",
 )
 @click.option(
     "--engine",
@@ -109,7 +118,7 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @VERBOSE
 @VERSION
 def run(
-    input: Path,
+    inputs: tuple[Path, ...],
     output: Path | None,
     engine_path: Path | None,
     device: str,
@@ -123,18 +132,31 @@ def run(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Upscale a video, a picture or a folder of pictures by four.
+    """Upscale a video, a picture or a folder of pictures by four, or several of them.
 
     Sound, subtitles and time stamps of a video are kept. A run that was stopped is continued by the
-    same command.
+    same command. With several inputs, one that fails does not stop the others.
     """
+    for name, option in _ABOUT_ONE_INPUT.items():
+        if len(inputs) > 1 and options[name] is not None:
+            raise click.UsageError(
+                f"{option} is about one input, and there are {len(inputs)}: "
+                "leave it out, or give one at a time"
+            )
     with edge(verbose=verbose):
+        from rbvsr_deploy.batch import (
+            Failure,
+            first_frame_size,
+            output_folder,
+            outputs_for,
+            upscale_each,
+        )
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.models import DEFAULT_BUNDLE
         from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.stream import MAX_SCENE, Settings
         from rbvsr_deploy.upscale_file import upscale_file
-        from rbvsr_deploy.video import default_output, frame_size
+        from rbvsr_deploy.video import default_output
 
         settings = Settings(
             lookahead=lookahead,
@@ -144,30 +166,60 @@ def run(
             cleanings=cleanings,
             memory=memory,
         )
+
+        def report(line: str) -> None:
+            click.echo(line, err=True)
+
+        def upscale(path: Path, target: Path) -> Summary:
+            with ProgressDisplay() as progress:
+                return upscale_file(
+                    path,
+                    target,
+                    engine=engine,
+                    settings=settings,
+                    progress=progress,
+                    report=report,
+                    **options,
+                )
+
+        several = len(inputs) > 1
+        outputs = outputs_for(inputs, output) if several else [output or default_output(inputs[0])]
         with CompileDisplay() as compiling:
             engine = open_engine(
                 engine_path or DEFAULT_BUNDLE,
                 device=device,
-                size=lambda: frame_size(input),
-                report=lambda line: click.echo(line, err=True),
+                size=lambda: first_frame_size(inputs),
+                report=report,
                 progress=compiling,
             )
         with engine:
-            click.echo(f"Engine: {engine.describe()}", err=True)
-            with ProgressDisplay() as progress:
-                summary = upscale_file(
-                    input,
-                    output or default_output(input),
-                    engine=engine,
-                    settings=settings,
-                    progress=progress,
-                    report=lambda line: click.echo(line, err=True),
-                    **options,
-                )
+            report(f"Engine: {engine.describe()}")
+            if several:
+                with output_folder(output):
+                    results = upscale_each(inputs, outputs, upscale=upscale, report=report)
+            else:
+                results = [upscale(inputs[0], outputs[0])]
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(summary), indent=1))
+        listed = [dataclasses.asdict(result) for result in results]
+        click.echo(json.dumps(listed if several else listed[0], indent=1))
     else:
-        _show_summary(summary)
+        _show(results)
+    if any(isinstance(result, Failure) for result in results):
+        sys.exit(1)
+
+
+def _show(results: Sequence[Summary | Failure]) -> None:
+    from rbvsr_deploy.batch import Failure
+
+    failed = 0
+    for result in results:
+        if isinstance(result, Failure):
+            failed += 1
+            click.echo(f"{result.input}: failed: {result.error}")
+        else:
+            _show_summary(result)
+    if failed:
+        click.echo(f"{failed} of {len(results)} inputs failed")
 
 
 def _show_summary(summary: Summary) -> None:
