@@ -9,7 +9,6 @@ The one module of the export that knows the runtime.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError
+from rbvsr_deploy.files import sha256
 from rbvsr_deploy.scenes import CutDetector
 from rbvsr_deploy.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
@@ -86,7 +86,7 @@ def read_clip(path: Path) -> Clip:
             f"the calibration clip '{path}' has {len(images)} frame{'s' * (len(images) != 1)}, and "
             f"at least {MIN_FRAMES} are needed for states to propagate: give a longer one"
         )
-    return Clip(path.name, _sha256(path), size, np.stack(images), frozenset(cuts))
+    return Clip(path.name, sha256(path), size, np.stack(images), frozenset(cuts))
 
 
 def _middle(images: NDArray[np.uint8], window: tuple[int, int]) -> NDArray[np.uint8]:
@@ -94,18 +94,6 @@ def _middle(images: NDArray[np.uint8], window: tuple[int, int]) -> NDArray[np.ui
     height, width = images.shape[-3:-1]
     top, left = max(0, height - window[0]) // 2, max(0, width - window[1]) // 2
     return images[..., top : top + window[0], left : left + window[1], :]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(file.name.encode())
-        if file.is_file():
-            with file.open("rb") as opened:
-                while block := opened.read(2**20):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 def pictures(engine: Engine, clip: Clip) -> NDArray[np.uint8]:

@@ -8,7 +8,6 @@ shows in the graph that makes it, and not in those that follow.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections import Counter, deque
@@ -30,6 +29,7 @@ from rbvsr_deploy.errors import (
     MediaError,
     RbvsrError,
 )
+from rbvsr_deploy.files import sha256
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 from rbvsr_deploy.propagation import HALO
 from rbvsr_deploy.scenes import CutDetector
@@ -295,7 +295,7 @@ def verify_bundle(
         )
     return {
         "clip": clip.name,
-        "sha256": _sha256(clip),
+        "sha256": sha256(clip),
         "frames": compared.frames,
         "size": [compared.width, compared.height],
         "engine": str(compared.other),
@@ -485,13 +485,3 @@ def _failures(
 
 def _not_finite(graph: GraphErrors) -> bool:
     return any(errors.not_finite for errors in graph.outputs.values())
-
-
-def _sha256(path: Path) -> str:
-    """Of a file; of the files of a folder, one after the other in order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with name.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

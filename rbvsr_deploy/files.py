@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["check_writable", "write_atomically"]
+__all__ = ["check_writable", "sha256", "write_atomically"]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content; of a folder's files, names and contents, in order of their names.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(file.name.encode())
+        if file.is_file():
+            with file.open("rb") as opened:
+                while block := opened.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
 
 
 def check_writable(path: Path) -> None:

@@ -39,22 +39,9 @@ class ProgressDisplay:
         self._task: TaskID | None = None
 
     def __enter__(self) -> ProgressDisplay:
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if console.is_terminal:
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bars
-
-            self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[left]}"),
-                TimeElapsedColumn(),
-                console=console,
-            )
+        self._bars = _start_bars()
+        if self._bars is not None:
             self._task = self._bars.add_task("", total=1.0, left="")
-            self._bars.start()
         return self
 
     def __exit__(
@@ -113,7 +100,9 @@ class CompileDisplay:
 
     def __call__(self, graph: str, phase: str, step: int, steps: int) -> None:
         if not self._graph:
-            self._start()
+            self._bars = _start_bars(transient=True)
+            if self._bars is not None:
+                self._task = self._bars.add_task("", left="")
         if self._bars is not None and self._task is not None:
             text = f"compiling {graph}: {phase.lower()}"
             self._bars.update(self._task, description=text, completed=step, total=steps)
@@ -121,20 +110,24 @@ class CompileDisplay:
             click.echo(f"compiling {graph}", err=True)
         self._graph = graph
 
-    def _start(self) -> None:
-        from rich.console import Console
 
-        console = Console(stderr=True)
-        if console.is_terminal:
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bars
+def _start_bars(*, transient: bool = False) -> Bars | None:
+    """Bars on standard error, with a field for the time left; ``None`` if that is no terminal."""
+    from rich.console import Console
 
-            self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bars.add_task("")
-            self._bars.start()
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=transient,
+    )
+    bars.start()
+    return bars
