@@ -14,7 +14,7 @@ demo: .venv-demo/installed
 	@echo "Before and after, one frame:  demo/before_after.png"
 	@echo "The clip, four times larger:  demo/sample_x4.mp4"
 
-.venv-demo/installed: pyproject.toml $(wildcard rbvsr_deploy/*.py rbvsr_deploy/*/* export/*.py engines/*.py)
+.venv-demo/installed: pyproject.toml $(wildcard rbvsr_deploy/*.* rbvsr_deploy/*/* export/*.py engines/*.py)
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python -m pip install --quiet --upgrade ".[cpu]"
 	touch $@

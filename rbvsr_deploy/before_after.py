@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,44 +16,76 @@ from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["check_before_after", "write_before_after"]
+__all__ = [
+    "check_before_after",
+    "check_new_file",
+    "enlarged",
+    "frames_of",
+    "write_before_after",
+]
 
 
 def check_before_after(path: Path, *, overwrite: bool) -> None:
     """Refuse now what could not be written after hours of work."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise MediaError(
-            f"the picture '{path}' must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    if path.exists() and not overwrite:
-        raise MediaError(f"{path} exists: choose another picture, or allow overwriting it")
-    try:
-        check_writable(path)
-    except OSError as error:
-        raise MediaError(
-            f"the picture '{path}' cannot be written ({error.strerror}): choose another folder"
-        ) from None
+    check_new_file(path, what="picture", suffixes=IMAGE_SUFFIXES, overwrite=overwrite)
 
 
 def write_before_after(path: Path, source: Path, output: Path, *, number: int) -> None:
     """A picture (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white gap, and
     as it is in the output.
     """
-    before, after = (_frame_of(media, number=number) for media in (source, output))
+    ((before, after),) = zip(frames_of(source, [number]), frames_of(output, [number]), strict=True)
+    height, width = after.shape[:2]
+    before = enlarged(before, width=width, height=height)
+    gap = np.full((height, 16, 3), 255, np.uint8)
+    write_image(path, image=np.concatenate((before, gap, after), axis=1))
+
+
+def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrite: bool) -> None:
+    """Find out whether a file beside the output could be written, before long work.
+
+    Args:
+        path: of the file.
+        what: it is called in messages.
+        suffixes: it may end in, in lower case.
+        overwrite: whether it may exist.
+
+    Raises:
+        MediaError: it could not.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise MediaError(f"the {what} '{path}' must end in one of {', '.join(sorted(suffixes))}")
+    if path.exists() and not overwrite:
+        raise MediaError(f"{path} exists: choose another {what}, or allow overwriting it")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise MediaError(
+            f"the {what} '{path}' cannot be written ({error.strerror}): choose another folder"
+        ) from None
+
+
+def frames_of(path: Path, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+    """The frames of these numbers, which increase: (H, W, 3) RGB.
+
+    Raises:
+        MediaError: the file or folder cannot be read, or has fewer frames.
+    """
+    with open_source(path) as source:
+        frames = enumerate(source)
+        for wanted in numbers:
+            found = next((frame for number, frame in frames if number == wanted), None)
+            if found is None:
+                raise MediaError(f"{path} ends before frame {wanted}: it has changed meanwhile")
+            yield found.image
+
+
+def enlarged(image: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:
+    """The picture in another size, (height, width, 3), by bicubic interpolation."""
     import av
     from av.video.reformatter import Interpolation
 
-    height, width = after.shape[:2]
-    enlarged = av.VideoFrame.from_ndarray(before, format="rgb24").reformat(
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
         width=width, height=height, interpolation=Interpolation.BICUBIC
     )
-    gap = np.full((height, 16, 3), 255, np.uint8)
-    write_image(path, image=np.concatenate((enlarged.to_ndarray(), gap, after), axis=1))
-
-
-def _frame_of(path: Path, *, number: int) -> NDArray[np.uint8]:
-    with open_source(path) as source:
-        frame = next(itertools.islice(source, number, None), None)
-    if frame is None:
-        raise MediaError(f"{path} ends before frame {number}: it has changed meanwhile")
-    return frame.image
+    return np.asarray(frame.to_ndarray(), dtype=np.uint8)

@@ -20,6 +20,7 @@ from typing import Any
 
 from rbvsr_deploy import __version__
 from rbvsr_deploy.before_after import check_before_after, write_before_after
+from rbvsr_deploy.comparison_page import check_comparison_page, write_comparison_page
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import check_writable
@@ -82,6 +83,7 @@ def upscale_file(
     overwrite: bool = False,
     keep_job: bool = False,
     before_after: Path | None = None,
+    compare: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -99,6 +101,7 @@ def upscale_file(
         keep_job: leave the job folder with the finished parts after success.
         before_after: where to write a picture of the middle frame, bicubic on the left and the
             result on the right.
+        compare: where to write a page of HTML with some frames before and after.
         progress: called after every frame of every stage with the frames done and, where known, the
             total.
         report: called with a line on every choice that was made.
@@ -112,6 +115,8 @@ def upscale_file(
     settings = settings or Settings()
     if before_after is not None:
         check_before_after(before_after, overwrite=overwrite)
+    if compare is not None:
+        check_comparison_page(compare, source=path, output=output, overwrite=overwrite)
     cuts = _Cuts(scene_list, detect=scene_cuts)
     with (
         open_source(path) as source,
@@ -141,7 +146,7 @@ def upscale_file(
     if before_after is not None:
         write_before_after(before_after, path, output, number=run.frames // 2)
     seconds = {**run.seconds, "total": time.perf_counter() - start}
-    return Summary(
+    summary = Summary(
         input=str(path),
         output=str(output),
         frames=run.frames,
@@ -154,6 +159,9 @@ def upscale_file(
         scenes=run.scenes,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )
+    if compare is not None:
+        write_comparison_page(compare, path, output, summary=summary)
+    return summary
 
 
 class _Run:

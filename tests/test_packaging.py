@@ -73,11 +73,11 @@ def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> N
 
 
 def test_data_files_are_there(wheel: zipfile.Path) -> None:
-    """The type marker and whatever models, weights and model cards lie in the checkout, byte for
-    byte.
+    """The type marker, the page's template and whatever models, weights and model cards lie in the
+    checkout, byte for byte.
     """
     models = ROOT / "rbvsr_deploy" / "models"
-    data = [ROOT / "rbvsr_deploy" / "py.typed"]
+    data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "comparison_page.html")]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
     for path in data:
         packed = path.relative_to(ROOT).as_posix()

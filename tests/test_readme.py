@@ -80,6 +80,7 @@ def test_every_other_command(folder: Path) -> None:
         "larger.mkv",
         "picture_x4.png",
         "middle.png",
+        "page.html",
         "model.plan",
         "long.mp4",
         "cuts.txt",

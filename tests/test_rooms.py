@@ -24,6 +24,7 @@ RUNTIME = (
     "before_after",
     "bundle",
     "compare",
+    "comparison_page",
     "differences",
     "engine_sets",
     "errors",

@@ -22,6 +22,7 @@ __all__ = ["run"]
 
 _ABOUT_ONE_INPUT = {
     "before_after": "--before-after",
+    "compare": "--compare",
     "scene_list": "--scene-list",
 }
 
@@ -75,6 +76,12 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     "--before-after",
     type=PATH,
     help="Also write a picture of the middle frame, bicubic beside result.",
+)
+@click.option(
+    "--compare",
+    metavar="PAGE.html",
+    type=PATH,
+    help="Also write a page with some frames before and after, and the figures of the run.",
 )
 @click.option(
     "--refine-scope",

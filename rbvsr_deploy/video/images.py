@@ -43,6 +43,7 @@ _SIGNATURES = (
     (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "bmp"),
 )
 _FINEST_QUANTISER = {"flags": "+qscale", "qmin": "1", "global_quality": "118"}  # FF_QP2LAMBDA
+_FINE_QUANTISER = {"flags": "+qscale", "global_quality": str(3 * 118)}
 # Suffix to encoder, its pixel format and its options.
 _ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     ".png": ("png", "rgb24", {}),
@@ -147,28 +148,41 @@ def write_image(path: Path, *, image: NDArray[np.uint8]) -> None:
     Raises:
         MediaError: the suffix is not known, or the file cannot be written.
     """
-    import av
-
     choice = _ENCODERS.get(path.suffix.lower())
     if choice is None:
         raise MediaError(
             f"pictures cannot be written as {path.suffix!r}: use "
             + ", ".join(sorted(IMAGE_SUFFIXES))
         )
-    name, pix_fmt, options = choice
     with media_errors(f"cannot write the picture {path.name}"):
-        context: VideoCodecContext = av.CodecContext.create(name, "w")  # type: ignore[assignment]
-        context.height, context.width = image.shape[:2]
-        context.pix_fmt = pix_fmt
-        context.time_base = 1 / FOLDER_RATE
-        context.options = options
-        if name == "mjpeg":
-            context.color_range = FULL
-        frame = from_rgb(
-            image, pix_fmt=pix_fmt, colour=_JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE
-        )
-        frame.pts = 0
-        path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()]))
+        path.write_bytes(_encode(image, *choice))
+
+
+def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """A JPEG with full chroma for looking at, smaller than ``write_image`` makes it.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+    """
+    return _encode(image, "mjpeg", "yuvj444p", _FINE_QUANTISER)
+
+
+def _encode(image: NDArray[np.uint8], name: str, pix_fmt: str, options: dict[str, str]) -> bytes:
+    """Encodes a picture with an encoder of FFmpeg's."""
+    import av
+
+    context: VideoCodecContext = av.CodecContext.create(name, "w")  # type: ignore[assignment]
+    context.height, context.width = image.shape[:2]
+    context.pix_fmt = pix_fmt
+    context.time_base = 1 / FOLDER_RATE
+    context.options = options
+    if name == "mjpeg":
+        context.color_range = FULL
+    frame = from_rgb(
+        image, pix_fmt=pix_fmt, colour=_JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE
+    )
+    frame.pts = 0
+    return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()])
 
 
 def _picture_files(folder: Path) -> list[Path]:
