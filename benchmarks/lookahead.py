@@ -61,7 +61,7 @@ class Clip:
         cleaner = Cleaner(engine, self._spool, threshold=0.0, cleanings=1)
         for image in images:
             cleaner.push(image)
-        cleaner.flush()
+        cleaner.decide()
         self._frames = SceneFrames(engine, self._spool, batch=1, ahead=self._length)
 
     def pictures(

@@ -125,7 +125,9 @@ def test_metadata(wheel: zipfile.Path) -> None:
 
 def test_installed_wheel_imports(wheel: zipfile.Path, tmp_path: Path) -> None:
     """Unpacked alone, away from the checkout, the wheel's rooms import under their full names."""
-    wheel.root.extractall(tmp_path)
+    assert wheel.root.filename is not None
+    with zipfile.ZipFile(wheel.root.filename) as archive:
+        archive.extractall(tmp_path)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"

@@ -218,7 +218,9 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(tiny_bundle_float16: Path, tmp_path:
     """Stopped in the middle of compiling: exit code 130, the file unchanged, nothing beside it."""
     path = tmp_path / "model.plan"
     path.write_bytes(tiny_bundle_float16.read_bytes())
-    program = "from rbvsr_deploy.commands.build import build; build()"
+    # Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listen}; from rbvsr_deploy.commands.build import build; build()"
     many = ",".join(f"{c}" for c in ("7.5", "8.0", "8.6", "8.9", "12.0"))
     command = [sys.executable, "-c", program, str(path), *RTX, many]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
