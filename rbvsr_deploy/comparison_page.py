@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_comparison_page", "choose_frames", "write_comparison_page"]
 
-# A page of so many pixels on each side has 2 to 12 MB, depending on how much there is to see.
+# Pixels on each side of the line, of all frames together: the page stays at some megabytes.
 _PIXELS = 24_000_000
 _FEWEST, _MOST = 2, 8
 _THUMBNAIL = 144

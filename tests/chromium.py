@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
-# Chromium listens on descriptor 3 and answers on 4; the shell of the system may know neither.
+_PATIENCE = 120  # seconds
+
+# Chromium listens on descriptor 3 and answers on 4.
 _LAUNCH = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
@@ -69,7 +70,7 @@ class Chromium:
         )
         os.close(listen)
         os.close(answer)
-        self._write, self._read = os.fdopen(write, "wb", 0), os.fdopen(read, "rb")
+        self._write, self._read = os.fdopen(write, "wb", 0), os.fdopen(read, "rb", 0)
         self._pending = b""
         self._number = 0
         self._session: str | None = None
@@ -178,7 +179,9 @@ class Chromium:
 
     def _next_message(self) -> dict[str, Any]:
         while b"\0" not in self._pending:
-            data = self._read.read1(2**20)
+            ready, _, _ = select.select([self._read], [], [], _PATIENCE)
+            assert ready, "Chromium does not answer"
+            data = self._read.read(2**20)
             assert data, "Chromium has ended"
             self._pending += data
         first, _, self._pending = self._pending.partition(b"\0")
