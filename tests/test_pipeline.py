@@ -151,3 +151,22 @@ def test_time_at_work_is_not_time_waited() -> None:
     assert writer.seconds >= 0.2
     assert writer.waited > 0.5 * writer.seconds
     assert reader.seconds < writer.seconds
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_thread_that_was_just_started_is_waited_for(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C or a termination may come while the thread is being started."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise stop
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    for thread in (ReadAhead(iter(int, 1), depth=3), WriteBehind(print, depth=2)):
+        with pytest.raises(stop), thread:
+            pytest.fail("the context is not entered")
+    assert not alive("reader")
+    assert not alive("writer")
