@@ -22,13 +22,14 @@ _END = object()
 class _Thread:
     """A thread with a queue between it and the caller."""
 
-    def __init__(self, *, depth: int, name: str) -> None:
+    def __init__(self, *, depth: int, name: str, interrupt: Callable[[], None]) -> None:
         self.seconds = 0.0
         """Time the thread has worked, without waiting."""
         self.waited = 0.0
         """Time the caller has waited for the thread."""
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
+        self._interrupt = interrupt
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
 
@@ -67,8 +68,25 @@ class _Thread:
         if error is not None:
             raise error
 
-    def _leave(self) -> None:
+    def _start(self) -> None:
+        """Start the thread. If the user stops the program meanwhile, wait for the thread all the
+        same: one that is at work when the interpreter ends may abort the process.
+        """
+        try:
+            self._thread.start()
+        except BaseException:
+            self._stop.set()
+            for _ in range(100):
+                if self._thread.ident is not None:  # it was created, and says so within moments
+                    self._thread.join()
+                    break
+                time.sleep(_POLL / 10)
+            raise
+
+    def _leave(self, *, failed: bool) -> None:
         self._stop.set()
+        if failed:
+            self._interrupt()
         self._thread.join()
 
 
@@ -78,10 +96,13 @@ class ReadAhead(_Thread, Generic[T]):
     Args:
         items: only the thread touches it; it is not closed.
         depth: how many items wait at most.
+        interrupt: called where an error ends the work, to end a wait for the next item.
     """
 
-    def __init__(self, items: Iterable[T], *, depth: int) -> None:
-        super().__init__(depth=depth, name="reader")
+    def __init__(
+        self, items: Iterable[T], *, depth: int, interrupt: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(depth=depth, name="reader", interrupt=interrupt)
         self._items = iter(items)
 
     def _work(self) -> None:
@@ -103,11 +124,11 @@ class ReadAhead(_Thread, Generic[T]):
             yield item
 
     def __enter__(self) -> ReadAhead[T]:
-        self._thread.start()
+        self._start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._leave()
+        self._leave(failed=exception[0] is not None)
 
 
 class WriteBehind(_Thread, Generic[T]):
@@ -116,10 +137,17 @@ class WriteBehind(_Thread, Generic[T]):
     Args:
         consume: called in the thread with one item after the other.
         depth: how many items wait at most.
+        interrupt: called where an error ends the work, to end a wait of the function.
     """
 
-    def __init__(self, consume: Callable[[T], None], *, depth: int) -> None:
-        super().__init__(depth=depth, name="writer")
+    def __init__(
+        self,
+        consume: Callable[[T], None],
+        *,
+        depth: int,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(depth=depth, name="writer", interrupt=interrupt)
         self._consume = consume
         self._abandoned = False
 
@@ -146,9 +174,9 @@ class WriteBehind(_Thread, Generic[T]):
         self._raise()
 
     def __enter__(self) -> WriteBehind[T]:
-        self._thread.start()
+        self._start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._abandoned = True
-        self._leave()
+        self._leave(failed=exception[0] is not None)

@@ -7,6 +7,7 @@ the last finished part, from the state that was stored with it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -28,7 +29,7 @@ from rbvsr_deploy.pipeline import ReadAhead, WriteBehind
 from rbvsr_deploy.plan import Plan, show_bytes
 from rbvsr_deploy.scenes import CutDetector, read_scene_list, write_scene_list
 from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
-from rbvsr_deploy.video import Frame, Job, Sink, Source, open_sink, open_source
+from rbvsr_deploy.video import Frame, Job, Sink, Source, is_pipe, open_sink, open_source
 
 __all__ = ["SCALE", "Progress", "Summary", "upscale_file"]
 
@@ -90,7 +91,8 @@ def upscale_file(
     """Upscale a file or folder by four.
 
     Args:
-        path: video, picture or folder of pictures.
+        path: video, picture or folder of pictures; "-" is a y4m on standard input, of which a run
+            that was stopped cannot be continued.
         output: where the result goes; see :func:`rbvsr_deploy.video.open_sink`.
         engine: stays open; the caller closes it.
         settings: scenes, lookahead, refinement and memory.
@@ -113,6 +115,13 @@ def upscale_file(
     """
     start = time.perf_counter()
     settings = settings or Settings()
+    if is_pipe(path) or is_pipe(output):
+        for name, picture in (("before_after", before_after), ("compare", compare)):
+            if picture is not None:
+                raise MediaError(
+                    f"{name} looks at input and output a second time, which pipes do not allow: "
+                    "use files"
+                )
     if before_after is not None:
         check_before_after(before_after, overwrite=overwrite)
     if compare is not None:
@@ -120,11 +129,14 @@ def upscale_file(
     cuts = _Cuts(scene_list, detect=scene_cuts)
     with (
         open_source(path) as source,
-        Job(
+        contextlib.nullcontext()
+        if is_pipe(output)
+        else Job(
             output,
             identity=_identity(path, engine=engine, settings=settings, cuts=cuts),
             overwrite=overwrite,
             keep=keep_job,
+            resume=not is_pipe(path),
         ) as job,
         open_sink(
             output,
@@ -137,7 +149,7 @@ def upscale_file(
             job=job,
         ) as sink,
     ):
-        if job.started_over is not None:
+        if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
         run = _Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)
         run.go()
@@ -197,7 +209,7 @@ class _Run:
             engine,
             settings,
             size=(source.height, source.width),
-            folder=sink.job.folder,
+            folder=sink.folder,
             state=StreamState.from_bytes(attachment) if attachment is not None else None,
             progress=self._count,
             on_scene=self._on_scene,
@@ -214,9 +226,11 @@ class _Run:
         with (
             self.stream as stream,
             ReadAhead(
-                self._cuts.mark(self._source, skip=self.resumed), depth=_READ_AHEAD
+                self._cuts.mark(self._source, skip=self.resumed),
+                depth=_READ_AHEAD,
+                interrupt=self._source.interrupt,
             ) as reader,
-            WriteBehind(self._write, depth=_WRITE_BEHIND) as writer,
+            WriteBehind(self._write, depth=_WRITE_BEHIND, interrupt=self._sink.interrupt) as writer,
         ):
             steps: Iterator[Iterator[Picture]] = itertools.chain(
                 (self._push(stream, item, waiting) for item in reader),
@@ -361,7 +375,7 @@ def _identity(path: Path, *, engine: Engine, settings: Settings, cuts: _Cuts) ->
     described = engine.describe()
     threshold = settings.refine_threshold
     return {
-        "input": _fingerprint(path),
+        "input": "standard input" if is_pipe(path) else _fingerprint(path),
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
         "version of rbvsr-deploy": __version__,

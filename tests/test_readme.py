@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small ``video.mp4``, ``picture.png`` and ``frames/``."""
+    """A folder with a small ``video.mp4``, ``video.y4m``, ``picture.png`` and ``frames/``."""
     folder = tmp_path_factory.mktemp("readme")
     sample = DATA / "sample.mp4"
     short_clip(sample, folder / "video.mp4", frames=10)
@@ -48,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if i == 2:
                 break
     shutil.copy(folder / "frames" / "0000.png", folder / "picture.png")
+    grey = b"FRAME\n" + bytes([128]) * (64 * 48 * 3 // 2)
+    (folder / "video.y4m").write_bytes(b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n" + 2 * grey)
     return folder
 
 
@@ -81,6 +83,8 @@ def test_every_other_command(folder: Path) -> None:
         "picture_x4.png",
         "middle.png",
         "page.html",
+        "piped.y4m",
+        "from_pipe.mp4",
         "model.plan",
         "long.mp4",
         "cuts.txt",

@@ -42,7 +42,8 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     "-o",
     "--output",
     type=PATH,
-    help="Video, picture or folder to write; of several inputs, the folder for all.  "
+    help="Video, picture or folder to write; of several inputs, the folder for all; - for y4m on "
+    "standard output.  "
     "[default: <name>_x4 beside INPUT]",
 )
 @click.option(
@@ -142,8 +143,10 @@ def run(
     """Upscale a video, a picture or a folder of pictures by four, or several of them.
 
     Sound, subtitles and time stamps of a video are kept. A run that was stopped is continued by the
-    same command. With several inputs, one that fails does not stop the others.
+    same command. With several inputs, one that fails does not stop the others. - is a y4m on
+    standard input.
     """
+    _check_pipes(inputs, output, as_json=as_json, keep_job=options["keep_job"])
     for name, option in _ABOUT_ONE_INPUT.items():
         if len(inputs) > 1 and options[name] is not None:
             raise click.UsageError(
@@ -210,26 +213,41 @@ def run(
         listed = [dataclasses.asdict(result) for result in results]
         click.echo(json.dumps(listed if several else listed[0], indent=1))
     else:
-        _show(results)
+        # On standard output is the video, if it was asked for there.
+        _show(results, err=output == Path("-"))
     if any(isinstance(result, Failure) for result in results):
         sys.exit(1)
 
 
-def _show(results: Sequence[Summary | Failure]) -> None:
+def _check_pipes(
+    inputs: Sequence[Path], output: Path | None, *, as_json: bool, keep_job: bool
+) -> None:
+    """Raises click.UsageError for what does not go together with "-"."""
+    reads, writes = Path("-") in inputs, output == Path("-")
+    if len(inputs) > 1 and (reads or writes):
+        raise click.UsageError("- is for one input: give it without others")
+    if reads and output is None:
+        raise click.UsageError("standard input has no name to make another of: give -o")
+    for wish, option in ((as_json, "--json"), (keep_job, "--keep-job")):
+        if writes and wish:
+            raise click.UsageError(f"{option} does not go with -o -, where the video goes")
+
+
+def _show(results: Sequence[Summary | Failure], *, err: bool) -> None:
     from rbvsr_deploy.batch import Failure
 
     failed = 0
     for result in results:
         if isinstance(result, Failure):
             failed += 1
-            click.echo(f"{result.input}: failed: {result.error}")
+            click.echo(f"{result.input}: failed: {result.error}", err=err)
         else:
-            _show_summary(result)
+            _show_summary(result, err=err)
     if failed:
-        click.echo(f"{failed} of {len(results)} inputs failed")
+        click.echo(f"{failed} of {len(results)} inputs failed", err=err)
 
 
-def _show_summary(summary: Summary) -> None:
+def _show_summary(summary: Summary, *, err: bool) -> None:
     total = summary.seconds["total"]
     scenes = summary.scenes
     least, most = (f(scene.cleanings for scene in scenes) for f in (min, max))
@@ -238,5 +256,6 @@ def _show_summary(summary: Summary) -> None:
     click.echo(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
-        f"time{'s' * (times != '1')}; {made} frames in {total:.1f} s ({made / total:.2f} frames/s)"
+        f"time{'s' * (times != '1')}; {made} frames in {total:.1f} s ({made / total:.2f} frames/s)",
+        err=err,
     )

@@ -24,6 +24,7 @@
 ``copied_streams.py``         sound, subtitles, chapters: copied from source to sink
 ``encoder.py``                which encoder, pixel format and quality a video is written with
 ``stream_settings.py``        what is the same for all parts of a video stream
+``pipes.py``                  y4m on standard input and output
 ``images.py``                 pictures and folders of pictures
 ``image_sink.py``             pictures out
 ``colour.py``                 YUV to RGB and back, rotation
@@ -44,6 +45,7 @@ from rbvsr_deploy.video.images import ImageSource
 from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
 from rbvsr_deploy.video.parts import PartRecord
+from rbvsr_deploy.video.pipes import is_pipe
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -59,6 +61,7 @@ __all__ = [
     "VideoSource",
     "default_output",
     "frame_size",
+    "is_pipe",
     "open_sink",
     "open_source",
 ]

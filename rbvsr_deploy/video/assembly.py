@@ -67,7 +67,8 @@ class Assembly:
             if isinstance(source, VideoSource):
                 self._stream.metadata.update(portable_tags(source.tags))
                 self._stream.disposition = cast("Disposition", source.disposition)
-                self._copies = CopiedStreams(source, target=self._output, told=told)
+                if source.reopenable:
+                    self._copies = CopiedStreams(source, target=self._output, told=told)
             self._output.start_encoding()
             self.extradata = bytes(self._stream.codec_context.extradata or b"")
         except BaseException:

@@ -65,6 +65,10 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Frame]:
         """Yields the frames; a second pass needs a newly opened source."""
 
+    def interrupt(self) -> None:
+        """Ends a wait for the next frame in another thread, where one could last for ever."""
+        return
+
     def close(self) -> None:
         """Frees the input; calling it again does nothing."""
         return
@@ -118,6 +122,11 @@ class Sink(ABC):
         """
         return self.job.attachment()
 
+    @property
+    def folder(self) -> Path | None:
+        """Where other unfinished work may lie, if there is such a place."""
+        return self.job.folder
+
     @abstractmethod
     def write(self, frame: Frame) -> None:
         """Adds one frame of the size the sink was opened for.
@@ -154,6 +163,10 @@ class Sink(ABC):
             MediaError: nothing was written, or the output could not be completed; the finished
                 parts stay.
         """
+
+    def interrupt(self) -> None:
+        """Ends a wait of ``write`` in another thread, where one could last for ever."""
+        return
 
     @abstractmethod
     def close(self) -> None:

@@ -62,6 +62,8 @@ class Job:
             all of it is equal to that of the finished parts, they are given up.
         overwrite: whether an existing output may be replaced.
         keep: whether the folder stays after success.
+        resume: whether finished parts of an earlier run are of use, and those of this one to a
+            later run.
 
     Raises:
         MediaError: the output's folder is missing or cannot be written to, or another run works on
@@ -78,7 +80,13 @@ class Job:
     """Why finished parts were given up, as a clause such as "the model was A and is B"."""
 
     def __init__(
-        self, output: Path, *, identity: dict[str, str], overwrite: bool = False, keep: bool = False
+        self,
+        output: Path,
+        *,
+        identity: dict[str, str],
+        overwrite: bool = False,
+        keep: bool = False,
+        resume: bool = True,
     ) -> None:
         self.output = output
         self.overwrite = overwrite
@@ -87,6 +95,7 @@ class Job:
         self.started_over = None
         self._identity = dict(identity)
         self._keep = keep
+        self._resume = resume
         self._started = self._published = False
         target = Path(os.path.abspath(output))
         self.folder = target.with_name(f".{target.name}.job")
@@ -123,7 +132,9 @@ class Job:
         """
         identity = {**self._identity, **settings}
         if any(self.folder.glob("part-*.json")):
-            self.started_over = self._difference(identity)
+            self.started_over = (
+                self._difference(identity) if self._resume else "the input cannot be gone back in"
+            )
             if self.started_over is None:
                 self.parts = self._read_parts()
         self.resumed_parts = len(self.parts)
@@ -225,7 +236,7 @@ class Job:
         if self._handle is None:
             return
         try:
-            if self._published and not self._keep:
+            if not (self._keep if self._published else self._resume):
                 self.parts = []
             if self._started:
                 self._tidy()

@@ -11,6 +11,7 @@ from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSource, is_image
 from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -21,12 +22,14 @@ def open_source(path: Path) -> VideoSource | ImageSource:
     The content decides, not the name.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; "-" is a y4m on standard input.
 
     Raises:
         MediaError: nothing is there, or it cannot be read; one sentence that says what to do.
     """
     path = Path(path)
+    if is_pipe(path):
+        return PipeSource()
     if not path.exists():
         raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
     if path.is_dir():
@@ -44,6 +47,8 @@ def frame_size(path: Path) -> tuple[int, int]:
     Raises:
         MediaError: as :func:`open_source`.
     """
+    if is_pipe(path):
+        return piped_frame_size()
     with open_source(path) as source:
         return source.height, source.width
 
@@ -74,7 +79,7 @@ def open_sink(
     source: Source,
     width: int,
     height: int,
-    job: Job,
+    job: Job | None,
     codec: str | None = None,
     crf: float | None = None,
     pix_fmt: str | None = None,
@@ -82,12 +87,13 @@ def open_sink(
     """Opens the output; nothing appears under its name before ``Sink.finish``.
 
     Args:
-        path: a video or picture file, told by its suffix, or a folder for pictures.
+        path: a video or picture file, told by its suffix, or a folder for pictures; "-" is a y4m
+            on standard output, which appears as it is written.
         source: the input the frames were made from.
         width: width of the frames that will be written, in pixels.
         height: height of the frames that will be written, in pixels.
         job: of the same path; tells whether existing files may be replaced. The sink adds its
-            settings to the job's identity.
+            settings to the job's identity. ``None`` for standard output.
         codec: encoder of a video; by default H.264, VP9 in WebM.
         crf: quality of a video on the encoder's scale, smaller is better; 18 for H.264.
         pix_fmt: pixel format of a video; by default 8-bit 4:2:0.
@@ -97,9 +103,18 @@ def open_sink(
         ValueError: the job is that of another output.
     """
     path = Path(path)
+    if job is None:
+        if not is_pipe(path):
+            raise ValueError(f"{path} needs a job")
+        for name, wish in (("codec", codec), ("crf", crf)):
+            if wish is not None:
+                raise MediaError(
+                    f"{name} is for files, and standard output takes y4m: leave it out"
+                )
+        return PipeSink(source=source, width=width, height=height, pix_fmt=pix_fmt)
     if path != job.output:
         raise ValueError(f"the job is for {job.output}, not for {path}")
-    if path.exists() and path.samefile(source.path):
+    if path.exists() and source.path.exists() and path.samefile(source.path):
         raise MediaError(f"the output {path} is the input itself: choose another output")
     kind = _kind(path, source=source)
     if kind == "folder" and path.is_dir() and isinstance(source, VideoSource) and not job.overwrite:

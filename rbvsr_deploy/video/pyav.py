@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rbvsr_deploy.errors import MediaError
 
@@ -16,15 +16,25 @@ if TYPE_CHECKING:
 _METADATA_ERRORS = "surrogateescape"
 
 
-def open_input(path: Path) -> InputContainer:
-    """Opens a media file for reading."""
+def open_input(media: Any, *, container: str | None = None) -> InputContainer:
+    """Opens media for reading.
+
+    Args:
+        media: a path, or anything with a ``read`` method.
+        container: FFmpeg's name of the format; ``None``: found out.
+    """
     import av
     from av.container.core import Flags
 
-    container = av.open(_url(path), "r", metadata_errors=_METADATA_ERRORS)
+    opened = av.open(
+        _url(media) if isinstance(media, Path) else media,
+        "r",
+        format=container,
+        metadata_errors=_METADATA_ERRORS,
+    )
     # PyAV asks for invented presentation times; where a file has none, we want to know.
-    container.flags &= ~cast("int", Flags.gen_pts.value)
-    return container
+    opened.flags &= ~cast("int", Flags.gen_pts.value)
+    return opened
 
 
 def open_output(path: Path, *, container: str, options: dict[str, str]) -> OutputContainer:

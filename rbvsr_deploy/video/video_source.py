@@ -37,6 +37,8 @@ class VideoSource(Source):
             frames can be decoded.
     """
 
+    reopenable = True
+    """Whether ``path`` can be opened again, for what is there beside the video."""
     stream_index: int
     """Number of the video stream within the file."""
     tags: dict[str, str]
@@ -48,8 +50,9 @@ class VideoSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read_to = 0  # byte at which the last packet ends
         with media_errors(f"{path} is no complete video, picture or folder of pictures"):
-            self._container = open_input(path)
+            self._container = self._open()
         try:
             if self._container.format.name in _TEXT_FORMATS:
                 raise MediaError(
@@ -57,7 +60,8 @@ class VideoSource(Source):
                 )
             self._stream = _pick_stream(self._container, path=path)
             self.stream_index = self._stream.index
-            refuse_cut_off(self._container, video=self._stream, path=path)
+            if self.reopenable:
+                refuse_cut_off(self._container, video=self._stream, path=path)
             self._decoder = self._decode()
             first = next(self._decoder)
             self._first: VideoFrame | None = first
@@ -78,6 +82,9 @@ class VideoSource(Source):
     def close(self) -> None:
         self._decoder.close()
         self._container.close()
+
+    def _open(self) -> InputContainer:
+        return open_input(self.path)
 
     def _describe(self, first: VideoFrame) -> None:
         """Takes the properties of the whole video from its first frame."""
@@ -122,6 +129,8 @@ class VideoSource(Source):
         with media_errors(f"cannot read {self.path} any further"):
             for packet in self._container.demux(stream):
                 packets += packet.size > 0
+                if packet.pos is not None:
+                    self._read_to = packet.pos + packet.size
                 try:
                     for frame in packet.decode():
                         frames += 1

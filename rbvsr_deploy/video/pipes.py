@@ -1,0 +1,273 @@
+"""Video through standard input and output: uncompressed, as YUV4MPEG2 (y4m).
+
+The format tells size, frame rate, sample aspect and range, but no matrix and no times, and carries
+no sound. Neither end can be gone back in: every frame is read and written once, in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import select
+import sys
+import threading
+from collections.abc import Generator
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.base import Frame, Sink, Source
+from rbvsr_deploy.video.colour import FULL, from_rgb
+from rbvsr_deploy.video.pyav import media_errors, open_input
+from rbvsr_deploy.video.video_source import VideoSource
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+
+    from rbvsr_deploy.video.parts import PartRecord
+
+__all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
+
+logger = logging.getLogger(__name__)
+
+_NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
+_POLL = 0.1  # seconds until a wait for the other program looks whether it is to stop
+_LONGEST_HEADER = 4096
+_HOW = "pipe in what 'ffmpeg -i FILE -f yuv4mpegpipe -' writes"
+# Pixel formats that every reader of y4m knows, and their names there. Chroma samples lie where
+# swscale puts them, in the middle of their pixels.
+_CHROMA = {"yuv420p": "420jpeg", "yuv422p": "422", "yuv444p": "444"}
+# Half a millisecond: nobody sees it.
+_NOTABLE_SHIFT = Fraction(1, 2000)
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path stands for standard input or output: "-"."""
+    return str(path) == "-"
+
+
+def piped_frame_size() -> tuple[int, int]:
+    """Height and width that standard input announces, in pixels; takes nothing from it.
+
+    Raises:
+        MediaError: it is no y4m.
+    """
+    header = _standard_input().header()
+    sizes = [re.search(rb" %s(\d+)" % letter, header) for letter in (b"H", b"W")]
+    height, width = (int(size[1]) if size else 0 for size in sizes)
+    if not height or not width:
+        raise MediaError(f"{_NAME_IN} announces no size of its frames: {_HOW}")
+    return height, width
+
+
+class PipeSource(VideoSource):
+    """A y4m on standard input, which can be read once in a process.
+
+    Raises:
+        MediaError: nothing, or something else, comes in; or it ends within a frame.
+    """
+
+    reopenable = False
+
+    def __init__(self) -> None:
+        self._input = _standard_input()
+        super().__init__(_NAME_IN)
+
+    def interrupt(self) -> None:
+        self._input.stop()
+
+    def _open(self) -> InputContainer:
+        self._input.header()
+        return open_input(self._input, container="yuv4mpegpipe")
+
+    def _decode(self) -> Generator[VideoFrame, None, None]:
+        yield from super()._decode()
+        if self._read_to != self._input.taken:
+            raise MediaError(
+                f"{self.path} ends within a frame: the program that writes it must have failed"
+            )
+
+
+class PipeSink(Sink):
+    """A y4m on standard output; what else is printed there meanwhile goes to standard error.
+
+    Nothing can be taken back or continued: if the work fails, the output has ended early.
+
+    Args:
+        source: whose frame rate, sample aspect, matrix and range the output takes over.
+        width, height: size of the frames that will be written, in pixels.
+        pix_fmt: "yuv420p" (the default), "yuv422p" or "yuv444p".
+
+    Raises:
+        MediaError: the pixel format is another, or standard output a terminal.
+    """
+
+    def __init__(
+        self, *, source: Source, width: int, height: int, pix_fmt: str | None = None
+    ) -> None:
+        self.path = _NAME_OUT
+        self._source = source
+        self._shape = (height, width, 3)
+        self._pix_fmt = pix_fmt or "yuv420p"
+        if self._pix_fmt not in _CHROMA:
+            raise MediaError(
+                f"pixel format {pix_fmt!r} cannot be piped as y4m: use one of {', '.join(_CHROMA)}"
+            )
+        if os.isatty(1):
+            raise MediaError(
+                "standard output is a terminal, and video is no text: pipe it into a program, or "
+                "give -o a file"
+            )
+        self._frames = 0
+        self._first: Fraction | None = None
+        self._warned = False
+        self._stop = threading.Event()
+        logger.info(
+            "y4m tells no colour matrix: what goes to %s has number %d of H.273",
+            self.path,
+            source.colour.matrix,
+        )
+        # Libraries in C print to the descriptor itself.
+        sys.stdout.flush()
+        self._handle = os.dup(1)
+        os.dup2(2, 1)
+
+    @property
+    def finished_parts(self) -> list[PartRecord]:
+        return []
+
+    @property
+    def folder(self) -> None:
+        return None
+
+    def attachment(self) -> None:
+        return None
+
+    def write(self, frame: Frame) -> None:
+        if frame.image.shape != self._shape or frame.image.dtype != np.uint8:
+            raise ValueError(
+                f"expected uint8 {self._shape}, got {frame.image.dtype} {frame.image.shape}"
+            )
+        with self._writing():
+            if not self._frames:
+                self._send(self._header())
+            self._check_time(frame)
+            converted = from_rgb(frame.image, pix_fmt=self._pix_fmt, colour=self._source.colour)
+            self._send(b"FRAME\n")
+            # Four times anything is even: no plane ends in half a sample.
+            self._send(np.ascontiguousarray(converted.to_ndarray()).tobytes())
+        self._frames += 1
+
+    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+        """Does nothing: what is sent is sent."""
+
+    def finish(self) -> None:
+        with self._writing():
+            if not self._frames:
+                raise MediaError(f"{self.path} is not written: there was no frame to write")
+        self.close()
+
+    def interrupt(self) -> None:
+        self._stop.set()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            sys.stdout.flush()
+            os.dup2(self._handle, 1)
+            os.close(self._handle)
+
+    def _header(self) -> bytes:
+        height, width, _ = self._shape
+        rate, aspect = self._source.rate, self._source.sample_aspect or Fraction(0)
+        # 0:0 stands for an aspect that is not known.
+        shape = f"{aspect.numerator}:{aspect.denominator if aspect else 0}"
+        extent = "FULL" if self._source.colour.range == FULL else "LIMITED"
+        return (
+            f"YUV4MPEG2 W{width} H{height} F{rate.numerator}:{rate.denominator} Ip A{shape} "
+            f"C{_CHROMA[self._pix_fmt]} XCOLORRANGE={extent}\n"
+        ).encode()
+
+    def _check_time(self, frame: Frame) -> None:
+        if frame.pts is None or self._warned:
+            return
+        time = frame.pts * self._source.time_base
+        if self._first is None:
+            self._first = time
+        if abs(time - self._first - self._frames / self._source.rate) > _NOTABLE_SHIFT:
+            logger.warning(
+                "%s holds a constant frame rate only, and the time stamps of %s vary: frames move "
+                "in time",
+                self.path,
+                self._source.path,
+            )
+            self._warned = True
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            # As much as a pipe that is ready takes without waiting.
+            if select.select([], [self._handle], [], _POLL)[1]:
+                rest = rest[os.write(self._handle, rest[: select.PIPE_BUF]) :]
+            elif self._stop.is_set():
+                raise MediaError(f"{self.path} is not read to the end: the work was stopped")
+
+
+class _StandardInput:
+    """The bytes that come in, as PyAV reads them."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._stop = threading.Event()
+        self.taken = 0
+        """Bytes that were read, and not only looked at."""
+
+    def header(self) -> bytes:
+        """The first line, which stays to be read.
+
+        Raises:
+            MediaError: it is not that of a y4m.
+        """
+        if self.taken:
+            raise MediaError("standard input can be read once only: give a file")
+        with media_errors(f"cannot read {_NAME_IN}"):
+            if os.isatty(0):
+                raise MediaError(f"{_NAME_IN} is a terminal: {_HOW}")
+            while b"\n" not in self._head and len(self._head) < _LONGEST_HEADER:
+                more = self._next(_LONGEST_HEADER)
+                if not more:
+                    break
+                self._head += more
+        line, end, _ = self._head.partition(b"\n")
+        if not line.startswith(b"YUV4MPEG2 ") or not end:
+            what = "is no video in the format y4m" if self._head else "is empty"
+            raise MediaError(f"{_NAME_IN} {what}: {_HOW}")
+        return line
+
+    def read(self, size: int) -> bytes:
+        """What there is, up to ``size`` bytes; none at the end, or when told to stop."""
+        data, self._head = self._head[:size], self._head[size:]
+        data = data or self._next(size)
+        self.taken += len(data)
+        return data
+
+    def stop(self) -> None:
+        """Ends a wait for more, in another thread too."""
+        self._stop.set()
+
+    def _next(self, size: int) -> bytes:
+        while not select.select([0], [], [], _POLL)[0]:
+            if self._stop.is_set():
+                return b""
+        return os.read(0, size)
+
+
+@cache
+def _standard_input() -> _StandardInput:
+    return _StandardInput()

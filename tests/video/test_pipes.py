@@ -1,0 +1,295 @@
+"""y4m through standard input and output."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.video.colour import Colour, from_rgb
+from tests.conftest import short_clip
+from tests.video import media
+
+# Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
+COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from rbvsr_deploy.commands.run import run; run()"
+)
+# Four times larger without a network, and somebody who prints meanwhile.
+ENLARGE = """
+import dataclasses, os, sys
+from pathlib import Path
+from rbvsr_deploy.video import open_sink, open_source
+with open_source(Path(sys.argv[1])) as source:
+    size = {"width": 4 * source.width, "height": 4 * source.height}
+    formats = {"pix_fmt": sys.argv[2]} if sys.argv[2:] else {}
+    with open_sink(Path("-"), source=source, job=None, **size, **formats) as sink:
+        for frame in source:
+            print("from Python")
+            os.write(1, b"from C")
+            image = frame.image.repeat(4, axis=0).repeat(4, axis=1)
+            sink.write(dataclasses.replace(frame, image=image))
+        sink.finish()
+"""
+
+
+COEFFICIENTS = {6: (0.299, 0.114), 1: (0.2126, 0.0722)}
+
+
+def y4m(
+    pictures: list[np.ndarray], *, header: str = "F25:1 A4:3", full: bool = False, matrix: int = 6
+) -> bytes:
+    """Made without the code under test: BT.601 (6) or BT.709 (1), limited or full range."""
+    height, width, _ = pictures[0].shape
+    data = f"YUV4MPEG2 W{width} H{height} {header} C420jpeg".encode()
+    data += b" XCOLORRANGE=FULL\n" if full else b"\n"
+    kr, kb = COEFFICIENTS[matrix]
+    for picture in pictures:
+        r, g, b = np.moveaxis(picture.astype(float), -1, 0)
+        y = kr * r + (1 - kr - kb) * g + kb * b
+        u, v = (b - y) / (2 - 2 * kb), (r - y) / (2 - 2 * kr)
+        u, v = (x.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for x in (u, v))
+        if not full:
+            y, u, v = 16 + y * 219 / 255, u * 224 / 255, v * 224 / 255
+        planes = [np.clip(x.round(), 0, 255).astype(np.uint8) for x in (y, u + 128, v + 128)]
+        data += b"FRAME\n" + b"".join(plane.tobytes() for plane in planes)
+    return data
+
+
+def rgb_of(planes: list[np.uint8], *, full: bool, matrix: int) -> list[float]:
+    """The other way, of one pixel."""
+    y, u, v = (float(value) for value in planes)
+    kr, kb = COEFFICIENTS[matrix]
+    u, v = u - 128, v - 128
+    if not full:
+        y, u, v = (y - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
+    r, b = y + v * (2 - 2 * kr), y + u * (2 - 2 * kb)
+    return [r, (y - kr * r - kb * b) / (1 - kr - kb), b]
+
+
+def python(code: str, *arguments: object, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, input=data, capture_output=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def go(tiny_bundle: Path):
+    def go(*arguments: object, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        options = ("--engine", tiny_bundle, "--device", "cpu")
+        return python(COMMAND, *arguments, *options, data=data)
+
+    return go
+
+
+@pytest.fixture
+def clip() -> bytes:
+    return y4m([media.picture(number) for number in range(5)])
+
+
+def frames_of(data: bytes) -> list[av.VideoFrame]:
+    with av.open(io.BytesIO(data), format="yuv4mpegpipe") as container:
+        return list(container.decode(video=0))
+
+
+def test_both_ends(go, clip, tmp_path) -> None:
+    """The same pictures as from a file to a file, and not a byte more on standard output."""
+    done = go("-", "-o", "-", data=clip)
+    assert done.returncode == 0, done.stderr
+    header, _, _ = done.stdout.partition(b"\n")
+    assert header == b"YUV4MPEG2 W256 H192 F25:1 Ip A4:3 C420jpeg XCOLORRANGE=LIMITED"
+    assert len(done.stdout) == len(header) + 1 + 5 * (len(b"FRAME\n") + 256 * 192 * 3 // 2)
+    assert b"-: 5 frames of 256x192" in done.stderr
+    (tmp_path / "in.y4m").write_bytes(clip)
+    assert go(tmp_path / "in.y4m", "-o", tmp_path / "out").returncode == 0
+    pngs = [media.pictures_of(path)[0] for path in sorted((tmp_path / "out").iterdir())]
+    colour = Colour(matrix=6, range=1, primaries=2, transfer=2)
+    for frame, png in zip(frames_of(done.stdout), pngs, strict=True):
+        expected = from_rgb(png, pix_fmt="yuv420p", colour=colour)
+        np.testing.assert_array_equal(frame.to_ndarray(), expected.to_ndarray())
+
+
+def test_into_a_file(go, clip, tmp_path) -> None:
+    """The very bytes that a file as input gives, and no job folder."""
+    (tmp_path / "in.y4m").write_bytes(clip)
+    assert go(tmp_path / "in.y4m", "-o", tmp_path / "a.mp4").returncode == 0
+    done = go("-", "-o", tmp_path / "b.mp4", "--json", data=clip)
+    assert done.returncode == 0, done.stderr
+    assert b'"input": "-"' in done.stdout
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.y4m", "a.mp4", "b.mp4"}
+
+
+def test_from_a_file(go, sample, tmp_path) -> None:
+    """A video with sound goes to standard output, without."""
+    path = short_clip(sample, tmp_path / "clip.mp4", frames=3)
+    done = go(path, "-o", "-", "--pix-fmt", "yuv444p")
+    assert done.returncode == 0, done.stderr
+    assert [(f.width, f.height, f.format.name) for f in frames_of(done.stdout)] == [
+        (384, 216, "yuv444p")
+    ] * 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("height", "matrix", "full", "pix_fmt"),
+    [
+        (48, 6, False, "yuv420p"),
+        (48, 6, True, "yuv422p"),
+        (720, 1, False, "yuv444p"),
+        (720, 1, True, "yuv420p"),
+    ],
+)
+def test_colours_stay(height: int, matrix: int, full: bool, pix_fmt: str) -> None:
+    """Flat colours come back: the matrix goes by the height of what came in, the range is told;
+    what is printed meanwhile is not among the pictures.
+    """
+    colours = [(200, 40, 30), (30, 180, 60), (40, 60, 190), (255, 255, 255), (0, 0, 0)]
+    pictures = [np.full((height, 16, 3), colour, np.uint8) for colour in colours]
+    data = y4m(pictures, full=full, matrix=matrix, header="F30000:1001 A1:1")
+    done = python(ENLARGE, "-", pix_fmt, data=data)
+    assert done.returncode == 0, done.stderr
+    assert b"F30000:1001 Ip A1:1" in done.stdout[:100]
+    got = frames_of(done.stdout)
+    for frame, colour in zip(got, colours, strict=True):
+        assert frame.format.name == pix_fmt
+        planes = [np.frombuffer(plane, np.uint8)[0] for plane in frame.planes]
+        # swscale rounds full range down.
+        np.testing.assert_allclose(rgb_of(planes, full=full, matrix=matrix), colour, atol=2 + full)
+    assert done.stderr.count(b"from C") == done.stderr.count(b"from Python") == 5
+
+
+@pytest.mark.parametrize("stamps", [[0, 1001, 2002, 3003], [0, 1001, 5005, 6006]])
+def test_varying_rate_is_said(tmp_path, stamps) -> None:
+    """y4m has no time stamps: a warning, but only where they vary."""
+    path = media.make_video(tmp_path / "in.mkv", stamps=stamps)
+    done = python(ENLARGE, path)
+    assert done.returncode == 0, done.stderr
+    assert (b"frames move in time" in done.stderr) == (stamps[-1] == 6006)
+    assert len(frames_of(done.stdout)) == 4
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (0, b"standard input is empty"),
+        (20, b"no video in the format y4m"),
+        (45, b"holds no video frame"),
+        (-1, b"ends within a frame"),
+        (-3000, b"ends within a frame"),
+    ],
+)
+def test_input_that_ends_too_early(go, clip, tmp_path, cut: int, words: bytes) -> None:
+    """One sentence and nothing left behind."""
+    done = go("-", "-o", tmp_path / "out.mp4", data=clip[:cut])
+    assert done.returncode == 1
+    assert done.stderr.count(b"Error: ") == 1
+    assert words in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_formats_are_refused(go, sample, tmp_path) -> None:
+    """An MP4 on standard input: what is wanted is said."""
+    done = go("-", "-o", tmp_path / "out.mp4", data=sample.read_bytes())
+    assert done.returncode == 1
+    assert b"ffmpeg -i FILE -f yuv4mpegpipe -" in done.stderr
+
+
+def pipes(tiny_bundle: Path) -> subprocess.Popen[bytes]:
+    options = ("-", "-o", "-", "--lookahead", "0", "--engine", tiny_bundle, "--device", "cpu")
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *map(str, options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_output_that_is_closed_early(tiny_bundle, clip) -> None:
+    """As by "head": one sentence, no traceback."""
+    process = pipes(tiny_bundle)
+    process.stdin.write(clip)
+    assert len(process.stdout.read(1000)) == 1000
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.count(b"Error: cannot write standard output: Broken pipe") == 1
+    assert b"Traceback" not in errors
+    assert b"Exception" not in errors
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_stopped_while_the_other_side_waits(tiny_bundle, clip, side, number, code) -> None:
+    """Input of which no more comes, and output that nobody reads: a signal ends it all the same."""
+    process = pipes(tiny_bundle)
+    process.stdin.write(clip)
+    process.stdin.flush()
+    if side == "input":  # with no lookahead, all pictures come out while more may follow
+        got, wanted = 0, 5 * 256 * 192 * 3 // 2
+        while got < wanted:
+            got += len(os.read(process.stdout.fileno(), 1 << 16))
+    else:
+        assert select.select([process.stdout], [], [], 60)[0]
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code, errors
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-"], "give -o"),
+        (["-", "a.mp4", "-o", "out"], "one input"),
+        (["a.mp4", "b.mp4", "-o", "-"], "one input"),
+        (["a.mp4", "-o", "-", "--json"], "--json"),
+        (["a.mp4", "-o", "-", "--keep-job"], "--keep-job"),
+    ],
+)
+def test_what_does_not_go_with_pipes(arguments, words) -> None:
+    """Wrong usage, said before anything is opened."""
+    result = CliRunner().invoke(run, arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--codec", "libx264"), b"codec is for files"),
+        (("--pix-fmt", "yuv420p10le"), b"cannot be piped as y4m"),
+        (("--before-after", "a.png"), b"a second time"),
+    ],
+)
+def test_wishes_that_y4m_cannot_meet(go, clip, tmp_path, options, words) -> None:
+    """One sentence, and nothing on standard output."""
+    done = go("-", "-o", "-", *options, data=clip)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert words in done.stderr
+
+
+def test_frame_rate_and_shape_are_read() -> None:
+    """Rate, pixel aspect and range of the header are the source's."""
+    code = (
+        "from pathlib import Path; from rbvsr_deploy.video import frame_size, open_source\n"
+        "print(frame_size(Path('-')))\n"
+        "with open_source(Path('-')) as s:\n"
+        "    print(s.rate, s.sample_aspect, s.colour.range, s.frame_count, len(list(s)))"
+    )
+    data = y4m([media.picture(0)] * 3, header="F24000:1001 A8:9", full=True)
+    done = python(code, data=data)
+    assert done.stdout.decode().splitlines() == ["(48, 64)", "24000/1001 8/9 2 None 3"], done.stderr
