@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from rbvsr_deploy.pipeline import ReadAhead, WriteBehind
 from rbvsr_deploy.plan import Plan, show_bytes
 from rbvsr_deploy.scenes import CutDetector, read_scene_list, write_scene_list
 from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
-from rbvsr_deploy.video import Frame, Job, Sink, Source, is_pipe, open_sink, open_source
+from rbvsr_deploy.video import Frame, ImageSink, Job, Sink, Source, is_pipe, open_sink, open_source
 
 __all__ = ["SCALE", "Progress", "Summary", "upscale_file"]
 
@@ -78,6 +79,7 @@ def upscale_file(
     settings: Settings | None = None,
     scene_cuts: bool = True,
     scene_list: Path | None = None,
+    fps: Fraction | None = None,
     codec: str | None = None,
     crf: float | None = None,
     pix_fmt: str | None = None,
@@ -98,6 +100,7 @@ def upscale_file(
         settings: scenes, lookahead, refinement and memory.
         scene_cuts: whether to look for cuts; without, the whole input is one scene.
         scene_list: a file that says where scenes begin, if it exists; else it is written.
+        fps: frames per second of a video made of a folder of pictures; 25 by default.
         codec, crf, pix_fmt: of a video output; by default H.264 (VP9 in WebM), crf 18, 8-bit 4:2:0.
         overwrite: replace an existing output.
         keep_job: leave the job folder with the finished parts after success.
@@ -128,7 +131,7 @@ def upscale_file(
         check_comparison_page(compare, source=path, output=output, overwrite=overwrite)
     cuts = _Cuts(scene_list, detect=scene_cuts)
     with (
-        open_source(path) as source,
+        open_source(path, fps=fps) as source,
         contextlib.nullcontext()
         if is_pipe(output)
         else Job(
@@ -149,6 +152,8 @@ def upscale_file(
             job=job,
         ) as sink,
     ):
+        if fps is not None and isinstance(sink, ImageSink):
+            raise MediaError(f"fps is for videos, and the output {output} takes pictures")
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
         run = _Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)

@@ -83,6 +83,7 @@ def test_every_other_command(folder: Path) -> None:
         "picture_x4.png",
         "middle.png",
         "page.html",
+        "frames.mp4",
         "piped.y4m",
         "from_pipe.mp4",
         "model.plan",

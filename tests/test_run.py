@@ -138,6 +138,27 @@ def test_picture_and_folder(tmp_path: Path, sample: Path) -> None:
         assert (one.width, one.height) == (256, 160)
 
 
+def test_rate_of_a_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    """--fps spaces the frames of a video made of pictures; elsewhere it is refused."""
+    source = tmp_path / "frames"
+    source.mkdir()
+    for i in range(3):
+        write_image(source / f"{i}.tif", image=np.full((48, 64, 3), 80 * i, np.uint8))
+    engine = ("--engine", tiny_bundle, "--device", "cpu")
+    for value, rate in (("24", 24), ("30000/1001", Fraction(30000, 1001)), ("0.5", Fraction(1, 2))):
+        output = tmp_path / f"{value.replace('/', '-')}.mp4"
+        result = invoke(source, "-o", output, "--fps", value, *engine)
+        assert result.exit_code == 0, result.output
+        assert video_times(output) == [i / Fraction(rate) for i in range(3)]
+    for arguments in ((output, "-o", tmp_path / "a.mkv"), (source, "-o", tmp_path / "out")):
+        result = invoke(*arguments, "--fps", 24, *engine)
+        assert result.exit_code == 1
+        assert "Error: fps is for" in result.stderr
+    assert not (tmp_path / "out").exists()
+    for value in ("0", "fast", "1/0", "-3"):
+        assert invoke(source, "--fps", value).exit_code == 2
+
+
 def test_before_after_picture(clip: Path) -> None:
     """The middle frame, bicubic on the left, the result on the right."""
     picture = clip.with_name("before_after.png")

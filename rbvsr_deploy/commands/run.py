@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ _ABOUT_ONE_INPUT = {
     "scene_list": "--scene-list",
 }
 
+_SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
+
 
 def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """A number of frames, or "all", which is ``None``."""
@@ -34,6 +37,22 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     if value.isdecimal():
         return int(value)
     raise click.BadParameter(f"{value!r} is neither a number of frames, 0 or more, nor 'all'")
+
+
+def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
+    """Frames per second, as a decimal number or a fraction."""
+    if value is None:
+        return None
+    try:
+        rate = Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not _SLOWEST <= rate <= _FASTEST:
+        raise click.BadParameter(
+            f"{value!r} is no rate: give a number such as 24, 23.976 or 30000/1001, from "
+            f"{_SLOWEST} to {_FASTEST}"
+        )
+    return rate.limit_denominator(1001)
 
 
 @click.command(context_settings={"show_default": True})
@@ -58,6 +77,12 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     default="auto",
     help="auto (the best there is), tensorrt, cuda, cpu, or the name of an ONNX Runtime execution "
     "provider.",
+)
+@click.option(
+    "--fps",
+    metavar="RATE",
+    callback=_rate,
+    help="Frames per second of a video made of a folder, such as 24 or 30000/1001.  [default: 25]",
 )
 @click.option("--codec", help="Encoder of a video.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER_RATE = Fraction(25)
-"""Frames per second of a video made of a folder of pictures."""
+"""Frames per second of a video made of a folder of pictures, unless told otherwise."""
 
 # First bytes of a file to the decoder for it: names lie too often.
 _SIGNATURES = (
@@ -67,6 +67,7 @@ class ImageSource(Source):
 
     Args:
         path: an existing file or folder.
+        rate: frames per second of a video made of them.
 
     Raises:
         MediaError: there is no picture, or the first one cannot be read.
@@ -75,7 +76,7 @@ class ImageSource(Source):
     is_folder: bool
     """Whether ``path`` is a folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rate: Fraction = FOLDER_RATE) -> None:
         self.path = path
         self.is_folder = path.is_dir()
         self._files = _picture_files(path) if self.is_folder else [path]
@@ -85,8 +86,8 @@ class ImageSource(Source):
             )
         self.height, self.width = read_image(self._files[0]).shape[:2]
         self.frame_count = len(self._files)
-        self.time_base = 1 / FOLDER_RATE
-        self.rate = FOLDER_RATE
+        self.time_base = 1 / rate
+        self.rate = rate
         self.sample_aspect = None
         self.colour = RGB_PICTURE
 

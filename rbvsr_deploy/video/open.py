@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -9,31 +10,36 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSource, is_image
+from rbvsr_deploy.video.images import FOLDER_RATE, IMAGE_SUFFIXES, ImageSource, is_image
 from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
 
-def open_source(path: Path) -> VideoSource | ImageSource:
+def open_source(path: Path, *, fps: Fraction | None = None) -> VideoSource | ImageSource:
     """Opens a video, a picture or a folder of pictures, whichever the path holds.
 
     The content decides, not the name.
 
     Args:
         path: the file or folder; "-" is a y4m on standard input.
+        fps: frames per second of a folder of pictures, 25 by default.
 
     Raises:
         MediaError: nothing is there, or it cannot be read; one sentence that says what to do.
     """
     path = Path(path)
+    if fps is not None and not path.is_dir():
+        raise MediaError(
+            f"fps is for folders of pictures, and the input {path} is none: leave it out"
+        )
     if is_pipe(path):
         return PipeSource()
     if not path.exists():
         raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
     if path.is_dir():
-        return ImageSource(path)
+        return ImageSource(path, rate=fps or FOLDER_RATE)
     if not path.is_file():
         raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
     if path.stat().st_size == 0:
