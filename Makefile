@@ -19,9 +19,9 @@ demo: .venv-demo/installed
 	.venv-demo/bin/python -m pip install --quiet --upgrade ".[cpu]"
 	touch $@
 
-# What a developer has: the checkout, editable, with everything.
+# What a developer has: the checkout, editable, with everything. Two processes, as most tests keep one core busy.
 test: .venv/installed
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -43,11 +43,6 @@ def check_comparison_page(path: Path, *, source: Path, output: Path, overwrite: 
         MediaError: the page cannot be written there.
     """
     for what, other in (("input", source), ("output", output)):
-        if str(other) == "-":
-            raise MediaError(
-                f"a page needs frames that can be read again, and the {what} is a pipe: give a "
-                "file, or leave out the page"
-            )
         if path.resolve() == other.resolve():
             raise MediaError(f"the page '{path}' is the {what} itself: choose another page")
     check_new_file(path, what="page", suffixes=(".htm", ".html"), overwrite=overwrite)

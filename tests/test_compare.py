@@ -455,7 +455,8 @@ def test_export_verifies_on_a_clip(
     assert list(tmp_path.iterdir()) == [output]
     manifest: Manifest = open_bundle(output).manifest
     record = manifest.verification["clip"]
-    content = b"".join(file.read_bytes() for file in sorted(clip.iterdir()))
+    files = sorted(clip.iterdir())
+    content = b"".join(file.name.encode() + file.read_bytes() for file in files)
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
     assert (record["clip"], record["frames"]) == (clip.name, FRAMES)
     assert 0 < record["pictures"]["max_difference"] < 1e-4
