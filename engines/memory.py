@@ -19,9 +19,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|allocate memory|bad.?alloc", re.IGNORECASE)
 
 
-def failure(error: BaseException) -> type[EngineError]:
+def failure(text: str) -> type[EngineError]:
     """What an engine's error is to us, told by its text: libraries have no common type for it."""
-    return DeviceMemoryError if _OUT_OF_MEMORY.search(str(error)) else EngineError
+    return DeviceMemoryError if _OUT_OF_MEMORY.search(text) else EngineError
 
 
 def free_host_memory() -> int:

@@ -156,7 +156,7 @@ class OnnxRuntimeEngine:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise failure(error)(
+            raise failure(str(error))(
                 f"graph '{graph}' failed on {self._provider}: {first_line(error)}"
             ) from error
         return outputs

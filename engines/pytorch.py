@@ -86,7 +86,7 @@ class TorchEngine:
         try:
             outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))
         except RuntimeError as error:
-            raise failure(error)(
+            raise failure(str(error))(
                 f"graph '{graph}' failed on {self._device}: {first_line(error)}"
             ) from error
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

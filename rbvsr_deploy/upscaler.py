@@ -50,7 +50,7 @@ class Upscaler:
     Args:
         model: a bundle (``model.plan``), a checkpoint, or an open engine, which then stays open;
             the compact model for CPUs if ``None``.
-        device: "auto", "cpu", "cuda", or the name of an ONNX Runtime execution provider.
+        device: as in :func:`rbvsr_deploy.engines.open_engine`, such as "auto" or "cpu".
         memory: how much of the device's memory to use, in bytes or as text such as "4GiB"; half of
             what is free if ``None``. The pictures do not depend on it.
         lookahead: how many future frames each frame draws on; ``None``: all of its scene, up to

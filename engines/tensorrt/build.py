@@ -103,14 +103,7 @@ def build_engine_set(
     check_target(tensorrt, compute_capability, gpu=gpu, options=options)
     timing_cache = None
     if tensorrt.times_kernels and gpu is not None:
-        key = cache_key(
-            tensorrt.name,
-            tensorrt.version,
-            gpu.name,
-            gpu.compute_capability,
-            gpu.driver_version,
-            options.workspace,
-        )
+        key = cache_key(*tensorrt.on(gpu), options.workspace)
         timing_cache = TimingCache(cache_folder() / "timing" / f"{key}.cache")
     layers, plans = {}, {}
     for name, graph in graphs.items():

@@ -15,17 +15,20 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rbvsr_deploy.engine_sets import Flavour
+from rbvsr_deploy.engines.memory import failure
 from rbvsr_deploy.errors import (
-    DeviceMemoryError,
     EngineError,
     MissingDependencyError,
     RbvsrError,
     first_line,
 )
 from rbvsr_deploy.graphs import Precision
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.engines.cuda.driver import Gpu
 
 __all__ = ["TensorRT", "installed_flavours", "load_flavour", "made"]
 
@@ -127,9 +130,14 @@ class TensorRT:
             raise
         except Exception as error:  # the bindings raise whatever pybind11 makes of a failure
             said = next(iter(self.logger.errors), first_line(error))
-            out_of_memory = re.search(r"out ?of ?memory", said, re.IGNORECASE)
-            kind = DeviceMemoryError if out_of_memory else EngineError
-            raise kind(f"{what}: {_NOT_FOR_USERS.sub('', ' '.join(said.split()))}") from error
+            raise failure(said)(
+                f"{what}: {_NOT_FOR_USERS.sub('', ' '.join(said.split()))}"
+            ) from error
+
+    def on(self, gpu: Gpu) -> tuple[str, ...]:
+        """What timings, kernels and engines hold for: this TensorRT on a GPU with its driver."""
+        driver = gpu.driver_version
+        return self.name, self.version, gpu.name, gpu.compute_capability, driver
 
     # Building
 

@@ -41,12 +41,13 @@ def open_tensorrt(
     """
     check_installed()
     driver = open_driver()
-    tensorrt = flavour_for(describe_gpu(driver), options=BuildOptions())
+    gpu = describe_gpu(driver)
+    tensorrt = flavour_for(gpu, options=BuildOptions())
     plans = MachinePlans(bundle, tensorrt, driver, report=report, progress=progress)
     return TensorRTEngine(
         Network.of(bundle.manifest),
         plans,
-        TensorRTRuntime(tensorrt, describe_gpu(driver)),
+        TensorRTRuntime(tensorrt, gpu),
         driver,
         model=bundle.path.name,
         weights=bundle.sha256,

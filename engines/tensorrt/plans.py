@@ -78,12 +78,8 @@ class MachinePlans:
         key = cache_key(
             _FORMAT,
             graphs,
-            tensorrt.name,
-            tensorrt.version,
+            *tensorrt.on(gpu),
             this_platform(),
-            gpu.name,
-            gpu.compute_capability,
-            gpu.driver_version,
             asdict(self._options),
         )
         self._folder = cache_folder() / "engines" / key

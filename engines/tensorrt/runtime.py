@@ -36,14 +36,8 @@ class TensorRTRuntime:
         self.flavour: Flavour = tensorrt.name
         self.version = tensorrt.version
         self._tensorrt = tensorrt
-        key = cache_key(
-            tensorrt.name,
-            tensorrt.version,
-            gpu.name,
-            gpu.compute_capability,
-            gpu.driver_version,
-        )
-        self._kernels_path: Path = cache_folder() / "kernels" / f"{key}.cache"
+        kernels = f"{cache_key(*tensorrt.on(gpu))}.cache"
+        self._kernels_path: Path = cache_folder() / "kernels" / kernels
         self._kernels = KernelCache(read_cached(self._kernels_path))
         with tensorrt.attempt(f"{tensorrt.name} {tensorrt.version} does not start"):
             self._runtime = tensorrt.create_runtime()
