@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rbvsr_deploy.upscaler import Upscaler
+    from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 
-__all__ = ["Upscaler", "__version__"]
+__all__ = ["ReadOptions", "Upscaler", "WriteOptions", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -35,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from rbvsr_deploy.upscaler import Upscaler
 
         return Upscaler
+    if name in ("ReadOptions", "WriteOptions"):
+        from rbvsr_deploy.video import options
+
+        return getattr(options, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
-from rbvsr_deploy.video import default_output, frame_size
+from rbvsr_deploy.video import ReadOptions, default_output, frame_size
 from rbvsr_deploy.video.encoder import CONTAINERS
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES
 
@@ -84,7 +84,7 @@ def output_folder(folder: Path | None) -> Iterator[None]:
                 folder.rmdir()
 
 
-def first_frame_size(inputs: Sequence[Path]) -> tuple[int, int]:
+def first_frame_size(inputs: Sequence[Path], options: ReadOptions) -> tuple[int, int]:
     """Height and width of the first input that can be read, in pixels.
 
     Raises:
@@ -93,7 +93,7 @@ def first_frame_size(inputs: Sequence[Path]) -> tuple[int, int]:
     errors = []
     for path in inputs:
         try:
-            return frame_size(path)
+            return frame_size(path, options)
         except MediaError as error:
             errors.append(error)
     raise errors[0]

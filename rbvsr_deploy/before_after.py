@@ -10,7 +10,7 @@ import numpy as np
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import check_writable
-from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
 
 if TYPE_CHECKING:
@@ -30,11 +30,14 @@ def check_before_after(path: Path, *, overwrite: bool) -> None:
     check_new_file(path, what="picture", suffixes=IMAGE_SUFFIXES, overwrite=overwrite)
 
 
-def write_before_after(path: Path, source: Path, output: Path, *, number: int) -> None:
+def write_before_after(
+    path: Path, source: Path, output: Path, *, number: int, reading: ReadOptions
+) -> None:
     """A picture (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white gap, and
-    as it is in the output.
+    as it is in the output. ``reading`` is how the source was read.
     """
-    ((before, after),) = zip(frames_of(source, [number]), frames_of(output, [number]), strict=True)
+    both = zip(frames_of(source, [number], reading), frames_of(output, [number]), strict=True)
+    ((before, after),) = both
     height, width = after.shape[:2]
     before = enlarged(before, width=width, height=height)
     gap = np.full((height, 16, 3), 255, np.uint8)
@@ -65,13 +68,15 @@ def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrit
         ) from None
 
 
-def frames_of(path: Path, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+def frames_of(
+    path: Path, numbers: Iterable[int], options: ReadOptions | None = None
+) -> Iterator[NDArray[np.uint8]]:
     """The frames of these numbers, which increase: (H, W, 3) RGB.
 
     Raises:
         MediaError: the file or folder cannot be read, or has fewer frames.
     """
-    with open_source(path) as source:
+    with open_source(path, options or ReadOptions()) as source:
         frames = enumerate(source)
         for wanted in numbers:
             found = next((frame for number, frame in frames if number == wanted), None)

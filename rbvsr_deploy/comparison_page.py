@@ -19,7 +19,7 @@ import numpy as np
 from rbvsr_deploy.before_after import check_new_file, enlarged, frames_of
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import encode_jpeg
 
 if TYPE_CHECKING:
@@ -57,8 +57,16 @@ def choose_frames(frames: int, *, scene_starts: Iterable[int], at_most: int) -> 
     return sorted(chosen.union(_spread(frames, at_most - len(chosen))))
 
 
-def write_comparison_page(path: Path, source: Path, output: Path, *, summary: Summary) -> None:
+def write_comparison_page(
+    path: Path, source: Path, output: Path, *, summary: Summary, reading: ReadOptions
+) -> None:
     """Write the page; the frames are read back from the input and from the finished output.
+
+    Args:
+        path: of the page.
+        source, output: what was read, and what was made of it.
+        summary: of the run.
+        reading: how the source was read.
 
     Raises:
         MediaError: input or output cannot be read, or the page not written.
@@ -69,7 +77,7 @@ def write_comparison_page(path: Path, source: Path, output: Path, *, summary: Su
     with open_source(output) as shown:
         aspect = summary.width * (shown.sample_aspect or 1) / summary.height
     pictures, strip = [], []
-    both = zip(frames_of(source, numbers), frames_of(output, numbers), strict=True)
+    both = zip(frames_of(source, numbers, reading), frames_of(output, numbers), strict=True)
     for number, (before, after) in zip(numbers, both, strict=True):
         label = f"Frame {number}"
         pictures.append(

@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,18 @@ from rbvsr_deploy.pipeline import ReadAhead, WriteBehind
 from rbvsr_deploy.plan import Plan, show_bytes
 from rbvsr_deploy.scenes import CutDetector, read_scene_list, write_scene_list
 from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
-from rbvsr_deploy.video import Frame, ImageSink, Job, Sink, Source, is_pipe, open_sink, open_source
+from rbvsr_deploy.video import (
+    Frame,
+    ImageSink,
+    Job,
+    ReadOptions,
+    Sink,
+    Source,
+    WriteOptions,
+    is_pipe,
+    open_sink,
+    open_source,
+)
 
 __all__ = ["SCALE", "Progress", "Summary", "upscale_file"]
 
@@ -79,10 +89,8 @@ def upscale_file(
     settings: Settings | None = None,
     scene_cuts: bool = True,
     scene_list: Path | None = None,
-    fps: Fraction | None = None,
-    codec: str | None = None,
-    crf: float | None = None,
-    pix_fmt: str | None = None,
+    reading: ReadOptions | None = None,
+    writing: WriteOptions | None = None,
     overwrite: bool = False,
     keep_job: bool = False,
     before_after: Path | None = None,
@@ -100,8 +108,8 @@ def upscale_file(
         settings: scenes, lookahead, refinement and memory.
         scene_cuts: whether to look for cuts; without, the whole input is one scene.
         scene_list: a file that says where scenes begin, if it exists; else it is written.
-        fps: frames per second of a video made of a folder of pictures; 25 by default.
-        codec, crf, pix_fmt: of a video output; by default H.264 (VP9 in WebM), crf 18, 8-bit 4:2:0.
+        reading: how the input is read.
+        writing: how the output is written.
         overwrite: replace an existing output.
         keep_job: leave the job folder with the finished parts after success.
         before_after: where to write a picture of the middle frame, bicubic on the left and the
@@ -118,6 +126,7 @@ def upscale_file(
     """
     start = time.perf_counter()
     settings = settings or Settings()
+    reading, writing = reading or ReadOptions(), writing or WriteOptions()
     if is_pipe(path) or is_pipe(output):
         for name, picture in (("before_after", before_after), ("compare", compare)):
             if picture is not None:
@@ -131,12 +140,12 @@ def upscale_file(
         check_comparison_page(compare, source=path, output=output, overwrite=overwrite)
     cuts = _Cuts(scene_list, detect=scene_cuts)
     with (
-        open_source(path, fps=fps) as source,
+        open_source(path, reading) as source,
         contextlib.nullcontext()
         if is_pipe(output)
         else Job(
             output,
-            identity=_identity(path, engine=engine, settings=settings, cuts=cuts),
+            identity=_identity(path, engine=engine, settings=settings, reading=reading, cuts=cuts),
             overwrite=overwrite,
             keep=keep_job,
             resume=not is_pipe(path),
@@ -146,13 +155,11 @@ def upscale_file(
             source=source,
             width=SCALE * source.width,
             height=SCALE * source.height,
-            codec=codec,
-            crf=crf,
-            pix_fmt=pix_fmt,
             job=job,
+            options=writing,
         ) as sink,
     ):
-        if fps is not None and isinstance(sink, ImageSink):
+        if reading.fps is not None and isinstance(sink, ImageSink):
             raise MediaError(f"fps is for videos, and the output {output} takes pictures")
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
@@ -161,7 +168,7 @@ def upscale_file(
         sink.finish()
     cuts.finish(frames=run.frames)
     if before_after is not None:
-        write_before_after(before_after, path, output, number=run.frames // 2)
+        write_before_after(before_after, path, output, number=run.frames // 2, reading=reading)
     seconds = {**run.seconds, "total": time.perf_counter() - start}
     summary = Summary(
         input=str(path),
@@ -177,7 +184,7 @@ def upscale_file(
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )
     if compare is not None:
-        write_comparison_page(compare, path, output, summary=summary)
+        write_comparison_page(compare, path, output, summary=summary, reading=reading)
     return summary
 
 
@@ -375,12 +382,18 @@ class _Cuts:
             )
 
 
-def _identity(path: Path, *, engine: Engine, settings: Settings, cuts: _Cuts) -> dict[str, str]:
+def _identity(
+    path: Path, *, engine: Engine, settings: Settings, reading: ReadOptions, cuts: _Cuts
+) -> dict[str, str]:
     """Everything the pictures depend on, by human names; what is the sink's, it adds itself."""
     described = engine.describe()
     threshold = settings.refine_threshold
     return {
         "input": "standard input" if is_pipe(path) else _fingerprint(path),
+        **{
+            f"option {name}": "not given" if value is None else str(value)
+            for name, value in dataclasses.asdict(reading).items()
+        },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
         "version of rbvsr-deploy": __version__,

@@ -156,8 +156,8 @@ class Upscaler:
         Args:
             path: video, picture or folder of pictures.
             output: where the result goes.
-            options: those of :func:`rbvsr_deploy.upscale_file.upscale_file`, such as ``codec``,
-                ``crf`` and ``overwrite``.
+            options: those of :func:`rbvsr_deploy.upscale_file.upscale_file`, such as ``writing``
+                and ``overwrite``.
 
         Returns:
             What was done.

@@ -23,7 +23,7 @@ from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.plan import Plan
 from rbvsr_deploy.stream import SceneRecord
 from rbvsr_deploy.upscale_file import Summary
-from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import write_image
 from tests.chromium import CHROMIUM, Chromium
 from tests.conftest import moving_clip, short_clip
@@ -283,7 +283,7 @@ def flat_page(folder: Path, *, name: str = "in") -> Path:
         seconds={"total": 1.5},
     )
     page = folder / "page.html"
-    write_comparison_page(page, source, output, summary=summary)
+    write_comparison_page(page, source, output, summary=summary, reading=ReadOptions())
     return page
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import rbvsr_deploy
-from rbvsr_deploy import Upscaler
+from rbvsr_deploy import Upscaler, WriteOptions
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.errors import BundleError, EngineError, MediaError
 from rbvsr_deploy.stream import Settings, Stream
@@ -118,7 +118,7 @@ def test_cuts_are_looked_for_unless_told_otherwise(tiny_bundle: Path) -> None:
 def test_video(upscaler: Upscaler, sample: Path, tmp_path: Path) -> None:
     """A file, with the options of the command."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
-    summary = upscaler.video(clip, tmp_path / "out.mkv", crf=30)
+    summary = upscaler.video(clip, tmp_path / "out.mkv", writing=WriteOptions(crf=30))
     assert (summary.frames, summary.width, summary.height) == (6, 384, 216)
     with open_source(tmp_path / "out.mkv") as source:
         assert len(list(source)) == 6

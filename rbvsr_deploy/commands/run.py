@@ -161,6 +161,10 @@ def run(
     refine_threshold: float | None,
     refine_scope: RefineScope,
     cleanings: int | None,
+    fps: Fraction | None,
+    codec: str | None,
+    crf: float | None,
+    pix_fmt: str | None,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -191,7 +195,7 @@ def run(
         from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.stream import MAX_SCENE, Settings
         from rbvsr_deploy.upscale_file import upscale_file
-        from rbvsr_deploy.video import default_output
+        from rbvsr_deploy.video import ReadOptions, WriteOptions, default_output
 
         settings = Settings(
             lookahead=lookahead,
@@ -201,6 +205,8 @@ def run(
             cleanings=cleanings,
             memory=memory,
         )
+        reading = ReadOptions(fps=fps)
+        writing = WriteOptions(codec=codec, crf=crf, pix_fmt=pix_fmt)
 
         def report(line: str) -> None:
             click.echo(line, err=True)
@@ -212,6 +218,8 @@ def run(
                     target,
                     engine=engine,
                     settings=settings,
+                    reading=reading,
+                    writing=writing,
                     progress=progress,
                     report=report,
                     **options,
@@ -223,7 +231,7 @@ def run(
             engine = open_engine(
                 engine_path or DEFAULT_BUNDLE,
                 device=device,
-                size=lambda: first_frame_size(inputs),
+                size=lambda: first_frame_size(inputs, reading),
                 report=report,
                 progress=compiling,
             )

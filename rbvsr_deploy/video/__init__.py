@@ -22,6 +22,7 @@
 ``packets.py``                encoded packets on the disk, and their decoding times
 ``assembly.py``               the file at the end: packets of all parts, and copied streams
 ``copied_streams.py``         sound, subtitles, chapters: copied from source to sink
+``options.py``                what a user can wish for an input and an output
 ``encoder.py``                which encoder, pixel format and quality a video is written with
 ``stream_settings.py``        what is the same for all parts of a video stream
 ``pipes.py``                  y4m on standard input and output
@@ -44,6 +45,7 @@ from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import ImageSource
 from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
+from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.parts import PartRecord
 from rbvsr_deploy.video.pipes import is_pipe
 from rbvsr_deploy.video.video_sink import VideoSink
@@ -55,10 +57,12 @@ __all__ = [
     "ImageSource",
     "Job",
     "PartRecord",
+    "ReadOptions",
     "Sink",
     "Source",
     "VideoSink",
     "VideoSource",
+    "WriteOptions",
     "default_output",
     "frame_size",
     "is_pipe",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.options import WriteOptions
 
 if TYPE_CHECKING:
     from av.codec import Codec
@@ -89,26 +90,23 @@ class Encoder:
 
 def choose_encoder(
     container: str,
+    wishes: WriteOptions,
     *,
-    codec: str | None,
-    crf: float | None,
-    pix_fmt: str | None,
     size: tuple[int, int],
 ) -> Encoder:
     """Checks the wishes against what the encoder and the container can do.
 
     Args:
         container: FFmpeg's name of the output's container.
-        codec: name of an encoder or codec; ``None``: H.264, or VP9 in WebM.
-        crf: quality on the encoder's own scale; ``None``: a visually close one.
-        pix_fmt: pixel format; ``None``: 8-bit 4:2:0, or the first that the encoder takes.
+        wishes: codec, quality and pixel format.
         size: width and height of the output.
 
     Raises:
         MediaError: one sentence that names the wish and what is allowed.
     """
-    found = _find_codec(codec or default_codec(container), container=container)
+    found = _find_codec(wishes.codec or default_codec(container), container=container)
     formats = [video_format.name for video_format in found.video_formats or ()]
+    pix_fmt = wishes.pix_fmt
     if pix_fmt is None:
         pix_fmt = DEFAULT_PIX_FMT if not formats or DEFAULT_PIX_FMT in formats else formats[0]
     elif formats and pix_fmt not in formats:
@@ -122,7 +120,7 @@ def choose_encoder(
     return Encoder(
         name=found.name,
         pix_fmt=pix_fmt,
-        options=_quality_options(found.name, crf=crf)
+        options=_quality_options(found.name, crf=wishes.crf)
         | _SPEED.get(found.name, {})
         | _QUIET.get(found.name, {}),
         threads=_OTHER_THREADS.get(found.name, _THREADS),

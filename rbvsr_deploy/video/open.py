@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -12,25 +11,28 @@ from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import FOLDER_RATE, IMAGE_SUFFIXES, ImageSource, is_image
 from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
+_AS_IT_IS, _AS_USUAL = ReadOptions(), WriteOptions()
 
-def open_source(path: Path, *, fps: Fraction | None = None) -> VideoSource | ImageSource:
+
+def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> VideoSource | ImageSource:
     """Opens a video, a picture or a folder of pictures, whichever the path holds.
 
     The content decides, not the name.
 
     Args:
         path: the file or folder; "-" is a y4m on standard input.
-        fps: frames per second of a folder of pictures, 25 by default.
+        options: how it is read.
 
     Raises:
         MediaError: nothing is there, or it cannot be read; one sentence that says what to do.
     """
     path = Path(path)
-    if fps is not None and not path.is_dir():
+    if options.fps is not None and not path.is_dir():
         raise MediaError(
             f"fps is for folders of pictures, and the input {path} is none: leave it out"
         )
@@ -39,7 +41,7 @@ def open_source(path: Path, *, fps: Fraction | None = None) -> VideoSource | Ima
     if not path.exists():
         raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
     if path.is_dir():
-        return ImageSource(path, rate=fps or FOLDER_RATE)
+        return ImageSource(path, rate=options.fps or FOLDER_RATE)
     if not path.is_file():
         raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
     if path.stat().st_size == 0:
@@ -47,7 +49,7 @@ def open_source(path: Path, *, fps: Fraction | None = None) -> VideoSource | Ima
     return ImageSource(path) if is_image(path) else VideoSource(path)
 
 
-def frame_size(path: Path) -> tuple[int, int]:
+def frame_size(path: Path, options: ReadOptions = _AS_IT_IS) -> tuple[int, int]:
     """Height and width of an input's frames, in pixels.
 
     Raises:
@@ -55,7 +57,7 @@ def frame_size(path: Path) -> tuple[int, int]:
     """
     if is_pipe(path):
         return piped_frame_size()
-    with open_source(path) as source:
+    with open_source(path, options) as source:
         return source.height, source.width
 
 
@@ -86,9 +88,7 @@ def open_sink(
     width: int,
     height: int,
     job: Job | None,
-    codec: str | None = None,
-    crf: float | None = None,
-    pix_fmt: str | None = None,
+    options: WriteOptions = _AS_USUAL,
 ) -> Sink:
     """Opens the output; nothing appears under its name before ``Sink.finish``.
 
@@ -100,9 +100,7 @@ def open_sink(
         height: height of the frames that will be written, in pixels.
         job: of the same path; tells whether existing files may be replaced. The sink adds its
             settings to the job's identity. ``None`` for standard output.
-        codec: encoder of a video; by default H.264, VP9 in WebM.
-        crf: quality of a video on the encoder's scale, smaller is better; 18 for H.264.
-        pix_fmt: pixel format of a video; by default 8-bit 4:2:0.
+        options: how it is written.
 
     Raises:
         MediaError: one sentence that says which wish cannot be met, and what can.
@@ -112,12 +110,12 @@ def open_sink(
     if job is None:
         if not is_pipe(path):
             raise ValueError(f"{path} needs a job")
-        for name, wish in (("codec", codec), ("crf", crf)):
+        for name, wish in (("codec", options.codec), ("crf", options.crf)):
             if wish is not None:
                 raise MediaError(
                     f"{name} is for files, and standard output takes y4m: leave it out"
                 )
-        return PipeSink(source=source, width=width, height=height, pix_fmt=pix_fmt)
+        return PipeSink(source=source, width=width, height=height, pix_fmt=options.pix_fmt)
     if path != job.output:
         raise ValueError(f"the job is for {job.output}, not for {path}")
     if path.exists() and source.path.exists() and path.samefile(source.path):
@@ -130,9 +128,7 @@ def open_sink(
         )
     if kind == "video":
         container = CONTAINERS[path.suffix.lower()]
-        encoder = choose_encoder(
-            container, codec=codec, crf=crf, pix_fmt=pix_fmt, size=(width, height)
-        )
+        encoder = choose_encoder(container, options, size=(width, height))
         return VideoSink(
             path,
             source=source,
@@ -142,8 +138,8 @@ def open_sink(
             encoder=encoder,
             job=job,
         )
-    for name, wish in (("codec", codec), ("crf", crf), ("pix_fmt", pix_fmt)):
-        if wish is not None:
+    for name in ("codec", "crf", "pix_fmt"):
+        if getattr(options, name) is not None:
             raise MediaError(f"{name} is for videos, and the output {path} takes pictures")
     if kind == "picture" and source.frame_count != 1:
         raise MediaError(

@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from rbvsr_deploy.video import Frame, Job, Sink, open_sink, open_source
+from rbvsr_deploy.video import Frame, Job, Sink, Source, WriteOptions, open_sink, open_source
 
 
 @contextmanager
-def job_sink(path: Path, *, overwrite: bool = False, **options: object) -> Iterator[Sink]:
-    """The sink for ``path``, for tests that are not about resuming."""
+def job_sink(
+    path: Path,
+    *,
+    source: Source,
+    width: int,
+    height: int,
+    overwrite: bool = False,
+    **wishes: Any,
+) -> Iterator[Sink]:
+    """The sink for ``path``, for tests that are not about resuming; ``wishes`` are those of
+    ``WriteOptions``."""
     with (
         Job(path, identity={}, overwrite=overwrite) as job,
-        open_sink(path, job=job, **options) as sink,
+        open_sink(
+            path,
+            source=source,
+            width=width,
+            height=height,
+            job=job,
+            options=WriteOptions(**wishes),
+        ) as sink,
     ):
         yield sink
 
@@ -28,7 +45,7 @@ def write_parts(
     keep: bool = False,
     attach: bool = True,
     identity: dict[str, str] | None = None,
-    **options: object,
+    **wishes: Any,
 ) -> Job:
     """Copies a video in parts, going on behind those that are finished.
 
@@ -40,7 +57,7 @@ def write_parts(
         keep: as ``Job`` takes it.
         attach: whether to attach something to each part.
         identity: as ``Job`` takes it.
-        options: as ``open_sink`` takes them.
+        wishes: those of ``WriteOptions``.
 
     Returns:
         The job, closed.
@@ -50,7 +67,12 @@ def write_parts(
         open_source(path) as source,
         Job(out, identity=identity or {}, keep=keep) as job,
         open_sink(
-            out, source=source, width=source.width, height=source.height, job=job, **options
+            out,
+            source=source,
+            width=source.width,
+            height=source.height,
+            job=job,
+            options=WriteOptions(**wishes),
         ) as sink,
     ):
         done = sum(part.frames for part in sink.finished_parts)

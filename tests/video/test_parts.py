@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video import Frame, Job, open_sink, open_source
+from rbvsr_deploy.video import Frame, Job, WriteOptions, open_sink, open_source
 from rbvsr_deploy.video.encoder import choose_encoder
 from rbvsr_deploy.video.images import write_image
 from rbvsr_deploy.video.packets import (
@@ -136,7 +136,7 @@ class TestJoints:
     def test_one_part_has_the_encoders_own_decoding_times(self, tmp_path, stamps):
         path = moving(tmp_path / "in.mp4", stamps=stamps)
         write_parts(path, tmp_path / "out.mp4", lengths=[COUNT])
-        encoder = choose_encoder("mp4", codec=None, crf=None, pix_fmt=None, size=(64, 48))
+        encoder = choose_encoder("mp4", WriteOptions(), size=(64, 48))
         with open_source(path) as source, av.open(str(tmp_path / "plain.mp4"), "w") as plain:
             stream = plain.add_stream("libx264", rate=source.rate, options=encoder.options)
             context = stream.codec_context

@@ -30,11 +30,11 @@ COMMAND = (
 ENLARGE = """
 import dataclasses, os, sys
 from pathlib import Path
-from rbvsr_deploy.video import open_sink, open_source
+from rbvsr_deploy.video import WriteOptions, open_sink, open_source
 with open_source(Path(sys.argv[1])) as source:
     size = {"width": 4 * source.width, "height": 4 * source.height}
-    formats = {"pix_fmt": sys.argv[2]} if sys.argv[2:] else {}
-    with open_sink(Path("-"), source=source, job=None, **size, **formats) as sink:
+    wishes = WriteOptions(pix_fmt=sys.argv[2] if sys.argv[2:] else None)
+    with open_sink(Path("-"), source=source, job=None, options=wishes, **size) as sink:
         for frame in source:
             print("from Python")
             os.write(1, b"from C")
