@@ -37,6 +37,14 @@ class Frame:
     """File name of the picture, for folders of images."""
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of an input, whose frames come with their times counted from its start."""
+
+    start: Fraction
+    """Seconds on the input's clock that become 0."""
+
+
 class Source(ABC):
     """Pictures in order of presentation, read lazily and once.
 
@@ -60,6 +68,8 @@ class Source(ABC):
     """Width of a pixel divided by its height, after rotation; ``None``: square or not known."""
     colour: Colour
     """Matrix, range, primaries and transfer, guessed where the input does not tell."""
+    excerpt: Excerpt | None = None
+    """Which part of the input is read; ``None``: all of it."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
