@@ -28,7 +28,8 @@
 ``pipes.py``                  y4m on standard input and output
 ``images.py``                 pictures and folders of pictures
 ``image_sink.py``             pictures out
-``colour.py``                 YUV to RGB and back, rotation
+``colour.py``                 YUV to RGB and back
+``orientation.py``            turning and mirroring frames until they stand upright
 ``job.py``                    the folder that holds unfinished work
 ``parts.py``                  what is recorded of a finished part
 ``publish.py``                checks of the output, and the final rename

@@ -1,4 +1,4 @@
-"""Colour and orientation: decoded frames to upright RGB, and RGB to frames for an encoder.
+"""Colour: decoded frames to RGB, and RGB to frames for an encoder.
 
 The numbers are those of ITU-T H.273, which FFmpeg and every container use.
 """
@@ -29,9 +29,6 @@ FULL = 2
 _ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
 # The matrices that swscale knows: BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020.
 _SUPPORTED = frozenset({1, 4, 5, 6, 7, 9})
-
-# Quarter turns counterclockwise to the signs of their display matrix.
-_ROTATIONS = {1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
 
 
 @dataclass(frozen=True)
@@ -79,21 +76,21 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
 
 
 def to_rgb(frame: VideoFrame, *, colour: Colour) -> NDArray[np.uint8]:
-    """Converts a decoded frame to upright RGB.
+    """Converts a decoded frame to RGB, as it lies in the file.
 
     Args:
         frame: a decoded frame of any pixel format.
         colour: how its numbers are to be read.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, contiguous; H and W exchanged where the frame lies on its side.
+        ``(H, W, 3)`` uint8 RGB, contiguous.
     """
-    return apply_orientation(_converted(frame, colour, "rgb24"), matrix=display_matrix(frame))
+    return np.ascontiguousarray(_converted(frame, colour, "rgb24"))
 
 
 def to_rgba(frame: VideoFrame, *, colour: Colour) -> NDArray[np.uint8]:
     """As ``to_rgb`` with the opacity as fourth channel: ``(H, W, 4)`` uint8."""
-    return apply_orientation(_converted(frame, colour, "rgba"), matrix=display_matrix(frame))
+    return np.ascontiguousarray(_converted(frame, colour, "rgba"))
 
 
 def from_rgb(image: NDArray[np.uint8], *, pix_fmt: str, colour: Colour) -> VideoFrame:
@@ -114,41 +111,6 @@ def from_rgb(image: NDArray[np.uint8], *, pix_fmt: str, colour: Colour) -> Video
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
     return frame
-
-
-def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
-    """The signs ``(a, b, c, d)`` of the frame's display matrix, ``None`` where it is upright.
-
-    A pixel at (x, y) is shown at (a x + c y, b x + d y). Angles that are no multiple of 90
-    degrees are not applied.
-    """
-    try:
-        data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV knows no name for some newer kinds of side data, EXIF among them, and gives up on
-        # all of them; the angle still comes through, though not whether the frame is mirrored.
-        return _ROTATIONS.get(round(frame.rotation / 90) % 4)
-    if data is None:
-        return None
-    values = np.frombuffer(memoryview(data), np.int32)  # type: ignore[arg-type]
-    a, b, c, d = (int(np.sign(values[i])) for i in (0, 1, 3, 4))
-    if (abs(a), abs(b), abs(c), abs(d)) not in ((1, 0, 0, 1), (0, 1, 1, 0)):
-        logger.warning("the rotation is no multiple of 90 degrees and is not applied")
-        return None
-    return None if (a, d) == (1, 1) else (a, b, c, d)
-
-
-def apply_orientation(
-    image: NDArray[np.uint8], *, matrix: tuple[int, int, int, int] | None
-) -> NDArray[np.uint8]:
-    """Turns and mirrors ``(H, W, C)`` as ``display_matrix`` says; the result is contiguous."""
-    if matrix is not None:
-        a, b, c, d = matrix
-        if a == 0:
-            image = image.transpose(1, 0, 2)
-        across, down = (a, d) if a else (c, b)
-        image = image[:: down or 1, :: across or 1]
-    return np.ascontiguousarray(image)
 
 
 def _converted(frame: VideoFrame, colour: Colour, pix_fmt: str) -> NDArray[np.uint8]:

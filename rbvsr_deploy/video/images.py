@@ -23,6 +23,7 @@ from rbvsr_deploy.video.colour import (
     to_rgb,
     to_rgba,
 )
+from rbvsr_deploy.video.orientation import orientation_of, upright
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         frame = frames[0]
         colour = colour_of(frame, matrix_if_unknown=BT601)
         if not any(component.is_alpha for component in frame.format.components):
-            return to_rgb(frame, colour=colour)
-        rgba = to_rgba(frame, colour=colour)
+            return upright(to_rgb(frame, colour=colour), orientation_of(frame))
+        rgba = upright(to_rgba(frame, colour=colour), orientation_of(frame))
     if rgba[..., 3].min() < 255:
         logger.warning("%s is transparent in parts; its opacity is dropped", path)
     return np.ascontiguousarray(rgba[..., :3])

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.colour import colour_of, display_matrix, to_rgb
+from rbvsr_deploy.video.colour import colour_of, to_rgb
 from rbvsr_deploy.video.completeness import cut_off, indexed_frames, refuse_cut_off
+from rbvsr_deploy.video.orientation import orientation_of, upright
 from rbvsr_deploy.video.pyav import media_errors, open_input, reason
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ class VideoSource(Source):
         self.time_base = stream.time_base or 1 / self.rate
         self.colour = colour_of(first)
         with media_errors(f"cannot convert the video of {self.path} to RGB"):
-            self.height, self.width = to_rgb(first, colour=self.colour).shape[:2]
-        orientation = display_matrix(first)
+            orientation = orientation_of(first)
+            image = upright(to_rgb(first, colour=self.colour), orientation)
+        self.height, self.width = image.shape[:2]
         on_its_side = orientation is not None and orientation[0] == 0
         aspect = stream.sample_aspect_ratio or None
         self.sample_aspect = 1 / aspect if aspect and on_its_side else aspect
@@ -151,7 +153,7 @@ class VideoSource(Source):
 
     def _frame(self, decoded: VideoFrame, *, number: int, stamps: _Stamps) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
-            image = to_rgb(decoded, colour=self.colour)
+            image = upright(to_rgb(decoded, colour=self.colour), orientation_of(decoded))
         if image.shape[:2] != (self.height, self.width):
             raise MediaError(
                 f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, those before "
