@@ -23,7 +23,7 @@ from rbvsr_deploy.video.colour import (
     to_rgb,
     to_rgba,
 )
-from rbvsr_deploy.video.orientation import orientation_of, upright
+from rbvsr_deploy.video.orientation import exif_orientation, upright
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
@@ -124,17 +124,18 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if name is None:
         raise MediaError(f"{path} is no picture: PNG, JPEG, TIFF, WebP and BMP can be read")
     with media_errors(f"cannot read the picture {path}"):
+        data = path.read_bytes()
         context: VideoCodecContext = av.CodecContext.create(name, "r")  # type: ignore[assignment]
         if name != "tiff":  # where FFmpeg finds fault with its own files
             context.options = {"err_detect": "explode"}
-        frames = context.decode(av.Packet(path.read_bytes())) or context.decode(None)
+        frames = context.decode(av.Packet(data)) or context.decode(None)
         if not frames:
             raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
         frame = frames[0]
         colour = colour_of(frame, matrix_if_unknown=BT601)
         if not any(component.is_alpha for component in frame.format.components):
-            return upright(to_rgb(frame, colour=colour), orientation_of(frame))
-        rgba = upright(to_rgba(frame, colour=colour), orientation_of(frame))
+            return upright(to_rgb(frame, colour=colour), exif_orientation(data))
+        rgba = upright(to_rgba(frame, colour=colour), exif_orientation(data))
     if rgba[..., 3].min() < 255:
         logger.warning("%s is transparent in parts; its opacity is dropped", path)
     return np.ascontiguousarray(rgba[..., :3])

@@ -104,6 +104,8 @@ class VideoSource(Source):
         aspect = stream.sample_aspect_ratio or None
         self.sample_aspect = 1 / aspect if aspect and on_its_side else aspect
         self.frame_count = self._expected_frames() or None
+        if orientation is None:
+            logger.warning("%s is rotated by no multiple of 90 degrees: not applied", self.path)
         if any(component.bits > 8 for component in first.format.components):
             logger.warning("%s has more than 8 bits per sample; they are rounded to 8", self.path)
         if any(component.is_alpha for component in first.format.components):

@@ -91,6 +91,17 @@ def make_video(
     return path
 
 
+def remux(path: Path, target: Path) -> Path:
+    """The video stream of a file in another container, everything that belongs to it included."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    return target
+
+
 def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     """Writes the matrix into the header of an MP4's only track."""
     data = bytearray(path.read_bytes())

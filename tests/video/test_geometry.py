@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
 from rbvsr_deploy.video import open_source
-from rbvsr_deploy.video.orientation import orientation_of, upright
+from rbvsr_deploy.video.images import read_image, write_image
+from rbvsr_deploy.video.orientation import UPRIGHT, exif_orientation, upright
 from tests.video import media
 from tests.video.sinks import job_sink
 
@@ -24,28 +28,142 @@ ORIENTATIONS = {
     (0, 1, -1, 0): lambda image: np.rot90(image, -1),
     (0, -1, 1, 0): lambda image: np.rot90(image, 1),
 }
+# The same by the number that EXIF gives it: where row 0 and column 0 of the file are shown.
+EXIF = {
+    1: (1, 0, 0, 1),  # top, left
+    2: (-1, 0, 0, 1),  # top, right
+    3: (-1, 0, 0, -1),  # bottom, right
+    4: (1, 0, 0, -1),  # bottom, left
+    5: (0, 1, 1, 0),  # left, top
+    6: (0, 1, -1, 0),  # right, top
+    7: (0, -1, -1, 0),  # right, bottom
+    8: (0, -1, 1, 0),  # left, bottom
+}
 
 
-@pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
-def test_orientation_is_applied_and_not_carried_over(tmp_path, matrix):
-    image = np.zeros((48, 64, 3), np.uint8)
-    image[:16, :16] = 255  # a white corner, top left
-    image[:16, 48:] = (200, 0, 0)  # a red one, top right
-    path = media.make_video(
-        tmp_path / "in.mp4", stamps=[0, 1001], pictures=[image, image], matrix=matrix
+def corners(*, width: int = 64, height: int = 48) -> np.ndarray:
+    """Black with a different colour in each corner."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:16, :16] = 255
+    image[:16, -16:] = (200, 0, 0)
+    image[-16:, :16] = (0, 160, 0)
+    image[-16:, -16:] = (0, 0, 250)
+    return image
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b).mean())
+
+
+def exif(number: int, *, order: str) -> bytes:
+    """A block with one other tag and the orientation."""
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    width = struct.pack(f"{order}HHII", 256, 4, 1, 64)
+    orientation = struct.pack(f"{order}HHIHH", 274, 3, 1, number, 0)
+    return start + struct.pack(f"{order}H", 2) + width + orientation + struct.pack(f"{order}I", 0)
+
+
+def write_turned(path: Path, image: np.ndarray, number: int, *, order: str = "<") -> None:
+    """A picture file whose EXIF data gives the orientation."""
+    write_image(path, image=image)
+    data = path.read_bytes()
+    block = exif(number, order=order)
+    if path.suffix == ".jpg":
+        segment = b"Exif\0\0" + block
+        data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+    elif path.suffix == ".png":
+        chunk = b"eXIf" + block
+        chunk = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        data = data[:33] + chunk + data[33:]  # behind the header
+    elif path.suffix == ".webp":
+        height, width = image.shape[:2]
+        size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+        header = b"VP8X" + struct.pack("<II", 10, 0x18) + size  # with EXIF, with alpha
+        body = b"WEBP" + header + data[12:] + b"EXIF" + struct.pack("<I", len(block)) + block
+        data = b"RIFF" + struct.pack("<I", len(body)) + body
+    else:
+        data = _tiff(image, number, order=order)
+    path.write_bytes(data)
+
+
+def _tiff(image: np.ndarray, number: int, *, order: str) -> bytes:
+    """Without compression, in one strip."""
+    height, width = image.shape[:2]
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 1),
+        (262, 3, 2),  # RGB
+        (273, 4, 8),
+        (274, 3, number),
+        (277, 3, 3),
+        (278, 4, height),
+        (279, 4, image.nbytes),
+    ]
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + image.nbytes)
+    table = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, 1)
+        + struct.pack(f"{order}{'I' if kind == 4 else 'Hxx'}", value)
+        for tag, kind, value in tags
     )
-    upright = ORIENTATIONS[matrix](image)
-    out = tmp_path / "out.mp4"
+    return start + image.tobytes() + struct.pack(f"{order}H", len(tags)) + table + bytes(4)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
+def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix, suffix):
+    path = media.make_video(
+        tmp_path / "in.mp4", stamps=[0, 1001], pictures=[corners()] * 2, matrix=matrix
+    )
+    if suffix != ".mp4":
+        path = media.remux(path, tmp_path / f"in{suffix}")
+    expected = ORIENTATIONS[matrix](corners())
+    out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
-        assert (source.height, source.width) == upright.shape[:2]
+        assert (source.height, source.width) == expected.shape[:2]
         size = {"width": source.width, "height": source.height}
         with job_sink(out, source=source, **size) as sink:
             for frame in source:
-                assert np.abs(frame.image.astype(int) - upright).mean() < 4
+                assert difference(frame.image, expected) < 4
                 sink.write(frame)
             sink.finish()
     with av.open(str(out)) as container:
-        assert orientation_of(next(container.decode(video=0))) is None
+        assert "rotate" not in container.streams.video[0].metadata
+        frame = next(container.decode(video=0))
+        assert frame.side_data.get("DISPLAYMATRIX") is None
+        assert difference(frame.to_ndarray(format="rgb24"), expected) < 4
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
+@pytest.mark.parametrize("number", sorted(EXIF))
+def test_orientation_of_a_picture_is_applied_and_not_carried_over(tmp_path, number, suffix, order):
+    path = tmp_path / f"in{suffix}"
+    write_turned(path, corners(), number, order=order)
+    expected = ORIENTATIONS[EXIF[number]](corners())
+    assert difference(read_image(path), expected) < 2
+    out = tmp_path / f"out{suffix}"
+    with open_source(path) as source:
+        assert (source.height, source.width) == expected.shape[:2]
+        with job_sink(out, source=source, width=source.width, height=source.height) as sink:
+            for frame in source:
+                sink.write(frame)
+            sink.finish()
+    assert exif_orientation(out.read_bytes()) == UPRIGHT
+    assert difference(read_image(out), expected) < 3
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
+def test_damaged_exif_data_is_not_looked_at(suffix, tmp_path):
+    """Cut off anywhere, or with an orientation that does not exist, no other error comes out."""
+    path = tmp_path / f"in{suffix}"
+    write_turned(path, corners(width=16, height=16), 9)
+    data = path.read_bytes()
+    assert exif_orientation(data) == UPRIGHT
+    for end in range(0, len(data), max(1, len(data) // 300)):
+        assert exif_orientation(data[:end]) == UPRIGHT
 
 
 @pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
@@ -57,10 +175,11 @@ def test_upright(matrix):
 
 
 def test_other_angles_are_not_applied(tmp_path, caplog):
-    path = media.make_video(tmp_path / "in.mp4", stamps=[0], matrix=(1, 1, -1, 1))
+    path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001], matrix=(1, 1, -1, 1))
     with open_source(path) as source:
         assert (source.width, source.height) == (64, 48)
-    assert "no multiple of 90 degrees" in caplog.text
+        assert len(list(source)) == 2
+    assert caplog.text.count("no multiple of 90 degrees") == 1
 
 
 def test_aspect_ratio_turns_with_the_picture(tmp_path):
