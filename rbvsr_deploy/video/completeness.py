@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.matroska import segment_end
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
-
-_EBML_HEADER = 0x1A45DFA3
-_SEGMENT = 0x18538067
 
 
 def refuse_cut_off(container: InputContainer, *, video: VideoStream, path: Path) -> None:
@@ -31,7 +29,7 @@ def refuse_cut_off(container: InputContainer, *, video: VideoStream, path: Path)
         if readable < len(entries):
             raise cut_off(path, readable=readable, expected=len(entries))
     if "matroska" in container.format.name:
-        expected = _matroska_size(path)
+        expected = segment_end(path)
         if expected is not None and size < expected:
             raise MediaError(
                 f"{path} is cut off: only {size} of its {expected} bytes are there; "
@@ -53,36 +51,3 @@ def cut_off(path: Path, *, readable: int, expected: int) -> MediaError:
         f"{path} is cut off: only {readable} of its {expected} frames can be read; "
         "get the complete file, or save the readable part as a new one"
     )
-
-
-def _matroska_size(path: Path) -> int | None:
-    """The length in bytes that a Matroska file gives itself, ``None`` where it does not."""
-    with path.open("rb") as file:
-        start = file.read(4096)
-    header = _element(start, 0)
-    if header is None or header[0] != _EBML_HEADER or header[2] is None:
-        return None
-    segment = _element(start, header[1] + header[2])
-    if segment is None or segment[0] != _SEGMENT or segment[2] is None:
-        return None
-    return segment[1] + segment[2]
-
-
-def _element(data: bytes, at: int) -> tuple[int, int, int | None] | None:
-    """Reads an EBML element: its number, where its content starts, and how long that is.
-
-    The length is ``None`` where it was not known when the file was begun, as in live streams;
-    the whole is ``None`` where the data ends too early.
-    """
-    if at + 12 > len(data) or not data[at]:
-        return None
-    id_length = 9 - data[at].bit_length()
-    first = data[at + id_length]
-    if not first:
-        return None
-    size_length = 9 - first.bit_length()
-    content = at + id_length + size_length
-    number = int.from_bytes(data[at : at + id_length], "big")
-    mask = (1 << 7 * size_length) - 1
-    size = int.from_bytes(data[at + id_length : content], "big") & mask
-    return number, content, None if size == mask else size
