@@ -37,7 +37,7 @@ from torch import Tensor
 from rbvsr_deploy.errors import CheckpointError, MissingDependencyError, first_line
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_tensors"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,21 +102,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             mis-shaped key is listed).
         MissingDependencyError: a ``.safetensors`` file without the ``safetensors`` package.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint '{path}' is not a file: give the path of a .safetensors or .pth file"
-        )
-    if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-        wrapper = ""
-    elif path.suffix in PICKLE_SUFFIXES:
-        tensors, wrapper = _unwrap(_read_pickle(path), path)
-        metadata = {}
-    else:
-        raise CheckpointError(
-            f"checkpoint '{path}' has the suffix '{path.suffix}': known are .safetensors, "
-            f"{', '.join(PICKLE_SUFFIXES)}"
-        )
+    tensors, wrapper, metadata = _read(path)
     tensors, naming = _published_names(tensors)
     model = _build(tensors, path)
     threshold = metadata.get("refine_threshold", RELEASED_REFINE_THRESHOLD)
@@ -139,7 +125,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any network, under the names they have in the file.
+
+    Raises:
+        CheckpointError: missing or unreadable file, an unsafe pickle, or no tensors in it.
+        MissingDependencyError: a ``.safetensors`` file without the ``safetensors`` package.
+    """
+    return _read(path)[0]
+
+
 # ----------------------------------------------------------------------------------------- reading
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """Tensors, the name of what they were wrapped in, and the metadata of a safetensors file."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a file: give the path of a .safetensors or .pth file"
+        )
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+        return tensors, "", metadata
+    if path.suffix in PICKLE_SUFFIXES:
+        return *_unwrap(_read_pickle(path), path), {}
+    raise CheckpointError(
+        f"checkpoint '{path}' has the suffix '{path.suffix}': known are .safetensors, "
+        f"{', '.join(PICKLE_SUFFIXES)}"
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

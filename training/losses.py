@@ -1,18 +1,51 @@
-"""What the training minimises: flow error first, then output and cleaning loss."""
+"""What the training minimises: flow error first, then output, cleaning and adversarial loss.
+
+Numbers of the published recipe are in :mod:`rbvsr_deploy.training.config`; the perceptual loss,
+which needs a network of its own, is in :mod:`rbvsr_deploy.training.perceptual`.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rbvsr_deploy.model import RealBasicVSR
 
-__all__ = ["charbonnier", "flow_loss", "joint_loss"]
+__all__ = ["adversarial_loss", "charbonnier", "cleaning_target", "flow_loss", "joint_loss", "l1"]
+
+
+def l1(output: Tensor, target: Tensor) -> Tensor:
+    """Mean of ``|d|``: the output and cleaning loss of the released configuration."""
+    return F.l1_loss(output, target)
 
 
 def charbonnier(output: Tensor, target: Tensor, *, epsilon: float = 1e-3) -> Tensor:
-    """Mean of ``sqrt(d^2 + epsilon^2)`` over tensors of one shape: L1 that is smooth at 0."""
+    """Mean of ``sqrt(d^2 + epsilon^2)``, L1 that is smooth at 0: the output and cleaning loss of
+    the paper's text (section 3.1).
+    """
     return ((output - target) ** 2 + epsilon**2).sqrt().mean()
+
+
+def cleaning_target(truth: Tensor) -> Tensor:
+    """What the cleaning module shall make of the degraded frames: the sharpened truth, reduced to
+    their size by averaging blocks of 4x4 (paper, section 3.1; published code: ``area``, x0.25).
+
+    Args:
+        truth: (N, T, 3, 4H, 4W).
+
+    Returns:
+        (N, T, 3, H, W).
+    """
+    return F.avg_pool2d(truth.flatten(0, 1), 4).unflatten(0, truth.shape[:2])
+
+
+def adversarial_loss(logits: Tensor, *, real: bool) -> Tensor:
+    """Binary cross entropy of logits against "real" (1) or "made" (0), the published ``vanilla``
+    GAN loss: of the discriminator with what each picture is, of the generator with ``real=True``.
+    """
+    target = torch.ones_like(logits) if real else torch.zeros_like(logits)
+    return F.binary_cross_entropy_with_logits(logits, target)
 
 
 def flow_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,8 +58,8 @@ def flow_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         The loss, and the plain mean end-point error in pixels.
     """
     height, width = truth.shape[-2:]
-    x = torch.arange(width, dtype=truth.dtype) + truth[:, 0]
-    y = torch.arange(height, dtype=truth.dtype)[:, None] + truth[:, 1]
+    x = torch.arange(width, dtype=truth.dtype, device=truth.device) + truth[:, 0]
+    y = torch.arange(height, dtype=truth.dtype, device=truth.device)[:, None] + truth[:, 1]
     inside = ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).to(truth.dtype)
     error = ((flow - truth) ** 2).sum(dim=1).add(1e-6).sqrt()  # (N, H, W)
     weight = inside / (0.5 + truth.norm(dim=1))
