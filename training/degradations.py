@@ -1,83 +1,295 @@
-"""From sharp frames to what a viewer gets: blur, x4 reduction, noise, JPEG, and a real video codec.
+"""The degradations of one clip: drawn, so that they can be logged and replayed, and applied.
 
-One set of parameters is drawn for a whole clip (:func:`draw_degradation`) and applied to it
-(:func:`degrade`). The order is that of the first half of the RealBasicVSR recipe (CVPR 2022,
-section 4); the strengths are moderate, because the model is trained for fidelity (PSNR) and not to
-invent texture.
+::
+
+    degradation = draw_degradation(PUBLISHED, rng, length=30, walk=True)
+    sharpened = sharpen(truth)
+    degraded = degrade(sharpened, degradation)
+    msgspec.json.decode(msgspec.json.encode(degradation), type=Degradation)  # the same again
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
-import av
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
+from msgspec import Struct
 from numpy.typing import NDArray
 
-__all__ = ["CLEAN", "SCALE", "Degradation", "degrade", "draw_degradation"]
+from rbvsr_deploy.training.compression import encode_and_decode
+from rbvsr_deploy.training.degradation_config import (
+    CLEAN,
+    MODERATE,
+    PUBLISHED,
+    BlurConfig,
+    BlurKind,
+    DegradationConfig,
+    Filter,
+    JpegConfig,
+    NoiseConfig,
+    ResizeConfig,
+    StageConfig,
+    VideoConfig,
+    Walk,
+)
+from rbvsr_deploy.training.kernels import gaussian_kernel, plateau_kernel, sinc_kernel
+
+__all__ = [
+    "CLEAN",
+    "MODERATE",
+    "PUBLISHED",
+    "SCALE",
+    "Blur",
+    "Degradation",
+    "DegradationConfig",
+    "GaussianNoise",
+    "Jpeg",
+    "PoissonNoise",
+    "Reduction",
+    "Resize",
+    "SincBlur",
+    "Step",
+    "VideoCompression",
+    "degrade",
+    "draw_degradation",
+    "sharpen",
+    "steps",
+]
 
 SCALE = 4
 """Ground truth is this many times larger than the degraded frames."""
 
 Frames = NDArray[np.uint8]
+Picture = NDArray[np.float32]
+"""(H, W, 3) float32, RGB, nominally [0, 1]; what overshoots is clipped where 8 bits are made."""
+
+PerFrame = tuple[float, ...]
+"""One value for every frame of the clip."""
+
+_T = TypeVar("_T", bound=str)
 
 
-@dataclass(frozen=True)
-class Degradation:
-    """What happens to one clip. The defaults are a clean bicubic reduction and nothing else."""
-
-    blur_sigmas: tuple[float, float] = (0.0, 0.0)
-    """Standard deviations along the kernel's two axes, ground-truth pixels; 0 is no blur."""
-    blur_angle: float = 0.0
-    """Radians from the x axis to the first axis of the kernel."""
-    resize: str = "bicubic"
-    """"area", "bilinear" or "bicubic"; all are antialiased."""
-    gaussian_noise: float = 0.0
-    """Standard deviation on the 0-255 scale."""
-    photons: float = 0.0
-    """Mean photon count of a white pixel, for Poisson noise; 0 is none."""
-    gray_noise: bool = False
-    """Noise is the same in the three channels."""
-    jpeg_quality: int | None = None
-    codec: str | None = None
-    """"libx264" or "mpeg4"; ``None`` skips the video encoder."""
-    codec_quality: int = 23
-    """Constant rate factor of libx264, or quantiser of mpeg4: higher is worse."""
-    noise_seed: int = 0
+# --------------------------------------------------------------------------------- drawn parameters
 
 
-CLEAN = Degradation()
-"""Bicubic x4 reduction only."""
+class Blur(Struct, frozen=True, forbid_unknown_fields=True, tag="blur", tag_field="step"):
+    """Kernel of :func:`~rbvsr_deploy.training.kernels.gaussian_kernel` or ``plateau_kernel``."""
+
+    kind: BlurKind
+    size: int
+    sigma_x: PerFrame
+    sigma_y: PerFrame
+    angle: PerFrame
+    beta: PerFrame
 
 
-def draw_degradation(rng: np.random.Generator) -> Degradation:
-    """Draw the parameters of one clip: what the model is trained and evaluated on."""
-    first = float(rng.uniform(0.2, 2.5))
-    second = float(rng.uniform(0.2, 2.5)) if rng.random() < 0.3 else first
-    blurred = rng.random() < 0.8
-    noise = str(rng.choice(["gaussian", "poisson", "none"], p=[0.45, 0.25, 0.3]))
-    codec = str(rng.choice(["libx264", "mpeg4", "none"], p=[0.65, 0.25, 0.1]))
-    quality = int(rng.integers(2, 9)) if codec == "mpeg4" else int(rng.integers(16, 34))
-    return Degradation(
-        blur_sigmas=(first, second) if blurred else (0.0, 0.0),
-        blur_angle=float(rng.uniform(-np.pi, np.pi)),
-        resize=str(rng.choice(["area", "bilinear", "bicubic"])),
-        gaussian_noise=float(rng.uniform(1.0, 12.0)) if noise == "gaussian" else 0.0,
-        photons=float(np.exp(rng.uniform(np.log(250.0), np.log(4000.0))))
-        if noise == "poisson"
-        else 0.0,
-        gray_noise=bool(rng.random() < 0.4),
-        jpeg_quality=int(rng.integers(60, 96)) if rng.random() < 0.25 else None,
-        codec=None if codec == "none" else codec,
-        codec_quality=quality,
-        noise_seed=int(rng.integers(2**31)),
-    )
+class SincBlur(Struct, frozen=True, forbid_unknown_fields=True, tag="sinc", tag_field="step"):
+    """Kernel of :func:`~rbvsr_deploy.training.kernels.sinc_kernel`."""
+
+    size: int
+    cutoff: PerFrame
+
+
+class Resize(Struct, frozen=True, forbid_unknown_fields=True, tag="resize", tag_field="step"):
+    """Scales are relative to the first frame's size; the result is rounded down to even sizes."""
+
+    direction: str
+    filter: Filter
+    scale: PerFrame
+
+
+class Reduction(Struct, frozen=True, forbid_unknown_fields=True, tag="reduction", tag_field="step"):
+    """Resize to exactly a quarter of the ground truth's size."""
+
+    filter: Filter
+
+
+class GaussianNoise(
+    Struct, frozen=True, forbid_unknown_fields=True, tag="gaussian noise", tag_field="step"
+):
+    """Standard deviations in levels of 255."""
+
+    sigma: PerFrame
+    gray: bool
+    seed: int
+
+
+class PoissonNoise(
+    Struct, frozen=True, forbid_unknown_fields=True, tag="poisson noise", tag_field="step"
+):
+    """Shot noise times a factor."""
+
+    scale: PerFrame
+    gray: bool
+    seed: int
+
+
+class Jpeg(Struct, frozen=True, forbid_unknown_fields=True, tag="jpeg", tag_field="step"):
+    quality: tuple[int, ...]
+
+
+class VideoCompression(
+    Struct, frozen=True, forbid_unknown_fields=True, tag="video", tag_field="step"
+):
+    encoder: str
+    bits_per_frame: int | None
+    quality: int | None
+
+
+Step = Blur | SincBlur | Resize | Reduction | GaussianNoise | PoissonNoise | Jpeg | VideoCompression
+
+
+class Degradation(Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens to one clip, in this order."""
+
+    length: int
+    """Frames of the clip."""
+    steps: tuple[Step, ...]
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+
+def draw_degradation(
+    config: DegradationConfig, rng: np.random.Generator, *, length: int, walk: bool
+) -> Degradation:
+    """Draw the degradations of a clip.
+
+    Args:
+        length: frames of the clip.
+        walk: let parameters walk from frame to frame; else they stay as they are drawn.
+    """
+    draw = _Draw(rng, length, walk)
+    steps = list(draw.stage(config.first))
+    if config.second is not None:
+        *rest, last = draw.stage(config.second, keep_video_slot=True)
+        steps += [s for s in rest if s is not None]
+    else:
+        last = None
+    reduction: list[Step | None] = [
+        Reduction(draw.choice(config.final_filters)),
+        draw.blur(config.final_blur),
+    ]
+    compressed_first = rng.random() < 0.5
+    steps += [last, *reduction] if compressed_first else [*reduction, last]
+    return Degradation(length=length, steps=tuple(s for s in steps if s is not None))
+
+
+class _Draw:
+    """Draws the steps of one clip."""
+
+    def __init__(self, rng: np.random.Generator, length: int, walk: bool) -> None:
+        self.rng, self.length, self.walks = rng, length, walk
+
+    def choice(self, weights: dict[_T, float]) -> _T:
+        names = list(weights)
+        p = np.array([weights[name] for name in names])
+        return names[self.rng.choice(len(names), p=p / p.sum())]
+
+    def walk(self, walk: Walk, *, low: float | None = None, high: float | None = None) -> PerFrame:
+        """First value between ``low`` and ``high``, the others within the whole range."""
+        first = self.rng.uniform(
+            walk.low if low is None else low, walk.high if high is None else high
+        )
+        values = [float(first)]
+        sizes = self.rng.uniform(-walk.step, walk.step, self.length - 1)
+        for size in sizes if self.walks else np.zeros(self.length - 1):
+            values.append(float(min(max(values[-1] + size, walk.low), walk.high)))
+        return tuple(values)
+
+    def stage(self, config: StageConfig, *, keep_video_slot: bool = False) -> Iterator[Step | None]:
+        yield self.blur(config.blur)
+        yield self.resize(config.resize)
+        yield self.noise(config.noise)
+        yield self.jpeg(config.jpeg)
+        yield self.video(config.video)
+
+    def blur(self, config: BlurConfig) -> Blur | SincBlur | None:
+        if self.rng.random() >= config.probability:
+            return None
+        kind = self.choice(config.kinds)
+        size = int(self.rng.choice(config.sizes))
+        if kind == "sinc":
+            cutoff = config.cutoff_small if size < 13 else config.cutoff_large
+            return SincBlur(size=size, cutoff=self.walk(cutoff))
+        sigma_x = self.walk(config.sigma)
+        if kind.endswith("anisotropic"):
+            sigma_y, angle = self.walk(config.sigma), self.walk(config.angle)
+        else:
+            sigma_y, angle = sigma_x, (0.0,) * self.length
+        if kind.startswith("generalized"):
+            beta = self.walk(config.beta_generalized)
+        elif kind.startswith("plateau"):
+            beta = self.walk(config.beta_plateau)
+        else:
+            beta = (1.0,) * self.length
+        return Blur(kind=kind, size=size, sigma_x=sigma_x, sigma_y=sigma_y, angle=angle, beta=beta)
+
+    def resize(self, config: ResizeConfig) -> Resize:
+        direction, scale = self.choice(config.directions), config.scale
+        low = 1.0 if direction != "down" else scale.low
+        high = 1.0 if direction != "up" else scale.high
+        return Resize(
+            direction=direction,
+            filter=self.choice(config.filters),
+            scale=self.walk(scale, low=min(low, scale.high), high=max(high, scale.low)),
+        )
+
+    def noise(self, config: NoiseConfig) -> GaussianNoise | PoissonNoise | None:
+        kind = self.choice(config.kinds)
+        if kind == "none":
+            return None
+        gray = bool(self.rng.random() < config.gray_probability)
+        seed = int(self.rng.integers(2**31))
+        if kind == "gaussian":
+            return GaussianNoise(sigma=self.walk(config.sigma), gray=gray, seed=seed)
+        return PoissonNoise(scale=self.walk(config.scale), gray=gray, seed=seed)
+
+    def jpeg(self, config: JpegConfig) -> Jpeg | None:
+        if self.rng.random() >= config.probability:
+            return None
+        return Jpeg(quality=tuple(round(q) for q in self.walk(config.quality)))
+
+    def video(self, config: VideoConfig) -> VideoCompression | None:
+        if self.rng.random() >= config.probability:
+            return None
+        chosen = self.choice({str(i): c.weight for i, c in enumerate(config.codecs)})
+        codec = config.codecs[int(chosen)]
+
+        def integer(ends: tuple[int, int] | None) -> int | None:
+            return None if ends is None else int(self.rng.integers(ends[0], ends[1] + 1))
+
+        return VideoCompression(
+            encoder=codec.encoder,
+            bits_per_frame=integer(codec.bits_per_frame),
+            quality=integer(codec.quality),
+        )
+
+
+# ----------------------------------------------------------------------------------------- applying
+
+
+def sharpen(frames: Frames) -> Frames:
+    """Unsharp mask of Real-ESRGAN, where it changes something by more than 10 levels.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+
+    Returns:
+        The same shape and type.
+    """
+    return np.stack([_sharpen(frame) for frame in frames])
+
+
+def _sharpen(frame: Frames) -> Frames:
+    picture = frame.astype(np.float32) / np.float32(255.0)
+    residual = picture - cv2.GaussianBlur(picture, (51, 51), 0)
+    mask = (np.abs(residual) * 255.0 > 10.0).astype(np.float32)
+    soft = cv2.GaussianBlur(mask, (51, 51), 0)
+    sharp = np.clip(picture + 0.5 * residual, 0.0, 1.0)
+    return _to_bytes(soft * sharp + (1.0 - soft) * picture)
 
 
 def degrade(frames: Frames, degradation: Degradation) -> Frames:
@@ -90,154 +302,124 @@ def degrade(frames: Frames, degradation: Degradation) -> Frames:
         (T, H, W, 3) uint8, RGB.
 
     Raises:
-        ValueError: the frames are not uint8 RGB or not a multiple of four in size.
+        ValueError: the frames are not uint8 RGB, not a multiple of four in size, or not as many as
+            the degradation has parameters for.
     """
+    *_, (_, pictures) = steps(frames, degradation)
+    return np.stack([_to_bytes(picture) for picture in pictures])
+
+
+def steps(frames: Frames, degradation: Degradation) -> Iterator[tuple[Step | None, list[Picture]]]:
+    """Every step with the pictures after it; first ``None`` with the undegraded ones."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"frames must be (T, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
     if frames.shape[1] % SCALE or frames.shape[2] % SCALE:
         raise ValueError(f"height and width must be multiples of {SCALE}, got {frames.shape[1:3]}")
-    blurred = _blur(frames, degradation)
-    small = _add_noise(_reduce(blurred, degradation.resize), degradation)
-    # Clipped before any encoder: overshoot must not wrap around into speckles.
-    result: Frames = np.clip(np.rint(small * 255.0), 0, 255).astype(np.uint8)
-    if degradation.jpeg_quality is not None:
-        result = np.stack([_jpeg(frame, degradation.jpeg_quality) for frame in result])
-    if degradation.codec is not None:
-        result = _encode_and_decode(result, degradation.codec, degradation.codec_quality)
-    return result
+    if len(frames) != degradation.length:
+        raise ValueError(f"{len(frames)} frames, but parameters for {degradation.length}")
+    size = (frames.shape[1] // SCALE, frames.shape[2] // SCALE)
+    pictures = [frame.astype(np.float32) / np.float32(255.0) for frame in frames]
+    yield None, pictures
+    for step in degradation.steps:
+        pictures = _apply(step, pictures, size)
+        yield step, pictures
 
 
-def _blur(frames: Frames, degradation: Degradation) -> Frames:
-    """Gaussian blur with the clip's kernel."""
-    if max(degradation.blur_sigmas) <= 0.0:
-        return frames
-    first, second = degradation.blur_sigmas
-    if first == second:  # separable, and so much faster
-        size = (2 * _radius(first) + 1,) * 2
-        border = cv2.BORDER_REFLECT_101
-        return np.stack([cv2.GaussianBlur(f, size, first, borderType=border) for f in frames])
-    kernel = _gaussian_kernel(degradation.blur_sigmas, degradation.blur_angle)
-    return np.stack(
-        [cv2.filter2D(f, -1, kernel, borderType=cv2.BORDER_REFLECT_101) for f in frames]
+def _apply(step: Step, pictures: list[Picture], size: tuple[int, int]) -> list[Picture]:
+    match step:
+        case Blur() | SincBlur():
+            return [cv2.filter2D(p, -1, _kernel(step, i)) for i, p in enumerate(pictures)]
+        case Resize():
+            height, width = pictures[0].shape[:2]
+            sizes = [(_even(height * s), _even(width * s)) for s in step.scale]
+            return [_resize(p, s, step.filter) for p, s in zip(pictures, sizes, strict=True)]
+        case Reduction():
+            return [_resize(p, size, step.filter) for p in pictures]
+        case GaussianNoise():
+            rng = np.random.default_rng(step.seed)
+            return [
+                _gaussian_noise(p, s, step.gray, rng)
+                for p, s in zip(pictures, step.sigma, strict=True)
+            ]
+        case PoissonNoise():
+            rng = np.random.default_rng(step.seed)
+            return [
+                _poisson_noise(p, s, step.gray, rng)
+                for p, s in zip(pictures, step.scale, strict=True)
+            ]
+        case Jpeg():
+            return [_jpeg(p, q) for p, q in zip(pictures, step.quality, strict=True)]
+        case VideoCompression():
+            return _compress(pictures, step)
+
+
+def _kernel(step: Blur | SincBlur, frame: int) -> NDArray[np.float32]:
+    if isinstance(step, SincBlur):
+        return sinc_kernel(step.size, cutoff=step.cutoff[frame])
+    kernel = plateau_kernel if step.kind.startswith("plateau") else gaussian_kernel
+    return kernel(
+        step.size,
+        sigma_x=step.sigma_x[frame],
+        sigma_y=step.sigma_y[frame],
+        angle=step.angle[frame],
+        beta=step.beta[frame],
     )
 
 
-def _radius(sigma: float) -> int:
-    """Three standard deviations, at least one pixel."""
-    return max(1, int(np.ceil(3.0 * sigma)))
+_INTERPOLATION = {
+    "bilinear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "bicubic": cv2.INTER_CUBIC,
+}
 
 
-def _gaussian_kernel(sigmas: tuple[float, float], angle: float) -> NDArray[np.float64]:
-    """Anisotropic Gaussian of odd size, three standard deviations to each side, sum 1."""
-    radius = _radius(max(sigmas))
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
-    along = np.cos(angle) * x + np.sin(angle) * y
-    across = -np.sin(angle) * x + np.cos(angle) * y
-    kernel = np.exp(-0.5 * ((along / sigmas[0]) ** 2 + (across / sigmas[1]) ** 2))
-    normalised: NDArray[np.float64] = kernel / kernel.sum()
-    return normalised
+def _even(length: float) -> int:
+    return max(2, int(length) // 2 * 2)
 
 
-def _reduce(frames: Frames, mode: str) -> NDArray[np.float32]:
-    """x4 smaller, antialiased; (T, 4H, 4W, 3) uint8 -> (T, H, W, 3) float32, about [0, 1]."""
-    height, width = frames.shape[1] // SCALE, frames.shape[2] // SCALE
-    if mode == "area":
-        small = [cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames]
-        return np.stack(small).astype(np.float32) / 255.0
-    # OpenCV's bicubic and bilinear skip pixels when they reduce; those of torch can be antialiased.
-    tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255.0
-    reduced = F.interpolate(
-        tensor, size=(height, width), mode=mode, antialias=True, align_corners=False
+def _resize(picture: Picture, size: tuple[int, int], filter: Filter) -> Picture:
+    interpolation = _INTERPOLATION[filter]
+    return cv2.resize(picture, (size[1], size[0]), interpolation=interpolation)  # type: ignore[no-any-return]
+
+
+def _gaussian_noise(
+    picture: Picture, sigma: float, gray: bool, rng: np.random.Generator
+) -> Picture:
+    shape = (*picture.shape[:2], 1 if gray else 3)
+    return picture + rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255.0)
+
+
+def _poisson_noise(picture: Picture, scale: float, gray: bool, rng: np.random.Generator) -> Picture:
+    light = picture.clip(0.0, 1.0)
+    if gray:
+        light = cv2.cvtColor(light, cv2.COLOR_RGB2GRAY)[..., None]
+    light = np.rint(light * 255.0) / np.float32(255.0)
+    photons = 2.0 ** np.ceil(np.log2(len(np.unique(light))))
+    noise = rng.poisson(light * photons).astype(np.float32) / np.float32(photons) - light
+    return picture + noise * np.float32(scale)
+
+
+def _to_bytes(picture: Picture) -> Frames:
+    """Clipped before it is rounded: overshoot must not wrap around into speckles."""
+    return np.rint(picture.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _from_bytes(frame: NDArray[Any]) -> Picture:
+    return frame.astype(np.float32) / np.float32(255.0)
+
+
+def _jpeg(picture: Picture, quality: int) -> Picture:
+    """One JPEG round trip; OpenCV's codec takes and gives BGR."""
+    frame = cv2.cvtColor(_to_bytes(picture), cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return _from_bytes(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+
+
+def _compress(pictures: Sequence[Picture], step: VideoCompression) -> list[Picture]:
+    """The video has the first frame's size; frames of other sizes are resized to it."""
+    size = (pictures[0].shape[0], pictures[0].shape[1])
+    frames = np.stack([_to_bytes(_resize(p, size, "bicubic")) for p in pictures])
+    decoded = encode_and_decode(
+        frames, step.encoder, bits_per_frame=step.bits_per_frame, quality=step.quality
     )
-    result: NDArray[np.float32] = reduced.permute(0, 2, 3, 1).numpy()
-    return result
-
-
-def _add_noise(frames: NDArray[np.float32], degradation: Degradation) -> NDArray[np.float32]:
-    """Gaussian and Poisson noise, independent in every frame; (T, H, W, 3) float32 in and out."""
-    rng = np.random.default_rng(degradation.noise_seed)
-    shape = (*frames.shape[:3], 1 if degradation.gray_noise else 3)
-    if degradation.gaussian_noise > 0.0:
-        noise = rng.standard_normal(shape, dtype=np.float32)
-        frames = frames + noise * np.float32(degradation.gaussian_noise / 255.0)
-    if degradation.photons > 0.0:
-        light = np.clip(frames, 0.0, 1.0)
-        light = light.mean(axis=-1, keepdims=True) if degradation.gray_noise else light
-        counts = rng.poisson(light * degradation.photons).astype(np.float32)
-        frames = frames + (counts / np.float32(degradation.photons) - light)
-    return frames.astype(np.float32)
-
-
-def _jpeg(frame: Frames, quality: int) -> Frames:
-    """One JPEG round trip of an RGB frame."""
-    _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    assert decoded is not None  # it was encoded one line above
-    return decoded[..., ::-1].astype(np.uint8)
-
-
-# -------------------------------------------------------------------------------------- video codec
-
-
-def _encode_and_decode(frames: Frames, codec: str, quality: int) -> Frames:
-    """A round trip through a real encoder, in memory; odd sizes are padded for it and cut again."""
-    height, width = frames.shape[1:3]
-    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
-    data = io.BytesIO()
-    with av.open(data, "w", format="matroska") as container:
-        # One thread: the clips are tiny, and the data must not depend on the number of processors.
-        stream: Any = container.add_stream(codec, rate=25, options=_codec_options(codec, quality))
-        stream.width, stream.height = width + width % 2, height + height % 2
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for planes in _to_yuv420(np.pad(frames, padding, mode="edge")):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
-        container.mux(stream.encode(None))
-    data.seek(0)
-    with av.open(data, "r") as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        decoded = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
-    return _from_yuv420(decoded)[:, :height, :width]
-
-
-def _codec_options(codec: str, quality: int) -> dict[str, str]:
-    """Encoder options for constant quality."""
-    if codec == "libx264":
-        # Macroblock trees off: on frames this small x264 reads beyond its look-ahead pictures for
-        # them, and the same input then gives different files from one run to the next.
-        return {"crf": str(quality), "preset": "veryfast", "x264-params": "mbtree=0"}
-    return {"qmin": str(quality), "qmax": str(quality), "bf": "0"}
-
-
-# BT.601, studio range, on the 0-255 scale (ITU-R BT.601-7): what players assume of untagged
-# standard-definition video.
-_TO_YUV = np.array(
-    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], np.float32
-) / np.float32(255.0)
-_FROM_YUV = np.linalg.inv(_TO_YUV.astype(np.float64)).astype(np.float32)
-_OFFSET = np.array([16.0, 128.0, 128.0], np.float32)
-
-
-def _to_yuv420(frames: Frames) -> list[Frames]:
-    """(T, H, W, 3) RGB, even sizes -> per frame the (H * 3 / 2, W) planes of PyAV's yuv420p."""
-    height, width = frames.shape[1:3]
-    result = []
-    for frame in frames:
-        yuv = frame.astype(np.float32) @ _TO_YUV.T + _OFFSET
-        chroma = cv2.resize(yuv[..., 1:], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        parts = (yuv[..., 0].ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel())
-        planes = np.rint(np.concatenate(parts)).clip(0, 255).astype(np.uint8)
-        result.append(planes.reshape(height * 3 // 2, width))
-    return result
-
-
-def _from_yuv420(planes: Sequence[NDArray[Any]]) -> Frames:
-    """Inverse of :func:`_to_yuv420`, chroma enlarged bilinearly."""
-    frames = []
-    for frame in planes:
-        height, width = frame.shape[0] * 2 // 3, frame.shape[1]
-        luma, chroma = frame[:height], frame[height:].reshape(2, height // 2, width // 2)
-        large = [cv2.resize(c.astype(np.float32), (width, height)) for c in chroma]
-        yuv = np.stack((luma.astype(np.float32), *large), axis=-1) - _OFFSET
-        frames.append(np.rint(yuv @ _FROM_YUV.T).clip(0, 255).astype(np.uint8))
-    return np.stack(frames)
+    return [_from_bytes(frame) for frame in decoded]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
-from rbvsr_deploy.training.data import (
+from rbvsr_deploy.training.old_data import (
     Clip,
     ClipSpec,
     TrainingSet,
@@ -34,7 +34,13 @@ from rbvsr_deploy.training.data import (
     true_flow,
     video_clip,
 )
-from rbvsr_deploy.training.degradations import CLEAN, SCALE, Degradation, degrade, draw_degradation
+from rbvsr_deploy.training.old_degradations import (
+    CLEAN,
+    SCALE,
+    Degradation,
+    degrade,
+    draw_degradation,
+)
 
 __all__ = [
     "BORDER",

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.model import COMPACT, RealBasicVSR, RealBasicVSRConfig
-from rbvsr_deploy.training.data import ClipSpec, TrainingSet, true_flow
 from rbvsr_deploy.training.losses import flow_loss, joint_loss
+from rbvsr_deploy.training.old_data import ClipSpec, TrainingSet, true_flow
 
 __all__ = ["TrainingConfig", "train"]
 

@@ -12,7 +12,7 @@ import cv2
 import torch
 
 from rbvsr_deploy.errors import RbvsrError
-from rbvsr_deploy.training.data import TrainingSet, load_photos, load_videos
+from rbvsr_deploy.training.old_data import TrainingSet, load_photos, load_videos
 from rbvsr_deploy.training.run import TrainingConfig, train
 
 __all__ = ["main"]

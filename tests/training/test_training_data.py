@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import rbvsr_deploy.training
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.training.data import (
+from rbvsr_deploy.training.old_data import (
     ClipSpec,
     TrainingSet,
     camera_path,

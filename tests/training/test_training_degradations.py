@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rbvsr_deploy.training.degradations import CLEAN, Degradation, degrade, draw_degradation
+from rbvsr_deploy.training.old_degradations import CLEAN, Degradation, degrade, draw_degradation
 
 Frames = NDArray[np.uint8]
 

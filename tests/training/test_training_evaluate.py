@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
-from rbvsr_deploy.training.data import ClipSpec
 from rbvsr_deploy.training.evaluate import (
     enlarge_bicubic,
     enlarge_with_model,
@@ -24,6 +23,7 @@ from rbvsr_deploy.training.evaluate import (
     psnr_y,
     summary,
 )
+from rbvsr_deploy.training.old_data import ClipSpec
 
 TINY = RealBasicVSRConfig(
     mid_channels=8,

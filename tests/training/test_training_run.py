@@ -15,8 +15,8 @@ from torch import nn
 
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
-from rbvsr_deploy.training.data import ClipSpec, Sample, TrainingSet, load_photos, load_videos
 from rbvsr_deploy.training.losses import charbonnier, flow_loss
+from rbvsr_deploy.training.old_data import ClipSpec, Sample, TrainingSet, load_photos, load_videos
 from rbvsr_deploy.training.run import TrainingConfig, train
 from rbvsr_deploy.training.train import main
 

@@ -1,0 +1,307 @@
+"""What clips may suffer: ranges, probabilities and steps of the degradations, as typed values.
+
+The order of the steps is the published one (RealBasicVSR, CVPR 2022, section 4; Real-ESRGAN):
+sharpened ground truth, blur, resize, noise, JPEG and video compression twice over, then the final
+blur and the resize to a quarter of the size, before or after the last video compression.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+__all__ = [
+    "CLEAN",
+    "MODERATE",
+    "PUBLISHED",
+    "BlurConfig",
+    "BlurKind",
+    "CodecConfig",
+    "DegradationConfig",
+    "Filter",
+    "JpegConfig",
+    "NoiseConfig",
+    "ResizeConfig",
+    "StageConfig",
+    "VideoConfig",
+    "Walk",
+]
+
+BlurKind = Literal[
+    "isotropic",
+    "anisotropic",
+    "generalized_isotropic",
+    "generalized_anisotropic",
+    "plateau_isotropic",
+    "plateau_anisotropic",
+    "sinc",
+]
+Filter = Literal["bilinear", "area", "bicubic"]
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+Weight = Annotated[float, Meta(ge=0.0)]
+
+
+class Walk(Struct, frozen=True, forbid_unknown_fields=True):
+    """A parameter: uniform in its range for the first frame; from frame to frame a uniform step of
+    at most ``step`` either way is added, and the sum clipped to the range.
+    """
+
+    low: float
+    high: float
+    step: Annotated[float, Meta(ge=0.0)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"a range cannot go from {self.low} up to {self.high}")
+
+
+def _check_weights(weights: dict[str, float], *, of: str) -> None:
+    if sum(weights.values()) <= 0.0:
+        raise ValueError(f"at least one of the {of} needs a weight above 0")
+
+
+class BlurConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Blur; kind and size of the kernel are drawn once per clip."""
+
+    probability: Probability
+    kinds: dict[BlurKind, Weight]
+    sizes: tuple[Annotated[int, Meta(ge=3, le=51)], ...]
+    """Of the kernel, pixels, odd; each as likely as the others."""
+    sigma: Walk
+    """Pixels; along either axis of its own where the kernel is anisotropic."""
+    angle: Walk
+    """Radians."""
+    beta_generalized: Walk
+    beta_plateau: Walk
+    cutoff_small: Walk
+    """Of sinc kernels smaller than 13 pixels, radians per pixel."""
+    cutoff_large: Walk
+    """Of sinc kernels of 13 pixels and more."""
+
+    def __post_init__(self) -> None:
+        _check_weights(dict(self.kinds), of="kinds of blur")
+        if not self.sizes or any(size % 2 == 0 for size in self.sizes):
+            raise ValueError("sizes of blur kernels are odd numbers, at least one")
+
+
+class ResizeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Resizing by a factor; direction and filter are drawn once per clip."""
+
+    directions: dict[Literal["up", "down", "keep"], Weight]
+    scale: Walk
+    """Up is drawn between 1 and the upper end, down between the lower end and 1; the walk may
+    cross 1."""
+    filters: dict[Filter, Weight]
+
+    def __post_init__(self) -> None:
+        _check_weights(dict(self.directions), of="directions of resizing")
+        _check_weights(dict(self.filters), of="filters")
+        if self.scale.low <= 0.0:
+            raise ValueError("a scale is above 0")
+
+
+class NoiseConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Noise; its kind, and whether it is gray, are drawn once per clip."""
+
+    kinds: dict[Literal["gaussian", "poisson", "none"], Weight]
+    sigma: Walk
+    """Standard deviation of Gaussian noise, levels of 255."""
+    scale: Walk
+    """Of Poisson noise: 1 is the shot noise of as many photons at white as there are levels."""
+    gray_probability: Probability
+    """That the three channels get the same noise."""
+
+    def __post_init__(self) -> None:
+        _check_weights(dict(self.kinds), of="kinds of noise")
+
+
+class JpegConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """JPEG compression of every frame."""
+
+    probability: Probability
+    quality: Walk
+    """Whole numbers within 1 to 100."""
+
+
+class CodecConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """A video encoder and how strongly it compresses: a range of bitrates, or of qualities."""
+
+    encoder: Literal["libx264", "mpeg4", "libx265", "libvpx-vp9", "libsvtav1"]
+    weight: Weight = 1.0
+    bits_per_frame: tuple[int, int] | None = None
+    quality: tuple[int, int] | None = None
+    """Constant rate factor, for mpeg4 the quantiser: higher is worse."""
+
+    def __post_init__(self) -> None:
+        ends = self.bits_per_frame or self.quality
+        if (self.bits_per_frame is None) == (self.quality is None):
+            raise ValueError(f"{self.encoder} needs either bits_per_frame or quality")
+        if ends is None or ends[0] > ends[1] or ends[0] < 0:
+            raise ValueError(f"a range cannot go from {ends and ends[0]} up to {ends and ends[1]}")
+
+
+class VideoConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Compression of the clip by a video encoder; everything is drawn once per clip."""
+
+    probability: Probability
+    codecs: tuple[CodecConfig, ...]
+
+    def __post_init__(self) -> None:
+        _check_weights({c.encoder: c.weight for c in self.codecs}, of="codecs")
+
+
+class StageConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the two orders of degradation."""
+
+    blur: BlurConfig
+    resize: ResizeConfig
+    noise: NoiseConfig
+    jpeg: JpegConfig
+    video: VideoConfig
+
+
+class DegradationConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole pipeline."""
+
+    first: StageConfig
+    second: StageConfig | None
+    final_blur: BlurConfig
+    final_filters: dict[Filter, Weight]
+    """Of the resize to exactly a quarter of the ground truth's size."""
+
+    def __post_init__(self) -> None:
+        _check_weights(dict(self.final_filters), of="final filters")
+
+
+# --------------------------------------------------------------------------------------- published
+
+_PI = 3.141592653589793
+_SIZES = (7, 9, 11, 13, 15, 17, 19, 21)
+_FILTERS: dict[Filter, float] = {"bilinear": 1.0, "area": 1.0, "bicubic": 1.0}
+_FIRST_BLUR = BlurConfig(
+    probability=1.0,
+    kinds={
+        "isotropic": 0.405,
+        "anisotropic": 0.225,
+        "generalized_isotropic": 0.108,
+        "generalized_anisotropic": 0.027,
+        "plateau_isotropic": 0.108,
+        "plateau_anisotropic": 0.027,
+        "sinc": 0.1,
+    },
+    sizes=_SIZES,
+    sigma=Walk(0.2, 3.0, 0.02),
+    angle=Walk(-_PI, _PI, _PI / 10),
+    beta_generalized=Walk(0.5, 4.0, 0.05),
+    beta_plateau=Walk(1.0, 2.0, 0.1),
+    cutoff_small=Walk(_PI / 3, _PI, _PI / 50),
+    cutoff_large=Walk(_PI / 5, _PI, _PI / 50),
+)
+_JPEG = JpegConfig(probability=1.0, quality=Walk(30, 95, 3))
+_VIDEO = VideoConfig(
+    probability=1.0,
+    # The published choice is libx264, h264 or mpeg4, each as likely; h264 is FFmpeg's default
+    # encoder of H.264, which is libx264 again.
+    codecs=(
+        CodecConfig("libx264", 2.0, bits_per_frame=(10_000, 100_000)),
+        CodecConfig("mpeg4", 1.0, bits_per_frame=(10_000, 100_000)),
+    ),
+)
+
+PUBLISHED = DegradationConfig(
+    first=StageConfig(
+        blur=_FIRST_BLUR,
+        resize=ResizeConfig(
+            directions={"up": 0.2, "down": 0.7, "keep": 0.1},
+            scale=Walk(0.15, 1.5, 0.015),
+            filters=_FILTERS,
+        ),
+        noise=NoiseConfig(
+            kinds={"gaussian": 0.5, "poisson": 0.5},
+            sigma=Walk(1.0, 30.0, 0.1),
+            scale=Walk(0.05, 3.0, 0.005),
+            gray_probability=0.4,
+        ),
+        jpeg=_JPEG,
+        video=_VIDEO,
+    ),
+    second=StageConfig(
+        blur=msgspec.structs.replace(_FIRST_BLUR, probability=0.8, sigma=Walk(0.2, 1.5, 0.02)),
+        resize=ResizeConfig(
+            directions={"up": 0.3, "down": 0.4, "keep": 0.3},
+            scale=Walk(0.3, 1.2, 0.03),
+            filters=_FILTERS,
+        ),
+        noise=NoiseConfig(
+            kinds={"gaussian": 0.5, "poisson": 0.5},
+            sigma=Walk(1.0, 25.0, 0.1),
+            scale=Walk(0.05, 2.5, 0.005),
+            gray_probability=0.4,
+        ),
+        jpeg=_JPEG,
+        video=_VIDEO,
+    ),
+    final_blur=msgspec.structs.replace(
+        _FIRST_BLUR,
+        probability=0.8,
+        kinds={"sinc": 1.0},
+        cutoff_large=_FIRST_BLUR.cutoff_small,
+    ),
+    final_filters=_FILTERS,
+)
+"""The published recipe, both stages of training."""
+
+MODERATE = DegradationConfig(
+    first=StageConfig(
+        blur=BlurConfig(
+            probability=0.8,
+            kinds={"isotropic": 0.7, "anisotropic": 0.3},
+            sizes=(17,),
+            sigma=Walk(0.2, 2.5, 0.02),
+            angle=_FIRST_BLUR.angle,
+            beta_generalized=_FIRST_BLUR.beta_generalized,
+            beta_plateau=_FIRST_BLUR.beta_plateau,
+            cutoff_small=_FIRST_BLUR.cutoff_small,
+            cutoff_large=_FIRST_BLUR.cutoff_large,
+        ),
+        resize=ResizeConfig(
+            directions={"down": 1.0}, scale=Walk(0.25, 0.25), filters={"area": 1.0}
+        ),
+        noise=NoiseConfig(
+            kinds={"gaussian": 0.45, "poisson": 0.25, "none": 0.3},
+            sigma=Walk(1.0, 12.0, 0.1),
+            scale=Walk(0.25, 1.0, 0.005),
+            gray_probability=0.4,
+        ),
+        jpeg=JpegConfig(probability=0.25, quality=Walk(60, 95, 3)),
+        video=VideoConfig(
+            probability=0.9,
+            codecs=(
+                CodecConfig("libx264", 0.65, quality=(16, 33)),
+                CodecConfig("mpeg4", 0.25, quality=(2, 8)),
+            ),
+        ),
+    ),
+    second=None,
+    final_blur=msgspec.structs.replace(_FIRST_BLUR, probability=0.0),
+    final_filters={"area": 1.0},
+)
+"""Strengths like those the first compact model was trained with, for fidelity instead of invented
+texture. The reduction is by area alone: OpenCV's other filters skip pixels at a factor of 4."""
+
+_NO_VIDEO = msgspec.structs.replace(MODERATE.first.video, probability=0.0)
+CLEAN = DegradationConfig(
+    first=StageConfig(
+        blur=MODERATE.final_blur,
+        resize=MODERATE.first.resize,
+        noise=msgspec.structs.replace(MODERATE.first.noise, kinds={"none": 1.0}),
+        jpeg=JpegConfig(probability=0.0, quality=Walk(95, 95)),
+        video=_NO_VIDEO,
+    ),
+    second=None,
+    final_blur=MODERATE.final_blur,
+    final_filters={"area": 1.0},
+)
+"""Reduction by area and nothing else."""

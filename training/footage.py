@@ -1,0 +1,189 @@
+"""Frames of one clip of footage, any of them without those before it, as far as its coding allows.
+
+Frames come as *planes*: flat arrays of bytes as they are decoded, RGB for picture files and YUV
+4:2:0 for videos. They are cut while they are planes and only what is cut out is converted, so that
+what comes from a cache of planes is bit for bit what comes from the decoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rbvsr_deploy.errors import first_line
+
+__all__ = ["DamagedSourceError", "Footage", "PictureFiles", "Region", "VideoFile"]
+
+Frame = NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB."""
+Planes = NDArray[np.uint8]
+"""(N,) uint8: one frame as decoded."""
+
+
+class DamagedSourceError(Exception):
+    """A file that cannot be decoded where it was asked to."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"'{path}' is damaged ({reason})")
+        self.path = str(path)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Part of a frame, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Footage(ABC):
+    """Frames of one size."""
+
+    name: str
+    """Path of the file or folder."""
+    count: int
+    """Frames."""
+    height: int
+    width: int
+    frame_bytes: int
+    """Of the planes of one frame."""
+
+    @abstractmethod
+    def decode(self, start: int, count: int) -> Iterator[Planes]:
+        """Consecutive frames.
+
+        Raises:
+            DamagedSourceError: one of them cannot be decoded.
+        """
+
+    @abstractmethod
+    def cut(self, planes: Planes, region: Region) -> Frame:
+        """Part of a frame, converted."""
+
+
+class PictureFiles(Footage):
+    """One picture file per frame.
+
+    Raises:
+        DamagedSourceError: the first file is no picture.
+    """
+
+    def __init__(self, name: str, files: Sequence[Path]) -> None:
+        self.name, self.files, self.count = name, list(files), len(files)
+        try:
+            with av.open(str(files[0])) as container:
+                stream = container.streams.video[0]
+                self.height, self.width = stream.height, stream.width
+        except (av.error.FFmpegError, IndexError) as error:
+            raise DamagedSourceError(files[0], first_line(error)) from None
+        self.frame_bytes = self.height * self.width * 3
+
+    def decode(self, start: int, count: int) -> Iterator[Planes]:
+        for file in self.files[start : start + count]:
+            picture = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+            if picture is None or picture.shape != (self.height, self.width, 3):
+                raise DamagedSourceError(
+                    file,
+                    f"not a picture of {self.width}x{self.height}"
+                    if picture is not None
+                    else "not a readable picture",
+                )
+            yield picture.reshape(-1)
+
+    def cut(self, planes: Planes, region: Region) -> Frame:
+        picture = planes.reshape(self.height, self.width, 3)
+        return np.ascontiguousarray(
+            picture[
+                region.top : region.top + region.height, region.left : region.left + region.width
+            ]
+        )
+
+
+class VideoFile(Footage):
+    """A video file, indexed by the time stamps of its packets.
+
+    Frames before the last key frame are passed over: of those, the ones that no other refers to are
+    not even decoded.
+
+    Raises:
+        DamagedSourceError: the file has no video that can be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.path = str(path), path
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                # An odd last row or column has no colour of its own.
+                self.height, self.width = stream.height // 2 * 2, stream.width // 2 * 2
+                packets = [
+                    (packet.pts, packet.is_keyframe)
+                    for packet in container.demux(stream)
+                    if packet.pts is not None and packet.size
+                ]
+        except (av.error.FFmpegError, IndexError) as error:
+            raise DamagedSourceError(path, first_line(error)) from None
+        if not packets or not self.height or not self.width:
+            raise DamagedSourceError(path, "no frames with time stamps")
+        self.times = np.array(sorted(pts for pts, _ in packets))
+        self.count = len(self.times)
+        self.frame_bytes = self.height * self.width * 3 // 2
+
+    def decode(self, start: int, count: int) -> Iterator[Planes]:
+        wanted = [int(time) for time in self.times[start : start + count]]
+        found = 0
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                context: Any = stream.codec_context
+                context.thread_count = 1  # the workers share the processors
+                context.options = {"err_detect": "explode"}
+                container.seek(wanted[0], stream=stream)
+                for packet in container.demux(stream):
+                    early = packet.pts is not None and packet.pts < wanted[0]
+                    context.skip_frame = "NONREF" if early else "DEFAULT"
+                    for frame in packet.decode():
+                        if frame.pts == wanted[found]:
+                            yield self._planes(frame)
+                            found += 1
+                            if found == count:
+                                return
+        except av.error.FFmpegError as error:
+            raise DamagedSourceError(self.path, first_line(error)) from None
+        raise DamagedSourceError(self.path, f"frame {start + found} is missing")
+
+    def _planes(self, frame: av.VideoFrame) -> Planes:
+        if frame.format.name not in ("yuv420p", "yuvj420p"):
+            frame = frame.reformat(format="yuv420p")
+        height, width = self.height, self.width
+        parts = []
+        for plane, divisor in zip(frame.planes, (1, 2, 2), strict=True):
+            rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            parts.append(rows[: height // divisor, : width // divisor].ravel())
+        return np.concatenate(parts)
+
+    def cut(self, planes: Planes, region: Region) -> Frame:
+        height, width = self.height, self.width
+        luma, u, v = np.split(planes, [height * width, height * width * 5 // 4])
+        # Colour lies on every other pixel: what is cut begins there and is cut to size afterwards.
+        top, left = region.top // 2 * 2, region.left // 2 * 2
+        bottom = min((region.top + region.height + 1) // 2 * 2, height)
+        right = min((region.left + region.width + 1) // 2 * 2, width)
+        parts = [luma.reshape(height, width)[top:bottom, left:right].ravel()]
+        for plane in (u, v):
+            half = plane.reshape(height // 2, width // 2)
+            parts.append(half[top // 2 : bottom // 2, left // 2 : right // 2].ravel())
+        yuv = np.concatenate(parts).reshape(-1, right - left)
+        rgb = av.VideoFrame.from_ndarray(yuv, format="yuv420p").to_ndarray(format="rgb24")
+        y, x = region.top - top, region.left - left
+        return np.ascontiguousarray(rgb[y : y + region.height, x : x + region.width])

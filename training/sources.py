@@ -1,0 +1,245 @@
+"""The three kinds of sources: folders of frames, videos, photographs under a synthetic camera."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.training.camera import CameraPath, film
+from rbvsr_deploy.training.footage import (
+    DamagedSourceError,
+    Footage,
+    PictureFiles,
+    Region,
+    VideoFile,
+)
+
+__all__ = ["Clip", "ClipShape", "DamagedSourceError", "Source", "SourceConfig", "open_source"]
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
+
+logger = logging.getLogger(__name__)
+
+Frames = NDArray[np.uint8]
+
+
+class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where clips come from."""
+
+    kind: Literal["frames", "videos", "photos"]
+    """A folder of folders of frames (REDS), a folder of video files, or a folder of photographs."""
+    path: str
+    weight: Annotated[float, Meta(gt=0.0)] = 1.0
+    """Share of the clips, in relation to the other sources' weights."""
+    reduction: Annotated[int, Meta(ge=1)] = 1
+    """Pictures are made this many times smaller first, by averaging."""
+
+
+class ClipShape(Struct, frozen=True):
+    """What a source gives."""
+
+    frames: int
+    """Different ones."""
+    crop: int
+    side: int
+    """Of the ground truth, pixels."""
+    max_speed: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Ground truth."""
+
+    frames: Frames
+    """(T, 4S, 4S, 3) uint8, RGB."""
+    path: CameraPath | None
+    name: str
+
+
+class Source(ABC):
+    """Clips of one kind from one place."""
+
+    def __init__(self, config: SourceConfig, shape: ClipShape) -> None:
+        self.config, self.shape = config, shape
+        self.footage: list[Footage] = []
+        self.damaged: list[str] = []
+        for name, files in self.files().items():
+            try:
+                self.footage.append(self.open(name, files))
+            except DamagedSourceError as error:
+                self.damaged.append(error.path)
+                logger.warning("%s; it is left out", error)
+        self.usable = [f for f in self.footage if self.fits(f)]
+
+    @abstractmethod
+    def files(self) -> dict[str, list[Path]]:
+        """Files of every piece of footage, by its name."""
+
+    def open(self, name: str, files: list[Path]) -> Footage:
+        return PictureFiles(name, files)
+
+    @property
+    def frames_needed(self) -> int:
+        return self.shape.frames
+
+    def fits(self, footage: Footage) -> bool:
+        side = self.shape.side * self.config.reduction
+        return footage.count >= self.frames_needed and min(footage.height, footage.width) >= side
+
+    def check(self) -> None:
+        """Raise ``MediaError`` if no clip can be cut from this source."""
+        if self.usable:
+            if len(self.usable) < len(self.footage):
+                logger.warning(
+                    "%d of %d in '%s' are left out: too short or too small for clips of %d frames "
+                    "of %dx%d",
+                    len(self.footage) - len(self.usable),
+                    len(self.footage),
+                    self.config.path,
+                    self.frames_needed,
+                    self.shape.side * self.config.reduction,
+                    self.shape.side * self.config.reduction,
+                )
+            return
+        if not self.footage:
+            raise MediaError(
+                f"nothing in '{self.config.path}' can be decoded: repair or replace it"
+            )
+        longest = max(self.footage, key=lambda f: f.count)
+        if longest.count < self.frames_needed:
+            raise MediaError(
+                f"the longest clip in '{self.config.path}' has {longest.count} frames and "
+                f"{self.frames_needed} are needed: lower the length, or give longer clips"
+            )
+        side = self.shape.side * self.config.reduction
+        largest = max(self.footage, key=lambda f: min(f.height, f.width))
+        raise MediaError(
+            f"the largest frames in '{self.config.path}' are {largest.width}x{largest.height} and "
+            f"crops of {side}x{side} are cut from them: lower the crop or the reduction"
+        )
+
+    @abstractmethod
+    def clip(self, rng: np.random.Generator) -> Clip:
+        """Draw one.
+
+        Raises:
+            DamagedSourceError: what was drawn cannot be decoded.
+        """
+
+
+class _Footage(Source):
+    """Clips cut from real footage: place, flips and transposition are drawn."""
+
+    def clip(self, rng: np.random.Generator) -> Clip:
+        starts = np.array([f.count - self.frames_needed + 1 for f in self.usable])
+        footage = self.usable[int(rng.choice(len(starts), p=starts / starts.sum()))]
+        start = int(rng.integers(footage.count - self.frames_needed + 1))
+        side, factor = self.shape.side, self.config.reduction
+        region = Region(
+            top=int(rng.integers(footage.height - side * factor + 1)),
+            left=int(rng.integers(footage.width - side * factor + 1)),
+            height=side * factor,
+            width=side * factor,
+        )
+        parts = [footage.cut(p, region) for p in footage.decode(start, self.frames_needed)]
+        if factor > 1:
+            parts = [cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in parts]
+        frames = np.stack(parts)
+        flip_x, flip_y, transpose = rng.random(3) < 0.5
+        if flip_x:
+            frames = frames[:, :, ::-1]
+        if flip_y:
+            frames = frames[:, ::-1]
+        if transpose:
+            frames = frames.transpose(0, 2, 1, 3)
+        return Clip(frames=np.ascontiguousarray(frames), path=None, name=footage.name)
+
+
+class FrameFolders(_Footage):
+    """A folder of folders of frames, or one folder of frames."""
+
+    def files(self) -> dict[str, list[Path]]:
+        root = Path(self.config.path)
+        clips = {}
+        for folder in [root, *sorted(p for p in root.iterdir() if p.is_dir())]:
+            pictures = _files(folder, _PICTURES)
+            if pictures:
+                clips[str(folder)] = pictures
+        return clips
+
+
+class Videos(_Footage):
+    """A folder of video files, or one file."""
+
+    def files(self) -> dict[str, list[Path]]:
+        return {str(file): [file] for file in _files(Path(self.config.path), _VIDEOS)}
+
+    def open(self, name: str, files: list[Path]) -> Footage:
+        return VideoFile(files[0])
+
+
+class Photos(Source):
+    """A folder of photographs under a synthetic camera."""
+
+    def files(self) -> dict[str, list[Path]]:
+        return {str(file): [file] for file in _files(Path(self.config.path), _PICTURES)}
+
+    @property
+    def frames_needed(self) -> int:
+        return 1
+
+    def clip(self, rng: np.random.Generator) -> Clip:
+        footage = self.usable[int(rng.integers(len(self.usable)))]
+        (planes,) = footage.decode(0, 1)
+        photo = planes.reshape(footage.height, footage.width, 3)
+        if self.config.reduction > 1:
+            size = (footage.width // self.config.reduction, footage.height // self.config.reduction)
+            photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+        frames, path = film(
+            photo,
+            rng,
+            length=self.shape.frames,
+            crop=self.shape.crop,
+            max_speed=self.shape.max_speed,
+        )
+        return Clip(frames=frames, path=path, name=footage.name)
+
+
+def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files with these suffixes in a folder, sorted; a file stands for itself."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() in suffixes else []
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+
+
+_KINDS = {"frames": FrameFolders, "videos": Videos, "photos": Photos}
+_CONTENTS = {
+    "frames": f"no folders of pictures ({', '.join(_PICTURES)})",
+    "videos": f"no videos ({', '.join(_VIDEOS)})",
+    "photos": f"no photographs ({', '.join(_PICTURES)})",
+}
+
+
+def open_source(config: SourceConfig, shape: ClipShape) -> Source:
+    """Look through a source.
+
+    Raises:
+        MediaError: it is missing, or holds nothing of its kind.
+    """
+    if not Path(config.path).exists():
+        raise MediaError(f"'{config.path}' does not exist: name a folder of {config.kind}")
+    source: Source = _KINDS[config.kind](config, shape)
+    if not source.footage and not source.damaged:
+        raise MediaError(f"'{config.path}' holds {_CONTENTS[config.kind]}: name another folder")
+    return source
