@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -75,6 +76,10 @@ class Summary:
     """Bytes the plan was made for."""
     plan: Plan
     scenes: list[SceneRecord]
+    excerpt: dict[str, float] | None = None
+    """What of the input was asked for, if not all: ``start`` and ``end`` in seconds from its first
+    frame, and ``frames``, whichever were given. Frames are numbered from the excerpt's first.
+    """
     seconds: dict[str, float] = field(default_factory=dict)
     """``read``, ``network`` and ``write``: how long each was at work, at the same time;
     ``waited``: how long the network waited for the other two; ``total``: from start to end.
@@ -107,7 +112,8 @@ def upscale_file(
         engine: stays open; the caller closes it.
         settings: scenes, lookahead, refinement and memory.
         scene_cuts: whether to look for cuts; without, the whole input is one scene.
-        scene_list: a file that says where scenes begin, if it exists; else it is written.
+        scene_list: a file that says where scenes begin, if it exists; else it is written. Frames
+            are numbered from the first that is read.
         reading: how the input is read.
         writing: how the output is written.
         overwrite: replace an existing output.
@@ -181,11 +187,23 @@ def upscale_file(
         memory=run.stream.memory,
         plan=run.stream.plan,
         scenes=run.scenes,
+        excerpt=_excerpt(reading),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )
     if compare is not None:
         write_comparison_page(compare, path, output, summary=summary, reading=reading)
     return summary
+
+
+def _excerpt(reading: ReadOptions) -> dict[str, float] | None:
+    """For the summary."""
+    given = {"start": reading.start, "end": reading.end, "frames": reading.frames}
+    found = {
+        name: value if isinstance(value, int) else float(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    return found or None
 
 
 class _Run:
@@ -221,6 +239,7 @@ class _Run:
             engine,
             settings,
             size=(source.height, source.width),
+            deep=source.depth > 8,
             folder=sink.folder,
             state=StreamState.from_bytes(attachment) if attachment is not None else None,
             progress=self._count,
@@ -416,7 +435,7 @@ def _fingerprint(path: Path) -> str:
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         status = file.lstat()
         size += status.st_size
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(os.fsencode(f"{file.name} {status.st_size} {status.st_mtime_ns}"))
     if not path.is_dir():
         with path.open("rb") as opened:
             digest.update(opened.read(2**20))

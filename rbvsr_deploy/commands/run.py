@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -29,6 +30,9 @@ _ABOUT_ONE_INPUT = {
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 
+# Plain seconds, or below 60 where minutes come before, and those below 60 where hours do.
+_TIME = re.compile(r"(?:(?:(\d+):(?=[0-5]?\d:))?(\d+):(?=[0-5]?\d(?:\.|$)))?(\d+(?:\.\d*)?|\.\d+)")
+
 
 def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """A number of frames, or "all", which is ``None``."""
@@ -53,6 +57,20 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
             f"{_SLOWEST} to {_FASTEST}"
         )
     return rate.limit_denominator(1001)
+
+
+def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
+    """Seconds, from a number of them or hours, minutes and seconds."""
+    if value is None:
+        return None
+    found = _TIME.fullmatch(value)
+    if found is None:
+        raise click.BadParameter(
+            f"{value!r} is no time: give seconds such as 12.5, or minutes and seconds or hours too "
+            "as in 1:02:03.25"
+        )
+    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 @click.command(context_settings={"show_default": True})
@@ -84,11 +102,24 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     callback=_rate,
     help="Frames per second of a video made of a folder, such as 24 or 30000/1001.  [default: 25]",
 )
+@click.option(
+    "--start",
+    metavar="TIME",
+    callback=_time,
+    help="Begin with the first frame at this time: seconds such as 12.5, or [H:]MM:SS such as "
+    "1:02:03.25, counted from the input's first frame.",
+)
+@click.option(
+    "--end", metavar="TIME", callback=_time, help="End before the first frame at this time."
+)
+@click.option("--frames", metavar="N", type=click.IntRange(min=1), help="End after so many frames.")
 @click.option("--codec", help="Encoder of a video.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option(
     "--crf", type=float, help="Quality of a video, smaller is better.  [default: 18 for libx264]"
 )
 @click.option("--pix-fmt", help="Pixel format of a video.  [default: yuv420p]")
+@click.option("--no-audio", is_flag=True, help="Leave out the sound of a video.")
+@click.option("--no-subtitles", is_flag=True, help="Leave out the subtitles of a video.")
 @click.option(
     "--refine-threshold",
     type=click.FloatRange(min=0),
@@ -141,7 +172,7 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     "--scene-list",
     type=PATH,
     help="Text file of the frames at which scenes begin, one per line: read if it exists, else "
-    "written.",
+    "written. With --start, frames are counted from there.",
 )
 @click.option(
     "--keep-job", is_flag=True, help="Keep the job folder with the encoded parts after success."
@@ -162,9 +193,14 @@ def run(
     refine_scope: RefineScope,
     cleanings: int | None,
     fps: Fraction | None,
+    start: Fraction | None,
+    end: Fraction | None,
+    frames: int | None,
     codec: str | None,
     crf: float | None,
     pix_fmt: str | None,
+    no_audio: bool,
+    no_subtitles: bool,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -205,8 +241,10 @@ def run(
             cleanings=cleanings,
             memory=memory,
         )
-        reading = ReadOptions(fps=fps)
-        writing = WriteOptions(codec=codec, crf=crf, pix_fmt=pix_fmt)
+        reading = ReadOptions(fps=fps, start=start, end=end, frames=frames)
+        writing = WriteOptions(
+            codec=codec, crf=crf, pix_fmt=pix_fmt, audio=not no_audio, subtitles=not no_subtitles
+        )
 
         def report(line: str) -> None:
             click.echo(line, err=True)
@@ -289,6 +327,16 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
     click.echo(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
-        f"time{'s' * (times != '1')}; {made} frames in {total:.1f} s ({made / total:.2f} frames/s)",
+        f"time{'s' * (times != '1')}{_show_excerpt(summary)}; {made} frames in {total:.1f} s "
+        f"({made / total:.2f} frames/s)",
         err=err,
     )
+
+
+def _show_excerpt(summary: Summary) -> str:
+    """Which part of the input it was, for the line about the run."""
+    if summary.excerpt is None:
+        return ""
+    words = {"start": "from {:g} s", "end": "up to {:g} s", "frames": "{:g} frames at most"}
+    parts = [words[name].format(value) for name, value in summary.excerpt.items()]
+    return f", {', '.join(parts)}"

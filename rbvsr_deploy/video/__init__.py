@@ -16,7 +16,11 @@
 ``open.py``                   which source or sink a path stands for
 ``base.py``                   ``Frame`` and what all sources and sinks promise
 ``video_source.py``           a video file in: frames, time stamps, damage
+``timestamps.py``             time stamps that can be true, in place of those that cannot
+``seeking.py``                packets from a key frame before a time on
+``excerpts.py``               which frames an excerpt holds
 ``completeness.py``           whether a video file was cut off
+``matroska.py``                Matroska's own account of its length and of the pixels' shape
 ``video_sink.py``             a video file out: parts while frames come, a file at the end
 ``part_encoder.py``           encoding one part on its own
 ``packets.py``                encoded packets on the disk, and their decoding times
@@ -24,11 +28,13 @@
 ``copied_streams.py``         sound, subtitles, chapters: copied from source to sink
 ``options.py``                what a user can wish for an input and an output
 ``encoder.py``                which encoder, pixel format and quality a video is written with
+``pixel_formats.py``          which of an encoder's pixel formats comes closest to an input's
 ``stream_settings.py``        what is the same for all parts of a video stream
 ``pipes.py``                  y4m on standard input and output
 ``images.py``                 pictures and folders of pictures
 ``image_sink.py``             pictures out
-``colour.py``                 YUV to RGB and back
+``colour.py``                 what the numbers of a video mean
+``conversion.py``             YUV to RGB and back
 ``orientation.py``            turning and mirroring frames until they stand upright
 ``job.py``                    the folder that holds unfinished work
 ``parts.py``                  what is recorded of a finished part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.pixels import Image, eight_bits, sixteen_bits
 from rbvsr_deploy.video.base import Frame, Source
 from rbvsr_deploy.video.colour import (
     BT601,
@@ -19,10 +21,10 @@ from rbvsr_deploy.video.colour import (
     RGB_PICTURE,
     Colour,
     colour_of,
-    from_rgb,
-    to_rgb,
-    to_rgba,
 )
+from rbvsr_deploy.video.conversion import from_rgb, opacity_of, to_rgb
+from rbvsr_deploy.video.excerpts import cut_out
+from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import exif_orientation, upright
 from rbvsr_deploy.video.pyav import media_errors
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+
+_AS_IT_IS = ReadOptions()
 
 FOLDER_RATE = Fraction(25)
 """Frames per second of a video made of a folder of pictures, unless told otherwise."""
@@ -45,18 +49,39 @@ _SIGNATURES = (
 )
 _FINEST_QUANTISER = {"flags": "+qscale", "qmin": "1", "global_quality": "118"}  # FF_QP2LAMBDA
 _FINE_QUANTISER = {"flags": "+qscale", "global_quality": str(3 * 118)}
-# Suffix to encoder, its pixel format and its options.
-_ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
-    ".png": ("png", "rgb24", {}),
-    ".jpg": ("mjpeg", "yuvj444p", _FINEST_QUANTISER),
-    ".jpeg": ("mjpeg", "yuvj444p", _FINEST_QUANTISER),
-    ".tif": ("tiff", "rgb24", {"compression_algo": "deflate"}),
-    ".tiff": ("tiff", "rgb24", {"compression_algo": "deflate"}),
-    ".webp": ("libwebp", "bgra", {"lossless": "1"}),
-    ".bmp": ("bmp", "bgr24", {}),
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a picture is written: the encoder of FFmpeg's and its pixel formats."""
+
+    encoder: str
+    pix_fmt: str
+    deep: str | None = None
+    """For more than 8 bits; ``None``: they are rounded to 8."""
+    alpha: str | None = None
+    """With opacity; ``None``: it can hold none."""
+    deep_alpha: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+
+_JPEG = _Format("mjpeg", "yuvj444p", options=_FINEST_QUANTISER)
+_TIFF = _Format(
+    "tiff", "rgb24", "rgb48le", "rgba", "rgba64le", options={"compression_algo": "deflate"}
+)
+_FORMATS = {
+    ".png": _Format("png", "rgb24", "rgb48be", "rgba", "rgba64be"),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".webp": _Format("libwebp", "bgra", alpha="bgra", options={"lossless": "1"}),
+    ".bmp": _Format("bmp", "bgr24"),
 }
-IMAGE_SUFFIXES = frozenset(_ENCODERS)
+IMAGE_SUFFIXES = frozenset(_FORMATS)
 """Suffixes of the picture files that can be written, in lower case."""
+ALPHA_SUFFIXES = frozenset(suffix for suffix, choice in _FORMATS.items() if choice.alpha)
+"""Those of pictures that can hold opacity."""
 
 _JPEG_COLOUR = Colour(matrix=BT601, range=FULL, primaries=2, transfer=2)
 
@@ -64,20 +89,22 @@ _JPEG_COLOUR = Colour(matrix=BT601, range=FULL, primaries=2, transfer=2)
 class ImageSource(Source):
     """One picture, or the pictures of a folder in natural order of their names.
 
-    Files that are no pictures are ignored. All pictures must have the size of the first.
+    Files that are no pictures are ignored. All pictures must have the size of the first, and are
+    given in its bits.
 
     Args:
         path: an existing file or folder.
-        rate: frames per second of a video made of them.
+        options: how they are read.
 
     Raises:
-        MediaError: there is no picture, or the first one cannot be read.
+        MediaError: there is no picture, the first one cannot be read, or none is in the excerpt
+            that is asked for.
     """
 
     is_folder: bool
     """Whether ``path`` is a folder."""
 
-    def __init__(self, path: Path, *, rate: Fraction = FOLDER_RATE) -> None:
+    def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
         self.path = path
         self.is_folder = path.is_dir()
         self._files = _picture_files(path) if self.is_folder else [path]
@@ -85,16 +112,23 @@ class ImageSource(Source):
             raise MediaError(
                 f"the folder {path} holds no pictures: PNG, JPEG, TIFF, WebP and BMP can be read"
             )
-        self.height, self.width = read_image(self._files[0]).shape[:2]
+        self.rate = options.fps or FOLDER_RATE
+        self.time_base = 1 / self.rate
+        if options.is_excerpt:
+            period = self.time_base
+            timed = ((file, i * period, period) for i, file in enumerate(self._files))
+            self._files = list(cut_out(timed, options, path=path))
+        first = read_image(self._files[0])
+        self.height, self.width = first.shape[:2]
+        self.depth = 8 * first.itemsize
         self.frame_count = len(self._files)
-        self.time_base = 1 / rate
-        self.rate = rate
         self.sample_aspect = None
         self.colour = RGB_PICTURE
 
     def __iter__(self) -> Iterator[Frame]:
         for number, file in enumerate(self._files):
             image = read_image(file)
+            image = eight_bits(image) if self.depth == 8 else sixteen_bits(image)
             height, width = image.shape[:2]
             if (width, height) != (self.width, self.height):
                 raise MediaError(
@@ -109,15 +143,23 @@ def is_image(path: Path) -> bool:
     return _decoder_name(path) is not None
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Reads a picture of 8 or 16 bits, upright; opacity is dropped with a warning.
+def read_image(path: Path) -> Image:
+    """Reads a picture, upright; opacity is dropped with a warning.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, contiguous.
+        ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the file has more than 8 bits.
 
     Raises:
         MediaError: the file is no picture, or a damaged one.
     """
+    image, opacity = read_with_opacity(path)
+    if opacity is not None and opacity.min() < np.iinfo(opacity.dtype).max:
+        logger.warning("%s is transparent in parts; its opacity is dropped", path)
+    return image
+
+
+def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
+    """As :func:`read_image`, with the opacity, ``(H, W, 1)`` of the same dtype, if there is any."""
     import av
 
     name = _decoder_name(path)
@@ -131,34 +173,39 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         frames = context.decode(av.Packet(data)) or context.decode(None)
         if not frames:
             raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
-        frame = frames[0]
+        frame, orientation = frames[0], exif_orientation(data)
         colour = colour_of(frame, matrix_if_unknown=BT601)
-        if not any(component.is_alpha for component in frame.format.components):
-            return upright(to_rgb(frame, colour=colour), exif_orientation(data))
-        rgba = upright(to_rgba(frame, colour=colour), exif_orientation(data))
-    if rgba[..., 3].min() < 255:
-        logger.warning("%s is transparent in parts; its opacity is dropped", path)
-    return np.ascontiguousarray(rgba[..., :3])
+        image, opacity = to_rgb(frame, colour=colour), opacity_of(frame)
+        return upright(image, orientation), (
+            None if opacity is None else upright(opacity, orientation)
+        )
 
 
-def write_image(path: Path, *, image: NDArray[np.uint8]) -> None:
-    """Writes a picture in the format of the path's suffix, without loss except for JPEG.
+def write_image(path: Path, *, image: Image, opacity: Image | None = None) -> None:
+    """Writes a picture in the format of the path's suffix, without loss except for JPEG and for
+    more than 8 bits in WebP and BMP, which are rounded.
 
     Args:
         path: the file to write, ending in one of ``IMAGE_SUFFIXES``.
-        image: ``(H, W, 3)`` uint8 RGB.
+        image: ``(H, W, 3)`` RGB, uint8 or uint16.
+        opacity: ``(H, W, 1)`` of the same dtype, where the format is one of ``ALPHA_SUFFIXES``.
 
     Raises:
         MediaError: the suffix is not known, or the file cannot be written.
     """
-    choice = _ENCODERS.get(path.suffix.lower())
+    choice = _FORMATS.get(path.suffix.lower())
     if choice is None:
         raise MediaError(
             f"pictures cannot be written as {path.suffix!r}: use "
             + ", ".join(sorted(IMAGE_SUFFIXES))
         )
+    pix_fmt = choice.pix_fmt if opacity is None else choice.alpha
+    if image.dtype == np.uint16:
+        pix_fmt = (choice.deep if opacity is None else choice.deep_alpha) or pix_fmt
+    if pix_fmt is None:
+        raise ValueError(f"{path.suffix} holds no opacity")
     with media_errors(f"cannot write the picture {path.name}"):
-        path.write_bytes(_encode(image, *choice))
+        path.write_bytes(_encode(image, choice.encoder, pix_fmt, choice.options, opacity=opacity))
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -170,7 +217,14 @@ def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     return _encode(image, "mjpeg", "yuvj444p", _FINE_QUANTISER)
 
 
-def _encode(image: NDArray[np.uint8], name: str, pix_fmt: str, options: dict[str, str]) -> bytes:
+def _encode(
+    image: Image,
+    name: str,
+    pix_fmt: str,
+    options: dict[str, str],
+    *,
+    opacity: Image | None = None,
+) -> bytes:
     """Encodes a picture with an encoder of FFmpeg's."""
     import av
 
@@ -181,9 +235,8 @@ def _encode(image: NDArray[np.uint8], name: str, pix_fmt: str, options: dict[str
     context.options = options
     if name == "mjpeg":
         context.color_range = FULL
-    frame = from_rgb(
-        image, pix_fmt=pix_fmt, colour=_JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE
-    )
+    colour = _JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE
+    frame = from_rgb(image, pix_fmt=pix_fmt, colour=colour, opacity=opacity)
     frame.pts = 0
     return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()])
 

@@ -9,7 +9,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.images import FOLDER_RATE, IMAGE_SUFFIXES, ImageSource, is_image
+from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSource, is_image
 from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
@@ -37,16 +37,16 @@ def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> VideoSource | I
             f"fps is for folders of pictures, and the input {path} is none: leave it out"
         )
     if is_pipe(path):
-        return PipeSource()
+        return PipeSource(options)
     if not path.exists():
         raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
     if path.is_dir():
-        return ImageSource(path, rate=options.fps or FOLDER_RATE)
+        return ImageSource(path, options)
     if not path.is_file():
         raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
     if path.stat().st_size == 0:
         raise MediaError(f"the input {path} is empty: give a complete video or picture")
-    return ImageSource(path) if is_image(path) else VideoSource(path)
+    return ImageSource(path, options) if is_image(path) else VideoSource(path, options)
 
 
 def frame_size(path: Path, options: ReadOptions = _AS_IT_IS) -> tuple[int, int]:
@@ -128,7 +128,7 @@ def open_sink(
         )
     if kind == "video":
         container = CONTAINERS[path.suffix.lower()]
-        encoder = choose_encoder(container, options, size=(width, height))
+        encoder = choose_encoder(container, options, size=(width, height), source=source)
         return VideoSink(
             path,
             source=source,
@@ -136,6 +136,7 @@ def open_sink(
             height=height,
             container=container,
             encoder=encoder,
+            options=options,
             job=job,
         )
     for name in ("codec", "crf", "pix_fmt"):

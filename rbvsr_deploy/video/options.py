@@ -5,15 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rbvsr_deploy.errors import MediaError
+
 __all__ = ["ReadOptions", "WriteOptions"]
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How an input is read. Whoever reads it again with the same options sees the same frames."""
+    """How an input is read. Whoever reads it again with the same options sees the same frames.
+
+    Raises:
+        MediaError: the excerpt that is asked for can have no frame.
+    """
 
     fps: Fraction | None = None
     """Frames per second of a video made of a folder of pictures; ``None``: 25."""
+    start: Fraction | None = None
+    """Seconds from the first frame to where an excerpt begins; ``None``: with the first frame."""
+    end: Fraction | None = None
+    """Seconds from the first frame to where an excerpt ends: the first frame that is not in it is
+    shown at that time or later; ``None``: at the end of the input."""
+    frames: int | None = None
+    """How many frames an excerpt has at most; ``None``: any number."""
+
+    def __post_init__(self) -> None:
+        start = self.start or Fraction(0)
+        if start < 0:
+            raise MediaError(f"an excerpt begins at 0 or later, not at {float(start):g} s")
+        if self.end is not None and self.end <= start:
+            raise MediaError(
+                f"an excerpt from {float(start):g} s to {float(self.end):g} s is empty: end it "
+                "later than it begins"
+            )
+        if self.frames is not None and self.frames < 1:
+            raise MediaError(f"an excerpt has 1 frame or more, not {self.frames}")
+
+    @property
+    def is_excerpt(self) -> bool:
+        """Whether a part of the input is asked for."""
+        return (self.start, self.end, self.frames) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -26,3 +56,7 @@ class WriteOptions:
     """Quality of a video on the encoder's scale, smaller is better; ``None``: 18 for H.264."""
     pix_fmt: str | None = None
     """Pixel format of a video; ``None``: 8-bit 4:2:0."""
+    audio: bool = True
+    """Whether a video keeps its sound."""
+    subtitles: bool = True
+    """Whether a video keeps its subtitles."""

@@ -18,11 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.colour import FULL, from_rgb
+from rbvsr_deploy.video.colour import FULL
+from rbvsr_deploy.video.conversion import from_rgb, planes_of
+from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -37,12 +37,20 @@ __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 logger = logging.getLogger(__name__)
 
 _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
+_AS_IT_IS = ReadOptions()
 _POLL = 0.1  # seconds until a wait for the other program looks whether it is to stop
 _LONGEST_HEADER = 4096
 _HOW = "pipe in what 'ffmpeg -i FILE -f yuv4mpegpipe -' writes"
 # Pixel formats that every reader of y4m knows, and their names there. Chroma samples lie where
 # swscale puts them, in the middle of their pixels.
-_CHROMA = {"yuv420p": "420jpeg", "yuv422p": "422", "yuv444p": "444"}
+_CHROMA = {
+    "yuv420p": "420jpeg",
+    "yuv422p": "422",
+    "yuv444p": "444",
+    "yuv420p10le": "420p10 XYSCSS=420P10",
+    "yuv422p10le": "422p10 XYSCSS=422P10",
+    "yuv444p10le": "444p10 XYSCSS=444P10",
+}
 # Half a millisecond: nobody sees it.
 _NOTABLE_SHIFT = Fraction(1, 2000)
 
@@ -75,9 +83,9 @@ class PipeSource(VideoSource):
 
     reopenable = False
 
-    def __init__(self) -> None:
+    def __init__(self, options: ReadOptions = _AS_IT_IS) -> None:
         self._input = _standard_input()
-        super().__init__(_NAME_IN)
+        super().__init__(_NAME_IN, options)
 
     def interrupt(self) -> None:
         self._input.stop()
@@ -86,8 +94,8 @@ class PipeSource(VideoSource):
         self._input.header()
         return open_input(self._input, container="yuv4mpegpipe")
 
-    def _decode(self) -> Generator[VideoFrame, None, None]:
-        yield from super()._decode()
+    def _decode(self, *, target: Fraction | None = None) -> Generator[VideoFrame, None, None]:
+        yield from super()._decode(target=target)
         if self._read_to != self._input.taken:
             raise MediaError(
                 f"{self.path} ends within a frame: the program that writes it must have failed"
@@ -102,7 +110,7 @@ class PipeSink(Sink):
     Args:
         source: whose frame rate, sample aspect, matrix and range the output takes over.
         width, height: size of the frames that will be written, in pixels.
-        pix_fmt: "yuv420p" (the default), "yuv422p" or "yuv444p".
+        pix_fmt: "yuv420p" (the default), "yuv422p", "yuv444p", or one of these in 10 bits.
 
     Raises:
         MediaError: the pixel format is another, or standard output a terminal.
@@ -118,6 +126,12 @@ class PipeSink(Sink):
         if self._pix_fmt not in _CHROMA:
             raise MediaError(
                 f"pixel format {pix_fmt!r} cannot be piped as y4m: use one of {', '.join(_CHROMA)}"
+            )
+        if source.depth > 8 and pix_fmt is None:
+            logger.warning(
+                "%s has %d bits per sample; they are rounded to the 8 of yuv420p",
+                source.path,
+                source.depth,
             )
         if os.isatty(1):
             raise MediaError(
@@ -150,10 +164,7 @@ class PipeSink(Sink):
         return None
 
     def write(self, frame: Frame) -> None:
-        if frame.image.shape != self._shape or frame.image.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 {self._shape}, got {frame.image.dtype} {frame.image.shape}"
-            )
+        self._check(frame.image, shape=self._shape)
         with self._writing():
             if not self._frames:
                 self._send(self._header())
@@ -161,7 +172,7 @@ class PipeSink(Sink):
             converted = from_rgb(frame.image, pix_fmt=self._pix_fmt, colour=self._source.colour)
             self._send(b"FRAME\n")
             # Four times anything is even: no plane ends in half a sample.
-            self._send(np.ascontiguousarray(converted.to_ndarray()).tobytes())
+            self._send(b"".join(plane.tobytes() for plane in planes_of(converted)))
         self._frames += 1
 
     def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:

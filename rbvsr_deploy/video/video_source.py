@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Generator, Iterator
 from fractions import Fraction
@@ -9,22 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.colour import colour_of, to_rgb
+from rbvsr_deploy.video.base import Excerpt, Frame, Source
+from rbvsr_deploy.video.colour import colour_of, depth_of
 from rbvsr_deploy.video.completeness import cut_off, indexed_frames, refuse_cut_off
+from rbvsr_deploy.video.conversion import to_rgb
+from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import orientation_of, upright
 from rbvsr_deploy.video.pyav import media_errors, open_input, reason
+from rbvsr_deploy.video.seeking import packets_around
+from rbvsr_deploy.video.timestamps import Clock
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 logger = logging.getLogger(__name__)
 
-_FALLBACK_RATE = Fraction(25)
+_FALLBACK_RATE, _FASTEST = Fraction(25), 1000
 # FFmpeg draws the letters of any text as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
+_MAY_HAVE_SEAMS = 0x0200  # AVFMT_TS_DISCONT
+_AS_IT_IS = ReadOptions()
 
 
 class VideoSource(Source):
@@ -32,10 +40,11 @@ class VideoSource(Source):
 
     Args:
         path: an existing file.
+        options: how it is read.
 
     Raises:
         MediaError: the file is no video, has no video stream, is cut off, or not one of its
-            frames can be decoded.
+            frames can be decoded; or it has no frame in the excerpt that is asked for.
     """
 
     reopenable = True
@@ -49,8 +58,9 @@ class VideoSource(Source):
     audio_rates: tuple[int, ...]
     """Samples per second of the audio streams."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
         self.path = path
+        self._options = options
         self._read_to = 0  # byte at which the last packet ends
         with media_errors(f"{path} is no complete video, picture or folder of pictures"):
             self._container = self._open()
@@ -63,10 +73,11 @@ class VideoSource(Source):
             self.stream_index = self._stream.index
             if self.reopenable:
                 refuse_cut_off(self._container, video=self._stream, path=path)
-            self._decoder = self._decode()
-            first = next(self._decoder)
-            self._first: VideoFrame | None = first
-            self._describe(first)
+            self.rate = _rate(self._stream)
+            self.time_base = self._stream.time_base or 1 / self.rate
+            self._frames = self._shown()
+            self._first: tuple[VideoFrame, int] | None = next(self._frames)
+            self._describe(self._first[0])
         except BaseException:
             self._container.close()
             raise
@@ -75,12 +86,11 @@ class VideoSource(Source):
         first, self._first = self._first, None
         if first is None:
             raise RuntimeError("a source is read in one pass: open it again for another")
-        stamps = _Stamps(self)
-        yield self._frame(first, number=1, stamps=stamps)
-        for number, decoded in enumerate(self._decoder, start=2):
-            yield self._frame(decoded, number=number, stamps=stamps)
+        for number, (decoded, stamp) in enumerate(itertools.chain((first,), self._frames), start=1):
+            yield self._frame(decoded, number=number, stamp=stamp)
 
     def close(self) -> None:
+        self._frames.close()
         self._decoder.close()
         self._container.close()
 
@@ -93,9 +103,9 @@ class VideoSource(Source):
         self.tags = {name: text for name, text in stream.metadata.items() if name != "rotate"}
         self.disposition = stream.disposition.value
         self.audio_rates = tuple(audio.sample_rate for audio in self._container.streams.audio)
-        self.rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
-        self.time_base = stream.time_base or 1 / self.rate
         self.colour = colour_of(first)
+        self.depth = depth_of(first.format)
+        self.codec, self.pix_fmt = stream.codec_context.name, first.format.name
         with media_errors(f"cannot convert the video of {self.path} to RGB"):
             orientation = orientation_of(first)
             image = upright(to_rgb(first, colour=self.colour), orientation)
@@ -106,8 +116,6 @@ class VideoSource(Source):
         self.frame_count = self._expected_frames() or None
         if orientation is None:
             logger.warning("%s is rotated by no multiple of 90 degrees: not applied", self.path)
-        if any(component.bits > 8 for component in first.format.components):
-            logger.warning("%s has more than 8 bits per sample; they are rounded to 8", self.path)
         if any(component.is_alpha for component in first.format.components):
             logger.warning("%s may be transparent in parts; its opacity is dropped", self.path)
         if first.interlaced_frame:
@@ -115,23 +123,80 @@ class VideoSource(Source):
 
     def _expected_frames(self) -> int:
         stream = self._stream
-        if stream.frames:
-            return stream.frames
-        if stream.duration and stream.time_base:
-            return round(stream.duration * stream.time_base * self.rate)
-        if self._container.duration:
-            return round(Fraction(self._container.duration, 1_000_000) * self.rate)
-        return 0
+        frames = stream.frames
+        if not frames and stream.duration and stream.time_base:
+            frames = round(stream.duration * stream.time_base * self.rate)
+        if not frames and self._container.duration:
+            frames = round(Fraction(self._container.duration, 1_000_000) * self.rate)
+        return count(frames, self._options, rate=self.rate)
 
-    def _decode(self) -> Generator[VideoFrame, None, None]:
-        """Yields decoded frames; packets that cannot be decoded are left out with a warning."""
+    def _shown(self) -> Generator[tuple[VideoFrame, int], None, None]:
+        """Yields the frames that are asked for, each with its time stamp."""
+        frames = self._stamped()
+        if not self._options.is_excerpt:
+            yield from frames
+        else:
+            first = next(frames)
+            zero = first[1]
+            if self._options.start and self.reopenable:
+                frames = self._stamped_from(zero + self._options.start / self.time_base)
+            else:
+                frames = itertools.chain((first,), frames)
+            timed = (
+                (
+                    (frame, stamp),
+                    (stamp - zero) * self.time_base,
+                    max(frame.duration, 0) * self.time_base or 1 / self.rate,
+                )
+                for frame, stamp in frames
+            )
+            begin: int | None = None
+            for frame, stamp in cut_out(timed, self._options, path=self.path):
+                if begin is None:
+                    begin = stamp
+                    self.excerpt = Excerpt(start=begin * self.time_base)
+                yield frame, stamp - begin
+        self._clock.tell()
+
+    def _stamped(self, *, target: Fraction | None = None) -> Iterator[tuple[VideoFrame, int]]:
+        """All frames with their time stamps; with a target, those from shortly before it on."""
+        self._clock = Clock(
+            self.path,
+            time_base=self.time_base,
+            rate=self.rate,
+            seams=bool(self._container.format.flags & _MAY_HAVE_SEAMS),
+        )
+        self._decoder = self._decode(target=target)
+        return self._clock.read(self._decoder)
+
+    def _stamped_from(self, target: Fraction) -> Iterator[tuple[VideoFrame, int]]:
+        """Frames from ``target`` on, and some before; stamps and target are in ticks."""
+        for goal in (target, None):
+            self._decoder.close()
+            self._container.close()
+            with media_errors(f"cannot read {self.path} a second time"):
+                self._container = self._open()
+            self._stream = _pick_stream(self._container, path=self.path)
+            frames = self._stamped(target=goal)
+            first = next(frames, None)
+            # Some streams have key frames from which decoders need a while to find in.
+            if first is not None and (goal is None or first[1] <= goal):
+                return itertools.chain((first,), frames)
+        raise MediaError(f"{self.path} has changed while it was read: start again")
+
+    def _decode(self, *, target: Fraction | None = None) -> Generator[VideoFrame, None, None]:
+        """Yields decoded frames; packets that cannot be decoded are left out with a warning.
+
+        With a target, in ticks, decoding begins at the last key frame before it.
+        """
         import av
 
         stream = self._stream
-        stream.thread_type = "AUTO"
+        # Threads that work on several frames at once lose whole ones beside those that are damaged.
+        stream.thread_type = "SLICE"
         packets = damaged = frames = 0
         with media_errors(f"cannot read {self.path} any further"):
-            for packet in self._container.demux(stream):
+            for packet in self._packets(target):
                 packets += packet.size > 0
                 if packet.pos is not None:
                     self._read_to = packet.pos + packet.size
@@ -142,7 +207,7 @@ class VideoSource(Source):
                 except av.InvalidDataError as error:
                     damaged += 1
                     logger.debug("packet %d of %s: %s", packets, self.path, reason(error))
-        if not frames:
+        if not frames and target is None:
             raise MediaError(
                 f"{self.path} holds no video frame that can be decoded "
                 f"({packets} packets, {damaged} of them damaged): give a complete video"
@@ -150,10 +215,16 @@ class VideoSource(Source):
         if damaged:
             logger.warning("damaged frames of %s that are left out: %d", self.path, damaged)
         expected = indexed_frames(self._container, stream)
-        if packets < expected:
+        if target is None and packets < expected:
             raise cut_off(self.path, readable=packets, expected=expected)
 
-    def _frame(self, decoded: VideoFrame, *, number: int, stamps: _Stamps) -> Frame:
+    def _packets(self, target: Fraction | None) -> Iterator[Packet[VideoStream]]:
+        if target is None:
+            return self._container.demux(self._stream)
+        period = 1 / (self.rate * self.time_base)
+        return packets_around(self._container, self._stream, target=target, period=period)
+
+    def _frame(self, decoded: VideoFrame, *, number: int, stamp: int) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
             image = upright(to_rgb(decoded, colour=self.colour), orientation_of(decoded))
         if image.shape[:2] != (self.height, self.width):
@@ -161,43 +232,15 @@ class VideoSource(Source):
                 f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, those before "
                 f"are {self.width}x{self.height}: split the video where its size changes"
             )
-        return Frame(image=image, pts=stamps.take(decoded), duration=max(decoded.duration, 0))
+        return Frame(image=image, pts=stamp, duration=max(decoded.duration, 0))
 
 
-class _Stamps:
-    """Time stamps that exist and increase, as encoders need them."""
-
-    def __init__(self, source: VideoSource) -> None:
-        self._path = source.path
-        self._period = 1 / (source.rate * source.time_base)
-        self._last: int | None = None
-        self._derived = Fraction(0)
-        self._by_decoding = False
-        self._warned = False
-
-    def take(self, frame: VideoFrame) -> int:
-        """The stamp of the next frame in ticks: its own, or one derived from the average rate."""
-        # Formats without presentation times, such as AVI, tell when a frame leaves the decoder.
-        pts = frame.pts if frame.pts is not None else frame.dts
-        if pts is None:
-            # The last frames leave the decoder after the last packet, hence without a time.
-            if not self._by_decoding:
-                self._warn("lacks time stamps; they are derived from the average frame rate")
-            pts = round(self._derived)
-            self._derived += self._period
-        else:
-            self._derived = pts + self._period
-            self._by_decoding = frame.pts is None
-        if self._last is not None and pts <= self._last:
-            self._warn("has time stamps that do not increase; those are moved by one tick")
-            pts = self._last + 1
-        self._last = pts
-        return pts
-
-    def _warn(self, what: str) -> None:
-        if not self._warned:
-            logger.warning("%s %s", self._path, what)
-        self._warned = True
+def _rate(stream: VideoStream) -> Fraction:
+    """Average frames per second. Where frames come at no constant rate, the other two can be that
+    of the stream's clock.
+    """
+    rates = (stream.average_rate, stream.codec_context.framerate, stream.guessed_rate)
+    return next((rate for rate in rates if rate and rate <= _FASTEST), _FALLBACK_RATE)
 
 
 def _pick_stream(container: InputContainer, *, path: Path) -> VideoStream:

@@ -1,0 +1,165 @@
+"""Time stamps: copied where they can be true, repaired where they cannot."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video.timestamps import Clock
+from tests.video import media
+
+TICK = Fraction(1, 1000)
+
+
+@dataclass
+class Decoded:
+    """A frame as it leaves a decoder, of which only the times matter."""
+
+    pts: int | None
+    dts: int | None = None
+
+
+def given(
+    stamps: list[int | None], *, dts: list[int | None] | None = None, seams: bool = False
+) -> list[int]:
+    """What frames with these stamps are given, at 25 per second in milliseconds."""
+    clock = Clock(Path("a.mp4"), time_base=TICK, rate=Fraction(25), seams=seams)
+    frames = [Decoded(*times) for times in zip(stamps, dts or [None] * len(stamps), strict=True)]
+    found = list(clock.read(frames))  # type: ignore[arg-type]
+    clock.tell()
+    assert [frame for frame, _ in found] == frames
+    return [stamp for _, stamp in found]
+
+
+def test_stamps_that_increase_are_not_touched(caplog):
+    """However they vary: with a gap of a minute, before 0, a tick apart."""
+    stamps = [-80, -79, 3, 40, 60_040, 60_041, 60_100]
+    assert given(stamps) == stamps
+    assert given([5 * s for s in (0, 8, 9, 2000)], seams=True) == [0, 40, 45, 10_000]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected", "count"),
+    [
+        pytest.param([0, 40, 40, 120], [0, 40, 80, 120], 1, id="twice"),
+        pytest.param([0, 40, 40, 41], [0, 40, 41, 42], 2, id="no room"),
+        pytest.param([0, 40, 40, 40, 100], [0, 40, 60, 80, 100], 2, id="three times, close"),
+        pytest.param([0, 40, 10, 120], [0, 40, 80, 120], 1, id="back"),
+        pytest.param([0, None, None, 120], [0, 40, 80, 120], 2, id="missing"),
+        pytest.param([0, None, 1000], [0, 40, 1000], 1, id="missing before a gap"),
+        pytest.param([None, None, 500, 540], [420, 460, 500, 540], 2, id="missing at first"),
+        pytest.param([0, 40, None, None], [0, 40, 80, 120], 2, id="missing at last"),
+        pytest.param([0, 40, 90_000, 120, 160], [0, 40, 90_000, 90_040, 90_080], 0, id="set back"),
+    ],
+)
+def test_repaired_stamps_lie_between_their_neighbours(stamps, expected, count, caplog):
+    """At the average rate where there is room for it, else evenly; and they are counted."""
+    assert given(stamps) == expected
+    if count:
+        assert f"of a.mp4 that were missing or did not increase: {count};" in caplog.text
+    else:
+        assert "clock of a.mp4 is set anew: 1;" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "second", [pytest.param(5_000_000, id="later"), pytest.param(0, id="earlier")]
+)
+def test_a_clock_that_is_set_anew_goes_on(second, caplog):
+    """Two recordings joined into one transport stream: no gap, and the spacing stays."""
+    first = [1_000_000, 1_000_040, 1_000_080]
+    stamps = [*first, second, second + 40, second + 90]
+    expected = [*first, 1_000_120, 1_000_160, 1_000_210]
+    assert given(stamps, seams=True) == expected
+    assert "the clock of a.mp4 is set anew: 1;" in caplog.text
+
+
+def test_one_wild_stamp_is_no_new_clock(caplog):
+    """Far ahead or far behind, and the next ones in line again."""
+    for wild in (90_000_000, -90_000_000):
+        assert given([0, 40, wild, 120, 160], seams=True) == [0, 40, 80, 120, 160]
+    assert "anew" not in caplog.text
+
+
+def test_decoding_times_stand_in_for_others(caplog):
+    """As of AVI, whose last frames leave the decoder after the last packet: nothing to repair."""
+    assert given([None] * 5, dts=[80, 120, 160, None, None]) == [80, 120, 160, 200, 240]
+    assert caplog.text == ""
+
+
+def test_without_any_time_the_rate_decides(caplog):
+    """As of raw streams; more frames than wait at once."""
+    assert given([None] * 30) == [40 * number for number in range(30)]
+    assert "a.mp4 has no time stamps; its frames are shown at 25 per second" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_whatever_comes_increases(caplog):
+    """Stamps at random: every frame comes out once, in order, each later than the one before."""
+    caplog.set_level(logging.CRITICAL)
+    chance = random.Random(5)
+    for _ in range(300):
+        stamps: list[int | None] = []
+        now = 0
+        for _ in range(chance.randrange(1, 60)):
+            now += chance.choice([40, 40, 40, 1, 0, -40, -500, 20_000, -20_000, 1_000_000])
+            stamps.append(chance.choice([now, now, now, None]))
+        found = given(stamps, seams=chance.random() < 0.5)
+        assert all(a < b for a, b in pairwise(found))
+
+
+def test_a_clock_that_runs_over(tmp_path):
+    """Transport streams count to 2^33 and begin at 0 again, every 26.5 hours."""
+    stamps = [2**33 - 5 * 3003 + 3003 * number for number in range(12)]
+    path = media.make_video(
+        tmp_path / "in.ts",
+        stamps=stamps,
+        time_base=Fraction(1, 90000),
+        options={"mpegts_copyts": "1"},
+    )
+    with open_source(path) as source:
+        found = [frame.pts for frame in source]
+    assert [b - a for a, b in pairwise(found)] == [3003] * 11
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".h264", "libx264"), (".m2v", "mpeg2video")])
+def test_raw_streams_have_a_rate_only(tmp_path, suffix, codec, caplog):
+    path = media.make_video(
+        tmp_path / f"in{suffix}",
+        codec=codec,
+        stamps=list(range(24)),
+        time_base=Fraction(1, 25),
+        rate=Fraction(25),
+        b_frames=2,
+    )
+    with open_source(path) as source:
+        times = [frame.pts * source.time_base for frame in source]
+    assert [time - times[0] for time in times] == [Fraction(n, 25) for n in range(24)]
+
+
+def test_delays_of_a_gif_are_kept(tmp_path):
+    """In hundredths of a second, each its own."""
+    stamps = [0, 10, 12, 50, 57, 200]
+    path = tmp_path / "in.gif"
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("gif", rate=Fraction(100))
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "rgb8"
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(
+                media.picture(number, width=32, height=16), format="rgb24"
+            ).reformat(format="rgb8")
+            frame.pts, frame.time_base = stamp, Fraction(1, 100)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_source(path) as source:
+        times = [frame.pts * source.time_base for frame in source]
+    assert times == [Fraction(stamp, 100) for stamp in stamps]
