@@ -25,7 +25,11 @@
 ``part_encoder.py``           encoding one part on its own
 ``packets.py``                encoded packets on the disk, and their decoding times
 ``assembly.py``               the file at the end: packets of all parts, and copied streams
-``copied_streams.py``         sound, subtitles, chapters: copied from source to sink
+``copied_streams.py``         everything beside the pictures: how it gets from source to sink
+``packet_copy.py``            packet by packet, as it is
+``transcoded_audio.py``       sound that the container cannot hold, encoded anew
+``text_subtitles.py``         text that the container holds in another format
+``time_window.py``            which part of the source's time it is taken from
 ``options.py``                what a user can wish for an input and an output
 ``encoder.py``                which encoder, pixel format and quality a video is written with
 ``pixel_formats.py``          which of an encoder's pixel formats comes closest to an input's

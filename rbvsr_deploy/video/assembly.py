@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.video.base import Source
-from rbvsr_deploy.video.copied_streams import CopiedStreams, portable_tags
+from rbvsr_deploy.video.copied_streams import CopiedStreams
+from rbvsr_deploy.video.options import WriteOptions
+from rbvsr_deploy.video.packet_copy import portable_tags
 from rbvsr_deploy.video.packets import decoding_times, read_packets
 from rbvsr_deploy.video.pyav import open_output
 from rbvsr_deploy.video.stream_settings import StreamSettings
+from rbvsr_deploy.video.time_window import TimeWindow
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
@@ -39,7 +42,10 @@ class Assembly:
         path: the file to write.
         settings: of the video stream.
         source: where everything else is copied from.
-        told: whether the user knows already which streams are left out.
+        options: what of it.
+        end: when the last picture ends, in seconds; of an excerpt, everything ends then. ``None``:
+            not known yet.
+        told: whether the user knows already which streams are left out or changed.
 
     Raises:
         OSError, ValueError, av.FFmpegError: here and in all methods, where the format or the disk
@@ -51,24 +57,41 @@ class Assembly:
     """What the encoder has to say once for the whole stream; the parts must agree."""
 
     def __init__(
-        self, path: Path, *, settings: StreamSettings, source: Source, told: bool = False
+        self,
+        path: Path,
+        *,
+        settings: StreamSettings,
+        source: Source,
+        options: WriteOptions,
+        end: Fraction | None = None,
+        told: bool = False,
     ) -> None:
         self._settings = settings
         self._source = source
         self._shifts = False
         self._keeps_stamps = settings.container in _KEEPS_STAMPS or settings.constant_rate
         self._copies: CopiedStreams | None = None
-        options = {"avoid_negative_ts": "disabled"} if self._keeps_stamps else {}
+        muxing = {"avoid_negative_ts": "disabled"} if self._keeps_stamps else {}
         if settings.container in ("mp4", "mov"):
-            options["movie_timescale"] = str(_movie_timescale(settings.time_base, source))
-        self._output = open_output(path, container=settings.container, options=options)
+            muxing["movie_timescale"] = str(_movie_timescale(settings.time_base, source))
+            muxing["write_tmcd"] = "1"  # the time code, where the video's tags tell one
+        self._output = open_output(path, container=settings.container, options=muxing)
         try:
             self._stream = settings.add_to(self._output)
             if isinstance(source, VideoSource):
-                self._stream.metadata.update(portable_tags(source.tags))
+                tags = portable_tags(source.tags)
+                if source.excerpt is not None and source.excerpt.start:
+                    tags.pop("timecode", None)  # which tells the time of the input's first frame
+                self._stream.metadata.update(tags)
                 self._stream.disposition = cast("Disposition", source.disposition)
                 if source.reopenable:
-                    self._copies = CopiedStreams(source, target=self._output, told=told)
+                    self._copies = CopiedStreams(
+                        source,
+                        target=self._output,
+                        window=self._window(end),
+                        options=options,
+                        told=told,
+                    )
             self._output.start_encoding()
             self.extradata = bytes(self._stream.codec_context.extradata or b"")
         except BaseException:
@@ -116,6 +139,12 @@ class Assembly:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _window(self, end: Fraction | None) -> TimeWindow | None:
+        excerpt = self._source.excerpt
+        if excerpt is None:
+            return None
+        return TimeWindow(start=excerpt.start, end=end, holds_negative=self._keeps_stamps)
 
     def _bring_along(self, time: Fraction, *, name: Path) -> None:
         """Writes what is copied up to the decoding time of the video's next packet."""

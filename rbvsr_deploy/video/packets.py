@@ -9,12 +9,20 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.parts import StoredFile
 
-__all__ = ["PacketWriter", "StoredPacket", "decoding_times", "read_packets", "reordered"]
+__all__ = [
+    "PacketWriter",
+    "StoredPacket",
+    "decoding_times",
+    "end_of_presentation",
+    "read_packets",
+    "reordered",
+]
 
 # Presentation time, duration, bytes that follow, whether a decoder can begin here.
 _HEADER = struct.Struct("<qqI?")
@@ -86,6 +94,17 @@ def read_packets(path: Path, *, data: bool = True) -> Iterator[StoredPacket]:
             elif len(content) < size:
                 raise MediaError(f"{path} is damaged: start again without it")
             yield StoredPacket(pts, duration, is_keyframe, content)
+
+
+def end_of_presentation(path: Path, *, usual: Fraction) -> Fraction:
+    """The tick at which the last picture of a file of packets ends.
+
+    Args:
+        path: as ``PacketWriter`` wrote it.
+        usual: how many ticks a picture lasts that does not tell.
+    """
+    last = max(read_packets(path, data=False), key=lambda packet: packet.pts)
+    return Fraction(last.pts) + (last.duration or usual)
 
 
 def reordered(stamps: list[int]) -> int:

@@ -7,16 +7,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.encoder import Encoder, needs_constant_rate
 from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.matroska import write_sample_aspect
+from rbvsr_deploy.video.options import WriteOptions
+from rbvsr_deploy.video.packets import end_of_presentation
 from rbvsr_deploy.video.part_encoder import PartEncoder
 from rbvsr_deploy.video.publish import sync
-from rbvsr_deploy.video.pyav import media_errors
+from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.stream_settings import StreamSettings
 
 __all__ = ["VideoSink"]
@@ -38,6 +39,7 @@ class VideoSink(Sink):
         width, height: size of the frames that will be written, in pixels.
         container: FFmpeg's name of the output's format.
         encoder: how the frames are encoded.
+        options: what else goes into the output.
         job: where the parts are kept.
 
     Raises:
@@ -53,11 +55,13 @@ class VideoSink(Sink):
         height: int,
         container: str,
         encoder: Encoder,
+        options: WriteOptions,
         job: Job,
     ) -> None:
         self.path = path
         self.job = job
         self._source = source
+        self._options = options
         constant_rate = needs_constant_rate(container, codec=encoder.name)
         self._settings = StreamSettings(
             container=container,
@@ -77,7 +81,9 @@ class VideoSink(Sink):
         job.check(folder=False)
         with media_errors(f"cannot write {path} as {container} with {encoder.name}"):
             # What cannot be written is refused now, not when all frames are made.
-            with Assembly(self._joined, settings=self._settings, source=source) as trial:
+            with Assembly(
+                self._joined, settings=self._settings, source=source, options=options
+            ) as trial:
                 self._extradata = trial.extradata.hex()
             self._joined.unlink(missing_ok=True)
         job.start({**self._settings.identity(), "encoder's header": self._extradata})
@@ -86,11 +92,7 @@ class VideoSink(Sink):
 
     def write(self, frame: Frame) -> None:
         width, height = self._settings.width, self._settings.height
-        if frame.image.shape != (height, width, 3) or frame.image.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 ({height}, {width}, 3), "
-                f"got {frame.image.dtype} {frame.image.shape}"
-            )
+        self._check(frame.image, shape=(height, width, 3))
         with self._writing():
             if self._part is None:
                 self._part = PartEncoder(self._settings, path=self.job.next_part(".packets"))
@@ -129,15 +131,23 @@ class VideoSink(Sink):
         with self._writing():
             if not parts:
                 raise MediaError(f"{self.path} is not written: there was no frame to write")
+            files = [self.job.folder / file.name for part in parts for file in part.files]
+            base, rate = self._settings.time_base, self._settings.rate
             with Assembly(
-                self._joined, settings=self._settings, source=self._source, told=True
+                self._joined,
+                settings=self._settings,
+                source=self._source,
+                options=self._options,
+                end=end_of_presentation(files[-1], usual=1 / (rate * base)) * base,
+                told=True,
             ) as assembly:
                 assembly.write(
-                    [self.job.folder / file.name for part in parts for file in part.files],
+                    files,
                     delay=max(part.media["delay"] for part in parts),
                     name=self.path,
                 )
                 assembly.finish()
+            self._tell_aspect()
             sync(self._joined)
             self.job.publish(self._joined)
         self.close()
@@ -147,6 +157,24 @@ class VideoSink(Sink):
         if self._part is not None:
             self._part.close()
             self._part = None
+
+    def _tell_aspect(self) -> None:
+        """Says what shape the pixels have, where neither the codec nor FFmpeg's writer does."""
+        aspect = self._settings.sample_aspect
+        if aspect is None or aspect == 1:
+            return
+        with open_input(self._joined) as made:
+            told = made.streams.video[0].sample_aspect_ratio
+        if told == aspect:
+            return
+        container = self._settings.container
+        if container not in ("matroska", "webm") or not write_sample_aspect(self._joined, aspect):
+            logger.warning(
+                "%s does not tell that pixels are %s times as wide as high: players will show it "
+                "too narrow or too wide; give the output a name ending in .mp4",
+                self.path,
+                aspect,
+            )
 
     def _stamp(self, frame: Frame) -> int:
         """The frame's time stamp in ticks of the encoder."""

@@ -26,6 +26,7 @@ def make_video(
     time_base: Fraction = Fraction(1, 30000),
     rate: Fraction = Fraction(30000, 1001),
     codec: str = "libx264",
+    pix_fmt: str | None = None,
     b_frames: int = 0,
     audio: str | None = None,
     audio_blocks: int = 20,
@@ -64,6 +65,8 @@ def make_video(
         video.codec_context.gop_size = 6
         if codec == "png":
             video.codec_context.pix_fmt = "rgb24"
+        if pix_fmt is not None:
+            video.codec_context.pix_fmt = pix_fmt
         if codec == "libx264":
             video.options = {"preset": "ultrafast", "crf": "10"}
             if b_frames:
@@ -183,6 +186,7 @@ def companions_of(path: Path) -> list[Copied]:
         return [
             Copied(s.type, s.codec_context.name, s.language, tuple(packets[s.index]))
             for s in streams
+            if s.codec_context is not None
         ]
 
 

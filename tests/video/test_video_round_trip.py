@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -186,16 +185,6 @@ def test_subtitles_and_chapters_are_copied(tmp_path):
         assert titles == ["one", "two"]
         spans = [[(c["start"], c["end"]) for c in f.chapters()] for f in (before, after)]
         assert spans[0] == spans[1]
-
-
-def test_what_the_container_cannot_hold_is_left_out_with_a_warning(tmp_path, caplog):
-    path = media.make_video(tmp_path / "in.mkv", audio="aac", subtitles="subrip")
-    with caplog.at_level(logging.WARNING):
-        out = enlarge(path, tmp_path / "out.mp4")
-    assert [stream.kind for stream in media.companions_of(out)] == ["audio"]
-    (message,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
-    assert message.startswith("subtitle stream 2 (")
-    assert "deu" in message
 
 
 def test_attachments_are_copied(tmp_path, caplog):
