@@ -20,6 +20,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,18 @@ from torch import Tensor, nn
 from rbvsr_deploy.checkpoint import read_tensors
 from rbvsr_deploy.errors import CheckpointError, RbvsrError
 
-__all__ = ["LAYER_WEIGHTS", "PerceptualLoss", "load_vgg19"]
+__all__ = ["LAYER_WEIGHTS", "Layer", "PerceptualLoss", "load_vgg19"]
 
 logger = logging.getLogger(__name__)
 
-LAYER_WEIGHTS: Mapping[str, float] = {
+Layer = Literal[
+    "conv1_1", "conv1_2", "conv2_1", "conv2_2",
+    "conv3_1", "conv3_2", "conv3_3", "conv3_4",
+    "conv4_1", "conv4_2", "conv4_3", "conv4_4",
+    "conv5_1", "conv5_2", "conv5_3", "conv5_4",
+]  # fmt: skip
+
+LAYER_WEIGHTS: Mapping[Layer, float] = {
     "conv1_2": 0.1,
     "conv2_2": 0.1,
     "conv3_4": 1.0,
@@ -41,11 +49,7 @@ LAYER_WEIGHTS: Mapping[str, float] = {
 }
 """The published layers and their weights."""
 
-_CONVS = tuple(
-    f"conv{block}_{i}"
-    for block, count in ((1, 2), (2, 2), (3, 4), (4, 4), (5, 4))
-    for i in range(1, count + 1)
-)
+_CONVS: tuple[Layer, ...] = get_args(Layer)
 _WIDTHS = (64, 64, 128, 128, *(256,) * 4, *(512,) * 8)
 # Numbers of the convolutions among the layers, in torchvision and in the normalised network.
 _TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -80,7 +84,7 @@ class VGG19(nn.Module):
         self.register_buffer("colour_bias", colours[1])
         self.requires_grad_(False)
 
-    def forward(self, pictures: Tensor, *, layers: Sequence[str]) -> list[Tensor]:
+    def forward(self, pictures: Tensor, *, layers: Sequence[Layer]) -> list[Tensor]:
         """Features before the ReLU.
 
         Args:
@@ -110,15 +114,10 @@ class PerceptualLoss(nn.Module):
     Args:
         vgg: see :func:`load_vgg19`.
         layer_weights: of the layers that count.
-
-    Raises:
-        ValueError: a layer is not one of VGG19.
     """
 
-    def __init__(self, vgg: VGG19, *, layer_weights: Mapping[str, float] = LAYER_WEIGHTS) -> None:
+    def __init__(self, vgg: VGG19, *, layer_weights: Mapping[Layer, float] = LAYER_WEIGHTS) -> None:
         super().__init__()
-        if unknown := sorted(set(layer_weights) - set(_CONVS)):
-            raise ValueError(f"VGG19 has no layer {unknown[0]}: its layers are {', '.join(_CONVS)}")
         self.vgg = vgg
         self.layers = [name for name in _CONVS if name in layer_weights]
         self.layer_weights = dict(layer_weights)
