@@ -3,60 +3,101 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-__all__ = ["encode_and_decode"]
+from rbvsr_deploy.errors import MediaError
 
-Frames = NDArray[np.uint8]
+__all__ = ["check_encoder", "encode_and_decode"]
+
+Frame = NDArray[np.uint8]
+
+_SMALLEST = {"libx265": 32, "libsvtav1": 64}
+"""Height and width below which an encoder refuses; smaller frames are padded for it."""
+
+
+def check_encoder(encoder: str) -> None:
+    """Raise ``MediaError`` if this PyAV has no such encoder."""
+    try:
+        av.Codec(encoder, "w")
+    except ValueError:
+        raise MediaError(
+            f"the encoder '{encoder}' is not part of this PyAV: leave it out of the configuration"
+        ) from None
 
 
 def encode_and_decode(
-    frames: Frames, encoder: str, *, bits_per_frame: int | None, quality: int | None
-) -> Frames:
-    """Encode and decode a clip; the same bytes every time.
+    frames: Sequence[Frame],
+    encoder: str,
+    *,
+    preset: str | None = None,
+    bits_per_frame: int | None = None,
+    quality: int | None = None,
+) -> list[Frame]:
+    """Encode and decode a clip; the same frames give the same result every time.
 
     Args:
-        frames: (T, H, W, 3) uint8, RGB.
+        frames: (H, W, 3) uint8, RGB, each.
         encoder: as FFmpeg names it.
+        preset: of the encoder; ``None`` is its own default.
         bits_per_frame: mean size aimed at, or
         quality: constant rate factor, for mpeg4 the quantiser: higher is worse.
     """
-    height, width = frames.shape[1:3]
-    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    height, width = frames[0].shape[:2]
+    smallest = _SMALLEST.get(encoder, 2)
+    below = max(height + height % 2, smallest) - height
+    right = max(width + width % 2, smallest) - width
+    # One context of swscale for all frames: PyAV makes one per frame otherwise, which takes longer
+    # than the conversion.
+    reformatter = VideoReformatter()
     data = io.BytesIO()
     with av.open(data, "w", format="matroska") as container:
         # One frame per second, so that bits per second are bits per frame.
-        stream: Any = container.add_stream(encoder, rate=1, options=_options(encoder, quality))
-        stream.width, stream.height = width + width % 2, height + height % 2
-        stream.pix_fmt = "yuv420p"
+        stream: Any = container.add_stream(
+            encoder, rate=1, options=_options(encoder, preset, quality)
+        )
+        stream.width, stream.height, stream.pix_fmt = width + right, height + below, "yuv420p"
         if bits_per_frame is not None:
             stream.bit_rate = bits_per_frame
         # One thread: the data must not depend on the number of processors.
         stream.codec_context.thread_count = 1
-        for frame in np.pad(frames, padding, mode="edge"):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for frame in frames:
+            padded = np.pad(frame, ((0, below), (0, right), (0, 0)), mode="edge")
+            rgb = av.VideoFrame.from_ndarray(padded, format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(rgb, format="yuv420p", threads=1)))
         container.mux(stream.encode(None))
     data.seek(0)
     with av.open(data, "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(decoded)[:, :height, :width]
+        decoded = [
+            reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            for frame in container.decode(video=0)
+        ]
+    assert len(decoded) == len(frames)
+    return [np.ascontiguousarray(frame[:height, :width]) for frame in decoded]
 
 
-def _options(encoder: str, quality: int | None) -> dict[str, str]:
-    """Encoder options for constant quality, if given, and for repeatable results."""
-    options: dict[str, str] = {}
+def _options(encoder: str, preset: str | None, quality: int | None) -> dict[str, str]:
+    options = {} if preset is None else {"preset": preset}
+    match encoder:
+        case "libx264":
+            # Macroblock trees off: on frames this small x264 reads beyond its look-ahead pictures
+            # for them, and the same input then gives different files from one run to the next.
+            options["x264-params"] = "mbtree=0"
+        case "libx265":
+            options["x265-params"] = "log-level=none:pools=none:frame-threads=1"
+        case "libvpx-vp9":
+            options = {"deadline": "realtime", "cpu-used": preset or "8"}
+        case "libsvtav1":
+            options["svtav1-params"] = "lp=1"
     if quality is not None:
         if encoder == "mpeg4":
-            options = {"qmin": str(quality), "qmax": str(quality)}
+            options |= {"qmin": str(quality), "qmax": str(quality)}
         else:
-            options = {"crf": str(quality)}
-    if encoder == "libx264":
-        # Macroblock trees off: on frames this small x264 reads beyond its look-ahead pictures for
-        # them, and the same input then gives different files from one run to the next.
-        options["x264-params"] = "mbtree=0"
+            options["crf"] = str(quality)
     return options

@@ -22,8 +22,8 @@ from rbvsr_deploy.training.degradations import (
     DegradationConfig,
     degrade,
     draw_degradation,
-    sharpen,
 )
+from rbvsr_deploy.training.sharpening import sharpen
 from rbvsr_deploy.training.sources import (
     ClipShape,
     DamagedSourceError,

@@ -20,6 +20,8 @@ __all__ = [
     "BlurKind",
     "CodecConfig",
     "DegradationConfig",
+    "Direction",
+    "Encoder",
     "Filter",
     "JpegConfig",
     "NoiseConfig",
@@ -38,6 +40,8 @@ BlurKind = Literal[
     "plateau_anisotropic",
     "sinc",
 ]
+Direction = Literal["up", "down", "keep"]
+Encoder = Literal["libx264", "mpeg4", "libx265", "libvpx-vp9", "libsvtav1"]
 Filter = Literal["bilinear", "area", "bicubic"]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=0.0)]
@@ -89,7 +93,7 @@ class BlurConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class ResizeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Resizing by a factor; direction and filter are drawn once per clip."""
 
-    directions: dict[Literal["up", "down", "keep"], Weight]
+    directions: dict[Direction, Weight]
     scale: Walk
     """Up is drawn between 1 and the upper end, down between the lower end and 1; the walk may
     cross 1."""
@@ -128,8 +132,10 @@ class JpegConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class CodecConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """A video encoder and how strongly it compresses: a range of bitrates, or of qualities."""
 
-    encoder: Literal["libx264", "mpeg4", "libx265", "libvpx-vp9", "libsvtav1"]
+    encoder: Encoder
     weight: Weight = 1.0
+    preset: str | None = None
+    """Of the encoder (of libvpx-vp9: its cpu-used); ``None`` is its default."""
     bits_per_frame: tuple[int, int] | None = None
     quality: tuple[int, int] | None = None
     """Constant rate factor, for mpeg4 the quantiser: higher is worse."""
@@ -205,7 +211,7 @@ _VIDEO = VideoConfig(
     # The published choice is libx264, h264 or mpeg4, each as likely; h264 is FFmpeg's default
     # encoder of H.264, which is libx264 again.
     codecs=(
-        CodecConfig("libx264", 2.0, bits_per_frame=(10_000, 100_000)),
+        CodecConfig("libx264", 2.0, preset="veryfast", bits_per_frame=(10_000, 100_000)),
         CodecConfig("mpeg4", 1.0, bits_per_frame=(10_000, 100_000)),
     ),
 )
@@ -279,7 +285,7 @@ MODERATE = DegradationConfig(
         video=VideoConfig(
             probability=0.9,
             codecs=(
-                CodecConfig("libx264", 0.65, quality=(16, 33)),
+                CodecConfig("libx264", 0.65, preset="veryfast", quality=(16, 33)),
                 CodecConfig("mpeg4", 0.25, quality=(2, 8)),
             ),
         ),
