@@ -21,6 +21,7 @@ from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.files import sha256
+from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.scenes import CutDetector
 from rbvsr_deploy.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
@@ -75,9 +76,10 @@ def read_clip(path: Path) -> Clip:
     cuts = set()
     with open_source(path) as source:
         for frame in source:
-            if detector.is_cut(frame.image):
+            image = eight_bits(frame.image)
+            if detector.is_cut(image):
                 cuts.add(len(images))
-            images.append(_middle(frame.image, WINDOW).copy())
+            images.append(_middle(image, WINDOW).copy())
             if len(images) == FRAMES:
                 break
         size = (source.height, source.width)

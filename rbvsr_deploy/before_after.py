@@ -10,6 +10,7 @@ import numpy as np
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import check_writable
+from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
 
@@ -71,7 +72,7 @@ def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrit
 def frames_of(
     path: Path, numbers: Iterable[int], options: ReadOptions | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames of these numbers, which increase: (H, W, 3) RGB.
+    """The frames of these numbers, which increase: (H, W, 3) RGB, of more than 8 bits rounded to 8.
 
     Raises:
         MediaError: the file or folder cannot be read, or has fewer frames.
@@ -82,7 +83,7 @@ def frames_of(
             found = next((frame for number, frame in frames if number == wanted), None)
             if found is None:
                 raise MediaError(f"{path} ends before frame {wanted}: it has changed meanwhile")
-            yield found.image
+            yield eight_bits(found.image)
 
 
 def enlarged(image: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:

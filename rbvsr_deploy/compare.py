@@ -31,6 +31,7 @@ from rbvsr_deploy.errors import (
 )
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.propagation import HALO
 from rbvsr_deploy.scenes import CutDetector
 from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream
@@ -223,10 +224,11 @@ def compare_engines(
     ]
     with sides[0].stream as stream, sides[1].stream as other_stream:
         for frame in itertools.islice(source, frames):
-            cut = detector.is_cut(frame.image)
+            image = eight_bits(frame.image)
+            cut = detector.is_cut(image)
             pictures.add(
-                sides[0].pictures(stream.push(frame.image, cut=cut)),
-                sides[1].pictures(other_stream.push(frame.image, cut=cut)),
+                sides[0].pictures(stream.push(image, cut=cut)),
+                sides[1].pictures(other_stream.push(image, cut=cut)),
             )
         pictures.add(sides[0].pictures(stream.flush()), sides[1].pictures(other_stream.flush()))
     if not pictures.per_frame:
@@ -371,7 +373,7 @@ class _Side:
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
         """Each picture before and after it became uint8: (3, 4H, 4W) and (4H, 4W, 3)."""
         for picture in made:
-            yield self._waiting.popleft(), picture.image
+            yield self._waiting.popleft(), eight_bits(picture.image)
 
     def _catch(self, picture: NDArray[Any]) -> None:
         """Take whole pictures, or the next band of some, with a halo above and below."""

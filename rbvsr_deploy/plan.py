@@ -68,6 +68,7 @@ def choose_plan(
     longest: int,
     ahead: int = 0,
     on_cpu: bool,
+    deep: bool = False,
 ) -> Plan:
     """The plan that makes most of some memory.
 
@@ -78,6 +79,7 @@ def choose_plan(
         longest: frames that are propagated at once at most.
         ahead: frames after those that stay on the device.
         on_cpu: whether the device is the host itself, so that waiting frames share its memory.
+        deep: whether pictures have 16 bits: they leave the device in floating point.
 
     Raises:
         RbvsrError: even one frame at a time does not fit.
@@ -88,8 +90,9 @@ def choose_plan(
     state = network.channels * item * pixels
     # What is held for every frame of a batch: its block (three at once) with two flows, its
     # forward states (three buffers), the widest maps, the picture in floating point and in bytes;
-    # and two pictures in bytes on their way out.
-    block = 3 * (frame + 2 * flow) + 2 * 16 * 3 * pixels
+    # and two pictures on their way out.
+    sample = item + 2 if deep else 1
+    block = 3 * (frame + 2 * flow) + 2 * 16 * 3 * sample * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
     steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
 

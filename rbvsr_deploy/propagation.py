@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.pixels import Image, sixteen_bit_pictures
 from rbvsr_deploy.plan import Plan
 from rbvsr_deploy.spool import Spool
 
@@ -145,9 +146,10 @@ def propagate(
     size: tuple[int, int],
     plan: Plan,
     kept: Spool,
+    deep: bool = False,
     forward_state: Array | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[NDArray[np.uint8], Array]]:
+) -> Iterator[tuple[Image, Array]]:
     """Make the pictures of some frames of a scene.
 
     Args:
@@ -159,21 +161,22 @@ def propagate(
         size: H and W.
         plan: window, batch and bands; the pictures do not depend on it.
         kept: takes kept backward states by the number of their frame; empty afterwards.
+        deep: whether pictures have 16 bits instead of 8.
         forward_state: of the frame before ``start``, (1, C, H, W); ``None`` at the start of a
             scene.
         progress: called after each step of the first backward pass over the frames that get a
             picture.
 
     Yields:
-        Per frame, in order, its picture (4H, 4W, 3) uint8 RGB, and its forward state (1, C, H, W),
-        to go on from: of use until the next is asked for, the last one for good. A batch of
-        pictures is on its way to the host while the next one is computed.
+        Per frame, in order, its picture (4H, 4W, 3) RGB, uint8 or uint16, and its forward state
+        (1, C, H, W), to go on from: of use until the next is asked for, the last one for good. A
+        batch of pictures is on its way to the host while the next one is computed.
 
     Raises:
         DeviceMemoryError: the plan is too big for what the device has left. The last state that
             was yielded is still there, to go on from with a smaller one.
     """
-    scene = _Scene(engine, frames, size=size, plan=plan)
+    scene = _Scene(engine, frames, size=size, plan=plan, deep=deep)
     window = min(plan.window, end - start)
     states = scene.empty_states(window)
     passing = [scene.empty_states(1), scene.empty_states(1)]
@@ -198,7 +201,7 @@ def propagate(
     # The states of three batches: one that is worked on, one whose pictures are on their way, and
     # one whose pictures are out, where the caller can go on from if the others fail.
     running = [scene.empty_states(plan.batch) for _ in range(3)]
-    on_their_way: Iterator[tuple[NDArray[np.uint8], Array]] = iter(())
+    on_their_way: Iterator[tuple[Image, Array]] = iter(())
     for first in range(start, end, window):
         last = min(first + window, end)
         if first > start:
@@ -223,8 +226,8 @@ def propagate(
 
 
 def _finish(
-    engine: Engine, begun: Callable[[], NDArray[np.uint8]], states: Array
-) -> Iterator[tuple[NDArray[np.uint8], Array]]:
+    engine: Engine, begun: Callable[[], Image], states: Array
+) -> Iterator[tuple[Image, Array]]:
     """The pictures of a batch and their forward states."""
     for number, picture in enumerate(begun()):
         yield picture, engine.part(states, number, number + 1)
@@ -234,12 +237,19 @@ class _Scene:
     """The steps of the two branches over the frames of one scene."""
 
     def __init__(
-        self, engine: Engine, frames: SceneFrames, *, size: tuple[int, int], plan: Plan
+        self,
+        engine: Engine,
+        frames: SceneFrames,
+        *,
+        size: tuple[int, int],
+        plan: Plan,
+        deep: bool,
     ) -> None:
         self._engine = engine
         self._frames = frames
         self._size = size
         self._band = plan.band
+        self._deep = deep
         self._no_state = engine.zeros(self._state_shape(1), dtype=engine.network.precision)
         self._no_flow = engine.zeros((1, 2, *size), dtype="float32")
 
@@ -270,10 +280,8 @@ class _Scene:
 
     def begin_pictures(
         self, start: int, stop: int, *, backward_states: Array, forward_states: Array
-    ) -> Callable[[], NDArray[np.uint8]]:
-        """Begin to make pictures. What is returned waits for them: (stop - start, 4H, 4W, 3) uint8
-        RGB.
-        """
+    ) -> Callable[[], Image]:
+        """Begin to make pictures. What is returned waits for them: (stop - start, 4H, 4W, 3)."""
         arrays = {
             "frame": self._frames.frames(start, stop),
             "backward_state": backward_states,
@@ -292,8 +300,12 @@ class _Scene:
             bands.append((begun, 4 * (top - upper), 4 * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
-    def _reconstruct(self, arrays: dict[str, Array]) -> Callable[[], NDArray[np.uint8]]:
+    def _reconstruct(self, arrays: dict[str, Array]) -> Callable[[], Image]:
         (picture,) = self._engine.run("reconstruct", **arrays)
+        if self._deep:
+            # TensorRT knows no uint16, so no graph could make it.
+            begun = self._engine.begin_download(picture)
+            return lambda: sixteen_bit_pictures(begun())
         (image,) = self._engine.run("emit", picture=picture)
         return self._engine.begin_download(image)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.graphs import MAX_CLEANINGS
+from rbvsr_deploy.pixels import Image, network_input
 from rbvsr_deploy.spool import Spool
 
 __all__ = ["Cleaner", "RefineScope", "Refinement"]
@@ -80,7 +81,7 @@ class Cleaner:
         self._batch = batch
         self._threshold = threshold
         self._progress = progress
-        self._waiting: list[NDArray[np.uint8]] = []
+        self._waiting: list[Image] = []
         self._on_their_way: Callable[[], None] | None = None
         # Sum of the frames' residues and number of frames, per pass.
         self._sums: list[float] = []
@@ -98,8 +99,8 @@ class Cleaner:
         """Number of the frame after the last that has arrived."""
         return self._next + len(self._waiting)
 
-    def push(self, image: NDArray[np.uint8]) -> None:
-        """Take the next frame, (H, W, 3) RGB."""
+    def push(self, image: Image) -> None:
+        """Take the next frame, of the dtype of the others."""
         self._waiting.append(image)
         if len(self._waiting) >= self._batch:
             self.flush()
@@ -148,8 +149,12 @@ class Cleaner:
                 start = stop
         self._finish()
 
-    def _take(self, images: NDArray[np.uint8]) -> None:
-        (frames,) = self._engine.run("ingest", image=self._engine.upload(images))
+    def _take(self, images: Image) -> None:
+        if images.dtype == np.uint8:
+            (frames,) = self._engine.run("ingest", image=self._engine.upload(images))
+        else:
+            precision = self._engine.network.precision
+            frames = self._engine.upload(network_input(images, precision=precision))
         if self._by_frame:
             self._clean_by_frame(frames, count=len(images))
         else:

@@ -16,8 +16,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from rbvsr_deploy.pixels import Image
 
 __all__ = ["CutDetector", "read_scene_list", "write_scene_list"]
 
@@ -73,11 +72,11 @@ class CutDetector:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._shape: tuple[int, ...] | None = None
 
-    def is_cut(self, image: NDArray[np.uint8]) -> bool:
+    def is_cut(self, image: Image) -> bool:
         """Takes the next frame and tells whether a new scene begins with it.
 
         Args:
-            image: ``(H, W, 3)`` uint8 RGB, of the same size in every call.
+            image: ``(H, W, 3)`` RGB, uint8 or uint16, of the same size in every call.
 
         Returns:
             ``False`` for the first frame.
@@ -86,9 +85,9 @@ class CutDetector:
             ValueError: the image has another shape or dtype.
         """
         expected = self._shape or (*image.shape[:2], 3)
-        if image.shape != expected or image.dtype != "uint8" or not image.size:
+        if image.shape != expected or image.dtype not in ("uint8", "uint16") or not image.size:
             raise ValueError(
-                f"a frame is (H, W, 3) uint8 RGB, all of one size, not {image.dtype} of "
+                f"a frame is (H, W, 3) uint8 or uint16 RGB, all of one size, not {image.dtype} of "
                 f"{image.shape}"
             )
         self._shape = expected
@@ -97,13 +96,17 @@ class CutDetector:
         self._recent.append(score)
         return cut
 
-    def _score(self, image: NDArray[np.uint8]) -> float:
+    def _score(self, image: Image) -> float:
         """Weighted mean change against the frame before, 0 to 255; 0 for the first frame."""
         import cv2
 
+        from rbvsr_deploy.pixels import eight_bits
+
         height, width = image.shape[:2]
         scale = min(1.0, _LONG_SIDE / max(height, width))
-        small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+        small = cv2.resize(
+            eight_bits(image), (max(1, round(width * scale)), max(1, round(height * scale)))
+        )
         self._content.process_frame(self._time, cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
         # Where AdaptiveDetector, its subclass, takes the score from. The public way, a
         # StatsManager, works out edges as well, which takes four times as long.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.errors import DeviceMemoryError
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.plan import Plan, choose_plan, show_bytes
 from rbvsr_deploy.propagation import SceneFrames, propagate
 from rbvsr_deploy.refinement import Cleaner, Refinement, RefineScope
@@ -144,8 +145,8 @@ class StreamState:
 class Picture:
     """A picture, and what is carried on from it."""
 
-    image: NDArray[np.uint8]
-    """(4H, 4W, 3) RGB."""
+    image: Image
+    """(4H, 4W, 3) RGB, of the dtype of the frames."""
     state: Callable[[], StreamState]
     """Copies what is carried on from the device. Call it before the next picture is asked for."""
     ends_scene: bool = False
@@ -159,6 +160,7 @@ class Stream:
         engine: runs the graphs; stays open.
         settings: see :class:`Settings`.
         size: H and W of the frames.
+        deep: whether frames and pictures are uint16, not uint8.
         folder: where frames that do not fit into memory wait; see :class:`Spool`.
         state: to go on from; ``None`` for a new stream.
         progress: called with a stage and the frames it has done since the last call.
@@ -180,6 +182,7 @@ class Stream:
         settings: Settings,
         *,
         size: tuple[int, int],
+        deep: bool = False,
         folder: Path | None = None,
         state: StreamState | None = None,
         progress: Callable[[Stage, int], None] = lambda stage, frames: None,
@@ -202,10 +205,12 @@ class Stream:
             longest=1 if bounded else settings.max_scene,
             ahead=settings.lookahead or 0,
             on_cpu=on_cpu,
+            deep=deep,
         )
         self._engine = engine
         self._settings = settings
         self._size = size
+        self._deep = deep
         self._progress = progress
         self._on_scene = on_scene
         self._part = 1 if bounded else settings.max_scene
@@ -217,11 +222,11 @@ class Stream:
         if state is not None and state.arrays:
             self._scene = self._open_scene(state.scene, continued=state)
 
-    def push(self, image: NDArray[np.uint8], *, cut: bool = False) -> Iterator[Picture]:
+    def push(self, image: Image, *, cut: bool = False) -> Iterator[Picture]:
         """Take the next frame and make the pictures that can be made now; exhaust the iterator.
 
         Args:
-            image: (H, W, 3) uint8 RGB.
+            image: (H, W, 3) RGB: uint8, or uint16 in a deep stream.
             cut: whether a new scene begins with this frame.
         """
         if cut:
@@ -266,6 +271,7 @@ class Stream:
             self._settings,
             self.plan,
             size=self._size,
+            deep=self._deep,
             part=self._part,
             ahead=self._ahead,
             spool=self._spool,
@@ -288,6 +294,7 @@ class _Scene:
         plan: Plan,
         *,
         size: tuple[int, int],
+        deep: bool,
         part: int,
         ahead: int,
         spool: Spool,
@@ -303,6 +310,7 @@ class _Scene:
         self._take_less = take_less
         self._plan = plan
         self._size = size
+        self._deep = deep
         self._part = part
         self._ahead = ahead
         # Parts of one frame go over the same frames again and again: they stay on the device.
@@ -333,7 +341,7 @@ class _Scene:
         )
         self._frames: SceneFrames | None = None
 
-    def push(self, image: NDArray[np.uint8]) -> Iterator[Picture]:
+    def push(self, image: Image) -> Iterator[Picture]:
         self._cleaner.push(image)
         end = self._start + self._part
         if self._cleaner.known >= end + self._ahead:
@@ -382,7 +390,7 @@ class _Scene:
                 self._frames = None
                 self._kept.clear()
 
-    def _propagate(self, end: int, *, stop: int) -> Iterator[tuple[NDArray[np.uint8], Array]]:
+    def _propagate(self, end: int, *, stop: int) -> Iterator[tuple[Image, Array]]:
         if self._frames is None:
             self._frames = SceneFrames(
                 self._engine, self._spool, batch=self._plan.batch, ahead=self._in_use
@@ -396,6 +404,7 @@ class _Scene:
             size=self._size,
             plan=self._plan,
             kept=self._kept,
+            deep=self._deep,
             forward_state=self._forward_state,
             progress=lambda: self._progress("backward", 1),
         )

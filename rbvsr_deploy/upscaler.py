@@ -19,8 +19,7 @@ from rbvsr_deploy.scenes import CutDetector
 from rbvsr_deploy.stream import MAX_SCENE, Settings, Stream
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.upscale_file import Summary
 
 __all__ = ["Upscaler"]
@@ -40,9 +39,10 @@ class Upscaler:
                     ...
             rest = upscaler.flush()
 
-    Frames are (H, W, 3) uint8 RGB arrays, full range, all of one size within a stream; they are
-    not written to. Pictures are (4H, 4W, 3) uint8 RGB arrays and belong to the caller. There are as
-    many pictures as frames, in the same order.
+    Frames are (H, W, 3) RGB arrays, full range, all of one size within a stream; they are not
+    written to. Their dtype is uint8, or uint16 for more than 8 bits, with 65535 for white. Pictures
+    are (4H, 4W, 3) RGB arrays of the same dtype and belong to the caller. There are as many
+    pictures as frames, in the same order.
 
     An upscaler keeps no state outside of itself: any number of them may live in one process. One of
     them does one thing at a time; a call from another thread meanwhile is refused.
@@ -99,7 +99,7 @@ class Upscaler:
         self._closed = False
         self._lent = False  # whether an iterator waits to be asked for its next picture
 
-    def frames(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, frames: Iterable[Image]) -> Iterator[Image]:
         """Pictures of a whole stream, each as soon as it can be made.
 
         Args:
@@ -119,7 +119,7 @@ class Upscaler:
                     yield from self._lend(live.push(frame))
                 yield from self._lend(live.flush())
 
-    def push(self, frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    def push(self, frame: Image) -> list[Image]:
         """Take one frame; returns the pictures that can be made now, often none, in order.
 
         Raises: as :meth:`frames`.
@@ -137,7 +137,7 @@ class Upscaler:
             self._live = live
             return pictures
 
-    def flush(self) -> list[NDArray[np.uint8]]:
+    def flush(self) -> list[Image]:
         """End the stream of pushed frames; returns its remaining pictures. The next frame that is
         pushed begins a new stream, which may have another size.
 
@@ -210,7 +210,7 @@ class Upscaler:
     def _new_stream(self) -> _Live:
         return _Live(self.engine, self._settings, scene_cuts=self._scene_cuts)
 
-    def _lend(self, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    def _lend(self, pictures: Iterator[Image]) -> Iterator[Image]:
         """Between two pictures of an iterator, its upscaler may be closed."""
         for picture in pictures:
             self._lent = True
@@ -252,18 +252,25 @@ class _Live:
         self._detector = CutDetector() if scene_cuts else None
         self._stream: Stream | None = None
         self._shape: tuple[int, ...] = ()
+        self._dtype: np.dtype[Any] | None = None
 
-    def push(self, frame: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    def push(self, frame: Image) -> Iterator[Image]:
         self._check(frame)
         if self._stream is None:
             self._shape = frame.shape
-            self._stream = Stream(self._engine, self._settings, size=frame.shape[:2])
+            self._dtype = frame.dtype
+            self._stream = Stream(
+                self._engine,
+                self._settings,
+                size=frame.shape[:2],
+                deep=frame.dtype == np.uint16,
+            )
         cut = self._detector is not None and self._detector.is_cut(frame)
         # The frame may wait for its turn, and is the caller's.
         for picture in self._stream.push(frame.copy(), cut=cut):
             yield picture.image
 
-    def flush(self) -> Iterator[NDArray[np.uint8]]:
+    def flush(self) -> Iterator[Image]:
         if self._stream is not None:
             for picture in self._stream.flush():
                 yield picture.image
@@ -278,8 +285,14 @@ class _Live:
         if not isinstance(frame, np.ndarray):
             raise ValueError(f"a frame is a NumPy array, got {type(frame).__name__}")
         good = frame.ndim == 3 and frame.shape[2] == 3 and frame.size > 0
-        if not good or frame.dtype != np.uint8:
-            raise ValueError(f"a frame is (H, W, 3) uint8 RGB, got {frame.shape} {frame.dtype}")
+        if not good or frame.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"a frame is (H, W, 3) uint8 or uint16 RGB, got {frame.shape} {frame.dtype}"
+            )
+        if self._dtype is not None and frame.dtype != self._dtype:
+            raise ValueError(
+                f"all frames of a stream have one dtype, {self._dtype} here, got {frame.dtype}"
+            )
         if self._shape and frame.shape != self._shape:
             raise ValueError(
                 f"all frames of a stream have one size, {self._shape[1]}x{self._shape[0]} here, "

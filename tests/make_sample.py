@@ -20,7 +20,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from rbvsr_deploy.video.colour import colour_of, from_rgb, to_rgb
+from rbvsr_deploy.video.colour import colour_of
+from rbvsr_deploy.video.conversion import from_rgb, to_rgb
 
 MEMBER = "package/test/data/launch.mp4"
 FRAMES = 54

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour import Colour
     from rbvsr_deploy.video.job import Job
     from rbvsr_deploy.video.parts import PartRecord
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 class Frame:
     """One picture as it is shown: upright, full-range RGB."""
 
-    image: NDArray[np.uint8]
-    """``(H, W, 3)`` uint8 RGB, contiguous."""
+    image: Image
+    """``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the source has more than 8 bits."""
     pts: int | None = None
     """Presentation time stamp in ticks of the source's ``time_base``; ``None``: next in line."""
     duration: int = 0
@@ -43,6 +42,8 @@ class Excerpt:
 
     start: Fraction
     """Seconds on the input's clock that become 0."""
+    offset: Fraction
+    """Seconds from the input's first frame to that of the excerpt."""
 
 
 class Source(ABC):
@@ -68,6 +69,12 @@ class Source(ABC):
     """Width of a pixel divided by its height, after rotation; ``None``: square or not known."""
     colour: Colour
     """Matrix, range, primaries and transfer, guessed where the input does not tell."""
+    depth: int
+    """Bits per sample; with more than 8, frames are uint16."""
+    codec: str | None = None
+    """FFmpeg's name of the codec of a video."""
+    pix_fmt: str | None = None
+    """FFmpeg's name of the pixel format of a video."""
     excerpt: Excerpt | None = None
     """Which part of the input is read; ``None``: all of it."""
 
@@ -144,7 +151,8 @@ class Sink(ABC):
         After a resume, the first is the one behind the last finished part.
 
         Raises:
-            ValueError: the image has another shape or dtype, or the sink is closed.
+            ValueError: the image has another shape, or another dtype than uint8 and uint16; or the
+                sink is closed.
             MediaError: the frame could not be encoded or written; the sink is closed, and the
                 finished parts stay.
         """
@@ -181,6 +189,14 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Frees everything and gives up the open part; does nothing after ``finish``."""
+
+    @staticmethod
+    def _check(image: Image, *, shape: tuple[int, int, int]) -> None:
+        """Raises ValueError with what came and what is allowed."""
+        if image.shape != shape or image.dtype not in ("uint8", "uint16"):
+            raise ValueError(
+                f"expected uint8 or uint16 of {shape}, got {image.dtype} of {image.shape}"
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Colour: decoded frames to RGB, and RGB to frames for an encoder.
+"""Colour: what the numbers of a video mean.
 
 The numbers are those of ITU-T H.273, which FFmpeg and every container use.
 """
@@ -9,11 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from av import VideoFrame
-    from numpy.typing import NDArray
+    from av.video.format import VideoFormat
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +19,20 @@ UNKNOWN = 2
 RGB_MATRIX = 0
 BT709 = 1
 BT601 = 6
+BT2020 = 9
 LIMITED = 1
 FULL = 2
 
-# swscale's flags for bicubic, accurate rounding and, both ways, a chroma sample for every pixel:
-# without them it takes the nearest sample and rounds coarsely. PyAV names them from 18 on only.
-_ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
-# The matrices that swscale knows: BT.709, FCC, BT.601 twice, SMPTE 240M, BT.2020.
-_SUPPORTED = frozenset({1, 4, 5, 6, 7, 9})
+LUMA_WEIGHTS = {
+    BT709: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    BT601: (0.299, 0.114),
+    7: (0.212, 0.087),
+    BT2020: (0.2627, 0.0593),
+}
+"""Weights of red and blue in luma, by the matrices that can be read: BT.709, FCC, BT.601 twice,
+SMPTE 240M and BT.2020."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,17 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     matrix = frame.colorspace
     if frame.format.is_rgb:
         return RGB_PICTURE
-    if matrix not in _SUPPORTED:
+    if matrix not in LUMA_WEIGHTS:
         guess = matrix_if_unknown or (BT709 if frame.height >= 720 else BT601)
         if matrix not in (UNKNOWN, RGB_MATRIX):
             logger.warning("colour matrix %d is not supported and read as %d", matrix, guess)
         matrix = guess
-    # The yuvj formats are full range by definition, whatever the tag says.
-    full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
+    # The yuvj formats are full range by definition, whatever the tag says; grey is unless told.
+    full = (
+        frame.color_range == FULL
+        or frame.format.name.startswith("yuvj")
+        or (frame.color_range != LIMITED and is_grey(frame.format))
+    )
     return Colour(
         matrix=matrix,
         range=FULL if full else LIMITED,
@@ -75,47 +83,17 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     )
 
 
-def to_rgb(frame: VideoFrame, *, colour: Colour) -> NDArray[np.uint8]:
-    """Converts a decoded frame to RGB, as it lies in the file.
-
-    Args:
-        frame: a decoded frame of any pixel format.
-        colour: how its numbers are to be read.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB, contiguous.
-    """
-    return np.ascontiguousarray(_converted(frame, colour, "rgb24"))
+def is_grey(video_format: VideoFormat) -> bool:
+    """Whether there is luma only, with or without opacity."""
+    return video_format.name.startswith(("gray", "ya"))
 
 
-def to_rgba(frame: VideoFrame, *, colour: Colour) -> NDArray[np.uint8]:
-    """As ``to_rgb`` with the opacity as fourth channel: ``(H, W, 4)`` uint8."""
-    return np.ascontiguousarray(_converted(frame, colour, "rgba"))
+def has_alpha(video_format: VideoFormat) -> bool:
+    """Whether there is a channel of opacity."""
+    return any(part.is_alpha for part in video_format.components)
 
 
-def from_rgb(image: NDArray[np.uint8], *, pix_fmt: str, colour: Colour) -> VideoFrame:
-    """Converts RGB to a frame for an encoder.
-
-    Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        pix_fmt: FFmpeg's name of the encoder's pixel format.
-        colour: the matrix and range to convert to, and the tags to set.
-    """
-    from av import VideoFrame
-
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    # The result inherits the tag; for RGB it means nothing.
-    frame.colorspace = colour.matrix
-    frame = frame.reformat(format=pix_fmt, dst_color_range=colour.range, interpolation=_ACCURATE)
-    if not frame.format.is_rgb:
-        frame.colorspace, frame.color_range = colour.matrix, colour.range
-    frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
-    return frame
-
-
-def _converted(frame: VideoFrame, colour: Colour, pix_fmt: str) -> NDArray[np.uint8]:
-    if not frame.format.is_rgb:
-        frame.colorspace, frame.color_range = colour.matrix, colour.range
-    rgb = frame.reformat(format=pix_fmt, interpolation=_ACCURATE)
-    # A view that keeps the frame's buffer alive.
-    return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+def depth_of(video_format: VideoFormat) -> int:
+    """Bits per sample, 8 at least; 16 for floating point."""
+    bits = (part.bits for part in video_format.components if not part.is_alpha)
+    return min(16, max(8, *bits))

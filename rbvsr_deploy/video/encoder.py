@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.colour import depth_of
 from rbvsr_deploy.video.options import WriteOptions
+from rbvsr_deploy.video.pixel_formats import closest
 
 if TYPE_CHECKING:
     from av.codec import Codec
+
+    from rbvsr_deploy.video.base import Source
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CODEC = "libx264"
 DEFAULT_PIX_FMT = "yuv420p"
@@ -28,6 +35,21 @@ CONTAINERS = {
     ".webm": "webm",
 }
 """Suffixes of the videos that can be written, and FFmpeg's names of their containers."""
+
+
+# Codecs of inputs of more than 8 bits that are kept, and their encoders: those for further work on
+# a film, with its chroma and all its bits.
+_INTERMEDIATE = {"prores": "prores_ks", "ffv1": "ffv1", "dnxhd": "dnxhd"}
+# Encoders of more than 8 bits for other inputs. In AVI and FLV nobody expects any.
+_DEEP_CODECS = {
+    "matroska": ("libx265",),
+    "mov": ("libx265",),
+    "mp4": ("libx265",),
+    "mpegts": ("libx265",),
+    "webm": ("libvpx-vp9", "libsvtav1", "libaom-av1"),
+}
+_DELIVERED_DEPTH = 10
+"""Bits that players can be expected to read."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,13 @@ _QUALITY = {
 _SPEED = {
     "libvpx-vp9": {"row-mt": "1", "cpu-used": "2"},
     "libvpx": {"cpu-used": "2"},
+}
+# Those of DNxHD are for a few sizes only.
+_DNXHR = {
+    "yuv422p": "dnxhr_hq",
+    "yuv422p10le": "dnxhr_hqx",
+    "yuv444p10le": "dnxhr_444",
+    "gbrp10le": "dnxhr_444",
 }
 # Otherwise it writes twenty lines to the terminal for every part.
 _QUIET = {"libx265": {"x265-params": "log-level=error"}}
@@ -93,6 +122,7 @@ def choose_encoder(
     wishes: WriteOptions,
     *,
     size: tuple[int, int],
+    source: Source | None = None,
 ) -> Encoder:
     """Checks the wishes against what the encoder and the container can do.
 
@@ -100,15 +130,19 @@ def choose_encoder(
         container: FFmpeg's name of the output's container.
         wishes: codec, quality and pixel format.
         size: width and height of the output.
+        source: whose depth and codec decide where nothing is wished for; ``None``: 8 bits.
 
     Raises:
         MediaError: one sentence that names the wish and what is allowed.
     """
-    found = _find_codec(wishes.codec or default_codec(container), container=container)
+    name = wishes.codec or default_codec(container, source)
+    found = _find_codec(name, container=container)
     formats = [video_format.name for video_format in found.video_formats or ()]
     pix_fmt = wishes.pix_fmt
     if pix_fmt is None:
-        pix_fmt = DEFAULT_PIX_FMT if not formats or DEFAULT_PIX_FMT in formats else formats[0]
+        pix_fmt = DEFAULT_PIX_FMT
+        if formats:
+            pix_fmt = _pix_fmt_for(source, formats, codec=found.name, chosen=bool(wishes.codec))
     elif formats and pix_fmt not in formats:
         raise MediaError(
             f"codec {found.name} cannot write pixel format {pix_fmt!r}: choose from "
@@ -121,6 +155,7 @@ def choose_encoder(
         name=found.name,
         pix_fmt=pix_fmt,
         options=_quality_options(found.name, crf=wishes.crf)
+        | ({"profile": _DNXHR[pix_fmt]} if found.name == "dnxhd" else {})
         | _SPEED.get(found.name, {})
         | _QUIET.get(found.name, {}),
         threads=_OTHER_THREADS.get(found.name, _THREADS),
@@ -128,9 +163,56 @@ def choose_encoder(
     )
 
 
-def default_codec(container: str) -> str:
+def default_codec(container: str, source: Source | None = None) -> str:
     """The codec that is written when none is asked for."""
+    if source is not None and source.depth > 8:
+        kept = _INTERMEDIATE.get(source.codec or "")
+        for name in (kept, *_DEEP_CODECS.get(container, ())):
+            if name is not None and _writes_deep(name) and _fits(name, container=container):
+                return name
     return "libvpx-vp9" if container == "webm" else DEFAULT_CODEC
+
+
+def _writes_deep(name: str) -> bool:
+    """Whether this build of FFmpeg has the encoder, for more than 8 bits."""
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+
+    try:
+        formats = Codec(name, "w").video_formats or ()
+    except UnknownCodecError:
+        return False
+    return any(depth_of(video_format) > 8 for video_format in formats)
+
+
+def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chosen: bool) -> str:
+    """The pixel format that suits an input; where it holds fewer bits, a warning says so.
+
+    Args:
+        source: the input; ``None``: 8 bits.
+        formats: what the codec can write.
+        codec: name of the encoder.
+        chosen: whether the user chose the codec; the default one keeps 8 bits.
+    """
+    from av.video.format import VideoFormat
+
+    depth, like = 8 if source is None else source.depth, DEFAULT_PIX_FMT
+    wanted = min(depth, _DELIVERED_DEPTH)
+    if codec == DEFAULT_CODEC and not chosen:
+        wanted = 8
+    elif source is not None and depth > 8 and codec in _INTERMEDIATE.values():
+        wanted, like = depth, source.pix_fmt or like
+    pix_fmt = closest(formats, depth=wanted, like=like) or formats[0]
+    kept = depth_of(VideoFormat(pix_fmt, 16, 16))
+    if source is not None and kept < min(depth, _DELIVERED_DEPTH):
+        logger.warning(
+            "%s has %d bits per sample; they are rounded to the %d of %s",
+            source.path,
+            depth,
+            kept,
+            pix_fmt,
+        )
+    return pix_fmt
 
 
 def needs_constant_rate(container: str, *, codec: str) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
@@ -50,10 +48,7 @@ class ImageSink(Sink):
         self._open: list[Path] = []
 
     def write(self, frame: Frame) -> None:
-        if frame.image.shape != self._shape or frame.image.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 {self._shape}, got {frame.image.dtype} {frame.image.shape}"
-            )
+        self._check(frame.image, shape=self._shape)
         with self._writing():
             name = self.path.name
             if self._folder:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.colour import from_rgb
+from rbvsr_deploy.video.conversion import from_rgb
 from rbvsr_deploy.video.packets import PacketWriter, StoredPacket, reordered
 from rbvsr_deploy.video.parts import StoredFile
 from rbvsr_deploy.video.stream_settings import StreamSettings
 
 if TYPE_CHECKING:
-    import numpy as np
     from av.video.frame import VideoFrame
-    from numpy.typing import NDArray
+
+    from rbvsr_deploy.pixels import Image
 
 __all__ = ["PartEncoder"]
 
@@ -41,11 +41,11 @@ class PartEncoder:
         self._stamps: list[int] = []
         self._writer = PacketWriter(path)
 
-    def encode(self, image: NDArray[np.uint8], *, pts: int, duration: int) -> None:
+    def encode(self, image: Image, *, pts: int, duration: int) -> None:
         """Encodes one frame.
 
         Args:
-            image: ``(H, W, 3)`` uint8 RGB.
+            image: ``(H, W, 3)`` RGB, uint8 or uint16.
             pts: presentation time in ticks of the settings' time base.
             duration: in the same ticks; 0: not known.
         """

@@ -63,6 +63,9 @@ class StreamSettings:
         context = stream.codec_context
         context.width, context.height = self.width, self.height
         context.pix_fmt = self.encoder.pix_fmt
+        if self.container in ("mp4", "mov") and context.codec.canonical_name == "hevc":
+            # Players of Apple's know HEVC by this name only.
+            context.codec_tag = "hvc1"
         context.time_base = stream.time_base = self.time_base
         context.flags |= Flags.frame_duration
         context.thread_count = self.encoder.threads

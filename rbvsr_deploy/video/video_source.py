@@ -154,7 +154,9 @@ class VideoSource(Source):
             for frame, stamp in cut_out(timed, self._options, path=self.path):
                 if begin is None:
                     begin = stamp
-                    self.excerpt = Excerpt(start=begin * self.time_base)
+                    self.excerpt = Excerpt(
+                        start=begin * self.time_base, offset=(begin - zero) * self.time_base
+                    )
                 yield frame, stamp - begin
         self._clock.tell()
 

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.commands.run import run
-from rbvsr_deploy.video.colour import Colour, from_rgb
+from rbvsr_deploy.video.colour import Colour
+from rbvsr_deploy.video.conversion import from_rgb
 from tests.conftest import short_clip
 from tests.video import media
 
