@@ -21,7 +21,7 @@ def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if path.is_dir():
-            digest.update(file.name.encode())
+            digest.update(os.fsencode(file.name))
         if file.is_file():
             with file.open("rb") as opened:
                 while block := opened.read(2**20):
