@@ -80,8 +80,9 @@ class Assembly:
             self._stream = settings.add_to(self._output)
             if isinstance(source, VideoSource):
                 tags = portable_tags(source.tags)
-                if source.excerpt is not None and source.excerpt.start:
-                    tags.pop("timecode", None)  # which tells the time of the input's first frame
+                if source.excerpt is not None and source.excerpt.offset:
+                    # It tells the time of the input's first frame.
+                    tags = {name: tags[name] for name in tags if name.lower() != "timecode"}
                 self._stream.metadata.update(tags)
                 self._stream.disposition = cast("Disposition", source.disposition)
                 if source.reopenable:
@@ -144,7 +145,8 @@ class Assembly:
         excerpt = self._source.excerpt
         if excerpt is None:
             return None
-        return TimeWindow(start=excerpt.start, end=end, holds_negative=self._keeps_stamps)
+        holds_negative = self._settings.container in _KEEPS_STAMPS
+        return TimeWindow(start=excerpt.start, end=end, holds_negative=holds_negative)
 
     def _bring_along(self, time: Fraction, *, name: Path) -> None:
         """Writes what is copied up to the decoding time of the video's next packet."""

@@ -35,6 +35,8 @@ __all__ = ["CopiedStreams"]
 
 logger = logging.getLogger(__name__)
 
+# Formats with an index; in others the way to a time is guessed from the length of the file.
+_INDEXED = ("mp4", "matroska", "avi")
 # Seconds before an excerpt in which subtitles that reach into it are looked for, and seconds behind
 # it in which badly interleaved packets are.
 _BEFORE, _BEHIND = 10, 10
@@ -210,9 +212,7 @@ class CopiedStreams:
         awaited = {stream.index for stream in streams if not is_cover(stream)}
         end = None if self._window is None else self._window.source_end
         with media_errors(f"cannot read {self._path} any further"):
-            if self._window is not None and self._window.start > _BEFORE:
-                with contextlib.suppress(OSError):  # then it is read from where it begins
-                    self._container.seek(int((self._window.start - _BEFORE) * 1_000_000))
+            self._skip_to_window()
             for packet in self._container.demux(streams):
                 if packet.size:  # the last ones are empty
                     yield packet
@@ -220,6 +220,15 @@ class CopiedStreams:
                     awaited.discard(packet.stream.index)
                     if not awaited or _seconds(packet) >= end + _BEHIND:
                         return
+
+    def _skip_to_window(self) -> None:
+        import av
+
+        if self._window is None or self._window.start <= _BEFORE:
+            return
+        if any(name in self._container.format.name for name in _INDEXED):
+            with contextlib.suppress(av.FFmpegError):  # then everything before is read too
+                self._container.seek(int((self._window.start - _BEFORE) * av.time_base))
 
     def _write(self, index: int, packet: Packet[Any]) -> None:
         import av

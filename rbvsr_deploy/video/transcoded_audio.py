@@ -32,6 +32,8 @@ _USUAL_LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
 # Seconds by which time stamps may be off before silence is put in or sound taken out: more than
 # any container rounds by, less than a lost packet leaves.
 _TOLERANCE = 0.01
+# Seconds that decoders need to find in.
+_PREROLL = 1
 
 
 class TranscodedAudio:
@@ -74,7 +76,7 @@ class TranscodedAudio:
         self._input: tuple[object, ...] = ()
         self._next = Fraction(0)  # second at which the next frame begins if it does not say
         self._damaged = 0
-        self._from_zero = target.format.name == "avi" and window is None
+        self._timeless = target.format.name == "avi"
 
     @property
     def description(self) -> str:
@@ -95,6 +97,8 @@ class TranscodedAudio:
         """
         import av
 
+        if packet is not None and self._is_before(packet):
+            return
         try:
             frames = self._source.codec_context.decode(packet)
         except av.FFmpegError as error:
@@ -107,11 +111,17 @@ class TranscodedAudio:
             yield from self._encode(self._drained())
             yield from self._stream.encode(None)
 
+    def _is_before(self, packet: Packet[Any]) -> bool:
+        """Whether a packet lies so long before the window that decoding it changes nothing."""
+        if self._window is None or packet.pts is None:
+            return False
+        return packet.pts * packet.time_base < self._window.start - _PREROLL
+
     def _encode(self, frames: Iterator[AudioFrame]) -> Iterator[Packet[Any]]:
         for frame in frames:
             for packet in self._stream.encode(frame):
                 # What AAC begins with, only to begin with something, is of no time.
-                if not self._from_zero or packet.pts is None or packet.pts >= 0:
+                if not self._timeless or packet.pts is None or packet.pts >= 0:
                     yield packet
 
     def _fitted(self, frame: AudioFrame) -> Iterator[AudioFrame]:
@@ -156,7 +166,8 @@ class TranscodedAudio:
 
         encoder = self._stream.codec_context
         # A container without times begins with the first sample.
-        first = ":first_pts=0" if self._from_zero else ""
+        start = 0 if self._window is None else self._samples(self._window.start)
+        first = f":first_pts={start}" if self._timeless else ""
         graph = Graph()
         chain = [
             graph.add(
@@ -175,7 +186,7 @@ class TranscodedAudio:
             ),
         ]
         if self._window is not None:
-            borders = f"start_pts={self._samples(self._window.start)}"
+            borders = f"start_pts={start}"
             if self._window.source_end is not None:
                 borders += f":end_pts={self._samples(self._window.source_end)}"
             chain.append(graph.add("atrim", borders))

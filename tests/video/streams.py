@@ -101,15 +101,18 @@ def write(
             video.metadata["timecode"] = timecode
         picture_stream = _add_cover(out, cover) if cover is not None else None
         added = [_ADD[type(stream)](out, stream) for stream in streams]
+        made = []
         for number in range(round(seconds * RATE)):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             frame.pts = number + round(start * RATE)
-            out.mux(video.encode(frame))
-        out.mux(video.encode(None))
+            made += video.encode(frame)
+        made += video.encode(None)
         if picture_stream is not None:
-            _mux(out, picture_stream, cover, at=0, duration=0)
+            made.append(_packet(picture_stream, cover, at=0, duration=0))
         for stream, target in zip(streams, added, strict=True):
-            _WRITE[type(stream)](out, stream, target, seconds)
+            made += _MAKE[type(stream)](stream, target, seconds)
+        for packet in sorted(made, key=lambda packet: packet.dts * packet.time_base):
+            out.mux(packet)
     return path
 
 
@@ -123,12 +126,12 @@ def _add_cover(out, cover):
     return stream
 
 
-def _mux(out, stream, data, *, at, duration, base=Fraction(1, 1000)):
+def _packet(stream, data, *, at, duration):
     packet = av.Packet(data)
-    packet.stream, packet.time_base = stream, base
+    packet.stream, packet.time_base = stream, Fraction(1, 1000)
     packet.pts = packet.dts = at
     packet.duration = duration
-    out.mux(packet)
+    return packet
 
 
 def _add_sound(out, sound: Sound):
@@ -143,7 +146,7 @@ def _add_sound(out, sound: Sound):
     return stream
 
 
-def _write_sound(out, sound: Sound, stream, seconds: float) -> None:
+def _make_sound(sound: Sound, stream, seconds: float):
     channels = av.AudioLayout(sound.layout).nb_channels
     samples = np.zeros((channels, round(seconds * sound.rate)), np.float32)
     for click in (click for click in sound.clicks if click < seconds):
@@ -158,8 +161,8 @@ def _write_sound(out, sound: Sound, stream, seconds: float) -> None:
         format=context.format, layout=sound.layout, rate=sound.rate, frame_size=1024
     )
     for block in [*blocks.resample(frame), *blocks.resample(None)]:
-        out.mux(stream.encode(block))
-    out.mux(stream.encode(None))
+        yield from stream.encode(block)
+    yield from stream.encode(None)
 
 
 def _add_text(out, text: Text):
@@ -171,13 +174,13 @@ def _add_text(out, text: Text):
     return stream
 
 
-def _write_text(out, text: Text, stream, seconds: float) -> None:
+def _make_text(text: Text, stream, seconds: float):
     for number, (start, duration, line) in enumerate(text.lines):
         event = f"{number},0,Default,,0,0,0,,{line}".encode()
         encoded = stream.codec_context.encode_subtitle(
             SubtitleSet.create(event, start=0, end=duration, pts=start)
         )
-        _mux(out, stream, bytes(encoded), at=start, duration=duration)
+        yield _packet(stream, bytes(encoded), at=start, duration=duration)
 
 
 def _add_data(out, data: Data):
@@ -186,13 +189,13 @@ def _add_data(out, data: Data):
     return stream
 
 
-def _write_data(out, data: Data, stream, seconds: float) -> None:
+def _make_data(data: Data, stream, seconds: float):
     for number, start in enumerate(range(0, round(1000 * seconds), 200)):
-        _mux(out, stream, data.payload + bytes([number]), at=start, duration=200)
+        yield _packet(stream, data.payload + bytes([number]), at=start, duration=200)
 
 
 _ADD = {Sound: _add_sound, Text: _add_text, Data: _add_data}
-_WRITE = {Sound: _write_sound, Text: _write_text, Data: _write_data}
+_MAKE = {Sound: _make_sound, Text: _make_text, Data: _make_data}
 
 
 @dataclass

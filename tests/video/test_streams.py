@@ -9,7 +9,7 @@ import av
 import pytest
 from av.stream import Disposition
 
-from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video import ReadOptions, open_source, packet_copy
 from tests.video import media
 from tests.video.sinks import job_sink, write_parts
 from tests.video.streams import Data, Sound, Text, heard, jpeg, packets, texts, write
@@ -17,10 +17,12 @@ from tests.video.streams import Data, Sound, Text, heard, jpeg, packets, texts, 
 LINES = ((200, 400, r"Hallo {\i1}Welt{\i0}\Nzwei"), (800, 500, r"Ünïcode & mehr"))
 
 
-def through(path: Path, out: Path, **options: object) -> Path:
+def through(
+    path: Path, out: Path, *, reading: ReadOptions | None = None, **options: object
+) -> Path:
     """Sends a video through source and sink as it is."""
     with (
-        open_source(path) as source,
+        open_source(path, reading or ReadOptions()) as source,
         job_sink(out, source=source, width=source.width, height=source.height, **options) as sink,
     ):
         for frame in source:
@@ -95,9 +97,11 @@ def test_pictures_of_text_go_into_matroska_only(tmp_path, caplog):
             if packet.size:
                 packet.stream = copy
                 target.mux(packet)
-        packet = av.Packet(bytes(range(40)))
+        # Of a Blu-ray: an empty composition of 1920x1080, and its end.
+        packet = av.Packet(bytes.fromhex("16000b 0780 0438 10 0000 80 00 00 00 800000"))
         packet.stream, packet.time_base, packet.pts, packet.dts = bitmaps, Fraction(1, 1000), 9, 9
         target.mux(packet)
+    assert len(packets(path, "subtitle")) == 1
     assert packets(through(path, tmp_path / "out.mkv"), "subtitle") == packets(path, "subtitle")
     assert not caplog.records
     with av.open(str(through(path, tmp_path / "out.mp4"))) as container:
@@ -293,3 +297,91 @@ def test_attachment_keeps_name_type_and_bytes(tmp_path):
             "application/x-truetype-font",
             font,
         )
+
+
+CUT = ReadOptions(start=Fraction("0.4"), end=Fraction("1.2"))
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "out", "coded"),
+    [
+        ("aac", ".mp4", ".mp4", "aac"),
+        ("flac", ".mkv", ".mkv", "flac"),
+        ("libmp3lame", ".mkv", ".mp4", "mp3"),
+        ("flac", ".mkv", ".mov", "aac"),
+        ("flac", ".mkv", ".webm", "opus"),
+        ("aac", ".ts", ".mp4", "aac"),
+        ("flac", ".mkv", ".avi", "aac"),
+    ],
+)
+@pytest.mark.parametrize("start", [0, 3])
+def test_sound_of_an_excerpt_stays_with_its_pictures(tmp_path, codec, suffix, out, coded, start):
+    """Copied: the packets that reach into it. Encoded anew: cut at the sample."""
+    sound = Sound(codec, clicks=(0.2, 0.5, 1.1, 1.4), start=start)
+    path = write(tmp_path / f"in{suffix}", sound, start=start)
+    result = through(path, tmp_path / f"out{out}", reading=CUT)
+    found = heard(result)
+    assert found.codec == coded
+    inside = [click for click in found.clicks if 0 <= click < 0.8]
+    assert inside == pytest.approx([0.1, 0.7], abs=0.001)
+    if suffix == out == ".mkv":
+        assert -0.097 < found.begin <= 0  # FLAC has packets of 96 ms
+        assert 0.8 <= found.end < 0.897
+    elif coded != codec.removeprefix("lib").removesuffix("lame"):
+        assert found.clicks == inside
+        assert found.begin <= 0.001
+        assert 0.799 <= found.end < 0.8 + 0.022
+
+
+def test_packets_of_an_excerpt_are_those_of_the_input(tmp_path):
+    path = write(tmp_path / "in.mp4", Sound("aac"))
+    inside = [
+        data
+        for time, data in packets(path, "audio")
+        if Fraction("0.4") - time < Fraction(1024, 48000) and time < Fraction("1.2")
+    ]
+    result = through(path, tmp_path / "out.mp4", reading=CUT)
+    assert [data for time, data in packets(result, "audio")] == inside
+    assert packets(result, "audio")[0][0] < 0
+
+
+@pytest.mark.parametrize("out", [".mkv", ".mp4"])
+def test_subtitles_and_chapters_of_an_excerpt_are_clipped(tmp_path, out):
+    """What reaches over a border ends there; what is outside is gone; the cover stays."""
+    lines = [(100, 200, "before"), (300, 200, "into"), (600, 100, "in"), (1000, 500, "out")]
+    path = write(
+        tmp_path / "in.mkv",
+        Text("subrip", [*lines, (1300, 100, "behind")]),
+        chapters=((0, 400, "before"), (400, 700, "one"), (700, 1600, "two")),
+        cover=jpeg(),
+        timecode="01:00:00:00",
+    )
+    result = through(path, tmp_path / f"out{out}", reading=CUT)
+    assert texts(result) == [(0, 0.1, "into"), (0.2, 0.1, "in"), (0.6, 0.2, "out")]
+    with av.open(str(result)) as container:
+        chapters = [
+            (c["metadata"]["title"], c["start"] * c["time_base"], c["end"] * c["time_base"])
+            for c in container.chapters()
+        ]
+        assert chapters == [("one", 0, Fraction("0.3")), ("two", Fraction("0.3"), Fraction("0.8"))]
+        assert bytes(next(iter(container.demux(container.streams.video[1])))) == jpeg()
+        tags = {name.lower() for name in container.streams.video[0].metadata}
+        assert "timecode" not in tags  # it told the time of another picture
+
+
+def test_excerpt_reads_only_what_is_near_it(tmp_path, monkeypatch):
+    path = write(tmp_path / "in.mkv", Sound("flac"), seconds=40)
+    times = []
+    take = packet_copy.PacketCopy.take
+
+    def spy(copy, packet):
+        times.extend([packet.pts * packet.time_base] if packet else [])
+        return take(copy, packet)
+
+    monkeypatch.setattr(packet_copy.PacketCopy, "take", spy)
+    reading = ReadOptions(start=Fraction(20), end=Fraction(21))
+    assert heard(through(path, tmp_path / "out.mkv", reading=reading)).end == pytest.approx(
+        1, abs=0.1
+    )
+    assert 5 < min(times) < 20
+    assert 21 < max(times) < 32
