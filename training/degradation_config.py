@@ -126,7 +126,11 @@ class JpegConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     probability: Probability
     quality: Walk
-    """Whole numbers within 1 to 100."""
+    """Whole numbers."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality.low <= self.quality.high <= 100:
+            raise ValueError("JPEG qualities are within 1 to 100")
 
 
 class CodecConfig(Struct, frozen=True, forbid_unknown_fields=True):
