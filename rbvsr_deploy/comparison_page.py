@@ -9,6 +9,7 @@ import base64
 import html
 import json
 from collections.abc import Iterable
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.upscale_file import Summary
 
-__all__ = ["check_comparison_page", "choose_frames", "write_comparison_page"]
+__all__ = ["Page", "check_comparison_page", "choose_frames", "file_size", "write_comparison_page"]
 
 # Pixels on each side of the line, of all frames together: the page stays at some megabytes.
 _PIXELS = 24_000_000
@@ -36,14 +37,16 @@ _THUMBNAIL = 144
 """Height in pixels, twice that of the strip: for fine screens."""
 
 
-def check_comparison_page(path: Path, *, source: Path, output: Path, overwrite: bool) -> None:
+def check_comparison_page(
+    path: Path, *, source: Path, output: Path | None = None, overwrite: bool
+) -> None:
     """Refuse now what could not be written after hours of work.
 
     Raises:
         MediaError: the page cannot be written there.
     """
     for what, other in (("input", source), ("output", output)):
-        if path.resolve() == other.resolve():
+        if other is not None and path.resolve() == other.resolve():
             raise MediaError(f"the page '{path}' is the {what} itself: choose another page")
     check_new_file(path, what="page", suffixes=(".htm", ".html"), overwrite=overwrite)
 
@@ -75,67 +78,122 @@ def write_comparison_page(
     starts = {scene.first_frame for scene in summary.scenes}
     numbers = choose_frames(summary.frames, scene_starts=starts, at_most=most)
     with open_source(output) as shown:
-        aspect = summary.width * (shown.sample_aspect or 1) / summary.height
-    pictures, strip = [], []
+        aspect = shown.sample_aspect or Fraction(1)
+    page = Page(width=summary.width, height=summary.height, sample_aspect=aspect)
     both = zip(frames_of(source, numbers, reading), frames_of(output, numbers), strict=True)
     for number, (before, after) in zip(numbers, both, strict=True):
-        label = f"Frame {number}"
-        pictures.append(
-            {
-                "label": label,
-                "before": _data_uri(enlarged(before, width=summary.width, height=summary.height)),
-                "after": _data_uri(after),
-            }
+        mark = " · new scene" if number in starts and number > 0 else ""
+        page.add(f"Frame {number}", before=before, after=after, mark=mark)
+    page.write(
+        path,
+        title=f"{source.name}, four times larger",
+        figures=_figures(source, output, summary=summary),
+        also=f"; {output} is complete",
+    )
+
+
+class Page:
+    """A page on its way: pictures are added, then it is written.
+
+    Args:
+        width, height: of the pictures after, in pixels.
+        sample_aspect: width of a pixel divided by its height.
+    """
+
+    def __init__(self, *, width: int, height: int, sample_aspect: Fraction) -> None:
+        self._width, self._height = width, height
+        self._aspect = float(width * sample_aspect / height)
+        self._pictures: list[dict[str, str]] = []
+        self._strip: list[str] = []
+
+    def add(
+        self, label: str, *, before: NDArray[np.uint8], after: NDArray[np.uint8], mark: str = ""
+    ) -> None:
+        """Adds one frame.
+
+        Args:
+            label: what it is called.
+            before: (H, W, 3) RGB, which is enlarged by bicubic interpolation.
+            after: (4H, 4W, 3) RGB.
+            mark: what is said of it in the strip, behind the label.
+        """
+        before = enlarged(before, width=self._width, height=self._height)
+        self._pictures.append(
+            {"label": label, "before": _data_uri(before), "after": _data_uri(after)}
         )
-        if summary.frames > 1:
-            thumbnail = enlarged(
-                after, width=max(1, round(_THUMBNAIL * float(aspect))), height=_THUMBNAIL
-            )
-            scene = " · new scene" if number in starts and number > 0 else ""
-            strip.append(
-                f'<li><button type="button"><img src="{_data_uri(thumbnail)}" alt="">'
-                f"{label}{scene}</button></li>"
-            )
-    figures = (
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
-        for name, value in _figures(source, output, summary=summary)
-    )
-    template = resources.files("rbvsr_deploy") / "comparison_page.html"
-    page = Template(template.read_text(encoding="utf-8")).substitute(
-        title=html.escape(f"{source.name}, four times larger"),
-        aspect=f"{float(aspect):.6f}",
-        strip="\n".join(strip),
-        figures="\n".join(figures),
-        pictures=json.dumps(pictures),
-    )
-    try:
-        # Names of files may hold what is no text.
-        write_atomically(path, page.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise MediaError(
-            f"the page '{path}' cannot be written ({error.strerror}); {output} is complete"
-        ) from None
+        thumbnail = enlarged(
+            after, width=max(1, round(_THUMBNAIL * self._aspect)), height=_THUMBNAIL
+        )
+        self._strip.append(
+            f'<li><button type="button"><img src="{_data_uri(thumbnail)}" alt="">'
+            f"{html.escape(label + mark)}</button></li>"
+        )
+
+    def write(
+        self,
+        path: Path,
+        *,
+        title: str,
+        figures: Iterable[tuple[str, str]],
+        note: str = "",
+        also: str = "",
+    ) -> None:
+        """Writes the page, with at least one frame.
+
+        Args:
+            path: of the page.
+            title: its headline.
+            figures: names and values for the table.
+            note: a sentence under the headline, if any.
+            also: what to add to the message if the page cannot be written.
+
+        Raises:
+            MediaError: it cannot be written.
+        """
+        rows = (
+            f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in figures
+        )
+        template = resources.files("rbvsr_deploy") / "comparison_page.html"
+        page = Template(template.read_text(encoding="utf-8")).substitute(
+            title=html.escape(title),
+            note=f'<p class="note">{html.escape(note)}</p>' if note else "",
+            aspect=f"{self._aspect:.6f}",
+            # One picture needs no strip.
+            strip="\n".join(self._strip) if len(self._strip) > 1 else "",
+            figures="\n".join(rows),
+            # A name of a file could hold the end of the script.
+            pictures=json.dumps(self._pictures).replace("<", "\\u003c"),
+        )
+        try:
+            # Names of files may hold what is no text.
+            write_atomically(path, page.encode("utf-8", errors="replace"))
+        except OSError as error:
+            raise MediaError(
+                f"the page '{path}' cannot be written ({error.strerror}){also}"
+            ) from None
 
 
 def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str, str]]:
     made, total = summary.frames - summary.resumed_frames, summary.seconds["total"]
     seconds = f"{total:.1f}"
+    rate = [("Frames/s", f"{made / total:.2f}")] if made else []
     if summary.resumed_frames:
         seconds += f" for {made} frames; an earlier run had made {summary.resumed_frames}"
     before = f"{summary.width // 4}×{summary.height // 4}"
     after = f"{summary.width}×{summary.height}"
     return [
-        ("Input", f"{source.name}, {before}{_size(source)}"),
-        ("Output", f"{output.name}, {after}{_size(output)}"),
+        ("Input", f"{source.name}, {before}{file_size(source)}"),
+        ("Output", f"{output.name}, {after}{file_size(output)}"),
         ("Engine", str(summary.engine)),
         ("Frames", str(summary.frames)),
         ("Scenes", str(len(summary.scenes))),
         ("Seconds", seconds),
-        ("Frames/s", f"{made / total:.2f}"),
+        *rate,
     ]
 
 
-def _size(path: Path) -> str:
+def file_size(path: Path) -> str:
+    """Of a file, to be put behind its name; empty for a folder."""
     if not path.is_file():
         return ""
     size = path.stat().st_size

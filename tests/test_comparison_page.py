@@ -178,6 +178,7 @@ def test_page_of_a_resumed_run(clip: Path, tiny_bundle: Path) -> None:
     assert len(page.pictures) == 6
     check_pictures(page, clip, output)
     assert page.figures["Seconds"].endswith("for 0 frames; an earlier run had made 6")
+    assert "Frames/s" not in page.figures
 
 
 def test_page_of_a_folder_and_of_a_picture(tmp_path: Path, tiny_bundle: Path) -> None:

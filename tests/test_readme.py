@@ -83,6 +83,8 @@ def test_every_other_command(folder: Path) -> None:
         "picture_x4.png",
         "middle.png",
         "page.html",
+        "video_x4.html",
+        "excerpt.mp4",
         "frames.mp4",
         "piped.y4m",
         "from_pipe.mp4",

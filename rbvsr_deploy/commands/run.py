@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
 
 if TYPE_CHECKING:
     from rbvsr_deploy.batch import Failure
+    from rbvsr_deploy.preview import Preview
     from rbvsr_deploy.refinement import RefineScope
     from rbvsr_deploy.upscale_file import Summary
 
@@ -26,6 +28,19 @@ _ABOUT_ONE_INPUT = {
     "before_after": "--before-after",
     "compare": "--compare",
     "scene_list": "--scene-list",
+    "preview": "--preview",
+}
+# What is about the output, of which a preview has none.
+_NOT_OF_A_PREVIEW = {
+    "output": "-o",
+    "before_after": "--before-after",
+    "scene_list": "--scene-list",
+    "keep_job": "--keep-job",
+    "codec": "--codec",
+    "crf": "--crf",
+    "pix_fmt": "--pix-fmt",
+    "no_audio": "--no-audio",
+    "no_subtitles": "--no-subtitles",
 }
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
@@ -141,6 +156,13 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     help="Also write a page with some frames before and after, and the figures of the run.",
 )
 @click.option(
+    "--preview",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    help="Write no video, but a page with N pictures from all over the input before and after, and "
+    "how long all of it would take: what --compare names, or <name>_x4.html beside INPUT.",
+)
+@click.option(
     "--refine-scope",
     type=click.Choice(["scene", "frame"]),
     default="scene",
@@ -211,6 +233,9 @@ def run(
     same command. With several inputs, one that fails does not stop the others. - is a y4m on
     standard input.
     """
+    preview = options["preview"]
+    if preview is not None:
+        _check_preview(click.get_current_context())
     _check_pipes(inputs, output, as_json=as_json, keep_job=options["keep_job"])
     for name, option in _ABOUT_ONE_INPUT.items():
         if len(inputs) > 1 and options[name] is not None:
@@ -218,6 +243,7 @@ def run(
                 f"{option} is about one input, and there are {len(inputs)}: "
                 "leave it out, or give one at a time"
             )
+    del options["preview"]
     with edge(verbose=verbose):
         from rbvsr_deploy.batch import (
             Failure,
@@ -228,6 +254,7 @@ def run(
         )
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.models import DEFAULT_BUNDLE
+        from rbvsr_deploy.preview import write_preview
         from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.stream import MAX_SCENE, Settings
         from rbvsr_deploy.upscale_file import upscale_file
@@ -275,6 +302,22 @@ def run(
             )
         with engine:
             report(f"Engine: {engine.describe()}")
+            if preview is not None:
+                with ProgressDisplay() as progress:
+                    shown = write_preview(
+                        inputs[0],
+                        options["compare"] or outputs[0].with_suffix(".html"),
+                        count=preview,
+                        engine=engine,
+                        settings=settings,
+                        scene_cuts=options["scene_cuts"],
+                        reading=reading,
+                        overwrite=options["overwrite"],
+                        progress=progress,
+                        report=report,
+                    )
+                _show_preview(shown, as_json=as_json)
+                return
             if several:
                 with output_folder(output):
                     results = upscale_each(inputs, outputs, upscale=upscale, report=report)
@@ -304,6 +347,33 @@ def _check_pipes(
             raise click.UsageError(f"{option} does not go with -o -, where the video goes")
 
 
+def _check_preview(ctx: click.Context) -> None:
+    """Raises click.UsageError for what does not go together with --preview."""
+    for name, option in _NOT_OF_A_PREVIEW.items():
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{option} does not go with --preview, which writes a page only: leave one of them "
+                "out"
+            )
+    if Path("-") in ctx.params["inputs"]:
+        raise click.UsageError(
+            "--preview goes back and forth in its input, which - does not allow: give a file"
+        )
+
+
+def _show_preview(preview: Preview, *, as_json: bool) -> None:
+    from rbvsr_deploy.preview import show_duration
+
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(preview), indent=1))
+        return
+    count = len(preview.pictures)
+    click.echo(
+        f"{preview.page}: {count} picture{'s' * (count != 1)} of {preview.width}x{preview.height}; "
+        f"all {preview.frames} frames would take about {show_duration(preview.estimated_seconds)}"
+    )
+
+
 def _show(results: Sequence[Summary | Failure], *, err: bool) -> None:
     from rbvsr_deploy.batch import Failure
 
@@ -324,11 +394,11 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
     least, most = (f(scene.cleanings for scene in scenes) for f in (min, max))
     times = f"{least}" if least == most else f"{least} to {most}"
     made = summary.frames - summary.resumed_frames
+    rate = f" ({made / total:.2f} frames/s)" if made else ""
     click.echo(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
-        f"time{'s' * (times != '1')}{_show_excerpt(summary)}; {made} frames in {total:.1f} s "
-        f"({made / total:.2f} frames/s)",
+        f"time{'s' * (times != '1')}{_show_excerpt(summary)}; {made} frames in {total:.1f} s{rate}",
         err=err,
     )
 

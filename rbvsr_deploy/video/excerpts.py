@@ -11,9 +11,13 @@ from typing import TypeVar
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.options import ReadOptions
 
-__all__ = ["count", "cut_out"]
+__all__ = ["EmptyExcerptError", "count", "cut_out"]
 
 _Item = TypeVar("_Item")
+
+
+class EmptyExcerptError(MediaError):
+    """No frame of the input is in the excerpt that is asked for."""
 
 
 def cut_out(
@@ -29,7 +33,7 @@ def cut_out(
         path: of the input, for messages.
 
     Raises:
-        MediaError: the excerpt is empty.
+        EmptyExcerptError: the excerpt is empty.
     """
     start, end = options.start or Fraction(0), options.end
     length = Fraction(0)
@@ -44,13 +48,13 @@ def cut_out(
             if taken == options.frames:
                 break
     if not taken and length <= start:
-        raise MediaError(
+        raise EmptyExcerptError(
             f"{path} is {_seconds(length)} long, and the excerpt begins at {_seconds(start)}: "
             "begin earlier"
         )
     if not taken:
         until = "its end" if end is None else _seconds(end)
-        raise MediaError(
+        raise EmptyExcerptError(
             f"no frame of {path} begins between {_seconds(start)} and {until}: take a longer "
             "excerpt"
         )
