@@ -19,6 +19,7 @@
 ``timestamps.py``             time stamps that can be true, in place of those that cannot
 ``seeking.py``                packets from a key frame before a time on
 ``excerpts.py``               which frames an excerpt holds
+``damage.py``                 what is damaged in a video, counted
 ``completeness.py``           whether a video file was cut off
 ``matroska.py``                Matroska's own account of its length and of the pixels' shape
 ``video_sink.py``             a video file out: parts while frames come, a file at the end
@@ -36,10 +37,12 @@
 ``stream_settings.py``        what is the same for all parts of a video stream
 ``pipes.py``                  y4m on standard input and output
 ``images.py``                 pictures and folders of pictures
+``animations.py``             pictures that move
 ``image_sink.py``             pictures out
 ``colour.py``                 what the numbers of a video mean
 ``conversion.py``             YUV to RGB and back
 ``orientation.py``            turning and mirroring frames until they stand upright
+``hdr.py``                     what HDR videos tell of the display they were made on
 ``job.py``                    the folder that holds unfinished work
 ``parts.py``                  what is recorded of a finished part
 ``publish.py``                checks of the output, and the final rename

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
@@ -19,7 +20,7 @@ from rbvsr_deploy.video.video_source import VideoSource
 _AS_IT_IS, _AS_USUAL = ReadOptions(), WriteOptions()
 
 
-def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> VideoSource | ImageSource:
+def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
     """Opens a video, a picture or a folder of pictures, whichever the path holds.
 
     The content decides, not the name.
@@ -46,7 +47,11 @@ def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> VideoSource | I
         raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
     if path.stat().st_size == 0:
         raise MediaError(f"the input {path} is empty: give a complete video or picture")
-    return ImageSource(path, options) if is_image(path) else VideoSource(path, options)
+    if not is_image(path):
+        return VideoSource(path, options)
+    if not is_animated(path):
+        return ImageSource(path, options)
+    return WebPAnimation(path, options) if is_webp(path) else VideoSource(path, options)
 
 
 def frame_size(path: Path, options: ReadOptions = _AS_IT_IS) -> tuple[int, int]:
@@ -69,14 +74,15 @@ def default_output(path: Path) -> Path:
 
     Returns:
         A folder for a folder, a picture for a picture; for a video the same container where it
-        can hold the output, else Matroska, which holds anything.
+        can hold the output, else Matroska, which holds anything. A picture that moves is a video.
     """
     path = Path(path)
     if path.is_dir():
         path = path if path.name not in ("", "..") else path.resolve()
         return path.with_name(f"{path.name}_x4")
     suffix = path.suffix
-    if suffix.lower() not in IMAGE_SUFFIXES and suffix.lower() not in CONTAINERS:
+    moves = suffix.lower() in IMAGE_SUFFIXES and path.is_file() and is_animated(path)
+    if moves or (suffix.lower() not in IMAGE_SUFFIXES and suffix.lower() not in CONTAINERS):
         suffix = ".mkv"
     return path.with_name(f"{path.stem}_x4{suffix}")
 

@@ -1,0 +1,136 @@
+"""Pictures that move: PNG and WebP files that hold several frames."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.pixels import Image
+from rbvsr_deploy.video.base import Frame, Source
+from rbvsr_deploy.video.colour import RGB_PICTURE
+from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.options import ReadOptions
+
+__all__ = ["WebPAnimation", "is_animated", "is_webp"]
+
+logger = logging.getLogger(__name__)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_WEBP_ANIMATION = 0x02  # bit of the flags in the VP8X chunk
+_SHORTEST = 10  # milliseconds, below which browsers do not go either
+_AT_ONCE = 32  # frames that are held in memory
+
+
+class WebPAnimation(Source):
+    """An animated WebP, read by OpenCV: FFmpeg reads still ones only.
+
+    Args:
+        path: an existing file.
+        options: how it is read.
+
+    Raises:
+        MediaError: it cannot be read, or has no frame in the excerpt that is asked for.
+    """
+
+    def __init__(self, path: Path, options: ReadOptions) -> None:
+        self.path = path
+        self._options = options
+        self.time_base = Fraction(1, 1000)
+        self.sample_aspect = None
+        self.colour = RGB_PICTURE
+        self.depth = 8
+        self._frames = _read_webp(path)
+        self._first = next(self._frames)
+        self.height, self.width = self._first[0].shape[:2]
+        self.rate = 1 / (self._first[1] * self.time_base)
+        self.frame_count = count(_count_webp(path), options, rate=self.rate)
+
+    def __iter__(self) -> Iterator[Frame]:
+        begin: int | None = None
+        for image, stamp, duration in cut_out(self._timed(), self._options, path=self.path):
+            begin = stamp if begin is None else begin
+            yield Frame(image=image, pts=stamp - begin, duration=duration)
+
+    def _timed(self) -> Iterator[tuple[tuple[Image, int, int], Fraction, Fraction]]:
+        """Frames with stamp and duration in milliseconds, and both in seconds."""
+        stamp = 0
+        for image, duration in itertools.chain((self._first,), self._frames):
+            yield (image, stamp, duration), stamp * self.time_base, duration * self.time_base
+            stamp += duration
+
+
+def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
+    """Yields every frame as RGB and its duration in milliseconds."""
+    import cv2
+
+    start = 0
+    total = _count_webp(path)
+    while start < total:
+        good, animation = cv2.imreadanimation(str(path), start=start, count=_AT_ONCE)
+        if not good or not animation.frames:
+            raise MediaError(f"{path} cannot be read from frame {start + 1} on: it is damaged")
+        for frame, duration in zip(animation.frames, animation.durations, strict=True):
+            if frame.shape[2] == 4 and start == 0 and frame[..., 3].min() < 255:
+                logger.warning("%s is transparent in parts; its opacity is dropped", path)
+            yield np.ascontiguousarray(frame[..., 2::-1]), max(int(duration), _SHORTEST)
+        start += len(animation.frames)
+
+
+def _count_webp(path: Path) -> int:
+    import cv2
+
+    if not hasattr(cv2, "imreadanimation"):
+        raise MediaError(
+            f"{path} is an animated WebP, which takes OpenCV 4.11 or later: update "
+            "opencv-python-headless, or save it as a GIF or a video"
+        )
+    return int(cv2.imcount(str(path)))
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a file is a PNG or WebP with several frames, which is a video rather than a picture.
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(21)
+            if start.startswith(_PNG):
+                file.seek(len(_PNG))
+                return _png_is_animated(file)
+            return _webp_is_animated(start)
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {error.strerror}") from error
+
+
+def is_webp(path: Path) -> bool:
+    """Whether the first bytes of a file are those of a WebP."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    return start[:4] + start[8:] == b"RIFFWEBP"
+
+
+def _png_is_animated(file: BinaryIO) -> bool:
+    """Whether there is a chunk that controls an animation before the first picture."""
+    while header := file.read(8):
+        if len(header) < 8 or header[4:] == b"IDAT":
+            return False
+        if header[4:] == b"acTL":
+            return True
+        (length,) = struct.unpack(">I", header[:4])
+        file.seek(length + 4, 1)  # and its check sum
+    return False
+
+
+def _webp_is_animated(start: bytes) -> bool:
+    chunk = start[:4] + start[8:16]
+    return chunk == b"RIFFWEBPVP8X" and len(start) > 20 and bool(start[20] & _WEBP_ANIMATION)
