@@ -237,7 +237,7 @@ def check_tags(
 
 
 def corners_of(path: Path, *, number: int) -> list[NDArray[np.float64]]:
-    """Mean colours within the corners of a frame: top left, top right, bottom left, bottom right."""
+    """Mean colours in the corners of a frame: top left, top right, bottom left, bottom right."""
     image = media.pictures_of(path)[number].astype(float)
     height, width = image.shape[:2]
     return [
