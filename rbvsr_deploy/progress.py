@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.stream import Stage
 
-__all__ = ["CompileDisplay", "ProgressDisplay"]
+__all__ = ["CompileDisplay", "FramesDisplay", "ProgressDisplay"]
 
 # Share of a frame's work per stage, from the arithmetic of the compact network; only the estimate
 # of the time left depends on it.
@@ -109,6 +109,50 @@ class CompileDisplay:
         elif graph != self._graph:
             click.echo(f"compiling {graph}", err=True)
         self._graph = graph
+
+
+class FramesDisplay:
+    """Shows on standard error which sequence of several is worked on, and how far it is; a context
+    manager.
+
+    Args:
+        sequences: how many there are.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        self._sequences = sequences
+        self._names: list[str] = []
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> FramesDisplay:
+        self._bars = _start_bars(transient=True)
+        if self._bars is not None:
+            self._task = self._bars.add_task("", left="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """Takes the sequence's name, its frames that are done, and, where known, all of them."""
+        new = name not in self._names[-1:]
+        if new:
+            self._names.append(name)
+        text = f"{name} ({len(self._names)} of {self._sequences})"
+        if self._bars is not None and self._task is not None:
+            frames = f"frame {done} of {total or 'unknown'}"
+            self._bars.update(
+                self._task, description=text, completed=done, total=total, left=frames
+            )
+        elif new:
+            click.echo(text, err=True)
 
 
 def _start_bars(*, transient: bool = False) -> Bars | None:

@@ -1,369 +1,263 @@
-"""Score a model against bicubic enlargement on held-out clips, from identical degraded frames.
+"""Scores of sequences: frame by frame, in the order they are shown, a few frames held at a time.
 
-PSNR is of the luma of ITU-R BT.601 in studio range (16-235; MATLAB's ``rgb2ycbcr``) computed in
-floating point from 8-bit RGB, peak 255, 4 pixels left out at each border of the x4 output; the
-value of a clip is the mean over its frames.
+The score of a sequence is the mean over its frames, and the score of a set the mean over its
+sequences, however long they are.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import av
-import click
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
-from rbvsr_deploy.errors import RbvsrError
-from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
-from rbvsr_deploy.training.old_data import (
-    Clip,
-    ClipSpec,
-    TrainingSet,
-    load_photos,
-    load_videos,
-    photo_clip,
-    true_flow,
-    video_clip,
-)
-from rbvsr_deploy.training.old_degradations import (
-    CLEAN,
-    SCALE,
-    Degradation,
-    degrade,
-    draw_degradation,
-)
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.pixels import Image as AnyImage
+from rbvsr_deploy.pixels import eight_bits
+from rbvsr_deploy.training.metrics.base import Picture, Scorer, Shown
+from rbvsr_deploy.training.metrics.catalogue import METRICS
+from rbvsr_deploy.training.metrics.resize import enlarge
+from rbvsr_deploy.training.sequences import Item
+from rbvsr_deploy.upscale_file import SCALE
+from rbvsr_deploy.video import open_source
 
-__all__ = [
-    "BORDER",
-    "ClipScore",
-    "enlarge_bicubic",
-    "enlarge_with_model",
-    "evaluate",
-    "flow_error",
-    "load_model",
-    "main",
-    "psnr_y",
-    "summary",
-]
+if TYPE_CHECKING:
+    from rbvsr_deploy.upscaler import Upscaler
 
-BORDER = 4
-"""Pixels left out at each border of the output."""
+__all__ = ["BASELINE", "RESULTS", "Evaluation", "SequenceScores", "Specimen", "evaluate"]
 
-Frames = NDArray[np.uint8]
+logger = logging.getLogger(__name__)
+
+RESULTS, BASELINE = "results", "bicubic"
+"""What is scored: the results, and the inputs enlarged by bicubic interpolation."""
+
+Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class ClipScore:
-    """PSNR (Y) of one clip, dB."""
+class SequenceScores:
+    """Scores of one sequence as one method made it."""
 
-    source: str
-    kind: str
-    """"photo" or "video"."""
-    seed: int
-    degradation: Degradation
-    bicubic: float
-    model: float
-    clean_bicubic: float
-    """Of the same clip after a clean bicubic reduction, for information."""
-    clean_model: float
-    flow_error: float | None
-    """Mean end-point error of the flow, degraded pixels; ``None`` where the truth is unknown."""
-    flow_truth: float | None
-    """Mean length of the true flow, which is the error of assuming no motion."""
+    frames: list[int]
+    """Numbers of the frames that were scored, the first of the sequence being 0."""
+    per_frame: dict[str, list[float | None]]
+    """Of each metric, as many as ``frames``; ``None`` where it is not defined."""
+
+    def mean(self, metric: str) -> float | None:
+        """Over the frames where it is defined."""
+        values = [value for value in self.per_frame[metric] if value is not None]
+        return math.fsum(values) / len(values) if values else None
 
 
-# ----------------------------------------------------------------------------------------- measures
+@dataclass(frozen=True, eq=False)
+class Specimen:
+    """A frame to look at."""
+
+    sequence: str
+    frame: int
+    score: float
+    picture: Image
+    baseline: Image | None
+    truth: Image | None
 
 
-def psnr_y(output: Frames, truth: Frames) -> float:
-    """PSNR of the luma, dB, mean over frames.
+@dataclass
+class Evaluation:
+    """What was found."""
 
-    Args:
-        output, truth: (T, H, W, 3) uint8, RGB.
+    metrics: tuple[str, ...]
+    scores: dict[str, dict[str, SequenceScores]] = field(default_factory=dict)
+    """By method, then by sequence."""
+    worst: Specimen | None = None
+    """Of the results' frames, by the first metric."""
+    best: Specimen | None = None
 
-    Raises:
-        ValueError: the shapes differ, or nothing is left inside the border.
-    """
-    if output.shape != truth.shape or min(output.shape[1:3]) <= 2 * BORDER:
-        raise ValueError(f"cannot compare frames of shapes {output.shape} and {truth.shape}")
-    weights = np.array([65.481, 128.553, 24.966]) / 255.0
-    inner = (slice(None), slice(BORDER, -BORDER), slice(BORDER, -BORDER))
-    difference = (output[inner].astype(np.float64) - truth[inner].astype(np.float64)) @ weights
-    mse = np.maximum((difference**2).mean(axis=(1, 2)), 1e-10)
-    return float((10.0 * np.log10(255.0**2 / mse)).mean())
-
-
-def enlarge_bicubic(frames: Frames) -> Frames:
-    """(T, H, W, 3) -> (T, 4H, 4W, 3) uint8, OpenCV's INTER_CUBIC."""
-    size = (frames.shape[2] * SCALE, frames.shape[1] * SCALE)
-    return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_CUBIC) for f in frames])
-
-
-@torch.no_grad()
-def enlarge_with_model(frames: Frames, model: RealBasicVSR) -> Frames:
-    """(T, H, W, 3) -> (T, 4H, 4W, 3) uint8: the whole clip at once, one cleaning pass."""
-    output = model(_to_tensor(frames), cleanings=1)[0]
-    pixels: Frames = output.clamp(0.0, 1.0).mul(255.0).round().byte().permute(0, 2, 3, 1).numpy()
-    return pixels
-
-
-@torch.no_grad()
-def flow_error(frames: Frames, clip: Clip, model: RealBasicVSR) -> tuple[float, float] | None:
-    """Mean end-point error of the flow on cleaned frames, and mean length of the true flow.
-
-    Eight pixels are left out at each border, where the neighbour may not show the place at all.
-    """
-    if clip.path is None or min(frames.shape[1:3]) <= 16:
-        return None
-    to_next, _ = model.flows(model.refine(_to_tensor(frames), cleanings=1))
-    truth = [
-        true_flow(clip.path, reference=i, neighbour=i + 1, crop=frames.shape[1])
-        for i in range(len(frames) - 1)
-    ]
-    wanted = torch.from_numpy(np.stack(truth))[..., 8:-8, 8:-8]
-    found = to_next[0][..., 8:-8, 8:-8]
-    return (found - wanted).norm(dim=1).mean().item(), wanted.norm(dim=1).mean().item()
-
-
-def _to_tensor(frames: Frames) -> torch.Tensor:
-    """(T, H, W, 3) uint8 -> (1, T, 3, H, W) float32, [0, 1]."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255.0)[None].contiguous()
-
-
-# --------------------------------------------------------------------------------------- evaluation
-
-
-def load_model(path: Path) -> RealBasicVSR:
-    """Read weights written by the training script; the sizes follow from their shapes."""
-    weights = load_file(path)
-    model = RealBasicVSR(
-        RealBasicVSRConfig.from_state_dict({k: tuple(v.shape) for k, v in weights.items()})
-    )
-    model.load_state_dict(weights)
-    return model.eval()
+    def mean(self, method: str, metric: str) -> float | None:
+        """Over the sequences where it is defined."""
+        means = [scores.mean(metric) for scores in self.scores[method].values()]
+        known = [mean for mean in means if mean is not None]
+        return math.fsum(known) / len(known) if known else None
 
 
 def evaluate(
-    model: RealBasicVSR,
+    items: Sequence[Item],
+    scorers: Mapping[str, Scorer],
     *,
-    photos: Sequence[Frames] = (),
-    videos: Sequence[Frames] = (),
-    spec: ClipSpec,
-    seeds: int = 3,
-) -> tuple[list[ClipScore], list[Frames]]:
-    """One clip of each source for each seed.
+    border: int,
+    frames: Sequence[int] | None = None,
+    baseline: bool = True,
+    upscaler: Upscaler | None = None,
+    progress: Callable[[str, int, int | None], None] = lambda name, done, total: None,
+) -> Evaluation:
+    """Score sequences.
 
     Args:
-        photos: (H, W, 3) uint8 each, filmed with a synthetic camera.
-        videos: (F, H, W, 3) uint8 each.
-        spec: size of the clips.
-        seeds: clips, and degradations, drawn per source.
+        items: what is scored, and what it is held against.
+        scorers: by the name of their metric.
+        border: pixels left out at each side.
+        frames: numbers of the frames to score; ``None``: all.
+        baseline: also score the inputs, where given, enlarged by bicubic interpolation.
+        upscaler: makes the results of the inputs where an item has none.
+        progress: called with a sequence's name, its frames that are done, and, where known, all.
 
-    Returns:
-        The scores, and for each clip of the first seed its middle frame: bicubic, model and truth
-            side by side.
+    Raises:
+        MediaError: something cannot be read to its end, or ends before what it belongs to.
+        EngineError: the engine failed.
     """
-    TrainingSet(photos, videos=videos).check(spec)
-    scores, pictures = [], []
-    sources = [("photo", i, a) for i, a in enumerate(photos)] + [
-        ("video", i, a) for i, a in enumerate(videos)
-    ]
-    for seed in range(seeds):
-        for kind, number, array in sources:
-            rng = np.random.default_rng([seed, int(kind == "video"), number])
-            clip = (photo_clip if kind == "photo" else video_clip)(array, rng, spec)
-            degradation = draw_degradation(rng)
-            score, picture = _score(
-                model, clip, degradation, name=(f"{kind} {number + 1}", kind, seed)
-            )
-            scores.append(score)
-            if seed == 0:
-                pictures.append(picture)
-    return scores, pictures
-
-
-def _score(
-    model: RealBasicVSR, clip: Clip, degradation: Degradation, *, name: tuple[str, str, int]
-) -> tuple[ClipScore, Frames]:
-    """Score of one clip, and its middle frame for a picture."""
-    truth = clip.frames
-    degraded, clean = degrade(truth, degradation), degrade(truth, CLEAN)
-    bicubic, output = enlarge_bicubic(degraded), enlarge_with_model(degraded, model)
-    flow = flow_error(degraded, clip, model)
-    source, kind, seed = name
-    score = ClipScore(
-        source=source,
-        kind=kind,
-        seed=seed,
-        degradation=degradation,
-        bicubic=psnr_y(bicubic, truth),
-        model=psnr_y(output, truth),
-        clean_bicubic=psnr_y(enlarge_bicubic(clean), truth),
-        clean_model=psnr_y(enlarge_with_model(clean, model), truth),
-        flow_error=None if flow is None else flow[0],
-        flow_truth=None if flow is None else flow[1],
-    )
-    middle = len(truth) // 2
-    return score, np.concatenate((bicubic[middle], output[middle], truth[middle]), axis=1)
-
-
-def summary(scores: Sequence[ClipScore]) -> dict[str, dict[str, float]]:
-    """Means over the clips: all of them, and by kind."""
-    groups = {"all": list(scores)}
-    for kind in ("video", "photo"):
-        groups[kind] = [s for s in scores if s.kind == kind]
-    result = {}
-    for group, members in groups.items():
-        if members:
-            means = {
-                key: float(np.mean([getattr(s, key) for s in members]))
-                for key in ("bicubic", "model", "clean_bicubic", "clean_model")
-            }
-            means["gain"] = means["model"] - means["bicubic"]
-            means["clips"] = len(members)
-            means["clips_better"] = sum(s.model > s.bicubic for s in members)
-            result[group] = means
-    flows = [(s.flow_error, s.flow_truth) for s in scores if s.flow_error is not None]
-    if flows:
-        error, truth = np.mean(np.array(flows, dtype=np.float64), axis=0)
-        result["flow"] = {
-            "error": float(error),
-            "no_motion_error": float(truth),
-            "clips": len(flows),
-        }
+    result = Evaluation(tuple(scorers))
+    for item in items:
+        _evaluate_item(
+            result,
+            item,
+            scorers,
+            border=border,
+            frames=None if frames is None else sorted(set(frames)),
+            baseline=baseline,
+            upscaler=upscaler,
+            progress=progress,
+        )
     return result
 
 
-def _strip(pictures: Sequence[Frames], names: Sequence[str]) -> Frames:
-    """Rows of bicubic | model | truth, labelled."""
-    rows = []
-    for picture, name in zip(pictures, names, strict=True):
-        row, third = picture.copy(), picture.shape[1] // 3
-        for i, label in enumerate((f"{name}: bicubic", "model", "truth")):
-            x, font = i * third, cv2.FONT_HERSHEY_SIMPLEX
-            cv2.rectangle(row, (x, 0), (x + 10 * len(label) + 12, 24), (0, 0, 0), -1)
-            cv2.putText(row, label, (x + 6, 17), font, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-        rows.append(row)
-    return np.concatenate(rows, axis=0)
-
-
-# ------------------------------------------------------------------------------------- command line
-
-_FOLDER = click.Path(exists=True, path_type=Path)
-
-
-@click.command()
-@click.option("--model", "weights", required=True, type=_FOLDER, help="Weights (.safetensors).")
-@click.option(
-    "--photos", multiple=True, type=_FOLDER, help="Folder of held-out photographs; repeatable."
-)
-@click.option(
-    "--videos", multiple=True, type=_FOLDER, help="Folder of held-out videos; repeatable."
-)
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="JSON file to write."
-)
-@click.option(
-    "--strip", type=click.Path(path_type=Path), help="PNG of bicubic, model and truth to write."
-)
-@click.option(
-    "--cache", required=True, type=click.Path(path_type=Path), help="Folder for decoded sources."
-)
-@click.option("--length", default=15, show_default=True, help="Frames per clip.")
-@click.option("--crop", default=80, show_default=True, help="Side of the degraded frames.")
-@click.option(
-    "--reduction", default=2, show_default=True, help="Sources are made this much smaller first."
-)
-@click.option("--seeds", default=3, show_default=True, help="Clips and degradations per source.")
-def main(
-    weights: Path,
-    photos: Iterable[Path],
-    videos: Iterable[Path],
-    output: Path,
-    strip: Path | None,
-    cache: Path,
-    reduction: int,
-    seeds: int,
-    length: int,
-    crop: int,
+def _evaluate_item(
+    result: Evaluation,
+    item: Item,
+    scorers: Mapping[str, Scorer],
+    *,
+    border: int,
+    frames: list[int] | None,
+    baseline: bool,
+    upscaler: Upscaler | None,
+    progress: Callable[[str, int, int | None], None],
 ) -> None:
-    """Compare a model with bicubic enlargement on held-out photographs and videos."""
-    try:
-        scores, pictures = evaluate(
-            load_model(weights),
-            photos=load_photos(photos, cache=cache, reduction=reduction),
-            videos=load_videos(videos, cache=cache, reduction=reduction),
-            spec=ClipSpec(length=length, crop=crop),
-            seeds=seeds,
-        )
-    except (RbvsrError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    means = summary(scores)
-    report: dict[str, Any] = {
-        "measure": "PSNR (Y), dB: BT.601 studio-range luma, 4-pixel border left out, "
-        "mean over frames, then over clips",
-        "settings": {
-            "length": length,
-            "crop": crop,
-            "reduction": reduction,
-            "seeds": seeds,
-            "cleanings": 1,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "opencv": cv2.__version__,
-            "av": av.__version__,
-            "numpy": np.__version__,
-        },
-        "means": means,
-        "clips": [asdict(s) for s in scores],
-    }
-    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if strip is not None:
-        picture = _strip(pictures, [s.source for s in scores if s.seed == 0])
-        cv2.imwrite(str(strip), picture[..., ::-1])
-    click.echo(_table(scores, means))
-
-
-def _table(scores: Sequence[ClipScore], means: dict[str, dict[str, float]]) -> str:
-    """The scores as text."""
-    lines = [
-        (
-            f"{'clip':<12}{'seed':>5}{'bicubic':>9}{'model':>9}{'gain':>7}"
-            f"{'clean: bicubic':>16}{'model':>8}"
-        )
-    ]
-    for s in scores:
-        gain = s.model - s.bicubic
-        lines.append(
-            f"{s.source:<12}{s.seed:>5}{s.bicubic:>9.2f}{s.model:>9.2f}{gain:>+7.2f}{s.clean_bicubic:>16.2f}"
-            f"{s.clean_model:>8.2f}"
-        )
-    for group in ("video", "photo", "all"):
-        if group in means:
-            m = means[group]
-            lines.append(
-                f"{group:<12}{'mean':>5}{m['bicubic']:>9.2f}{m['model']:>9.2f}{m['gain']:>+7.2f}"
-                f"{m['clean_bicubic']:>16.2f}{m['clean_model']:>8.2f}"
+    scores: dict[str, SequenceScores] = {}
+    before: dict[str, Shown] = {}
+    count = 0
+    with ExitStack() as stack:
+        moments = _moments(item, stack, upscaler=upscaler, progress=progress)
+        end = None if frames is None else frames[-1] + 1
+        for number, moment in enumerate(itertools.islice(moments, end)):
+            count += 1
+            if frames is not None and number not in frames:
+                continue
+            images = {RESULTS: moment.picture}
+            large = None if moment.input is None else enlarge(moment.input, SCALE)
+            if baseline and large is not None:
+                images[BASELINE] = large
+            truth, guide = (
+                None if image is None else Picture(image, border=border)
+                for image in (moment.truth, large)
             )
-    if "flow" in means:
-        flow = means["flow"]
-        lines.append(
-            f"flow error {flow['error']:.3f} px "
-            f"(no motion assumed: {flow['no_motion_error']:.3f} px)"
-        )
-    return "\n".join(lines)
+            for method, image in images.items():
+                shown = Shown(
+                    Picture(image, border=border), truth, truth or guide, before.get(method)
+                )
+                here = scores.setdefault(method, SequenceScores([], {name: [] for name in scorers}))
+                here.frames.append(number)
+                for name, scorer in scorers.items():
+                    here.per_frame[name].append(scorer(shown))
+                before[method] = Shown(shown.picture, truth, shown.guide)  # without its own past
+            _keep_specimen(result, item, number, scores[RESULTS], moment, images.get(BASELINE))
+    _check_frames(item, frames, count)
+    for method, of_method in scores.items():
+        result.scores.setdefault(method, {})[item.name] = of_method
 
 
-if __name__ == "__main__":
-    main()
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """The pictures of one point in time: (H, W, 3) uint8, the input a quarter of the size."""
+
+    picture: Image
+    truth: Image | None
+    input: Image | None
+
+
+def _moments(
+    item: Item,
+    stack: ExitStack,
+    *,
+    upscaler: Upscaler | None,
+    progress: Callable[[str, int, int | None], None],
+) -> Iterator[_Moment]:
+    """Everything that belongs to an item, frame by frame.
+
+    Raises:
+        MediaError: one of the streams ends before another.
+    """
+    total: int | None = None
+
+    def frames(path: Path) -> Iterator[AnyImage]:
+        nonlocal total
+        source = stack.enter_context(open_source(path))
+        total = source.frame_count if total is None else total
+        return (frame.image for frame in source)
+
+    streams: dict[str, Iterator[AnyImage]] = {}
+    if item.results is not None:
+        streams["picture"] = frames(item.results)
+    elif item.inputs is not None and upscaler is not None:
+        streams["picture"] = upscaler.frames(frames(item.inputs))
+    else:
+        raise ValueError(f"{item.name} has no results, and there is no engine to make them")
+    if item.truth is not None:
+        streams["truth"] = frames(item.truth)
+    if item.inputs is not None:
+        streams["input"] = frames(item.inputs)
+    for number in itertools.count():
+        row: dict[str, Image] = {}
+        for what, stream in streams.items():
+            image = next(stream, None)
+            if image is not None:
+                row[what] = eight_bits(image)
+        if not row:
+            return
+        ended = streams.keys() - row.keys()
+        if ended:
+            paths = {"picture": item.results, "truth": item.truth, "input": item.inputs}
+            shorter, longer = (paths[next(iter(names))] for names in (ended, row))
+            raise MediaError(
+                f"{shorter} ends after {number} frames and {longer} goes on: they must have as many"
+            )
+        yield _Moment(row["picture"], row.get("truth"), row.get("input"))
+        progress(item.name, number + 1, total)
+
+
+def _keep_specimen(
+    result: Evaluation,
+    item: Item,
+    number: int,
+    scores: SequenceScores,
+    moment: _Moment,
+    baseline: Image | None,
+) -> None:
+    """Hold on to a frame that is the worst or the best so far, by the first metric."""
+    first = result.metrics[0]
+    score = scores.per_frame[first][-1]
+    if score is None:
+        return
+    sign = 1 if METRICS[first].higher_is_better else -1
+    specimen = Specimen(item.name, number, score, moment.picture, baseline, moment.truth)
+    if result.best is None or sign * score > sign * result.best.score:
+        result.best = specimen
+    if result.worst is None or sign * score < sign * result.worst.score:
+        result.worst = specimen
+
+
+def _check_frames(item: Item, frames: list[int] | None, count: int) -> None:
+    missing = [number for number in frames or () if number >= count]
+    if count == 0 or (frames is not None and len(missing) == len(frames)):
+        wanted = "no frame" if frames is None else f"none of the frames {_listed(frames)}"
+        raise MediaError(f"{item.name} holds {wanted}: leave the sequence out, or name others")
+    if missing:
+        logger.warning("%s ends before frame %s", item.name, _listed(missing))
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,99 @@
+"""All metrics by name. Nothing heavy is loaded before one is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.training.metrics.base import Scorer
+
+__all__ = ["METRICS", "Metric", "default_metrics", "open_metric"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called and needs."""
+
+    title: str
+    higher_is_better: bool = False
+    needs_truth: bool = False
+    needs_every_frame: bool = False
+    """Whether it looks at the frame before."""
+    least_size: tuple[int, int] = (1, 1)
+    """Pixels that the longer and the shorter side need, without the border."""
+    on_request: bool = False
+    """Whether it is computed only if the user names it."""
+
+
+METRICS = {
+    "psnr_y": Metric("PSNR (Y), dB", higher_is_better=True, needs_truth=True),
+    "psnr_rgb": Metric("PSNR (RGB), dB", higher_is_better=True, needs_truth=True),
+    "ssim_y": Metric("SSIM (Y)", higher_is_better=True, needs_truth=True, least_size=(11, 11)),
+    "ssim_rgb": Metric("SSIM (RGB)", higher_is_better=True, needs_truth=True, least_size=(11, 11)),
+    "niqe": Metric("NIQE", least_size=(192, 96)),
+    "warping_error": Metric("warping error, 1/1000", needs_every_frame=True, least_size=(16, 16)),
+    "tof": Metric("tOF, pixels", needs_truth=True, needs_every_frame=True, least_size=(16, 16)),
+}
+
+
+def default_metrics(*, truth: bool, every_frame: bool) -> list[str]:
+    """What is computed unless the user says otherwise."""
+    return [
+        name
+        for name, metric in METRICS.items()
+        if not metric.on_request
+        and (truth or not metric.needs_truth)
+        and (every_frame or not metric.needs_every_frame)
+    ]
+
+
+def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
+    """Get a metric ready.
+
+    Args:
+        name: one of ``METRICS``.
+        niqe_parameters: the model of undistorted pictures for NIQE; ``None``: that of an installed
+            package.
+
+    Raises:
+        MetricUnavailableError: a package or its weights are missing; nothing is ever downloaded.
+        MediaError: the parameters cannot be read.
+    """
+    from rbvsr_deploy.training.metrics import fidelity
+    from rbvsr_deploy.training.metrics.base import MetricUnavailableError
+
+    def need(package: str) -> None:
+        if find_spec(package) is None:
+            raise MetricUnavailableError("not installed: pip install 'rbvsr-deploy[eval]'")
+
+    match name:
+        case "psnr_y":
+            return fidelity.psnr_y
+        case "psnr_rgb":
+            return fidelity.psnr_rgb
+        case "ssim_y" | "ssim_rgb":
+            need("skimage")
+            return fidelity.ssim_y if name == "ssim_y" else fidelity.ssim_rgb
+        case "niqe":
+            from rbvsr_deploy.training.metrics import niqe
+
+            need("scipy")
+            path = niqe_parameters or niqe.installed_parameters()
+            if path is None:
+                raise MetricUnavailableError(
+                    "no model of undistorted pictures: pip install --no-deps mmagic, or give "
+                    "--niqe-parameters"
+                )
+            return niqe.Niqe(niqe.read_parameters(path))
+        case "warping_error":
+            from rbvsr_deploy.training.metrics.temporal import WarpingError
+
+            return WarpingError()
+        case "tof":
+            from rbvsr_deploy.training.metrics.temporal import TemporalOpticalFlow
+
+            return TemporalOpticalFlow()
+    raise ValueError(f"no metric is called {name!r}")
