@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,7 @@ from rbvsr_deploy.video.packet_copy import (
 from rbvsr_deploy.video.pyav import media_errors, open_input, reason
 from rbvsr_deploy.video.text_subtitles import ConvertedText
 from rbvsr_deploy.video.time_window import TimeWindow
+from rbvsr_deploy.video.timestamps import Follower
 from rbvsr_deploy.video.transcoded_audio import TranscodedAudio
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class CopiedStreams:
         self._window = window
         self._options = options
         self._ways: dict[int, _Way] = {}
+        self._clocks = defaultdict(lambda: Follower(source.seams))
         with media_errors(f"cannot read {source.path}"):
             self._container = open_input(source.path)
         target.metadata.update(portable_tags(self._container.metadata))
@@ -214,8 +217,8 @@ class CopiedStreams:
         with media_errors(f"cannot read {self._path} any further"):
             self._skip_to_window()
             for packet in self._container.demux(streams):
-                if packet.size:  # the last ones are empty
-                    yield packet
+                if packet.size and self._clocks[packet.stream.index].move(packet):
+                    yield packet  # the last ones are empty
                 if end is not None and packet.size and _seconds(packet) >= end:
                     awaited.discard(packet.stream.index)
                     if not awaited or _seconds(packet) >= end + _BEHIND:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "Follower", "Seam"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,16 @@ logger = logging.getLogger(__name__)
 _LONGEST_WAIT = 8
 # Seconds. FFmpeg's programs take a longer gap in such formats for a seam, too.
 _LONGEST_GAP = 10
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Where the clock of a file is set anew."""
+
+    time: Fraction
+    """Seconds, as they go on."""
+    offset: Fraction
+    """Seconds that are added to the file's own times from here on."""
 
 
 class Clock:
@@ -42,6 +53,7 @@ class Clock:
         self._path = path
         self._period = 1 / (rate * time_base)  # in ticks, as all that follows
         self._rate = rate
+        self._time_base = time_base
         self._gap = _LONGEST_GAP / time_base
         self._seams = seams
         self._last: Fraction | None = None  # of the frame before, before rounding
@@ -49,7 +61,9 @@ class Clock:
         self._offset = 0  # what is added since the clock was set anew
         self._waiting: list[VideoFrame] = []
         self._by_decoding = False
-        self._frames = self._repaired = self._set_anew = 0
+        self._frames = self._repaired = 0
+        self.seams: list[Seam] = []
+        """Where the clock was set anew, as far as frames were read."""
 
     def read(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int]]:
         """Yields the frames, each with its stamp in ticks.
@@ -89,12 +103,12 @@ class Clock:
                 self._path,
                 self._repaired,
             )
-        if self._set_anew:
+        if self.seams:
             logger.warning(
                 "times at which the clock of %s is set anew: %d; what follows goes on without a "
                 "gap",
                 self._path,
-                self._set_anew,
+                len(self.seams),
             )
 
     def _own_stamp(self, frame: VideoFrame) -> int | None:
@@ -126,8 +140,10 @@ class Clock:
         if not goes_on:
             self._repaired += 1
             return None
-        self._set_anew += 1
         self._offset += round(expected) - stamp
+        self.seams.append(
+            Seam(round(expected) * self._time_base, offset=self._offset * self._time_base)
+        )
         return round(expected)
 
     def _place(self, stamp: int | None) -> Iterator[tuple[VideoFrame, int]]:
@@ -153,6 +169,50 @@ class Clock:
             exact = Fraction(stamp)
         self._last, self._given = exact, stamp
         return stamp
+
+
+class Follower:
+    """Moves the packets of one stream beside the video as the video's frames were moved.
+
+    Args:
+        seams: where the clock is set anew, in order.
+    """
+
+    def __init__(self, seams: Sequence[Seam]) -> None:
+        self._ahead = deque(seams)
+        self._offset = Fraction(0)
+        self._last: Fraction | None = None  # time of the packet before, moved
+
+    def move(self, packet: Packet[Any]) -> bool:
+        """Moves a packet; ``False`` if it then lies before the one before, as where a recording is
+        joined to one whose sound is longer than its pictures.
+
+        Args:
+            packet: the next one.
+        """
+        base = packet.time_base
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        if stamp is None:  # cover pictures belong to no time
+            return True
+        time = stamp * base
+        while self._ahead and self._is_over(time + self._offset):
+            self._offset = self._ahead.popleft().offset
+        if not self._offset:
+            self._last = time
+            return True
+        time += self._offset
+        if self._last is not None and time < self._last:
+            return False
+        shift = round(self._offset / base)
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        packet.dts = None if packet.dts is None else packet.dts + shift
+        self._last = time
+        return True
+
+    def _is_over(self, time: Fraction) -> bool:
+        """Whether a time is of the other side of the next seam."""
+        back = self._last is not None and time < self._last
+        return back or time > self._ahead[0].time + _LONGEST_GAP / 2
 
 
 class _Peekable(Iterator["VideoFrame"]):

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
-from rbvsr_deploy.video.colour import colour_of, depth_of
+from rbvsr_deploy.video.colour import colour_of, depth_of, untold_colour
 from rbvsr_deploy.video.completeness import cut_off, indexed_frames, refuse_cut_off
 from rbvsr_deploy.video.conversion import to_rgb
+from rbvsr_deploy.video.damage import Damage
+from rbvsr_deploy.video.decoder import decoder_for, first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
+from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import orientation_of, upright
-from rbvsr_deploy.video.pyav import media_errors, open_input, reason
+from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.seeking import packets_around
-from rbvsr_deploy.video.timestamps import Clock
+from rbvsr_deploy.video.timestamps import Clock, Seam
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FALLBACK_RATE, _FASTEST = Fraction(25), 1000
+_FALLBACK_RATE, _FASTEST = Fraction(25), 500
 # FFmpeg draws the letters of any text as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
 _MAY_HAVE_SEAMS = 0x0200  # AVFMT_TS_DISCONT
@@ -75,9 +79,16 @@ class VideoSource(Source):
                 refuse_cut_off(self._container, video=self._stream, path=path)
             self.rate = _rate(self._stream)
             self.time_base = self._stream.time_base or 1 / self.rate
+            self._fields = Deinterlacer(path) if options.deinterlace else CombWatch(path)
+            # A decoder that was asked for knows only what is in the packets.
+            self._usual_first = (
+                first_frame(path, stream=self.stream_index, decoder=options.decoder)
+                if options.decoder is not None
+                else None
+            )
             self._frames = self._shown()
             self._first: tuple[VideoFrame, int] | None = next(self._frames)
-            self._describe(self._first[0])
+            self._describe(self._usual_first or self._first[0])
         except BaseException:
             self._container.close()
             raise
@@ -89,10 +100,23 @@ class VideoSource(Source):
         for number, (decoded, stamp) in enumerate(itertools.chain((first,), self._frames), start=1):
             yield self._frame(decoded, number=number, stamp=stamp)
 
+    @property
+    def lost_frames(self) -> int:
+        return self._damage.lost
+
+    @property
+    def damaged_frames(self) -> int:
+        return self._damage.damaged
+
     def close(self) -> None:
         self._frames.close()
         self._decoder.close()
         self._container.close()
+
+    @property
+    def seams(self) -> list[Seam]:
+        """Where the clock of the file is set anew, as far as frames were read."""
+        return self._clock.seams
 
     def _open(self) -> InputContainer:
         return open_input(self.path)
@@ -104,6 +128,8 @@ class VideoSource(Source):
         self.disposition = stream.disposition.value
         self.audio_rates = tuple(audio.sample_rate for audio in self._container.streams.audio)
         self.colour = colour_of(first)
+        self.hdr = hdr_metadata(first)
+        self.notes = tuple(self._assumptions(first))
         self.depth = depth_of(first.format)
         self.codec, self.pix_fmt = stream.codec_context.name, first.format.name
         with media_errors(f"cannot convert the video of {self.path} to RGB"):
@@ -118,8 +144,18 @@ class VideoSource(Source):
             logger.warning("%s is rotated by no multiple of 90 degrees: not applied", self.path)
         if any(component.is_alpha for component in first.format.components):
             logger.warning("%s may be transparent in parts; its opacity is dropped", self.path)
-        if first.interlaced_frame:
-            logger.warning("%s is interlaced; its frames are taken as they are", self.path)
+        if (dynamic := dynamic_metadata(first)) is not None:
+            logger.warning("the %s metadata of %s cannot be kept", dynamic, self.path)
+
+    def _assumptions(self, first: VideoFrame) -> Iterator[str]:
+        untold = untold_colour(first, read_as=self.colour)
+        if untold is not None:
+            yield f"{self.path} tells {untold}"
+        if self.colour.transfer in TRANSFERS:
+            yield (
+                f"{self.path} is HDR ({TRANSFERS[self.colour.transfer]}): it is enlarged as it is "
+                "coded, by a network that knows ordinary video, and stays HDR"
+            )
 
     def _expected_frames(self) -> int:
         stream = self._stream
@@ -169,7 +205,7 @@ class VideoSource(Source):
             seams=bool(self._container.format.flags & _MAY_HAVE_SEAMS),
         )
         self._decoder = self._decode(target=target)
-        return self._clock.read(self._decoder)
+        return self._clock.read(self._fields.over(self._decoder))
 
     def _stamped_from(self, target: Fraction) -> Iterator[tuple[VideoFrame, int]]:
         """Frames from ``target`` on, and some before; stamps and target are in ticks."""
@@ -194,28 +230,42 @@ class VideoSource(Source):
         import av
 
         stream = self._stream
+        context = stream.codec_context
+        if self._options.decoder is not None:
+            context = decoder_for(stream, self._options.decoder, path=self.path)
         # Threads that work on several frames at once lose whole ones beside those that are damaged.
         stream.thread_type = "SLICE"
-        packets = damaged = frames = 0
+        if self._options.strict:
+            stream.codec_context.options = {"err_detect": "explode"}
+        damage = self._damage = Damage(
+            self.path,
+            time_base=self.time_base,
+            rate=self.rate,
+            strict=self._options.strict,
+            from_start=target is None,
+        )
+        packets = frames = 0
         with media_errors(f"cannot read {self.path} any further"):
             for packet in self._packets(target):
                 packets += packet.size > 0
                 if packet.pos is not None:
                     self._read_to = packet.pos + packet.size
+                damage.packet(packet)
                 try:
-                    for frame in packet.decode():
-                        frames += 1
-                        yield frame
+                    decoded = context.decode(packet)
                 except av.InvalidDataError as error:
-                    damaged += 1
-                    logger.debug("packet %d of %s: %s", packets, self.path, reason(error))
+                    damage.refused(error)
+                    continue
+                for frame in decoded:
+                    damage.frame(frame)
+                    frames += 1
+                    yield frame
         if not frames and target is None:
             raise MediaError(
                 f"{self.path} holds no video frame that can be decoded "
-                f"({packets} packets, {damaged} of them damaged): give a complete video"
+                f"({packets} packets, {damage.lost} of them damaged): give a complete video"
             )
-        if damaged:
-            logger.warning("damaged frames of %s that are left out: %d", self.path, damaged)
+        damage.finish()
         expected = indexed_frames(self._container, stream)
         if target is None and packets < expected:
             raise cut_off(self.path, readable=packets, expected=expected)
@@ -228,7 +278,8 @@ class VideoSource(Source):
 
     def _frame(self, decoded: VideoFrame, *, number: int, stamp: int) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
-            image = upright(to_rgb(decoded, colour=self.colour), orientation_of(decoded))
+            orientation = orientation_of(self._usual_first or decoded)
+            image = upright(to_rgb(decoded, colour=self.colour), orientation)
         if image.shape[:2] != (self.height, self.width):
             raise MediaError(
                 f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, those before "

@@ -9,11 +9,13 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import pytest
 
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.timestamps import Clock
 from tests.video import media
+from tests.video.sinks import job_sink
 
 TICK = Fraction(1, 1000)
 
@@ -148,8 +150,6 @@ def test_delays_of_a_gif_are_kept(tmp_path):
     """In hundredths of a second, each its own."""
     stamps = [0, 10, 12, 50, 57, 200]
     path = tmp_path / "in.gif"
-    import av
-
     with av.open(str(path), "w") as out:
         stream = out.add_stream("gif", rate=Fraction(100))
         stream.width, stream.height, stream.pix_fmt = 32, 16, "rgb8"
@@ -163,3 +163,61 @@ def test_delays_of_a_gif_are_kept(tmp_path):
     with open_source(path) as source:
         times = [frame.pts * source.time_base for frame in source]
     assert times == [Fraction(stamp, 100) for stamp in stamps]
+
+
+def times(path: Path, kind: str) -> list[tuple[bytes, Fraction]]:
+    """Payload and decoding time in seconds of all packets of a stream, as the file has them."""
+    with av.open(str(path)) as container:
+        (stream,) = (stream for stream in container.streams if stream.type == kind)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        return [(bytes(packet), packet.dts * packet.time_base) for packet in packets]
+
+
+@pytest.mark.parametrize(
+    "starts", [pytest.param((50, 9000), id="later"), pytest.param((9000, 50), id="earlier")]
+)
+@pytest.mark.parametrize("blocks", [19, 60], ids=["less sound", "more sound"])
+def test_sound_stays_with_the_picture_over_a_seam(tmp_path, starts, blocks, caplog):
+    """Two transport streams written into one file, each with a clock of its own: in each half,
+    sound lies where it lay beside the picture.
+    """
+    halves = []
+    for number, start in enumerate(starts):
+        half = media.make_video(
+            tmp_path / f"{number}.ts",
+            stamps=[start * 90000 + 3600 * n for n in range(25)],
+            time_base=Fraction(1, 90000),
+            rate=Fraction(25),
+            audio="mp2",
+            audio_blocks=blocks,
+            options={"mpegts_copyts": "1"},
+        )
+        halves.append(half)
+    path, out = tmp_path / "in.ts", tmp_path / "out.mkv"
+    path.write_bytes(b"".join(half.read_bytes() for half in halves))
+    with (
+        open_source(path) as source,
+        job_sink(out, source=source, width=source.width, height=source.height) as sink,
+    ):
+        for frame in source:
+            sink.write(frame)
+        sink.finish()
+    assert "the clock of" in caplog.text
+    shown = media.stamps_of(out)
+    assert len(shown) == 50
+    assert all(b - a == Fraction(40, 1000) for a, b in pairwise(shown))
+    sound = times(out, "audio")
+    assert all(a[1] < b[1] for a, b in pairwise(sound))
+    seen = 0
+    for number, half in enumerate(halves):
+        shift = shown[25 * number] - media.stamps_of(half)[0]
+        written = times(half, "audio")
+        part = sound[: len(written)] if number == 0 else sound[len(times(halves[0], "audio")) :]
+        # Sound that reaches over the seam takes the place of what would lie below it.
+        dropped = len(written) - len(part)
+        assert 0 <= dropped <= (blocks - 19 if number else 0)
+        for (data, time), (old, at) in zip(part, written[dropped:], strict=True):
+            assert data == old
+            assert abs(time - at - shift) <= Fraction(1, 1000)
+        seen += len(part)
+    assert seen == len(sound)
