@@ -128,6 +128,22 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     "--end", metavar="TIME", callback=_time, help="End before the first frame at this time."
 )
 @click.option("--frames", metavar="N", type=click.IntRange(min=1), help="End after so many frames.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop where a video is damaged, instead of leaving out what cannot be decoded.",
+)
+@click.option(
+    "--deinterlace",
+    is_flag=True,
+    help="Make whole frames of a video's fields: where frames are marked as interlaced, else of "
+    "all.",
+)
+@click.option(
+    "--decoder",
+    metavar="NAME",
+    help="Decode a video on a device such as cuda, or with another decoder of FFmpeg's.",
+)
 @click.option("--codec", help="Encoder of a video.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option(
     "--crf", type=float, help="Quality of a video, smaller is better.  [default: 18 for libx264]"
@@ -218,6 +234,9 @@ def run(
     start: Fraction | None,
     end: Fraction | None,
     frames: int | None,
+    strict: bool,
+    deinterlace: bool,
+    decoder: str | None,
     codec: str | None,
     crf: float | None,
     pix_fmt: str | None,
@@ -268,7 +287,15 @@ def run(
             cleanings=cleanings,
             memory=memory,
         )
-        reading = ReadOptions(fps=fps, start=start, end=end, frames=frames)
+        reading = ReadOptions(
+            fps=fps,
+            start=start,
+            end=end,
+            frames=frames,
+            strict=strict,
+            deinterlace=deinterlace,
+            decoder=decoder,
+        )
         writing = WriteOptions(
             codec=codec, crf=crf, pix_fmt=pix_fmt, audio=not no_audio, subtitles=not no_subtitles
         )
@@ -398,9 +425,17 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
     click.echo(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
-        f"time{'s' * (times != '1')}{_show_excerpt(summary)}; {made} frames in {total:.1f} s{rate}",
+        f"time{'s' * (times != '1')}{_show_excerpt(summary)}{_show_damage(summary)}; "
+        f"{made} frames in {total:.1f} s{rate}",
         err=err,
     )
+
+
+def _show_damage(summary: Summary) -> str:
+    """What of the input was damaged, for the line about the run."""
+    lost, damaged = summary.lost_frames, summary.damaged_frames
+    parts = [f"{lost} lost to damage"] * bool(lost) + [f"{damaged} damaged"] * bool(damaged)
+    return "".join(f", {part}" for part in parts)
 
 
 def _show_excerpt(summary: Summary) -> str:

@@ -20,6 +20,8 @@
 ``seeking.py``                packets from a key frame before a time on
 ``excerpts.py``               which frames an excerpt holds
 ``damage.py``                 what is damaged in a video, counted
+``decoder.py``                decoding on a device, or with another decoder
+``interlacing.py``            whether a video is interlaced, and deinterlacing
 ``completeness.py``           whether a video file was cut off
 ``matroska.py``                Matroska's own account of its length and of the pixels' shape
 ``video_sink.py``             a video file out: parts while frames come, a file at the end

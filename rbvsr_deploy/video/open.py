@@ -38,11 +38,13 @@ def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
             f"fps is for folders of pictures, and the input {path} is none: leave it out"
         )
     if is_pipe(path):
+        if options.decoder is not None:
+            raise MediaError("decoder is for files, and y4m is not coded: leave it out")
         return PipeSource(options)
     if not path.exists():
         raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
     if path.is_dir():
-        return ImageSource(path, options)
+        return _pictures(path, options)
     if not path.is_file():
         raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
     if path.stat().st_size == 0:
@@ -50,7 +52,7 @@ def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
     if not is_image(path):
         return VideoSource(path, options)
     if not is_animated(path):
-        return ImageSource(path, options)
+        return _pictures(path, options)
     return WebPAnimation(path, options) if is_webp(path) else VideoSource(path, options)
 
 
@@ -154,6 +156,13 @@ def open_sink(
             "give a folder or a video as output"
         )
     return ImageSink(path, width=width, height=height, folder=kind == "folder", job=job)
+
+
+def _pictures(path: Path, options: ReadOptions) -> ImageSource:
+    for name in ("deinterlace", "decoder"):
+        if getattr(options, name):
+            raise MediaError(f"{name} is for videos, and {path} holds pictures: leave it out")
+    return ImageSource(path, options)
 
 
 def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"]:

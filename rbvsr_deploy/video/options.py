@@ -27,6 +27,17 @@ class ReadOptions:
     shown at that time or later; ``None``: at the end of the input."""
     frames: int | None = None
     """How many frames an excerpt has at most; ``None``: any number."""
+    deinterlace: bool = False
+    """Whether a video's frames are made whole from one of their fields: those that are marked as
+    interlaced; all, where none of the first ones is."""
+    decoder: str | None = None
+    """A kind of device to decode a video on, such as "cuda", or the name of one of FFmpeg's
+    decoders; ``None``: FFmpeg's own, in software."""
+
+    strict: bool = False
+    """Whether a video that is damaged anywhere is refused where the damage is met. Otherwise frames
+    that cannot be decoded are left out, and all others shown, as players do.
+    """
 
     def __post_init__(self) -> None:
         start = self.start or Fraction(0)
