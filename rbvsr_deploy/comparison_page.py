@@ -177,6 +177,8 @@ def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str,
     made, total = summary.frames - summary.resumed_frames, summary.seconds["total"]
     seconds = f"{total:.1f}"
     rate = [("Frames/s", f"{made / total:.2f}")] if made else []
+    counts = (("Lost to damage", summary.lost_frames), ("Damaged", summary.damaged_frames))
+    damage = [(name, str(number)) for name, number in counts if number]
     if summary.resumed_frames:
         seconds += f" for {made} frames; an earlier run had made {summary.resumed_frames}"
     before = f"{summary.width // 4}×{summary.height // 4}"
@@ -186,6 +188,7 @@ def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str,
         ("Output", f"{output.name}, {after}{file_size(output)}"),
         ("Engine", str(summary.engine)),
         ("Frames", str(summary.frames)),
+        *damage,
         ("Scenes", str(len(summary.scenes))),
         ("Seconds", seconds),
         *rate,

@@ -80,6 +80,10 @@ class Summary:
     """What of the input was asked for, if not all: ``start`` and ``end`` in seconds from its first
     frame, and ``frames``, whichever were given. Frames are numbered from the excerpt's first.
     """
+    lost_frames: int = 0
+    """Of a damaged video: how many frames could not be decoded and are not in the output."""
+    damaged_frames: int = 0
+    """How many frames of the output were made from damaged ones."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``read``, ``network`` and ``write``: how long each was at work, at the same time;
     ``waited``: how long the network waited for the other two; ``total``: from start to end.
@@ -188,6 +192,8 @@ def upscale_file(
         plan=run.stream.plan,
         scenes=run.scenes,
         excerpt=_excerpt(reading),
+        lost_frames=source.lost_frames,
+        damaged_frames=source.damaged_frames,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )
     if compare is not None:

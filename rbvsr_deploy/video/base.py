@@ -78,6 +78,16 @@ class Source(ABC):
     excerpt: Excerpt | None = None
     """Which part of the input is read; ``None``: all of it."""
 
+    @property
+    def lost_frames(self) -> int:
+        """How many could not be decoded, of what was read so far."""
+        return 0
+
+    @property
+    def damaged_frames(self) -> int:
+        """How many came out damaged so far."""
+        return 0
+
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
         """Yields the frames; a second pass needs a newly opened source."""
