@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.packet_copy import (
+    NO_DECODER,
     CoverAttachment,
     PacketCopy,
     codec_name,
@@ -88,7 +89,7 @@ class CopiedStreams:
         self._window = window
         self._options = options
         self._ways: dict[int, _Way] = {}
-        self._clocks = defaultdict(lambda: Follower(source.seams))
+        self._clocks: defaultdict[int, Follower] = defaultdict(lambda: Follower(source.seams))
         with media_errors(f"cannot read {source.path}"):
             self._container = open_input(source.path)
         target.metadata.update(portable_tags(self._container.metadata))
@@ -151,10 +152,11 @@ class CopiedStreams:
                     )
                 return
             problem = problem or found
-        hint = "" if container == "matroska" or stream.type == "data" else "; an .mkv can"
-        self._tell(
-            "%s is left out: %s cannot hold it (%s)%s", _describe(stream), container, problem, hint
-        )
+        if problem != NO_DECODER:
+            problem = f"{container} cannot hold it ({problem})"
+            if container != "matroska" and stream.type != "data":
+                problem += "; an .mkv can"
+        self._tell("%s is left out: %s", _describe(stream), problem)
 
     def _ways_for(self, stream: Stream) -> list[Callable[[OutputContainer], _Way]]:
         """How the stream may get into the output, the best way first."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from av.stream import Disposition, Stream
 
 __all__ = [
+    "NO_DECODER",
     "CoverAttachment",
     "PacketCopy",
     "codec_name",
@@ -41,6 +42,8 @@ _TOLD_IN_TS = frozenset(
 )
 # What FFmpeg reads back from an AVI as it was, besides PCM.
 _TOLD_IN_AVI = frozenset({"aac", "ac3", "dts", "mp2", "mp3", "wmav1", "wmav2", "wmapro"})
+NO_DECODER = "this build of FFmpeg does not know its codec"
+
 _EMPTY_TEXT = 2  # bytes that tell the length of what follows
 # Seconds by which sound in an AVI, which has no times, may begin early or late.
 _NOTABLE_SHIFT = 0.005
@@ -141,7 +144,7 @@ class CoverAttachment:
         kind = "jpeg" if codec == "mjpeg" else codec
         name = source.metadata.get("filename", f"cover.{'jpg' if kind == 'jpeg' else kind}")
         with open_input(path) as container:
-            picture = next(iter(container.demux(container.streams[source.index])))
+            picture = next(container.demux(container.streams[source.index]))
             self.output = target.add_attachment(
                 name, source.metadata.get("mimetype", f"image/{kind}"), bytes(picture)
             )
@@ -168,9 +171,12 @@ def is_cover(stream: Stream) -> bool:
 
 
 def codec_name(stream: Stream) -> str | None:
-    """FFmpeg's name of a stream's codec, whichever decoder there is for it."""
+    """FFmpeg's name of a stream's codec, whichever decoder there is; ``None`` without a decoder.
+
+    Of an attachment it is the name of the file.
+    """
     context: CodecContext | None = stream.codec_context
-    return stream.name if context is None else context.codec.canonical_name
+    return getattr(stream, "name", None) if context is None else context.codec.canonical_name
 
 
 def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
@@ -186,6 +192,8 @@ def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
 
 def _check_told(stream: Stream, *, container: str) -> None:
     codec = codec_name(stream) or ""
+    if not codec and stream.type not in ("data", "attachment"):
+        raise ValueError(NO_DECODER)
     if is_cover(stream) and container != "mp4":
         raise ValueError("it knows no cover pictures")
     if (

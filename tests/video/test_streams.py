@@ -111,6 +111,22 @@ def test_pictures_of_text_go_into_matroska_only(tmp_path, caplog):
     assert ".mkv" in message
 
 
+def test_codec_that_ffmpeg_does_not_know_is_told(tmp_path, caplog):
+    """Teletext, as in recordings of broadcasts; the rest is copied."""
+    plain, path = write(tmp_path / "plain.ts", Sound("aac")), tmp_path / "in.ts"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        copies = [target.add_stream_from_template(stream) for stream in source.streams]
+        target.add_mux_stream("dvb_teletext")
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    result = through(path, tmp_path / "out.ts")
+    with av.open(str(result)) as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+    assert "subtitle stream 2 (unknown codec, und) is left out: this build of" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("out", [".mp4", ".mkv"])
 def test_cover_is_copied(tmp_path, suffix, out):
