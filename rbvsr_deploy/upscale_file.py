@@ -171,6 +171,8 @@ def upscale_file(
     ):
         if reading.fps is not None and isinstance(sink, ImageSink):
             raise MediaError(f"fps is for videos, and the output {output} takes pictures")
+        for note in source.notes:
+            report(note)
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
         run = _Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour import Colour
+    from rbvsr_deploy.video.hdr import HdrMetadata
     from rbvsr_deploy.video.job import Job
     from rbvsr_deploy.video.parts import PartRecord
 
@@ -75,6 +76,10 @@ class Source(ABC):
     """FFmpeg's name of the codec of a video."""
     pix_fmt: str | None = None
     """FFmpeg's name of the pixel format of a video."""
+    hdr: HdrMetadata | None = None
+    """What a video of high dynamic range tells beside its colour."""
+    notes: tuple[str, ...] = ()
+    """What was assumed of the input, for the user: a sentence each."""
     excerpt: Excerpt | None = None
     """Which part of the input is read; ``None``: all of it."""
 

@@ -83,6 +83,26 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     )
 
 
+def untold_colour(frame: VideoFrame, *, read_as: Colour) -> str | None:
+    """What a decoded frame does not tell of its colour and what is assumed, as the end of a
+    sentence; ``None`` where it tells enough.
+    """
+    if frame.format.is_rgb:
+        return None
+    untold, assumed = [], []
+    if frame.colorspace not in LUMA_WEIGHTS and not is_grey(frame.format):
+        untold.append("colour matrix")
+        high = read_as.matrix == BT709
+        lines = "720 lines or more" if high else "fewer than 720 lines"
+        assumed.append(f"{'BT.709' if high else 'BT.601'}, as it has {lines}")
+    if frame.color_range not in (LIMITED, FULL) and not frame.format.name.startswith("yuvj"):
+        untold.append("range")
+        assumed.append("of full range" if read_as.range == FULL else "of limited range")
+    if not untold:
+        return None
+    return f"no {' and no '.join(untold)}: read as {', and '.join(assumed)}"
+
+
 def is_grey(video_format: VideoFormat) -> bool:
     """Whether there is luma only, with or without opacity."""
     return video_format.name.startswith(("gray", "ya"))

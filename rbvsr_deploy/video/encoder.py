@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.colour import depth_of
+from rbvsr_deploy.video.hdr import options_for
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pixel_formats import closest
 
@@ -154,13 +156,25 @@ def choose_encoder(
     return Encoder(
         name=found.name,
         pix_fmt=pix_fmt,
-        options=_quality_options(found.name, crf=wishes.crf)
-        | ({"profile": _DNXHR[pix_fmt]} if found.name == "dnxhd" else {})
-        | _SPEED.get(found.name, {})
-        | _QUIET.get(found.name, {}),
+        options=merged(
+            _quality_options(found.name, crf=wishes.crf),
+            {"profile": _DNXHR[pix_fmt]} if found.name == "dnxhd" else {},
+            _SPEED.get(found.name, {}),
+            _QUIET.get(found.name, {}),
+            _hdr_options(found.name, source=source),
+        ),
         threads=_OTHER_THREADS.get(found.name, _THREADS),
         processor_options=_processor_options(found.name),
     )
+
+
+def merged(*options: dict[str, str]) -> dict[str, str]:
+    """All of them; of those that are lists of parameters, both."""
+    result: dict[str, str] = {}
+    for name, value in itertools.chain.from_iterable(some.items() for some in options):
+        listed = name in result and name.endswith("-params")
+        result[name] = f"{result[name]}:{value}" if listed else value
+    return result
 
 
 def default_codec(container: str, source: Source | None = None) -> str:
@@ -235,6 +249,20 @@ def _fits(name: str, *, container: str) -> bool:
     except (av.FFmpegError, ValueError):
         return False
     return True
+
+
+def _hdr_options(codec: str, *, source: Source | None) -> dict[str, str]:
+    if source is None or source.hdr is None:
+        return {}
+    options = options_for(codec, source.hdr)
+    if not options:
+        logger.warning(
+            "what %s tells of the display it was made on is lost: libx265 and libsvtav1 can tell "
+            "it, %s cannot",
+            source.path,
+            codec,
+        )
+    return options
 
 
 def _find_codec(name: str, *, container: str) -> Codec:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.video.colour import FULL, RGB_MATRIX, Colour
-from rbvsr_deploy.video.encoder import Encoder
+from rbvsr_deploy.video.encoder import Encoder, merged
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -57,7 +57,7 @@ class StreamSettings:
             output.add_stream(
                 self.encoder.name,
                 rate=self.rate,
-                options=self.encoder.options | self.encoder.processor_options,
+                options=merged(self.encoder.options, self.encoder.processor_options),
             ),
         )
         context = stream.codec_context

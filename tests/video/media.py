@@ -19,6 +19,31 @@ def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uin
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
+def write_picture(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
+    """Writes a PNG or TIFF of the image's own bits, (H, W, 3) RGB or (H, W, 4) with opacity."""
+    codec, order = ("png", "be") if path.suffix == ".png" else ("tiff", "le")
+    name = "rgba" if image.shape[2] == 4 else "rgb"
+    name = f"{name}64" if len(name) == 4 else f"{name}48"
+    if image.dtype == np.uint8:
+        name, order = name.replace("64", "").replace("48", "24"), ""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width = image.shape[:2]
+    context.pix_fmt, context.time_base = f"{name}{order}", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(image, format=f"{name}{order and 'le'}")
+    frame = frame.reformat(format=f"{name}{order}")
+    frame.pts = 0
+    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+    return path
+
+
+def read_picture(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """What a PNG or TIFF holds, as ``write_picture`` takes it."""
+    context = av.CodecContext.create("png" if path.suffix == ".png" else "tiff", "r")
+    data = av.Packet(path.read_bytes())
+    (frame,) = context.decode(data) or context.decode(None)
+    return frame.reformat(format=frame.format.name.replace("be", "le")).to_ndarray()
+
+
 def make_video(
     path: Path,
     *,
@@ -30,6 +55,7 @@ def make_video(
     b_frames: int = 0,
     audio: str | None = None,
     audio_blocks: int = 20,
+    audio_start: Fraction | None = None,
     subtitles: str | None = None,
     size: tuple[int, int] = (64, 48),
     pictures: list[NDArray[np.uint8]] | None = None,
@@ -70,7 +96,7 @@ def make_video(
         if codec == "libx264":
             video.options = {"preset": "ultrafast", "crf": "10"}
             if b_frames:
-                video.options = {"preset": "veryfast", "bf": str(b_frames), "b-adapt": "0"}
+                video.options = {"preset": "veryfast", "bf": str(b_frames), "b_strategy": "0"}
         if aspect is not None:
             video.codec_context.sample_aspect_ratio = aspect
         if tags is not None:
@@ -86,7 +112,8 @@ def make_video(
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
         if sound is not None:
-            _write_audio(out, sound, start=stamps[0] * time_base, blocks=audio_blocks)
+            begin = stamps[0] * time_base if audio_start is None else audio_start
+            _write_audio(out, sound, start=begin, blocks=audio_blocks)
         if text is not None:
             _write_subtitles(out, text)
     if matrix is not None:

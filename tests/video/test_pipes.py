@@ -272,7 +272,7 @@ def test_what_does_not_go_with_pipes(arguments, words) -> None:
     ("options", "words"),
     [
         (("--codec", "libx264"), b"codec is for files"),
-        (("--pix-fmt", "yuv420p10le"), b"cannot be piped as y4m"),
+        (("--pix-fmt", "yuva420p"), b"cannot be piped as y4m"),
         (("--before-after", "a.png"), b"a second time"),
     ],
 )
