@@ -75,9 +75,15 @@ class VideoSource(Source):
                 )
             self._stream = _pick_stream(self._container, path=path)
             self.stream_index = self._stream.index
-            if self.reopenable:
-                refuse_cut_off(self._container, video=self._stream, path=path)
             self.rate = _rate(self._stream)
+            if self.reopenable:
+                refuse_cut_off(
+                    self._container,
+                    video=self._stream,
+                    rate=self.rate,
+                    path=path,
+                    options=options,
+                )
             self.time_base = self._stream.time_base or 1 / self.rate
             self._fields = Deinterlacer(path) if options.deinterlace else CombWatch(path)
             # A decoder that was asked for knows only what is in the packets.
@@ -267,8 +273,15 @@ class VideoSource(Source):
             )
         damage.finish()
         expected = indexed_frames(self._container, stream)
-        if target is None and packets < expected:
+        if packets < expected and not self._options.is_excerpt:
             raise cut_off(self.path, readable=packets, expected=expected)
+        if self._ends_within_a_frame():
+            raise cut_off(self.path, readable=packets)
+
+    def _ends_within_a_frame(self) -> bool:
+        """Of a y4m, which holds nothing but frames."""
+        is_y4m = self._container.format.name == "yuv4mpegpipe"
+        return is_y4m and self.reopenable and self._read_to != self.path.stat().st_size
 
     def _packets(self, target: Fraction | None) -> Iterator[Packet[VideoStream]]:
         if target is None:
