@@ -7,7 +7,9 @@ after every restart.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -15,6 +17,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.training.cache import FrameCache
 from rbvsr_deploy.training.camera import CameraPath
 from rbvsr_deploy.training.degradations import (
     SCALE,
@@ -57,6 +60,8 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_speed: Annotated[float, Meta(gt=0.05)] = 4.0
     """Fastest synthetic camera, degraded pixels per frame; speeds are drawn log-uniformly from 0.05
     on."""
+    parallax: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    """Share of the photographs' clips that show two or three of them, the nearer ones faster."""
     cache: str | None = None
     """Folder for decoded videos, which are expensive to enter in the middle; ``None`` is none."""
     cache_gib: Annotated[float, Meta(gt=0.0)] = 16.0
@@ -107,11 +112,25 @@ class TrainingSet:
         self.config, self.degradation, self.seed = config, degradation, seed
         if not config.sources:
             raise MediaError("there is nothing to train on: name at least one source of clips")
-        shape = ClipShape(config.loaded, config.crop, config.side, config.max_speed)
-        self.sources: list[Source] = [open_source(source, shape) for source in config.sources]
+        cache = None
+        if config.cache is not None:
+            cache = FrameCache(Path(config.cache), limit=int(config.cache_gib * 2**30))
+        shape = ClipShape(
+            frames=config.loaded,
+            crop=config.crop,
+            side=config.side,
+            max_speed=config.max_speed,
+            parallax=config.parallax,
+        )
+        self.sources: list[Source] = [
+            open_source(source, shape, cache=cache) for source in config.sources
+        ]
+        if cache is not None:
+            cache.tell()
         weights = np.array([source.weight for source in config.sources])
         self._weights = weights / weights.sum()
-        self._named: set[str] = set()
+        self.skipped: Counter[str] = Counter()
+        """Damaged files met by this process, and how often."""
 
     def check(self) -> None:
         """Look at every source before the long work.
@@ -145,9 +164,9 @@ class TrainingSet:
                 clip = source.clip(rng)
             except DamagedSourceError as error:
                 skipped.append(error.path)
-                if error.path not in self._named:
-                    self._named.add(error.path)
-                    logger.warning("%s; another clip is drawn in its place", error)
+                self.skipped[error.path] += 1
+                if self.skipped[error.path] == 1:
+                    logger.warning("%s; other clips are drawn in its place", error)
                 continue
             return self._degraded(clip.frames, clip.path, clip.name, tuple(skipped), rng)
         raise MediaError(
@@ -177,12 +196,10 @@ class TrainingSet:
         degradation = draw_degradation(
             self.degradation, rng, length=config.length, walk=config.stochastic
         )
-        sharpened = sharpen(frames)
         order = np.arange(config.length)
-        order = np.minimum(order, 2 * config.loaded - 1 - order)  # 0 1 2 2 1 0
-        if not config.stochastic:
-            order = np.arange(config.length)
-        sharpened = sharpened[order]
+        if config.stochastic:
+            order = np.minimum(order, 2 * config.loaded - 1 - order)  # 0 1 2 2 1 0
+        sharpened = sharpen(frames)[order]
         return Sample(
             degraded=degrade(sharpened, degradation),
             truth=frames[order],

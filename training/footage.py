@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import first_line
+from rbvsr_deploy.video.colour import colour_of
 
 __all__ = ["DamagedSourceError", "Footage", "PictureFiles", "Region", "VideoFile"]
 
@@ -51,6 +52,8 @@ class Footage(ABC):
 
     name: str
     """Path of the file or folder."""
+    stamp: int
+    """Changes when the content does: the youngest time of modification, nanoseconds."""
     count: int
     """Frames."""
     height: int
@@ -80,6 +83,7 @@ class PictureFiles(Footage):
 
     def __init__(self, name: str, files: Sequence[Path]) -> None:
         self.name, self.files, self.count = name, list(files), len(files)
+        self.stamp = max(file.stat().st_mtime_ns for file in files)
         try:
             with av.open(str(files[0])) as container:
                 stream = container.streams.video[0]
@@ -110,34 +114,34 @@ class PictureFiles(Footage):
 
 
 class VideoFile(Footage):
-    """A video file, indexed by the time stamps of its packets.
+    """A video file, indexed by the time stamps of its packets; 8 bits, 4:2:0.
 
-    Frames before the last key frame are passed over: of those, the ones that no other refers to are
-    not even decoded.
+    From the last key frame on to where a clip begins, frames that no other refers to are not even
+    decoded.
 
     Raises:
-        DamagedSourceError: the file has no video that can be decoded.
+        DamagedSourceError: the file has no video, or its first frame cannot be decoded.
     """
 
     def __init__(self, path: Path) -> None:
-        self.name, self.path = str(path), path
+        self.name, self.path, self.stamp = str(path), path, path.stat().st_mtime_ns
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
-                # An odd last row or column has no colour of its own.
-                self.height, self.width = stream.height // 2 * 2, stream.width // 2 * 2
-                packets = [
-                    (packet.pts, packet.is_keyframe)
-                    for packet in container.demux(stream)
-                    if packet.pts is not None and packet.size
-                ]
-        except (av.error.FFmpegError, IndexError) as error:
+                stream.codec_context.thread_count = 1
+                frame = next(container.decode(stream))
+                container.seek(stream.start_time or 0, stream=stream)
+                times = [p.pts for p in container.demux(stream) if p.pts is not None and p.size]
+        except (av.error.FFmpegError, IndexError, StopIteration) as error:
             raise DamagedSourceError(path, first_line(error)) from None
-        if not packets or not self.height or not self.width:
-            raise DamagedSourceError(path, "no frames with time stamps")
-        self.times = np.array(sorted(pts for pts, _ in packets))
-        self.count = len(self.times)
+        # An odd last row or column has no colour of its own.
+        self.height, self.width = frame.height // 2 * 2, frame.width // 2 * 2
         self.frame_bytes = self.height * self.width * 3 // 2
+        self.times = np.unique(np.array(times, np.int64))
+        self.count = len(self.times)
+        self.colour = colour_of(frame)
+        if not self.frame_bytes or not self.count:
+            raise DamagedSourceError(path, "no frames with time stamps")
 
     def decode(self, start: int, count: int) -> Iterator[Planes]:
         wanted = [int(time) for time in self.times[start : start + count]]
@@ -163,9 +167,16 @@ class VideoFile(Footage):
         raise DamagedSourceError(self.path, f"frame {start + found} is missing")
 
     def _planes(self, frame: av.VideoFrame) -> Planes:
+        height, width, colour_range = self.height, self.width, self.colour.range
+        if (frame.height // 2 * 2, frame.width // 2 * 2) != (height, width):
+            raise DamagedSourceError(self.path, f"frames of {frame.width}x{frame.height}, too")
         if frame.format.name not in ("yuv420p", "yuvj420p"):
-            frame = frame.reformat(format="yuv420p")
-        height, width = self.height, self.width
+            frame = frame.reformat(
+                format="yuv420p",
+                src_color_range=colour_range,
+                dst_color_range=colour_range,
+                threads=1,
+            )
         parts = []
         for plane, divisor in zip(frame.planes, (1, 2, 2), strict=True):
             rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
@@ -184,6 +195,8 @@ class VideoFile(Footage):
             half = plane.reshape(height // 2, width // 2)
             parts.append(half[top // 2 : bottom // 2, left // 2 : right // 2].ravel())
         yuv = np.concatenate(parts).reshape(-1, right - left)
-        rgb = av.VideoFrame.from_ndarray(yuv, format="yuv420p").to_ndarray(format="rgb24")
+        frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
+        frame.colorspace, frame.color_range = self.colour.matrix, self.colour.range
+        rgb = frame.to_ndarray(format="rgb24")
         y, x = region.top - top, region.left - left
         return np.ascontiguousarray(rgb[y : y + region.height, x : x + region.width])

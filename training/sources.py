@@ -15,7 +15,8 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.training.camera import CameraPath, film
+from rbvsr_deploy.training.cache import FrameCache
+from rbvsr_deploy.training.camera import CameraPath, draw_motion, film
 from rbvsr_deploy.training.footage import (
     DamagedSourceError,
     Footage,
@@ -24,7 +25,15 @@ from rbvsr_deploy.training.footage import (
     VideoFile,
 )
 
-__all__ = ["Clip", "ClipShape", "DamagedSourceError", "Source", "SourceConfig", "open_source"]
+__all__ = [
+    "Clip",
+    "ClipShape",
+    "DamagedSourceError",
+    "Source",
+    "SourceConfig",
+    "find_sources",
+    "open_source",
+]
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
@@ -55,6 +64,7 @@ class ClipShape(Struct, frozen=True):
     side: int
     """Of the ground truth, pixels."""
     max_speed: float
+    parallax: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Clip:
 class Source(ABC):
     """Clips of one kind from one place."""
 
-    def __init__(self, config: SourceConfig, shape: ClipShape) -> None:
+    def __init__(self, config: SourceConfig, shape: ClipShape, *, cache: FrameCache | None) -> None:
         self.config, self.shape = config, shape
         self.footage: list[Footage] = []
         self.damaged: list[str] = []
@@ -80,7 +90,8 @@ class Source(ABC):
             except DamagedSourceError as error:
                 self.damaged.append(error.path)
                 logger.warning("%s; it is left out", error)
-        self.usable = [f for f in self.footage if self.fits(f)]
+        usable = [f for f in self.footage if self.fits(f)]
+        self.usable = usable if cache is None else [cache.admit(f) for f in usable]
 
     @abstractmethod
     def files(self) -> dict[str, list[Path]]:
@@ -200,20 +211,22 @@ class Photos(Source):
         return 1
 
     def clip(self, rng: np.random.Generator) -> Clip:
-        footage = self.usable[int(rng.integers(len(self.usable)))]
+        shape = self.shape
+        layers = int(rng.integers(2, 4)) if rng.random() < shape.parallax else 1
+        chosen = [self.usable[int(i)] for i in rng.integers(len(self.usable), size=layers)]
+        motion = draw_motion(rng, length=shape.frames, crop=shape.crop, max_speed=shape.max_speed)
+        photos = [self._photo(footage) for footage in chosen]
+        frames, path = film(photos, motion, rng, crop=shape.crop)
+        return Clip(frames=frames, path=path, name=chosen[0].name)
+
+    def _photo(self, footage: Footage) -> NDArray[np.uint8]:
         (planes,) = footage.decode(0, 1)
         photo = planes.reshape(footage.height, footage.width, 3)
-        if self.config.reduction > 1:
-            size = (footage.width // self.config.reduction, footage.height // self.config.reduction)
-            photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
-        frames, path = film(
-            photo,
-            rng,
-            length=self.shape.frames,
-            crop=self.shape.crop,
-            max_speed=self.shape.max_speed,
-        )
-        return Clip(frames=frames, path=path, name=footage.name)
+        factor = self.config.reduction
+        if factor == 1:
+            return photo
+        size = (footage.width // factor, footage.height // factor)
+        return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -231,7 +244,9 @@ _CONTENTS = {
 }
 
 
-def open_source(config: SourceConfig, shape: ClipShape) -> Source:
+def open_source(
+    config: SourceConfig, shape: ClipShape, *, cache: FrameCache | None = None
+) -> Source:
     """Look through a source.
 
     Raises:
@@ -239,7 +254,31 @@ def open_source(config: SourceConfig, shape: ClipShape) -> Source:
     """
     if not Path(config.path).exists():
         raise MediaError(f"'{config.path}' does not exist: name a folder of {config.kind}")
-    source: Source = _KINDS[config.kind](config, shape)
+    source: Source = _KINDS[config.kind](config, shape, cache=cache)
     if not source.footage and not source.damaged:
         raise MediaError(f"'{config.path}' holds {_CONTENTS[config.kind]}: name another folder")
     return source
+
+
+def find_sources(path: Path) -> list[SourceConfig]:
+    """Everything in a folder that clips can come from: videos, photographs, folders of frames.
+
+    Raises:
+        MediaError: it is missing, or holds none of these.
+    """
+    if not path.exists():
+        raise MediaError(f"'{path}' does not exist: name a folder of videos, photographs or frames")
+    folders = [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
+    found: list[Literal["frames", "videos", "photos"]] = []
+    if _files(path, _VIDEOS):
+        found.append("videos")
+    if _files(path, _PICTURES):
+        found.append("photos")
+    if any(_files(folder, _PICTURES) for folder in folders):
+        found.append("frames")
+    if not found:
+        raise MediaError(
+            f"'{path}' holds neither videos, nor photographs, nor folders of frames: name the "
+            "folder that they lie in"
+        )
+    return [SourceConfig(kind=kind, path=str(path)) for kind in found]

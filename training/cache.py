@@ -1,0 +1,106 @@
+"""Decoded frames on disk, so that clips can begin anywhere.
+
+A frame in the middle of a video costs all frames since the last key frame, often 250. Decoded once
+and kept, it costs the pages of the crop. Whether footage is kept changes no clip, only the time it
+takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rbvsr_deploy.training.footage import Footage, Frame, Planes, Region
+
+__all__ = ["FrameCache"]
+
+logger = logging.getLogger(__name__)
+
+
+class FrameCache:
+    """A folder of decoded footage, of limited size.
+
+    Footage is admitted in the order it is offered, as long as all that was admitted fits. It is
+    decoded by the first clip that is cut from it, in whichever worker that is.
+
+    Args:
+        folder: made if it is missing.
+        limit: bytes that all admitted footage may take.
+    """
+
+    def __init__(self, folder: Path, *, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self.used = self.offered = self.admitted = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def admit(self, footage: Footage) -> Footage:
+        """The footage itself, or one that is read from the cache."""
+        size = footage.count * footage.frame_bytes
+        self.offered += 1
+        if self.used + size > self.limit:
+            return footage
+        self.used += size
+        self.admitted += 1
+        identity = [footage.name, footage.stamp, footage.count, footage.frame_bytes]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return _CachedFootage(footage, self.folder / f"{digest[:24]}.frames")
+
+    def tell(self) -> None:
+        """Log what the cache takes when it is full."""
+        logger.info(
+            "%d of %d pieces of footage are decoded once and kept in '%s' (%.1f of %.1f GiB); "
+            "the others are decoded for every clip",
+            self.admitted,
+            self.offered,
+            self.folder,
+            self.used / 2**30,
+            self.limit / 2**30,
+        )
+
+
+class _CachedFootage(Footage):
+    """Frames from the cache; from the footage where it cannot be decoded as a whole, or the disk
+    is full.
+    """
+
+    def __init__(self, footage: Footage, file: Path) -> None:
+        self.name, self.stamp, self.count = footage.name, footage.stamp, footage.count
+        self.height, self.width = footage.height, footage.width
+        self.frame_bytes = footage.frame_bytes
+        self._footage, self._file, self._failed = footage, file, False
+
+    def decode(self, start: int, count: int) -> Iterator[Planes]:
+        if not self._file.exists() and not self._failed:
+            self._failed = not self._fill()
+        if self._failed:
+            yield from self._footage.decode(start, count)
+            return
+        shape = (self.count, self.frame_bytes)
+        yield from np.memmap(self._file, np.uint8, "r", shape=shape)[start : start + count]
+
+    def cut(self, planes: Planes, region: Region) -> Frame:
+        return self._footage.cut(planes, region)
+
+    def _fill(self) -> bool:
+        """Decode everything; nothing is left behind if that fails."""
+        handle, name = tempfile.mkstemp(dir=self._file.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for planes in self._footage.decode(0, self.count):
+                    file.write(planes.data)
+            os.replace(name, self._file)
+        except Exception as error:
+            os.unlink(name)
+            logger.warning("'%s' is not kept in the cache: %s", self.name, error)
+            return False
+        except BaseException:
+            os.unlink(name)
+            raise
+        return True
