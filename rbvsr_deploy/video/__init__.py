@@ -35,6 +35,7 @@
 ``time_window.py``            which part of the source's time it is taken from
 ``options.py``                what a user can wish for an input and an output
 ``encoder.py``                which encoder, pixel format and quality a video is written with
+``encoder_trial.py``          whether an encoder works on this machine, and for large pictures
 ``pixel_formats.py``          which of an encoder's pixel formats comes closest to an input's
 ``stream_settings.py``        what is the same for all parts of a video stream
 ``pipes.py``                  y4m on standard input and output

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.colour import depth_of
+from rbvsr_deploy.video.encoder_trial import runs_on_device, software_for, try_encoder
 from rbvsr_deploy.video.hdr import options_for
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pixel_formats import closest
@@ -73,9 +74,16 @@ _QUALITY = {
     "libvpx-vp9": Quality("crf", 24, 0, 63),
     "libaom-av1": Quality("crf", 22, 0, 63),
     "libsvtav1": Quality("crf", 24, 1, 63),
+    # Those of devices, as FFmpeg documents them: none was at hand to try them on.
     "h264_nvenc": Quality("cq", 19, 1, 51),
     "hevc_nvenc": Quality("cq", 21, 1, 51),
     "av1_nvenc": Quality("cq", 24, 1, 51),
+    "h264_qsv": Quality("global_quality", 19, 1, 51),
+    "hevc_qsv": Quality("global_quality", 21, 1, 51),
+    "av1_qsv": Quality("global_quality", 24, 1, 51),
+    "vp9_qsv": Quality("global_quality", 24, 1, 51),
+    "h264_amf": Quality("qp_i", 19, 0, 51),
+    "hevc_amf": Quality("qp_i", 21, 0, 51),
 }
 _SPEED = {
     "libvpx-vp9": {"row-mt": "1", "cpu-used": "2"},
@@ -91,8 +99,8 @@ _DNXHR = {
 # Otherwise it writes twenty lines to the terminal for every part.
 _QUIET = {"libx265": {"x265-params": "log-level=error"}}
 # A run that is continued must give the bytes of one that was not, also where the machine is given
-# other cores meanwhile. With one number of threads all encoders tried do (NVENC was not), with
-# another libx264, libvpx, libvpx-vp9 and mpeg4 do not; ffv1 and prores_ks do.
+# other cores meanwhile. With one number of threads all encoders tried do (those of devices could
+# not be), with another libx264, libvpx, libvpx-vp9 and mpeg4 do not; ffv1 and prores_ks do.
 _THREADS = 8
 _OTHER_THREADS = {
     # Divide the work among threads of their own, and give the same bytes with any number.
@@ -139,6 +147,10 @@ def choose_encoder(
     """
     name = wishes.codec or default_codec(container, source)
     found = _find_codec(name, container=container)
+    if runs_on_device(found) and found.name not in _QUALITY:
+        raise MediaError(
+            f"codec {found.name} cannot be told a quality here: use {software_for(found)}"
+        )
     formats = [video_format.name for video_format in found.video_formats or ()]
     pix_fmt = wishes.pix_fmt
     if pix_fmt is None:
@@ -153,7 +165,7 @@ def choose_encoder(
     _check_size(pix_fmt, size=size)
     if found.name == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # errors only; it takes no option for that
-    return Encoder(
+    encoder = Encoder(
         name=found.name,
         pix_fmt=pix_fmt,
         options=merged(
@@ -166,6 +178,8 @@ def choose_encoder(
         threads=_OTHER_THREADS.get(found.name, _THREADS),
         processor_options=_processor_options(found.name),
     )
+    try_encoder(found, encoder, size=size)
+    return encoder
 
 
 def merged(*options: dict[str, str]) -> dict[str, str]:
@@ -303,7 +317,9 @@ def _quality_options(name: str, *, crf: float | None) -> dict[str, str]:
         )
     options = {quality.option: f"{value:g}"}
     if quality.option == "cq":
-        options["rc"] = "vbr"
+        options |= {"rc": "vbr", "b": "0"}  # otherwise it keeps to 2 Mb/s
+    elif quality.option == "qp_i":
+        options |= {"rc": "cqp", "qp_p": options["qp_i"]}
     return options
 
 

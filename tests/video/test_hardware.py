@@ -1,0 +1,189 @@
+"""Decoders and encoders by name: devices that a machine has not, and what works everywhere.
+
+What works on a device is not tested here: it needs one.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.codec.hwaccel import HWAccel, hwdevices_available
+from click.testing import CliRunner
+
+from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video import ReadOptions, WriteOptions, open_source
+from rbvsr_deploy.video.encoder import choose_encoder
+from rbvsr_deploy.video.images import write_image
+from tests.video import media
+
+
+def opens(codec: str, *, mode: str) -> bool:
+    """Whether this machine has the device that a codec needs, by PyAV alone."""
+    context = av.CodecContext.create(codec, mode)
+    context.width, context.height, context.pix_fmt = 640, 480, "nv12"
+    if mode == "w":
+        context.time_base, context.framerate = Fraction(1, 25), Fraction(25)
+    try:
+        context.open()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def device_exists(kind: str) -> bool:
+    try:
+        return av.CodecContext.create("h264", "r", HWAccel(kind)).is_hwaccel
+    except av.FFmpegError:
+        return False
+
+
+def available(*names: str) -> list[str]:
+    return [name for name in names if name in av.codecs_available]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return media.make_video(tmp_path_factory.mktemp("clip") / "in.mp4", size=(128, 96))
+
+
+@pytest.mark.parametrize(
+    ("codec", "software"),
+    [
+        ("h264_nvenc", "libx264"),
+        ("hevc_nvenc", "libx265"),
+        ("av1_nvenc", "libsvtav1"),
+        ("h264_qsv", "libx264"),
+        ("hevc_qsv", "libx265"),
+        ("vp9_qsv", "libvpx-vp9"),
+        ("av1_qsv", "libsvtav1"),
+        ("h264_amf", "libx264"),
+        ("hevc_amf", "libx265"),
+    ],
+)
+def test_encoder_without_its_device_names_what_is_missing(codec, software, capfd):
+    if codec not in av.codecs_available:
+        pytest.skip("not in this build of FFmpeg")
+    if opens(codec, mode="w"):
+        pytest.skip("this machine has the device")
+    with pytest.raises(MediaError, match=r"on this machine: it needs an? ") as caught:
+        choose_encoder("matroska", WriteOptions(codec=codec, crf=30), size=(640, 480))
+    message = str(caught.value)
+    assert message.startswith(f"codec {codec} cannot encode 640x480 in ")
+    assert message.endswith(f"and its driver; use {software} to do without")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("codec", available("h264_v4l2m2m", "hevc_v4l2m2m", "mjpeg_qsv"))
+def test_encoder_that_knows_bit_rates_only_is_refused(codec):
+    with pytest.raises(MediaError, match=f"codec {codec} cannot be told a quality.*use libx26"):
+        choose_encoder("matroska", WriteOptions(codec=codec), size=(640, 480))
+
+
+@pytest.mark.parametrize(("codec", "largest"), [("libx264", 16384), ("mpeg4", 8190)])
+@pytest.mark.parametrize("across", [True, False])
+def test_too_large_pictures_are_refused_before_any_work(codec, largest, across):
+    wishes = WriteOptions(codec=codec)
+    for length in (largest, largest + 4):
+        size = (length, 16) if across else (16, length)
+        if length == largest:
+            assert choose_encoder("matroska", wishes, size=size).name == codec
+        else:
+            with pytest.raises(MediaError, match=f"codec {codec} cannot encode .*use ffv1"):
+                choose_encoder("matroska", wishes, size=size)
+            choose_encoder("matroska", WriteOptions(codec="ffv1"), size=size)
+
+
+@pytest.mark.skipif("hevc_nvenc" not in av.codecs_available, reason="not in this build of FFmpeg")
+def test_command_says_in_one_line_that_there_is_no_device(clip, tmp_path, capfd):
+    """Before any frame is made, and with nothing of FFmpeg's own messages."""
+    if opens("hevc_nvenc", mode="w"):
+        pytest.skip("this machine has the device")
+    out = tmp_path / "out.mp4"
+    arguments = [clip, "-o", out, "--device", "cpu", "--codec", "hevc_nvenc", "--json"]
+    result = CliRunner().invoke(run, [str(a) for a in arguments])
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert "an NVIDIA GPU that encodes such pictures, and its driver; use libx265" in line
+    assert "hevc_nvenc @" not in result.stderr
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", hwdevices_available())
+def test_decoder_without_its_device_is_said(clip, kind, capfd):
+    if device_exists(kind):
+        pytest.skip("this machine has the device")
+    with pytest.raises(MediaError, match=f"decoder {kind} .*: leave it out"):
+        open_source(clip, ReadOptions(decoder=kind))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", available("h264_cuvid", "h264_qsv", "h264_v4l2m2m"))
+def test_decoder_of_a_device_that_is_missing_is_said(clip, name, capfd):
+    if opens(name, mode="r"):
+        pytest.skip("this machine has the device, or finds out later that it has not")
+    with pytest.raises(MediaError, match=f"decoder {name} finds no device.*: leave it out"):
+        open_source(clip, ReadOptions(decoder=name))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", hwdevices_available())
+def test_codec_that_no_device_decodes_is_said(tmp_path, kind):
+    path = media.make_video(tmp_path / "in.mkv", codec="ffv1", time_base=Fraction(1, 1000))
+    with pytest.raises(MediaError, match=f"decoder {kind} cannot decode ffv1, which "):
+        open_source(path, ReadOptions(decoder=kind))
+
+
+@pytest.mark.parametrize("name", ["nothing", "libdav1d", "libx264"])
+def test_decoder_that_is_unknown_or_for_another_codec(clip, name):
+    """The message tells those that could be taken."""
+    with pytest.raises(MediaError, match=f"decoder '{name}' is not .*for h264.* one of .*h264,"):
+        open_source(clip, ReadOptions(decoder=name))
+
+
+def test_usual_decoder_by_its_name(clip):
+    with (
+        open_source(clip) as usual,
+        open_source(clip, ReadOptions(decoder=usual.codec)) as asked,
+    ):
+        for a, b in zip(usual, asked, strict=True):
+            np.testing.assert_array_equal(a.image, b.image)
+
+
+@pytest.mark.parametrize("options", [{}, {"start": Fraction(1, 5)}, {"deinterlace": True}])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_another_decoder_gives_the_same_frames(tmp_path, options, suffix):
+    """What the container alone tells, orientation and colours, is kept."""
+    path = media.make_video(
+        tmp_path / "in.mp4",
+        codec="libvpx-vp9",
+        size=(128, 96),
+        tags=(9, 1, 9, 14),
+        matrix=(0, 1, 1, 0),
+    )
+    if suffix != ".mp4":
+        path = media.remux(path, tmp_path / f"in{suffix}")
+    with open_source(path, ReadOptions(**options)) as usual:
+        expected = list(usual)
+        size = (usual.width, usual.height)
+        assert size == (96, 128)
+    with open_source(path, ReadOptions(decoder="libvpx-vp9", **options)) as source:
+        assert (source.width, source.height) == size
+        assert source.colour == usual.colour
+        for frame, like in zip(source, expected, strict=True):
+            assert (frame.pts, frame.duration) == (like.pts, like.duration)
+            np.testing.assert_array_equal(frame.image, like.image)
+
+
+def test_pictures_have_no_decoder(tmp_path):
+    write_image(tmp_path / "a.png", image=media.picture(0))
+    for path in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(MediaError, match="decoder is for videos"):
+            open_source(path, ReadOptions(decoder="cuda"))
+    with pytest.raises(MediaError, match="decoder is for files"):
+        open_source(Path("-"), ReadOptions(decoder="cuda"))
