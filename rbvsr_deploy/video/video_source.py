@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
-from rbvsr_deploy.video.colour import colour_of, depth_of, untold_colour
+from rbvsr_deploy.video.colour import colour_of, depth_of, has_alpha, untold_colour
 from rbvsr_deploy.video.completeness import cut_off, indexed_frames, refuse_cut_off
-from rbvsr_deploy.video.conversion import to_rgb
+from rbvsr_deploy.video.conversion import opacity_of, to_rgb
 from rbvsr_deploy.video.damage import Damage
 from rbvsr_deploy.video.decoder import decoder_for, first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
+from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import orientation_of, upright
-from rbvsr_deploy.video.pyav import media_errors, open_input
+from rbvsr_deploy.video.pyav import MOST_PIXELS, media_errors, open_input
 from rbvsr_deploy.video.seeking import packets_around
 from rbvsr_deploy.video.timestamps import Clock, Seam
 
@@ -66,6 +67,8 @@ class VideoSource(Source):
         self.path = path
         self._options = options
         self._read_to = 0  # byte at which the last packet ends
+        self._first_stamp: int | None = None  # decoding time of the first packet
+        self._late: int | None = None  # ticks by which frames of an AVI leave the decoder
         with media_errors(f"{path} is no complete video, picture or folder of pictures"):
             self._container = self._open()
         try:
@@ -148,8 +151,10 @@ class VideoSource(Source):
         self.frame_count = self._expected_frames() or None
         if orientation is None:
             logger.warning("%s is rotated by no multiple of 90 degrees: not applied", self.path)
-        if any(component.is_alpha for component in first.format.components):
-            logger.warning("%s may be transparent in parts; its opacity is dropped", self.path)
+        # The decoders of VP8 and VP9 leave out what Matroska holds beside the pictures.
+        readable = has_alpha(first.format)
+        if readable or stream.metadata.get("alpha_mode") == "1":
+            self.keeps_opacity = keeps_opacity(self.path, self._options.alpha, readable=readable)
         if (dynamic := dynamic_metadata(first)) is not None:
             logger.warning("the %s metadata of %s cannot be kept", dynamic, self.path)
 
@@ -211,7 +216,19 @@ class VideoSource(Source):
             seams=bool(self._container.format.flags & _MAY_HAVE_SEAMS),
         )
         self._decoder = self._decode(target=target)
-        return self._clock.read(self._fields.over(self._decoder))
+        frames = self._clock.read(self._fields.over(self._decoder))
+        return self._on_time(frames) if self._container.format.name == "avi" else frames
+
+    def _on_time(
+        self, frames: Iterator[tuple[VideoFrame, int]]
+    ) -> Iterator[tuple[VideoFrame, int]]:
+        """AVI tells no times, and frames have those of the packets with which they leave the
+        decoder, late by as many as it holds back. The first is due with the first packet.
+        """
+        for frame, stamp in frames:
+            if self._late is None:
+                self._late = stamp - (self._first_stamp or 0)
+            yield frame, stamp - self._late
 
     def _stamped_from(self, target: Fraction) -> Iterator[tuple[VideoFrame, int]]:
         """Frames from ``target`` on, and some before; stamps and target are in ticks."""
@@ -241,8 +258,9 @@ class VideoSource(Source):
             context = decoder_for(stream, self._options.decoder, path=self.path)
         # Threads that work on several frames at once lose whole ones beside those that are damaged.
         stream.thread_type = "SLICE"
+        context.options |= {"max_pixels": str(MOST_PIXELS)}
         if self._options.strict:
-            stream.codec_context.options = {"err_detect": "explode"}
+            context.options |= {"err_detect": "explode"}
         damage = self._damage = Damage(
             self.path,
             time_base=self.time_base,
@@ -259,7 +277,7 @@ class VideoSource(Source):
                 damage.packet(packet)
                 try:
                     decoded = context.decode(packet)
-                except av.InvalidDataError as error:
+                except (av.InvalidDataError, av.ArgumentError) as error:
                     damage.refused(error)
                     continue
                 for frame in decoded:
@@ -269,7 +287,8 @@ class VideoSource(Source):
         if not frames and target is None:
             raise MediaError(
                 f"{self.path} holds no video frame that can be decoded "
-                f"({packets} packets, {damage.lost} of them damaged): give a complete video"
+                f"({packets} packets, {damage.lost} of them damaged or of more than "
+                f"{MOST_PIXELS:,} pixels): give a complete video"
             )
         damage.finish()
         expected = indexed_frames(self._container, stream)
@@ -284,21 +303,30 @@ class VideoSource(Source):
         return is_y4m and self.reopenable and self._read_to != self.path.stat().st_size
 
     def _packets(self, target: Fraction | None) -> Iterator[Packet[VideoStream]]:
-        if target is None:
-            return self._container.demux(self._stream)
-        period = 1 / (self.rate * self.time_base)
-        return packets_around(self._container, self._stream, target=target, period=period)
+        if target is not None:
+            target += self._late or 0
+            period = 1 / (self.rate * self.time_base)
+            yield from packets_around(self._container, self._stream, target=target, period=period)
+            return
+        for packet in self._container.demux(self._stream):
+            if self._first_stamp is None:
+                self._first_stamp = packet.dts
+            yield packet
 
     def _frame(self, decoded: VideoFrame, *, number: int, stamp: int) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
             orientation = orientation_of(self._usual_first or decoded)
             image = upright(to_rgb(decoded, colour=self.colour), orientation)
+            opacity = opacity_of(decoded) if self.keeps_opacity else None
+            if opacity is not None:
+                opacity = upright(opacity, orientation)
         if image.shape[:2] != (self.height, self.width):
             raise MediaError(
                 f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, those before "
                 f"are {self.width}x{self.height}: split the video where its size changes"
             )
-        return Frame(image=image, pts=stamp, duration=max(decoded.duration, 0))
+        duration = max(decoded.duration, 0)
+        return Frame(image=image, pts=stamp, duration=duration, opacity=opacity)
 
 
 def _rate(stream: VideoStream) -> Fraction:

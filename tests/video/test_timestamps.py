@@ -221,3 +221,79 @@ def test_sound_stays_with_the_picture_over_a_seam(tmp_path, starts, blocks, capl
             assert abs(time - at - shift) <= Fraction(1, 1000)
         seen += len(part)
     assert seen == len(sound)
+
+
+NTSC = [1001 * number for number in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stamps", "time_base", "b_frames"),
+    [
+        pytest.param(".mp4", NTSC, Fraction(1, 30000), 2, id="mp4, B-frames, decoded before 0"),
+        pytest.param(".mp4", [s + 20020 for s in NTSC], Fraction(1, 30000), 2, id="mp4, edit list"),
+        pytest.param(".mov", [s + s % 999 for s in NTSC], Fraction(1, 90000), 2, id="mov, varying"),
+        pytest.param(".mkv", [40 * n + n * n for n in range(24)], TICK, 2, id="mkv, varying"),
+        pytest.param(".ts", [3003 * n + 90 for n in range(24)], Fraction(1, 90000), 2, id="ts"),
+        pytest.param(".flv", [200 + 40 * n for n in range(24)], TICK, 2, id="flv"),
+    ],
+)
+@pytest.mark.parametrize("late", [0, Fraction(1, 4)], ids=["", "late sound"])
+def test_picture_and_sound_keep_their_times(tmp_path, suffix, stamps, time_base, b_frames, late):
+    """Exactly, in an MP4, whose tracks have clocks of their own; within half a millisecond in a
+    Matroska, which counts milliseconds.
+    """
+    path = media.make_video(
+        tmp_path / f"in{suffix}",
+        stamps=stamps,
+        time_base=time_base,
+        rate=Fraction(25) if time_base == Fraction(1, 25) else Fraction(30000, 1001),
+        b_frames=b_frames,
+        audio="libmp3lame",
+        audio_start=stamps[0] * time_base + late,
+    )
+    shown, sound = media.stamps_of(path), times(path, "audio")
+    with av.open(str(path)) as container:
+        packets = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert (packets != sorted(packets)) is bool(b_frames)
+    for out, tolerance in ((tmp_path / "out.mp4", 0), (tmp_path / "out.mkv", Fraction(1, 2000))):
+        with (
+            open_source(path) as source,
+            job_sink(out, source=source, width=source.width, height=source.height) as sink,
+        ):
+            for frame in source:
+                sink.write(frame)
+            sink.finish()
+        found = media.stamps_of(out)
+        assert len(found) == len(shown)
+        assert max(abs(a - b) for a, b in zip(found, shown, strict=True)) <= tolerance
+        copied = times(out, "audio")
+        assert [data for data, _ in copied] == [data for data, _ in sound]
+        slack = tolerance or Fraction(1, 96000)  # ticks of sound differ from container to container
+        assert max(abs(a[1] - b[1]) for a, b in zip(copied, sound, strict=True)) <= slack
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_of_an_avi_come_with_its_packets(tmp_path, codec, b_frames):
+    """It tells no times but those of packets: the first frame is due with the first packet,
+    however many frames the decoder holds back, and sound begins with it.
+    """
+    path = media.make_video(
+        tmp_path / "in.avi",
+        codec=codec,
+        stamps=list(range(24)),
+        time_base=Fraction(1, 25),
+        rate=Fraction(25),
+        b_frames=b_frames,
+        audio="libmp3lame",
+    )
+    out = tmp_path / "out.mp4"
+    with (
+        open_source(path) as source,
+        job_sink(out, source=source, width=source.width, height=source.height) as sink,
+    ):
+        for frame in source:
+            sink.write(frame)
+        sink.finish()
+    assert media.stamps_of(out) == [Fraction(number, 25) for number in range(24)]
+    assert times(out, "audio")[0][1] == 0
