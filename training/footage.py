@@ -91,6 +91,8 @@ class PictureFiles(Footage):
         except (av.error.FFmpegError, IndexError) as error:
             raise DamagedSourceError(files[0], first_line(error)) from None
         self.frame_bytes = self.height * self.width * 3
+        if not self.frame_bytes:
+            raise DamagedSourceError(files[0], "not a readable picture")
 
     def decode(self, start: int, count: int) -> Iterator[Planes]:
         for file in self.files[start : start + count]:
