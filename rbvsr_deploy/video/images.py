@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from rbvsr_deploy.video.conversion import from_rgb, opacity_of, to_rgb
 from rbvsr_deploy.video.excerpts import cut_out
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import exif_orientation, upright
-from rbvsr_deploy.video.pyav import media_errors
+from rbvsr_deploy.video.pyav import MOST_PIXELS, media_errors
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -165,11 +166,12 @@ def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
     name = _decoder_name(path)
     if name is None:
         raise MediaError(f"{path} is no picture: PNG, JPEG, TIFF, WebP and BMP can be read")
-    with media_errors(f"cannot read the picture {path}"):
+    with media_errors(f"cannot read the picture {path}"), _size_errors(path):
         data = path.read_bytes()
         context: VideoCodecContext = av.CodecContext.create(name, "r")  # type: ignore[assignment]
+        context.options = {"max_pixels": str(MOST_PIXELS)}
         if name != "tiff":  # where FFmpeg finds fault with its own files
-            context.options = {"err_detect": "explode"}
+            context.options |= {"err_detect": "explode"}
         frames = context.decode(av.Packet(data)) or context.decode(None)
         if not frames:
             raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
@@ -253,6 +255,20 @@ def _natural_key(name: str) -> list[tuple[int, int, str]]:
     """Orders "2.png" before "10.png"."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]
+
+
+@contextlib.contextmanager
+def _size_errors(path: Path) -> Iterator[None]:
+    """What decoders say of pictures that are too large, in words."""
+    import av
+
+    try:
+        yield
+    except av.ArgumentError as error:
+        raise MediaError(
+            f"cannot read the picture {path}: it is damaged, or has more than "
+            f"{MOST_PIXELS:,} pixels"
+        ) from error
 
 
 def _decoder_name(path: Path) -> str | None:

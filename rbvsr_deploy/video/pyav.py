@@ -12,6 +12,11 @@ from rbvsr_deploy.errors import MediaError
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
+MOST_PIXELS = 2**31 // 48
+"""Of a picture that is read: four times larger, FFmpeg holds none of more. A file of some bytes can
+claim any size, and decoders would take the memory for it.
+"""
+
 # Old files hold titles in any encoding: the bytes pass through unchanged.
 _METADATA_ERRORS = "surrogateescape"
 
@@ -30,6 +35,7 @@ def open_input(media: Any, *, container: str | None = None) -> InputContainer:
         _url(media) if isinstance(media, Path) else media,
         "r",
         format=container,
+        options={"max_pixels": str(MOST_PIXELS)},  # of the decoders that look for what is inside
         metadata_errors=_METADATA_ERRORS,
     )
     # PyAV asks for invented presentation times; where a file has none, we want to know.

@@ -86,7 +86,7 @@ def decodable(path: Path) -> int:
             for packet in container.demux(video=0):
                 try:
                     frames += len(packet.decode())
-                except av.InvalidDataError:
+                except (av.InvalidDataError, av.ArgumentError):
                     continue
     except (av.FFmpegError, IndexError):
         pass
