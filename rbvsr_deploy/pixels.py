@@ -7,7 +7,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WHITE", "Image", "eight_bits", "network_input", "sixteen_bit_pictures", "sixteen_bits"]
+__all__ = [
+    "WHITE",
+    "Image",
+    "eight_bits",
+    "enlarged",
+    "network_input",
+    "sixteen_bit_pictures",
+    "sixteen_bits",
+]
 
 Image: TypeAlias = NDArray[np.uint8 | np.uint16]
 """(H, W, 3) RGB, of which the largest number of the dtype is 1."""
@@ -29,6 +37,16 @@ def eight_bits(image: Image) -> NDArray[np.uint8]:
 def sixteen_bits(image: Image) -> NDArray[np.uint16]:
     """The picture in 16 bits per sample; itself if it is."""
     return image if image.dtype == np.uint16 else image * np.uint16(257)  # type: ignore
+
+
+def enlarged(channel: Image, *, scale: int) -> Image:
+    """One channel by bicubic interpolation: (H, W, 1) to (scale H, scale W, 1)."""
+    import cv2
+
+    height, width, _ = channel.shape
+    size = (scale * width, scale * height)
+    made: Image = cv2.resize(channel, size, interpolation=cv2.INTER_CUBIC)[..., None]
+    return made
 
 
 def network_input(images: NDArray[np.uint16], *, precision: str) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rbvsr_deploy import __version__
 from rbvsr_deploy.before_after import check_before_after, write_before_after
@@ -27,6 +27,7 @@ from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import check_writable
 from rbvsr_deploy.pipeline import ReadAhead, WriteBehind
+from rbvsr_deploy.pixels import Image, enlarged
 from rbvsr_deploy.plan import Plan, show_bytes
 from rbvsr_deploy.scenes import CutDetector, read_scene_list, write_scene_list
 from rbvsr_deploy.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
@@ -214,6 +215,15 @@ def _excerpt(reading: ReadOptions) -> dict[str, float] | None:
     return found or None
 
 
+class _Aside(NamedTuple):
+    """What a frame keeps while the network makes its picture."""
+
+    pts: int | None
+    duration: int
+    name: str | None
+    opacity: Image | None
+
+
 class _Run:
     """The way of the frames from the source through the stream to the sink."""
 
@@ -259,8 +269,8 @@ class _Run:
 
     def go(self) -> None:
         """Make and write all pictures but those of an earlier run."""
-        # Time stamps and names of frames on their way through the stream.
-        waiting: deque[tuple[int | None, int, str | None]] = deque()
+        # What goes beside the frames that are on their way through the stream.
+        waiting: deque[_Aside] = deque()
         network = 0.0
         with (
             self.stream as stream,
@@ -282,9 +292,8 @@ class _Run:
                     network += time.perf_counter() - start
                     if picture is None:
                         break
-                    pts, duration, name = waiting.popleft()
                     end = self._end_of_part(picture)
-                    writer.put((Frame(picture.image, pts, duration, name), end))
+                    writer.put((Frame(picture.image, *waiting.popleft()), end))
             writer.finish()
         if self.frames > self._part_start:
             # Also the last part tells of its scenes, if the output cannot be completed now.
@@ -301,10 +310,10 @@ class _Run:
     def _push(
         stream: Stream,
         item: tuple[Frame, bool],
-        waiting: deque[tuple[int | None, int, str | None]],
+        waiting: deque[_Aside],
     ) -> Iterator[Picture]:
         frame, cut = item
-        waiting.append((frame.pts, frame.duration, frame.name))
+        waiting.append(_Aside(frame.pts, frame.duration, frame.name, frame.opacity))
         return stream.push(frame.image, cut=cut)
 
     def _end_of_part(self, picture: Picture) -> tuple[dict[str, Any], bytes] | None:
@@ -323,6 +332,8 @@ class _Run:
 
     def _write(self, item: tuple[Frame, tuple[dict[str, Any], bytes] | None]) -> None:
         frame, end = item
+        if frame.opacity is not None:
+            frame = dataclasses.replace(frame, opacity=enlarged(frame.opacity, scale=SCALE))
         self._sink.write(frame)
         if end is not None:
             self._sink.end_part(*end)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.preview import Preview
     from rbvsr_deploy.refinement import RefineScope
     from rbvsr_deploy.upscale_file import Summary
+    from rbvsr_deploy.video import Alpha
 
 __all__ = ["run"]
 
@@ -144,6 +145,12 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     metavar="NAME",
     help="Decode a video on a device such as cuda, or with another decoder of FFmpeg's.",
 )
+@click.option(
+    "--alpha",
+    type=click.Choice(["drop", "keep", "refuse"]),
+    default="drop",
+    help="What becomes of opacity; kept, it is enlarged without the network.",
+)
 @click.option("--codec", help="Encoder of a video.  [default: libx264; libvpx-vp9 for .webm]")
 @click.option(
     "--crf", type=float, help="Quality of a video, smaller is better.  [default: 18 for libx264]"
@@ -236,6 +243,7 @@ def run(
     frames: int | None,
     strict: bool,
     deinterlace: bool,
+    alpha: Alpha,
     decoder: str | None,
     codec: str | None,
     crf: float | None,
@@ -294,6 +302,7 @@ def run(
             frames=frames,
             strict=strict,
             deinterlace=deinterlace,
+            alpha=alpha,
             decoder=decoder,
         )
         writing = WriteOptions(

@@ -39,6 +39,7 @@
 ``pixel_formats.py``          which of an encoder's pixel formats comes closest to an input's
 ``stream_settings.py``        what is the same for all parts of a video stream
 ``pipes.py``                  y4m on standard input and output
+``opacity.py``                 what becomes of opacity
 ``images.py``                 pictures and folders of pictures
 ``animations.py``             pictures that move
 ``image_sink.py``             pictures out
@@ -62,13 +63,14 @@ from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import ImageSource
 from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
-from rbvsr_deploy.video.options import ReadOptions, WriteOptions
+from rbvsr_deploy.video.options import Alpha, ReadOptions, WriteOptions
 from rbvsr_deploy.video.parts import PartRecord
 from rbvsr_deploy.video.pipes import is_pipe
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
 __all__ = [
+    "Alpha",
     "Frame",
     "ImageSink",
     "ImageSource",

@@ -35,6 +35,8 @@ class Frame:
     """How long the frame is shown, in ticks of the source's ``time_base``; 0: not known."""
     name: str | None = None
     """File name of the picture, for folders of images."""
+    opacity: Image | None = None
+    """``(H, W, 1)`` of the image's dtype, in sources and sinks that keep it; ``None``: opaque."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Source(ABC):
     """FFmpeg's name of the codec of a video."""
     pix_fmt: str | None = None
     """FFmpeg's name of the pixel format of a video."""
+    keeps_opacity = False
+    """Whether frames can have opacity."""
     hdr: HdrMetadata | None = None
     """What a video of high dynamic range tells beside its colour."""
     notes: tuple[str, ...] = ()
@@ -206,11 +210,20 @@ class Sink(ABC):
         """Frees everything and gives up the open part; does nothing after ``finish``."""
 
     @staticmethod
-    def _check(image: Image, *, shape: tuple[int, int, int]) -> None:
+    def _check(frame: Frame, *, shape: tuple[int, int, int]) -> None:
         """Raises ValueError with what came and what is allowed."""
+        image, opacity = frame.image, frame.opacity
         if image.shape != shape or image.dtype not in ("uint8", "uint16"):
             raise ValueError(
                 f"expected uint8 or uint16 of {shape}, got {image.dtype} of {image.shape}"
+            )
+        if opacity is not None and (opacity.shape, opacity.dtype) != (
+            (*shape[:2], 1),
+            image.dtype,
+        ):
+            raise ValueError(
+                f"expected opacity as {image.dtype} of {(*shape[:2], 1)}, got {opacity.dtype} of "
+                f"{opacity.shape}"
             )
 
     @contextlib.contextmanager

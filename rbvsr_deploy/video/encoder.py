@@ -12,6 +12,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.colour import depth_of
 from rbvsr_deploy.video.encoder_trial import runs_on_device, software_for, try_encoder
 from rbvsr_deploy.video.hdr import options_for
+from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pixel_formats import closest
 
@@ -51,6 +52,8 @@ _DEEP_CODECS = {
     "mpegts": ("libx265",),
     "webm": ("libvpx-vp9", "libsvtav1", "libaom-av1"),
 }
+_ALPHA_CODECS = {"matroska": "ffv1", "mov": "prores_ks"}
+"""Containers of videos with opacity, and their encoders."""
 _DELIVERED_DEPTH = 10
 """Bits that players can be expected to read."""
 
@@ -153,6 +156,11 @@ def choose_encoder(
         )
     formats = [video_format.name for video_format in found.video_formats or ()]
     pix_fmt = wishes.pix_fmt
+    if source is not None and source.keeps_opacity:
+        if found.name not in _ALPHA_CODECS.values():
+            raise no_room_for_opacity(f"{found.name} in {container}")
+        if pix_fmt is not None and closest([pix_fmt], depth=8, alpha=True) is None:
+            raise no_room_for_opacity(f"pixel format {pix_fmt}")
     if pix_fmt is None:
         pix_fmt = DEFAULT_PIX_FMT
         if formats:
@@ -193,6 +201,8 @@ def merged(*options: dict[str, str]) -> dict[str, str]:
 
 def default_codec(container: str, source: Source | None = None) -> str:
     """The codec that is written when none is asked for."""
+    if source is not None and source.keeps_opacity and container in _ALPHA_CODECS:
+        return _ALPHA_CODECS[container]
     if source is not None and source.depth > 8:
         kept = _INTERMEDIATE.get(source.codec or "")
         for name in (kept, *_DEEP_CODECS.get(container, ())):
@@ -230,7 +240,8 @@ def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chose
         wanted = 8
     elif source is not None and depth > 8 and codec in _INTERMEDIATE.values():
         wanted, like = depth, source.pix_fmt or like
-    pix_fmt = closest(formats, depth=wanted, like=like) or formats[0]
+    alpha = source is not None and source.keeps_opacity
+    pix_fmt = closest(formats, depth=wanted, like=like, alpha=alpha) or formats[0]
     kept = depth_of(VideoFormat(pix_fmt, 16, 16))
     if source is not None and kept < min(depth, _DELIVERED_DEPTH):
         logger.warning(

@@ -7,8 +7,9 @@ from typing import Any
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
+from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, write_image
 from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.parts import StoredFile
 from rbvsr_deploy.video.publish import sync
 from rbvsr_deploy.video.pyav import media_errors
@@ -48,7 +49,7 @@ class ImageSink(Sink):
         self._open: list[Path] = []
 
     def write(self, frame: Frame) -> None:
-        self._check(frame.image, shape=self._shape)
+        self._check(frame, shape=self._shape)
         with self._writing():
             name = self.path.name
             if self._folder:
@@ -62,7 +63,9 @@ class ImageSink(Sink):
                 raise MediaError(
                     f"two pictures of the input would both be written as {name}: rename one of them"
                 )
-            write_image(path, image=frame.image)
+            if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
+                raise no_room_for_opacity(path)
+            write_image(path, image=frame.image, opacity=frame.opacity)
             self._open.append(path)
         self._count += 1
 

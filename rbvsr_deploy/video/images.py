@@ -25,6 +25,7 @@ from rbvsr_deploy.video.colour import (
 )
 from rbvsr_deploy.video.conversion import from_rgb, opacity_of, to_rgb
 from rbvsr_deploy.video.excerpts import cut_out
+from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import exif_orientation, upright
 from rbvsr_deploy.video.pyav import MOST_PIXELS, media_errors
@@ -119,7 +120,11 @@ class ImageSource(Source):
             period = self.time_base
             timed = ((file, i * period, period) for i, file in enumerate(self._files))
             self._files = list(cut_out(timed, options, path=path))
-        first = read_image(self._files[0])
+        self._alpha = options.alpha
+        self._kept: bool | None = None  # until a picture has opacity
+        first, opacity = self._read(self._files[0])
+        # Of a folder, any other picture may have some.
+        self.keeps_opacity = options.alpha == "keep" and (self.is_folder or opacity is not None)
         self.height, self.width = first.shape[:2]
         self.depth = 8 * first.itemsize
         self.frame_count = len(self._files)
@@ -128,15 +133,29 @@ class ImageSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for number, file in enumerate(self._files):
-            image = read_image(file)
-            image = eight_bits(image) if self.depth == 8 else sixteen_bits(image)
+            image, opacity = self._read(file)
+            in_depth = eight_bits if self.depth == 8 else sixteen_bits
             height, width = image.shape[:2]
             if (width, height) != (self.width, self.height):
                 raise MediaError(
                     f"{file} is {width}x{height}, the pictures before it are "
                     f"{self.width}x{self.height}: put pictures of one size into a folder"
                 )
-            yield Frame(image=image, pts=number, duration=1, name=file.name)
+            yield Frame(
+                image=in_depth(image),
+                pts=number,
+                duration=1,
+                name=file.name,
+                opacity=None if opacity is None else in_depth(opacity),
+            )
+
+    def _read(self, file: Path) -> tuple[Image, Image | None]:
+        image, opacity = read_with_opacity(file)
+        if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max:
+            return image, None
+        if self._kept is None:
+            self._kept = keeps_opacity(file, self._alpha)
+        return image, opacity if self._kept else None
 
 
 def is_image(path: Path) -> bool:
@@ -145,7 +164,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_image(path: Path) -> Image:
-    """Reads a picture, upright; opacity is dropped with a warning.
+    """Reads a picture, upright and without opacity.
 
     Returns:
         ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the file has more than 8 bits.
@@ -153,10 +172,7 @@ def read_image(path: Path) -> Image:
     Raises:
         MediaError: the file is no picture, or a damaged one.
     """
-    image, opacity = read_with_opacity(path)
-    if opacity is not None and opacity.min() < np.iinfo(opacity.dtype).max:
-        logger.warning("%s is transparent in parts; its opacity is dropped", path)
-    return image
+    return read_with_opacity(path)[0]
 
 
 def read_with_opacity(path: Path) -> tuple[Image, Image | None]:

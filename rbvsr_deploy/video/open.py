@@ -10,8 +10,9 @@ from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, ImageSource, is_image
+from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, ImageSource, is_image
 from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.video_sink import VideoSink
@@ -150,6 +151,8 @@ def open_sink(
     for name in ("codec", "crf", "pix_fmt"):
         if getattr(options, name) is not None:
             raise MediaError(f"{name} is for videos, and the output {path} takes pictures")
+    if kind == "picture" and source.keeps_opacity and path.suffix.lower() not in ALPHA_SUFFIXES:
+        raise no_room_for_opacity(path)
     if kind == "picture" and source.frame_count != 1:
         raise MediaError(
             f"{path} can hold one picture only, and the input has more: "

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from rbvsr_deploy.errors import MediaError
 
-__all__ = ["ReadOptions", "WriteOptions"]
+__all__ = ["Alpha", "ReadOptions", "WriteOptions"]
+
+
+Alpha = Literal["drop", "keep", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class ReadOptions:
     """A kind of device to decode a video on, such as "cuda", or the name of one of FFmpeg's
     decoders; ``None``: FFmpeg's own, in software."""
 
+    alpha: Alpha = "drop"
+    """What becomes of opacity: dropped with a warning, kept beside the network, or refused."""
     strict: bool = False
     """Whether a video that is damaged anywhere is refused where the damage is met. Otherwise frames
     that cannot be decoded are left out, and all others shown, as players do.

@@ -41,16 +41,24 @@ class PartEncoder:
         self._stamps: list[int] = []
         self._writer = PacketWriter(path)
 
-    def encode(self, image: Image, *, pts: int, duration: int) -> None:
+    def encode(
+        self, image: Image, *, pts: int, duration: int, opacity: Image | None = None
+    ) -> None:
         """Encodes one frame.
 
         Args:
             image: ``(H, W, 3)`` RGB, uint8 or uint16.
             pts: presentation time in ticks of the settings' time base.
             duration: in the same ticks; 0: not known.
+            opacity: ``(H, W, 1)`` of the same dtype, where the pixel format has alpha.
         """
         settings = self._settings
-        picture = from_rgb(image, pix_fmt=settings.encoder.pix_fmt, colour=settings.frame_colour)
+        picture = from_rgb(
+            image,
+            pix_fmt=settings.encoder.pix_fmt,
+            colour=settings.frame_colour,
+            opacity=opacity,
+        )
         picture.pts, picture.time_base = pts, settings.time_base
         picture.duration = duration
         self._take(picture)

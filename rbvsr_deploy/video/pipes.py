@@ -22,6 +22,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.colour import FULL
 from rbvsr_deploy.video.conversion import from_rgb, planes_of
+from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.video_source import VideoSource
@@ -127,6 +128,8 @@ class PipeSink(Sink):
             raise MediaError(
                 f"pixel format {pix_fmt!r} cannot be piped as y4m: use one of {', '.join(_CHROMA)}"
             )
+        if source.keeps_opacity:
+            raise no_room_for_opacity("y4m")
         if source.depth > 8 and pix_fmt is None:
             logger.warning(
                 "%s has %d bits per sample; they are rounded to the 8 of yuv420p",
@@ -164,7 +167,7 @@ class PipeSink(Sink):
         return None
 
     def write(self, frame: Frame) -> None:
-        self._check(frame.image, shape=self._shape)
+        self._check(frame, shape=self._shape)
         with self._writing():
             if not self._frames:
                 self._send(self._header())

@@ -92,13 +92,16 @@ class VideoSink(Sink):
 
     def write(self, frame: Frame) -> None:
         width, height = self._settings.width, self._settings.height
-        self._check(frame.image, shape=(height, width, 3))
+        self._check(frame, shape=(height, width, 3))
         with self._writing():
             if self._part is None:
                 self._part = PartEncoder(self._settings, path=self.job.next_part(".packets"))
             scale = self._source.time_base / self._settings.time_base
             self._part.encode(
-                frame.image, pts=self._stamp(frame), duration=round(frame.duration * scale)
+                frame.image,
+                pts=self._stamp(frame),
+                duration=round(frame.duration * scale),
+                opacity=frame.opacity,
             )
         self._frames += 1
 

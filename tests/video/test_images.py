@@ -180,9 +180,11 @@ def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
     rgba = np.dstack([image, np.full(image.shape[:2], opacity, np.uint8)])
     path = tmp_path / "a.png"
     path.write_bytes(encoded(rgba, codec="png", source="rgba", pix_fmt="rgba"))
-    with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(read_image(path), image)
-    assert ("transparent" in caplog.text) == (opacity < 255)
+    with caplog.at_level(logging.WARNING), open_source(path) as source:
+        (frame,) = source
+    np.testing.assert_array_equal(frame.image, image)
+    assert frame.opacity is None
+    assert caplog.text.count("its opacity is dropped") == (opacity < 255)
 
 
 def test_grey_and_sixteen_bits(tmp_path):
