@@ -43,7 +43,8 @@ class StreamSettings:
     @property
     def frame_colour(self) -> Colour:
         """How frames have to be converted for the encoder."""
-        if self.encoder.pix_fmt.startswith("yuvj"):
+        # JPEG knows no other range.
+        if self.encoder.pix_fmt.startswith("yuvj") or self.encoder.name == "mjpeg":
             return dataclasses.replace(self.colour, range=FULL)
         return self.colour
 

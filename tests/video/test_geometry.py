@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 from fractions import Fraction
@@ -192,3 +193,76 @@ def test_aspect_ratio_turns_with_the_picture(tmp_path):
     )
     with open_source(path) as source:
         assert source.sample_aspect == Fraction(15, 16)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".mp4", None), (".webm", None), (".mov", "prores_ks"), (".mkv", "ffv1"), (".avi", "mjpeg")],
+)
+@pytest.mark.parametrize("size", [(33, 17), (1, 1), (66, 50), (3, 130)])
+def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
+    """The corners are compared, too: nothing is cut off or padded."""
+    width, height = size
+    image = (
+        corners(width=width, height=height)
+        if min(size) > 32
+        else media.picture(0, width=width, height=height)
+    )
+    path = media.make_video(
+        tmp_path / "in.mkv",
+        codec="ffv1",
+        pix_fmt="bgr0",
+        stamps=[0, 40],
+        time_base=Fraction(1, 1000),
+        rate=Fraction(25),
+        size=size,
+        pictures=[image] * 2,
+    )
+    out = tmp_path / f"out{suffix}"
+    with open_source(path) as source:
+        assert (source.width, source.height) == size
+        with job_sink(out, source=source, width=4 * width, height=4 * height, codec=codec) as sink:
+            for frame in source:
+                larger = frame.image.repeat(4, axis=0).repeat(4, axis=1)
+                sink.write(dataclasses.replace(frame, image=larger))
+            sink.finish()
+    with av.open(str(out)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 2
+    for frame in frames:
+        assert (frame.width, frame.height) == (4 * width, 4 * height)
+        got = frame.to_ndarray(format="rgb24")
+        assert difference(got, image.repeat(4, axis=0).repeat(4, axis=1)) < 10
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".mp4", None), (".webm", None), (".mkv", "ffv1"), (".mov", "prores_ks"), (".mov", "mjpeg")],
+)
+def test_shape_of_pixels_is_kept(tmp_path, suffix, codec):
+    path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001], aspect=Fraction(32, 27))
+    out = tmp_path / f"out{suffix}"
+    with open_source(path) as source:
+        size = {"width": source.width, "height": source.height}
+        with job_sink(out, source=source, codec=codec, **size) as sink:
+            for frame in source:
+                sink.write(frame)
+            sink.finish()
+    with av.open(str(out)) as container:
+        found = container.streams.video[0].sample_aspect_ratio
+    # Matroska holds the width of the display in whole pixels.
+    assert abs(found - Fraction(32, 27)) * size["width"] <= Fraction(1, 2)
+    if suffix in (".mp4", ".mov"):
+        assert found == Fraction(32, 27)
+
+
+@pytest.mark.parametrize("size", [(64, 50), (62, 48), (1920, 1080)])
+def test_what_is_cut_off_in_the_stream_is_not_shown(tmp_path, size):
+    """H.264 codes whole blocks of 16 and tells what of them is to be seen."""
+    width, height = size
+    image = corners(width=width, height=height)
+    path = media.make_video(tmp_path / "in.mp4", stamps=[0], size=size, pictures=[image])
+    with open_source(path) as source:
+        assert (source.width, source.height) == size
+        (frame,) = source
+    assert difference(frame.image, image) < 4
