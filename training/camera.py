@@ -145,7 +145,7 @@ def _holes(rng: np.random.Generator, *, size: tuple[int, int], cell: float) -> N
     smooth = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
     edge = rng.uniform(1.5, 4.0)  # pixels; the noise rises by about 1 / cell in each
     opacity = ((smooth - 0.5) * (cell / edge) + 0.5).clip(0.0, 1.0)
-    return np.rint(opacity * 255.0).astype(np.uint8)  # type: ignore[no-any-return]
+    return np.rint(opacity * 255.0).astype(np.uint8)
 
 
 def _warp(image: NDArray[np.uint8], matrix: Maps, *, side: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ blur and the resize to a quarter of the size, before or after the last video com
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -61,8 +62,8 @@ class Walk(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"a range cannot go from {self.low} up to {self.high}")
 
 
-def _check_weights(weights: dict[str, float], *, of: str) -> None:
-    if sum(weights.values()) <= 0.0:
+def _check_weights(weights: Iterable[float], *, of: str) -> None:
+    if sum(weights) <= 0.0:
         raise ValueError(f"at least one of the {of} needs a weight above 0")
 
 
@@ -85,7 +86,7 @@ class BlurConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Of sinc kernels of 13 pixels and more."""
 
     def __post_init__(self) -> None:
-        _check_weights(dict(self.kinds), of="kinds of blur")
+        _check_weights(self.kinds.values(), of="kinds of blur")
         if not self.sizes or any(size % 2 == 0 for size in self.sizes):
             raise ValueError("sizes of blur kernels are odd numbers, at least one")
 
@@ -100,8 +101,8 @@ class ResizeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     filters: dict[Filter, Weight]
 
     def __post_init__(self) -> None:
-        _check_weights(dict(self.directions), of="directions of resizing")
-        _check_weights(dict(self.filters), of="filters")
+        _check_weights(self.directions.values(), of="directions of resizing")
+        _check_weights(self.filters.values(), of="filters")
         if self.scale.low <= 0.0:
             raise ValueError("a scale is above 0")
 
@@ -118,7 +119,7 @@ class NoiseConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """That the three channels get the same noise."""
 
     def __post_init__(self) -> None:
-        _check_weights(dict(self.kinds), of="kinds of noise")
+        _check_weights(self.kinds.values(), of="kinds of noise")
 
 
 class JpegConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,7 +160,7 @@ class VideoConfig(Struct, frozen=True, forbid_unknown_fields=True):
     codecs: tuple[CodecConfig, ...]
 
     def __post_init__(self) -> None:
-        _check_weights({c.encoder: c.weight for c in self.codecs}, of="codecs")
+        _check_weights([c.weight for c in self.codecs], of="codecs")
 
 
 class StageConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,7 +183,7 @@ class DegradationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Of the resize to exactly a quarter of the ground truth's size."""
 
     def __post_init__(self) -> None:
-        _check_weights(dict(self.final_filters), of="final filters")
+        _check_weights(self.final_filters.values(), of="final filters")
 
 
 # --------------------------------------------------------------------------------------- published

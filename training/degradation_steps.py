@@ -167,11 +167,13 @@ def _kernel(step: Blur | SincBlur, frame: int) -> Kernel:
 def _blur(picture: Picture, kernel: Kernel) -> Picture:
     """Correlation with a kernel, reflected at the border without repeating the last pixel."""
     if len(kernel) <= 11:
-        return cv2.filter2D(picture, -1, kernel)  # type: ignore[no-any-return]
+        return cv2.filter2D(picture, -1, kernel)  # type: ignore[return-value]
     # OpenCV filters with larger kernels in the frequency domain, which takes three times as long
     # as the few separable filters that nearly all of these kernels are the sum of.
-    parts = [cv2.sepFilter2D(picture, -1, row, column) for column, row in separable_parts(kernel)]
-    return sum(parts[1:], start=parts[0])
+    result = np.zeros_like(picture)
+    for column, row in separable_parts(kernel):
+        result += cv2.sepFilter2D(picture, -1, row, column)
+    return result
 
 
 def _even(length: float) -> int:
@@ -187,7 +189,7 @@ _INTERPOLATION = {
 
 def _resize(picture: Picture, size: tuple[int, int], filter: Filter) -> Picture:
     interpolation = _INTERPOLATION[filter]
-    return cv2.resize(picture, (size[1], size[0]), interpolation=interpolation)  # type: ignore[no-any-return]
+    return cv2.resize(picture, (size[1], size[0]), interpolation=interpolation)  # type: ignore[return-value]
 
 
 # -------------------------------------------------------------------------------------------- noise
@@ -206,7 +208,7 @@ def _poisson_noise(picture: Picture, scale: float, gray: bool, rng: np.random.Ge
     """
     light = to_bytes(picture)
     if gray:
-        light = cv2.cvtColor(light, cv2.COLOR_RGB2GRAY)[..., None]
+        light = cv2.cvtColor(light, cv2.COLOR_RGB2GRAY)[..., None].astype(np.uint8)
     levels = np.count_nonzero(np.bincount(light.ravel(), minlength=256))
     noise = _shot_noise(1 << int(levels - 1).bit_length())
     draws = rng.integers(noise.shape[1], size=light.shape, dtype=np.uint16)
@@ -240,7 +242,7 @@ def _shot_noise(photons: int) -> NDArray[np.float32]:
 
 def to_bytes(picture: Picture) -> Frame:
     """Rounded, and clipped: overshoot must not wrap around into speckles."""
-    return cv2.addWeighted(picture, 255.0, picture, 0.0, 0.0, dtype=cv2.CV_8U)  # type: ignore[no-any-return]
+    return cv2.addWeighted(picture, 255.0, picture, 0.0, 0.0, dtype=cv2.CV_8U)  # type: ignore[return-value]
 
 
 def from_bytes(frame: Frame) -> Picture:
@@ -252,7 +254,7 @@ def _jpeg(picture: Picture, quality: int) -> Picture:
     """OpenCV's codec takes BGR; given RGB, it would subsample and quantise the wrong colours."""
     frame = cv2.cvtColor(to_bytes(picture), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return from_bytes(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
+    return from_bytes(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))  # type: ignore[arg-type]
 
 
 def _compress(pictures: list[Picture], step: VideoCompression) -> list[Picture]:

@@ -104,7 +104,7 @@ class PictureFiles(Footage):
                     if picture is not None
                     else "not a readable picture",
                 )
-            yield picture.reshape(-1)
+            yield picture.reshape(-1).astype(np.uint8, copy=False)
 
     def cut(self, planes: Planes, region: Region) -> Frame:
         picture = planes.reshape(self.height, self.width, 3)
@@ -181,7 +181,7 @@ class VideoFile(Footage):
             )
         parts = []
         for plane, divisor in zip(frame.planes, (1, 2, 2), strict=True):
-            rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
             parts.append(rows[: height // divisor, : width // divisor].ravel())
         return np.concatenate(parts)
 

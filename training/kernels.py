@@ -100,4 +100,5 @@ def _bessel_j1(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _normalised(kernel: NDArray[np.float64]) -> Kernel:
-    return (kernel / kernel.sum()).astype(np.float32)
+    normalised: Kernel = (kernel / kernel.sum()).astype(np.float32)
+    return normalised

@@ -29,8 +29,9 @@ def _sharpen(frame: Frames) -> Frames:
     residual = picture - _blur(picture)
     mask = (np.abs(residual) > np.float32(10.0 / 255.0)).astype(np.float32)
     sharp = (picture + np.float32(0.5) * residual).clip(0.0, 1.0)
-    result = picture + _blur(mask) * (sharp - picture)
-    return np.rint(result * np.float32(255.0)).astype(np.uint8)
+    mixed = picture + _blur(mask) * (sharp - picture)
+    result: Frames = np.rint(mixed * np.float32(255.0)).astype(np.uint8)
+    return result
 
 
 def _blur(picture: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -163,10 +163,12 @@ class _Footage(Source):
             height=side * factor,
             width=side * factor,
         )
-        parts = [footage.cut(p, region) for p in footage.decode(start, self.frames_needed)]
-        if factor > 1:
-            parts = [cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in parts]
-        frames = np.stack(parts)
+        frames = np.stack(
+            [
+                _reduced(footage.cut(planes, region), factor)
+                for planes in footage.decode(start, self.frames_needed)
+            ]
+        )
         flip_x, flip_y, transpose = rng.random(3) < 0.5
         if flip_x:
             frames = frames[:, :, ::-1]
@@ -222,11 +224,16 @@ class Photos(Source):
     def _photo(self, footage: Footage) -> NDArray[np.uint8]:
         (planes,) = footage.decode(0, 1)
         photo = planes.reshape(footage.height, footage.width, 3)
-        factor = self.config.reduction
-        if factor == 1:
-            return photo
-        size = (footage.width // factor, footage.height // factor)
-        return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+        return _reduced(photo, self.config.reduction)
+
+
+def _reduced(picture: Frames, factor: int) -> Frames:
+    """Blocks of pixels averaged."""
+    if factor == 1:
+        return picture
+    size = (picture.shape[1] // factor, picture.shape[0] // factor)
+    whole = picture[: size[1] * factor, : size[0] * factor]
+    return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -236,7 +243,11 @@ def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
 
 
-_KINDS = {"frames": FrameFolders, "videos": Videos, "photos": Photos}
+_KINDS: dict[str, type[_Footage] | type[Photos]] = {
+    "frames": FrameFolders,
+    "videos": Videos,
+    "photos": Photos,
+}
 _CONTENTS = {
     "frames": f"no folders of pictures ({', '.join(_PICTURES)})",
     "videos": f"no videos ({', '.join(_VIDEOS)})",
