@@ -64,7 +64,7 @@ def sixteen_bit_pictures(pictures: NDArray[Any]) -> NDArray[np.uint16]:
     for picture, image in zip(pictures, images, strict=True):
         # float16 ends at 65504.
         planes = [
-            cv2.multiply(plane.astype(np.float32), float(WHITE), dtype=cv2.CV_16U)
+            cv2.multiply(np.asarray(plane, np.float32), float(WHITE), dtype=cv2.CV_16U)
             for plane in picture
         ]
         cv2.merge(planes, image)

@@ -151,11 +151,18 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     default="drop",
     help="What becomes of opacity; kept, it is enlarged without the network.",
 )
-@click.option("--codec", help="Encoder of a video.  [default: libx264; libvpx-vp9 for .webm]")
+@click.option(
+    "--codec",
+    help="Encoder of a video.  [default: libx264, or libvpx-vp9 for .webm; for more than 8 bits "
+    "libx265, or libsvtav1 for .webm; prores_ks, ffv1 and dnxhd for inputs of these]",
+)
 @click.option(
     "--crf", type=float, help="Quality of a video, smaller is better.  [default: 18 for libx264]"
 )
-@click.option("--pix-fmt", help="Pixel format of a video.  [default: yuv420p]")
+@click.option(
+    "--pix-fmt",
+    help="Pixel format of a video.  [default: yuv420p, or yuv420p10le for more than 8 bits]",
+)
 @click.option("--no-audio", is_flag=True, help="Leave out the sound of a video.")
 @click.option("--no-subtitles", is_flag=True, help="Leave out the subtitles of a video.")
 @click.option(

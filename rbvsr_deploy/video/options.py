@@ -68,11 +68,12 @@ class WriteOptions:
     """How an output is written."""
 
     codec: str | None = None
-    """Encoder of a video; ``None``: H.264, VP9 in WebM."""
+    """Encoder of a video; ``None``: H.264, VP9 in WebM; of more than 8 bits HEVC, AV1 in WebM, or
+    the codec of the input if that is ProRes, FFV1 or DNxHR."""
     crf: float | None = None
     """Quality of a video on the encoder's scale, smaller is better; ``None``: 18 for H.264."""
     pix_fmt: str | None = None
-    """Pixel format of a video; ``None``: 8-bit 4:2:0."""
+    """Pixel format of a video; ``None``: 4:2:0 in 8 or 10 bits, or what suits the codec."""
     audio: bool = True
     """Whether a video keeps its sound."""
     subtitles: bool = True

@@ -12,7 +12,7 @@ import pytest
 
 from rbvsr_deploy.plan import Plan
 from rbvsr_deploy.scenes import CutDetector
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.stream import Settings, Stream, StreamState
 from rbvsr_deploy.upscale_file import upscale_file
 from rbvsr_deploy.upscaler import Upscaler
 from rbvsr_deploy.video import ReadOptions, WriteOptions, open_source
@@ -95,6 +95,25 @@ class TestStream:
         for eight, sixteen in zip(made[False], made[True], strict=True):
             assert (eight.dtype, sixteen.dtype) == (np.uint8, np.uint16)
             assert np.abs(sixteen / 257 - eight).max() <= 0.51
+
+    def test_goes_on_from_a_state(self):
+        images = [media.picture(n, width=16, height=12) * np.uint16(200) for n in range(6)]
+        settings = Settings(lookahead=1)
+
+        def stream(state: StreamState | None = None) -> Stream:
+            return Stream(BicubicEngine(), settings, size=(12, 16), deep=True, state=state)
+
+        whole, states = [], []
+        with stream() as first:
+            made = itertools.chain(*(first.push(image) for image in images), first.flush())
+            for picture in made:
+                whole.append(picture.image)
+                states.append(picture.state().to_bytes())
+        with stream(StreamState.from_bytes(states[2])) as second:
+            made = itertools.chain(*(second.push(image) for image in images[3:]), second.flush())
+            rest = [picture.image for picture in made]
+        assert len(rest) == 3
+        np.testing.assert_array_equal(np.stack(rest), np.stack(whole[3:]))
 
     def test_upscaler_gives_back_the_dtype(self):
         image = np.full((12, 16, 3), 30000, np.uint16)

@@ -120,6 +120,23 @@ def test_both_ends(go, clip, tmp_path) -> None:
         np.testing.assert_array_equal(frame.to_ndarray(), expected.to_ndarray())
 
 
+def test_ten_bits_at_both_ends(go) -> None:
+    """Ten bits come in as they are; they go out where asked for."""
+    planes = [np.full((16, 24), 601), np.full((8, 12), 500), np.full((8, 12), 523)]
+    header = b"YUV4MPEG2 W24 H16 F25:1 Ip A1:1 C420p10 XYSCSS=420P10 XCOLORRANGE=LIMITED\n"
+    frame = b"FRAME\n" + b"".join(plane.astype("<u2").tobytes() for plane in planes)
+    done = go("-", "-o", "-", "--pix-fmt", "yuv420p10le", data=header + 2 * frame)
+    assert done.returncode == 0, done.stderr
+    made = frames_of(done.stdout)
+    assert [(f.format.name, f.width, f.height) for f in made] == 2 * [("yuv420p10le", 96, 64)]
+    luma = np.frombuffer(memoryview(made[0].planes[0]), np.uint16)
+    assert len(set(luma.tolist()) - set(range(0, 1024, 4))) > 0
+    done = go("-", "-o", "-", data=header + frame)
+    assert done.returncode == 0, done.stderr
+    assert b"has 10 bits per sample; they are rounded to the 8 of yuv420p" in done.stderr
+    assert frames_of(done.stdout)[0].format.name == "yuv420p"
+
+
 def test_into_a_file(go, clip, tmp_path) -> None:
     """The very bytes that a file as input gives, and no job folder."""
     (tmp_path / "in.y4m").write_bytes(clip)
