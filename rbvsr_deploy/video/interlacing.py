@@ -47,19 +47,21 @@ class CombWatch:
     def over(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         """Passes decoded frames on."""
         combs: _Combs | None = None
-        for frame in frames:
-            if not self._said:
-                if frame.interlaced_frame:
-                    self._say("is marked as interlaced: if it has combs, use --deinterlace")
-                elif combs is None and _may_be_interlaced(frame):
-                    combs = _Combs(frame)
-                if combs is not None and combs.frames < _LOOK:
-                    combs.look_at(frame)
-                    if combs.frames == _LOOK:
-                        self._conclude(combs)
-            yield frame
-        if combs is not None and combs.frames < _LOOK:
-            self._conclude(combs)
+        try:
+            for frame in frames:
+                if not self._said:
+                    if frame.interlaced_frame:
+                        self._say("is marked as interlaced: if it has combs, use --deinterlace")
+                    elif combs is None and _may_be_interlaced(frame):
+                        combs = _Combs(frame)
+                    if combs is not None and combs.frames < _LOOK:
+                        combs.look_at(frame)
+                        if combs.frames == _LOOK:
+                            self._conclude(combs)
+                yield frame
+        finally:  # also where no more frames are asked for
+            if combs is not None and combs.frames < _LOOK:
+                self._conclude(combs)
 
     def _conclude(self, combs: _Combs) -> None:
         if combs.order is not None:

@@ -103,6 +103,13 @@ def test_interlaced_video_is_said_once(tmp_path, caplog, order, marked):
         assert f"{'top' if order == 'tff' else 'bottom'} field first" in record.message
 
 
+def test_excerpt_is_looked_at_as_far_as_it_is_read(tmp_path, caplog):
+    path = make_interlaced(tmp_path / "in.mp4")
+    with open_source(path, ReadOptions(frames=12)) as source:
+        assert len(list(source)) == 12
+    assert caplog.text.count("looks interlaced, top field first") == 1
+
+
 def test_marks_in_mid_video_are_said(tmp_path, caplog):
     """A broadcast whose first frames are not interlaced."""
     whole = make_video(tmp_path / "a.mp4", [bar(n) for n in range(12)])
