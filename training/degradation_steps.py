@@ -9,6 +9,7 @@ from frame to frame.
 from __future__ import annotations
 
 import functools
+import re
 
 import cv2
 import numpy as np
@@ -49,8 +50,13 @@ PerFrame = tuple[float, ...]
 """One value for every frame of the clip."""
 
 
-class _Step(Struct, frozen=True, forbid_unknown_fields=True, tag_field="step", tag=str.lower):
-    """What JSON calls a step is the name of its class in lower case."""
+def _tag(name: str) -> str:
+    """What JSON calls a step: ``GaussianNoise`` is "gaussian noise"."""
+    return re.sub("(?<!^)(?=[A-Z])", " ", name).lower()
+
+
+class _Step(Struct, frozen=True, forbid_unknown_fields=True, tag_field="step", tag=_tag):
+    """Immutable, and told apart in JSON by its field ``step``."""
 
 
 class Blur(_Step, frozen=True):
