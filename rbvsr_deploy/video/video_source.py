@@ -231,8 +231,10 @@ class VideoSource(Source):
             yield frame, stamp - self._late
 
     def _stamped_from(self, target: Fraction) -> Iterator[tuple[VideoFrame, int]]:
-        """Frames from ``target`` on, and some before; stamps and target are in ticks."""
-        for goal in (target, None):
+        """Frames from ``target`` on, and at least two before, if there are, which deinterlacing
+        looks at; stamps and target are in ticks.
+        """
+        for goal in (target - 2 / (self.rate * self.time_base), None):
             self._decoder.close()
             self._container.close()
             with media_errors(f"cannot read {self.path} a second time"):

@@ -98,7 +98,7 @@ def test_excerpts_are_those_of_decoding_everything(form, tmp_path, monkeypatch):
             Fraction(number, 25) for number in range(FRAMES)
         ]
     chance = random.Random(form.name)
-    for number in range(12):
+    for number in range(8):
         start = chance.choice([chance.choice(everything)[0] - zero, chance.randrange(2300) * MS])
         end = start + chance.randrange(50, 800) * MS if number % 2 else None
         most = chance.choice([None, 1, 5])
