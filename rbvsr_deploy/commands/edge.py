@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import click
 from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 
-__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require"]
+__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require", "show"]
 
 PATH = click.Path(path_type=Path)
 VERSION = click.version_option(__version__, package_name="rbvsr-deploy")
@@ -79,6 +80,16 @@ def edge(*, verbose: bool = False) -> Iterator[None]:
 def _fail(message: str) -> NoReturn:
     click.echo(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(1)
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Print a result; where it cannot be, the command ends with a sentence that says so."""
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        # What waits to be printed would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)
+        _fail(f"the work is done, and its result cannot be printed ({error.strerror})")
 
 
 def require(package: str, *, extra: str, purpose: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size, show
 
 if TYPE_CHECKING:
     from rbvsr_deploy.batch import Failure
@@ -368,7 +368,7 @@ def run(
                 results = [upscale(inputs[0], outputs[0])]
     if as_json:
         listed = [dataclasses.asdict(result) for result in results]
-        click.echo(json.dumps(listed if several else listed[0], indent=1))
+        show(json.dumps(listed if several else listed[0], indent=1))
     else:
         # On standard output is the video, if it was asked for there.
         _show(results, err=output == Path("-"))
@@ -408,10 +408,10 @@ def _show_preview(preview: Preview, *, as_json: bool) -> None:
     from rbvsr_deploy.preview import show_duration
 
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(preview), indent=1))
+        show(json.dumps(dataclasses.asdict(preview), indent=1))
         return
     count = len(preview.pictures)
-    click.echo(
+    show(
         f"{preview.page}: {count} picture{'s' * (count != 1)} of {preview.width}x{preview.height}; "
         f"all {preview.frames} frames would take about {show_duration(preview.estimated_seconds)}"
     )
@@ -424,11 +424,11 @@ def _show(results: Sequence[Summary | Failure], *, err: bool) -> None:
     for result in results:
         if isinstance(result, Failure):
             failed += 1
-            click.echo(f"{result.input}: failed: {result.error}", err=err)
+            show(f"{result.input}: failed: {result.error}", err=err)
         else:
             _show_summary(result, err=err)
     if failed:
-        click.echo(f"{failed} of {len(results)} inputs failed", err=err)
+        show(f"{failed} of {len(results)} inputs failed", err=err)
 
 
 def _show_summary(summary: Summary, *, err: bool) -> None:
@@ -438,7 +438,7 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
     times = f"{least}" if least == most else f"{least} to {most}"
     made = summary.frames - summary.resumed_frames
     rate = f" ({made / total:.2f} frames/s)" if made else ""
-    click.echo(
+    show(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
         f"time{'s' * (times != '1')}{_show_excerpt(summary)}{_show_damage(summary)}; "
