@@ -26,7 +26,8 @@ test: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
-	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,bench,dev]"
+	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,eval,bench,dev]"
+	.venv/bin/python -m pip install --quiet --no-deps mmagic==1.2.0 brisque==0.2.0  # parameters of metrics, as files
 	touch $@
 
 # What needs a GPU, with the machine's own torch and TensorRT where it has them: a skipped test is a failure here.

@@ -95,6 +95,7 @@ def test_every_other_command(folder: Path) -> None:
         "with_rtx.mp4",
         "int8.plan",
         "worst.png",
+        "scores/scores.json",
     ):
         assert (folder / name).stat().st_size > 0
     assert len(list((folder / "frames_x4").iterdir())) == 3

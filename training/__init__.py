@@ -3,8 +3,6 @@ r"""Training of the default compact model: data, degradations, the script itself
 Installed as ``rbvsr_deploy.training``; needs the ``train`` extra (OpenCV, click, safetensors)::
 
     python -m rbvsr_deploy.training.train --photos PHOTOS --videos CLIPS --output RUN
-    python -m rbvsr_deploy.training.evaluate --model RUN/model.safetensors --videos HELD_OUT \
-        --cache CACHE --output scores.json
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from rbvsr_deploy.training.metrics.brisque import Brisque, brisque_features, rea
 from rbvsr_deploy.training.metrics.catalogue import METRICS, open_metric
 from rbvsr_deploy.training.metrics.lpips import Lpips
 from rbvsr_deploy.training.metrics.packages import read_pickle
-from rbvsr_deploy.training.metrics.pyiqa_metrics import PyiqaMetric
+from rbvsr_deploy.training.metrics.pyiqa_metrics import PerceptualIndex, PyiqaMetric
 from rbvsr_deploy.video.images import read_image
 from tests.training.conftest import make_photo
 
@@ -261,6 +261,13 @@ def test_pyiqa_downloads_nothing(
     assert socket.socket.connect is connect
     assert "HF_HUB_OFFLINE" not in os.environ
     assert capsys.readouterr().out == ""
+
+
+def test_perceptual_index_of_published_figures(picture: Image) -> None:
+    """PI of the released model follows from its NIQE and NRQM on VideoLQ."""
+    metric = PerceptualIndex(lambda shown: 3.7662, lambda shown: 6.0477)
+    assert metric(shown(picture)) == pytest.approx(3.8593, abs=1e-4)
+    assert PerceptualIndex(lambda shown: None, lambda shown: 6.0)(shown(picture)) is None
 
 
 # ------------------------------------------------------------------- what is missing; the originals

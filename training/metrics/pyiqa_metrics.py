@@ -16,9 +16,15 @@ from unittest import mock
 import numpy as np
 
 from rbvsr_deploy.errors import first_line
-from rbvsr_deploy.training.metrics.base import MetricUnavailableError, Picture, Shown, the_truth
+from rbvsr_deploy.training.metrics.base import (
+    MetricUnavailableError,
+    Picture,
+    Scorer,
+    Shown,
+    the_truth,
+)
 
-__all__ = ["PyiqaMetric"]
+__all__ = ["PerceptualIndex", "PyiqaMetric"]
 
 
 class PyiqaMetric:
@@ -53,6 +59,22 @@ class PyiqaMetric:
             pictures.append(_tensor(the_truth(shown)))
         with torch.inference_mode():
             return float(self._metric(*pictures))
+
+
+class PerceptualIndex:
+    """PI: (NIQE + 10 - NRQM) / 2, lower is better.
+
+    Blau et al., *The 2018 PIRM challenge on perceptual image super-resolution*. pyiqa has one too,
+    which leaves out a border of its own.
+    """
+
+    def __init__(self, niqe: Scorer, nrqm: Scorer) -> None:
+        self._niqe, self._nrqm = niqe, nrqm
+
+    def __call__(self, shown: Shown) -> float | None:
+        """``None`` where NIQE is not defined."""
+        niqe, nrqm = self._niqe(shown), self._nrqm(shown)
+        return None if niqe is None or nrqm is None else (niqe + 10 - nrqm) / 2
 
 
 def _tensor(picture: Picture) -> Any:
