@@ -49,8 +49,8 @@ def enlarged(channel: Image, *, scale: int) -> Image:
     return made
 
 
-def network_input(images: NDArray[np.uint16], *, precision: str) -> NDArray[Any]:
-    """What ``ingest`` makes of 8 bits, of 16: (N, H, W, 3) to (N, 3, H, W) in [0, 1]."""
+def network_input(images: Image, *, precision: str) -> NDArray[Any]:
+    """What ``ingest`` makes of 8 bits, of 16: (N, H, W, 3) uint16 to (N, 3, H, W) in [0, 1]."""
     scaled = images.transpose(0, 3, 1, 2) / np.float32(WHITE)
     return np.ascontiguousarray(scaled, dtype=precision)
 

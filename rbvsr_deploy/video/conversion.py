@@ -132,9 +132,10 @@ def _packed(image: Image, opacity: Image | None) -> VideoFrame:
     """The numbers as they are, of 8 bits."""
     from av import VideoFrame
 
-    if opacity is None:
-        return VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    return VideoFrame.from_ndarray(np.concatenate((image, opacity), axis=2), format="rgba")
+    samples = image if opacity is None else np.concatenate((image, opacity), axis=2)
+    return VideoFrame.from_ndarray(
+        np.ascontiguousarray(samples, dtype=np.uint8), format="rgb24" if opacity is None else "rgba"
+    )
 
 
 def _planar(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.sidedata.sidedata import SideData
 
 __all__ = ["TRANSFERS", "HdrMetadata", "dynamic_metadata", "hdr_metadata", "options_for"]
 
@@ -97,4 +98,4 @@ def _side_data(frame: VideoFrame, name: str) -> bytes | None:
     except ValueError:
         # PyAV knows no name for some newer kinds of side data and gives up on all of them.
         return None
-    return None if data is None else bytes(data)
+    return None if data is None else bytes(cast("SideData", data))
