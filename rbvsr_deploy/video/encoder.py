@@ -101,6 +101,9 @@ _DNXHR = {
 }
 # Otherwise it writes twenty lines to the terminal for every part.
 _QUIET = {"libx265": {"x265-params": "log-level=error"}}
+# x265 4.2 writes beyond its buffers in pictures of up to 48 pixels in width, of any height, which
+# glibc's malloc notices (MALLOC_CHECK_=3); at 52 and above it does not.
+_NARROWEST_X265 = 52
 # A run that is continued must give the bytes of one that was not, also where the machine is given
 # other cores meanwhile. With one number of threads all encoders tried do (those of devices could
 # not be), with another libx264, libvpx, libvpx-vp9 and mpeg4 do not; ffv1 and prores_ks do.
@@ -170,7 +173,7 @@ def choose_encoder(
             f"codec {found.name} cannot write pixel format {pix_fmt!r}: choose from "
             + ", ".join(formats)
         )
-    _check_size(pix_fmt, size=size)
+    _check_size(pix_fmt, size=size, codec=found.name)
     if found.name == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # errors only; it takes no option for that
     encoder = Encoder(
@@ -356,10 +359,14 @@ def _has_avx512() -> bool:
         return False
 
 
-def _check_size(pix_fmt: str, *, size: tuple[int, int]) -> None:
+def _check_size(pix_fmt: str, *, size: tuple[int, int], codec: str) -> None:
     from av.video.format import VideoFormat
 
     width, height = size
+    if codec == "libx265" and width < _NARROWEST_X265:
+        raise MediaError(
+            f"libx265 cannot write pictures that are {width} pixels wide: use codec libx264 or ffv1"
+        )
     video_format = VideoFormat(pix_fmt, width, height)
     if video_format.is_rgb:
         return
