@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.stream import Stage
 
-__all__ = ["CompileDisplay", "FramesDisplay", "ProgressDisplay"]
+__all__ = ["CompileDisplay", "FramesDisplay", "ProgressDisplay", "TrainingDisplay"]
 
 # Share of a frame's work per stage, from the arithmetic of the compact network; only the estimate
 # of the time left depends on it.
@@ -122,6 +122,7 @@ class FramesDisplay:
     def __init__(self, sequences: int) -> None:
         self._sequences = sequences
         self._names: list[str] = []
+        self._last_line = time.monotonic()
         self._bars: Bars | None = None
         self._task: TaskID | None = None
 
@@ -146,13 +147,68 @@ class FramesDisplay:
         if new:
             self._names.append(name)
         text = f"{name} ({len(self._names)} of {self._sequences})"
+        frames = f"frame {done} of {total or 'unknown'}"
         if self._bars is not None and self._task is not None:
-            frames = f"frame {done} of {total or 'unknown'}"
             self._bars.update(
                 self._task, description=text, completed=done, total=total, left=frames
             )
-        elif new:
-            click.echo(text, err=True)
+        elif new or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            click.echo(text if new else f"{text}: {frames}", err=True)
+
+
+class TrainingDisplay:
+    """A callable for :data:`rbvsr_deploy.training.run.OnStep` that shows on standard error; a
+    context manager. Nothing is shown before its first call.
+    """
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._first, self._start, self._last_line = 0, 0.0, 0.0
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        text = f"{phase}: {done} of {total} iterations"
+        if self._phase != phase:
+            if not self._phase:
+                self._bars = _start_bars()
+            if self._bars is not None:
+                self._task = self._bars.add_task("", left="")
+            # The first iteration, with everything that is set up in it, says nothing of the rest.
+            self._phase, self._first, self._start = phase, done, now
+        here = done - self._first
+        left = f"{_duration((now - self._start) * (total - done) / here)} left" if here else ""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, description=text, left=left)
+        elif done == total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            click.echo(f"{text}, {left}" if left else text, err=True)
+
+
+def _duration(seconds: float) -> str:
+    """As a person says it: 40 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _start_bars(*, transient: bool = False) -> Bars | None:

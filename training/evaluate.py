@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -140,8 +139,7 @@ def _evaluate_item(
     scores: dict[str, SequenceScores] = {}
     before: dict[str, Shown] = {}
     count = 0
-    with ExitStack() as stack:
-        moments = _moments(item, stack, upscaler=upscaler, progress=progress)
+    with closing(_moments(item, upscaler=upscaler, progress=progress)) as moments:
         end = None if frames is None else frames[-1] + 1
         for number, moment in enumerate(itertools.islice(moments, end)):
             count += 1
@@ -181,52 +179,50 @@ class _Moment:
 
 def _moments(
     item: Item,
-    stack: ExitStack,
     *,
     upscaler: Upscaler | None,
     progress: Callable[[str, int, int | None], None],
-) -> Iterator[_Moment]:
+) -> Generator[_Moment, None, None]:
     """Everything that belongs to an item, frame by frame.
 
     Raises:
         MediaError: one of the streams ends before another.
     """
-    total: int | None = None
+    wanted = {"results": item.results, "truth": item.truth, "inputs": item.inputs}
+    paths = {what: path for what, path in wanted.items() if path is not None}
+    with ExitStack() as stack:
+        sources = {what: stack.enter_context(open_source(path)) for what, path in paths.items()}
+        total = next(iter(sources.values())).frame_count
+        streams: dict[str, Iterator[AnyImage]] = {
+            what: (frame.image for frame in source) for what, source in sources.items()
+        }
+        if item.results is None:
+            if item.inputs is None or upscaler is None:
+                raise ValueError(f"{item.name} has no results, and nothing to make them of or with")
+            again = stack.enter_context(open_source(item.inputs))
+            made = _made(upscaler, (frame.image for frame in again))
+            streams["results"] = stack.enter_context(closing(made))
+        for number in itertools.count():
+            row: dict[str, Image] = {}
+            for what, stream in streams.items():
+                image = next(stream, None)
+                if image is not None:
+                    row[what] = eight_bits(image)
+            if not row:
+                return
+            ended = [what for what in streams if what not in row]
+            if ended:
+                raise MediaError(
+                    f"{paths[ended[0]]} ends after {number} frames and {paths[next(iter(row))]} "
+                    "goes on: they must have as many"
+                )
+            yield _Moment(row["results"], row.get("truth"), row.get("inputs"))
+            progress(item.name, number + 1, total)
 
-    def frames(path: Path) -> Iterator[AnyImage]:
-        nonlocal total
-        source = stack.enter_context(open_source(path))
-        total = source.frame_count if total is None else total
-        return (frame.image for frame in source)
 
-    streams: dict[str, Iterator[AnyImage]] = {}
-    if item.results is not None:
-        streams["picture"] = frames(item.results)
-    elif item.inputs is not None and upscaler is not None:
-        streams["picture"] = upscaler.frames(frames(item.inputs))
-    else:
-        raise ValueError(f"{item.name} has no results, and there is no engine to make them")
-    if item.truth is not None:
-        streams["truth"] = frames(item.truth)
-    if item.inputs is not None:
-        streams["input"] = frames(item.inputs)
-    for number in itertools.count():
-        row: dict[str, Image] = {}
-        for what, stream in streams.items():
-            image = next(stream, None)
-            if image is not None:
-                row[what] = eight_bits(image)
-        if not row:
-            return
-        ended = streams.keys() - row.keys()
-        if ended:
-            paths = {"picture": item.results, "truth": item.truth, "input": item.inputs}
-            shorter, longer = (paths[next(iter(names))] for names in (ended, row))
-            raise MediaError(
-                f"{shorter} ends after {number} frames and {longer} goes on: they must have as many"
-            )
-        yield _Moment(row["picture"], row.get("truth"), row.get("input"))
-        progress(item.name, number + 1, total)
+def _made(upscaler: Upscaler, frames: Iterator[AnyImage]) -> Generator[AnyImage, None, None]:
+    """What the upscaler makes of frames; it is free again once this is closed."""
+    yield from upscaler.frames(frames)
 
 
 def _keep_specimen(

@@ -26,19 +26,14 @@ _WHITE, _BLACK, _MARK = (255, 255, 255), (0, 0, 0), (255, 64, 64)
 
 
 def check_report_folder(folder: Path, *, overwrite: bool) -> None:
-    """Find out before long work whether the report can be written.
+    """Refuse a folder that may not be written into.
 
     Raises:
-        MediaError: the folder cannot be made, or holds something that may not be replaced.
+        MediaError: it is a file, or holds something that may not be replaced.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
-    except OSError as error:
-        raise MediaError(
-            f"the folder {folder} cannot be made or read ({error.strerror}): choose another"
-        ) from None
-    if taken and not overwrite:
+    if folder.exists() and not folder.is_dir():
+        raise MediaError(f"{folder} is no folder: choose another for the report")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise MediaError(f"the folder {folder} is not empty: choose another, or allow overwriting")
 
 

@@ -145,6 +145,7 @@ def evaluate(
     numbers = frames or None
     names = _wanted(metrics, truth=truth is not None, every_frame=numbers is None)
     with edge(verbose=verbose), ExitStack() as stack:
+        from rbvsr_deploy.batch import output_folder
         from rbvsr_deploy.progress import FramesDisplay
         from rbvsr_deploy.training.evaluate import evaluate as evaluate_items
         from rbvsr_deploy.training.score_report import (
@@ -160,6 +161,7 @@ def evaluate(
         check_items(items, border=border, least=least, why=why)
         if output is not None:
             check_report_folder(output, overwrite=overwrite)
+            stack.enter_context(output_folder(output))
         upscaler = None
         if engine_path is not None:
             from rbvsr_deploy.engines import open_engine

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from rbvsr_deploy.errors import first_line
+from rbvsr_deploy.errors import RbvsrError, first_line
 from rbvsr_deploy.training.metrics.base import (
     MetricUnavailableError,
     Picture,
@@ -36,10 +36,11 @@ class PyiqaMetric:
 
     Raises:
         MetricUnavailableError: pyiqa or the weights are missing.
+        RbvsrError: at a call, pyiqa fails at a picture.
     """
 
     def __init__(self, name: str, *, with_truth: bool = False) -> None:
-        self._with_truth = with_truth
+        self._name, self._with_truth = name, with_truth
         try:
             with _offline():
                 import pyiqa
@@ -57,8 +58,11 @@ class PyiqaMetric:
         pictures = [_tensor(shown.picture)]
         if self._with_truth:
             pictures.append(_tensor(the_truth(shown)))
-        with torch.inference_mode():
-            return float(self._metric(*pictures))
+        try:
+            with torch.inference_mode():
+                return float(self._metric(*pictures))
+        except Exception as error:
+            raise RbvsrError(f"pyiqa fails at {self._name}: {first_line(error)}") from error
 
 
 class PerceptualIndex:
