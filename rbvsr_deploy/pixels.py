@@ -36,7 +36,7 @@ def eight_bits(image: Image) -> NDArray[np.uint8]:
 
 def sixteen_bits(image: Image) -> NDArray[np.uint16]:
     """The picture in 16 bits per sample; itself if it is."""
-    return image if image.dtype == np.uint16 else image * np.uint16(257)  # type: ignore
+    return image if image.dtype == np.uint16 else image * np.uint16(257)  # type: ignore[return-value]
 
 
 def enlarged(channel: Image, *, scale: int) -> Image:
@@ -45,8 +45,8 @@ def enlarged(channel: Image, *, scale: int) -> Image:
 
     height, width, _ = channel.shape
     size = (scale * width, scale * height)
-    made: Image = cv2.resize(channel, size, interpolation=cv2.INTER_CUBIC)[..., None]
-    return made
+    made = cv2.resize(channel, size, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(made, dtype=channel.dtype)[..., None]
 
 
 def network_input(images: Image, *, precision: str) -> NDArray[Any]:
@@ -64,7 +64,7 @@ def sixteen_bit_pictures(pictures: NDArray[Any]) -> NDArray[np.uint16]:
     for picture, image in zip(pictures, images, strict=True):
         # float16 ends at 65504.
         planes = [
-            cv2.multiply(np.asarray(plane, np.float32), float(WHITE), dtype=cv2.CV_16U)
+            cv2.multiply(np.asarray(plane, np.float32), float(WHITE), dtype=cv2.CV_16U)  # type: ignore[call-overload]
             for plane in picture
         ]
         cv2.merge(planes, image)
