@@ -58,7 +58,9 @@ def test_modules_without_arrays_are_light(module: str) -> None:
     assert not loaded_by(f"import rbvsr_deploy.{module}") & HEAVY
 
 
-@pytest.mark.parametrize("command", ["run", "export", "info", "build", "compare", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["run", "export", "info", "build", "compare", "evaluate", "train"]
+)
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_is_light(command: str, argument: str) -> None:
     """``--help`` and ``--version`` of every command answer without loading any of them."""

@@ -129,7 +129,8 @@ def test_every_room_is_seen() -> None:
         "commands.run",
         "engines.base",
         "export.export",
-        "training.train",
+        "commands.train",
+        "training.run",
     ):
         assert f"rbvsr_deploy.{name}" in FILES
     for name in RUNTIME:

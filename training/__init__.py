@@ -1,8 +1,7 @@
-r"""Training of the default compact model: data, degradations, the script itself and its evaluation.
+"""Training and evaluation: clips, degradations, losses, the two stages, metrics.
 
-Installed as ``rbvsr_deploy.training``; needs the ``train`` extra (OpenCV, click, safetensors)::
-
-    python -m rbvsr_deploy.training.train --photos PHOTOS --videos CLIPS --output RUN
+Installed as ``rbvsr_deploy.training``; ``rbvsr-train`` and ``rbvsr-eval`` are its commands, the
+``train`` and ``eval`` extras bring what they need.
 """
 
 from __future__ import annotations

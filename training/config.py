@@ -1,15 +1,13 @@
 """What determines a training run, as typed values, and the TOML files they come from.
 
 A file has the sections of :class:`TrainingConfig`; what it leaves out has the published value. The
-sections ``network`` and ``degradation`` may name a ``preset`` to start from. The files in
-``presets`` are the recipes that ship with the package, found by their name.
+sections ``network`` and ``degradation`` may name a ``preset`` to start from.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,9 +20,10 @@ from rbvsr_deploy.training import degradation_config
 from rbvsr_deploy.training.data import DataConfig
 from rbvsr_deploy.training.degradation_config import DegradationConfig
 from rbvsr_deploy.training.perceptual import LAYER_WEIGHTS, Layer
+from rbvsr_deploy.training.presets import PRESETS
 from rbvsr_deploy.training.sources import SourceConfig
 
-__all__ = ["TrainingConfig", "load_config", "preset_names", "preset_text"]
+__all__ = ["TrainingConfig", "load_config"]
 
 Positive = Annotated[float, Meta(gt=0.0)]
 NotNegative = Annotated[float, Meta(ge=0.0)]
@@ -122,7 +121,7 @@ class TrainingConfig(Section):
     stage."""
     accumulate: Count = 1
     """Backward passes per iteration: the gradients are those of one batch that many times as
-    large."""
+    large (but for the discriminator's spectral norms, which are refined with every pass)."""
     seed: CountOrNone = 0
     load_from: str | None = None
     """Checkpoint to start from: of the first stage for the second."""
@@ -167,27 +166,6 @@ _SECTION_PRESETS: Mapping[str, Mapping[str, object]] = {
 # ------------------------------------------------------------------------------------------- files
 
 
-def preset_names() -> list[str]:
-    """The recipes that ship with the package."""
-    folder = files("rbvsr_deploy.training") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir())
-
-
-def preset_text(name: str) -> str:
-    """The TOML of a recipe, to be edited.
-
-    Raises:
-        RbvsrError: there is none of that name; the message lists them.
-    """
-    if name not in preset_names():
-        raise RbvsrError(
-            f"'{name}' is neither a .toml file nor a preset: presets are "
-            f"{', '.join(preset_names())}"
-        )
-    path = files("rbvsr_deploy.training") / "presets" / f"{name}.toml"
-    return path.read_text(encoding="utf-8")
-
-
 def load_config(
     recipe: str, *, changes: Sequence[str] = (), sources: Sequence[SourceConfig] = ()
 ) -> TrainingConfig:
@@ -202,13 +180,14 @@ def load_config(
         RbvsrError: the recipe is missing or no TOML, or a key or value is not known or allowed; one
             sentence that names the key and what is allowed.
     """
-    if recipe.endswith(".toml"):
-        try:
-            text = Path(recipe).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RbvsrError(f"the recipe '{recipe}' cannot be read: {error}") from None
-    else:
-        text = preset_text(recipe)
+    if recipe not in PRESETS and not recipe.endswith(".toml"):
+        raise RbvsrError(
+            f"'{recipe}' is neither a .toml file nor a preset: presets are {', '.join(PRESETS)}"
+        )
+    try:
+        text = PRESETS.get(recipe, Path(recipe)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RbvsrError(f"the recipe '{recipe}' cannot be read: {error}") from None
     try:
         values = msgspec.toml.decode(text)
     except msgspec.DecodeError as error:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from rbvsr_deploy.model import RealBasicVSR
-
-__all__ = ["adversarial_loss", "charbonnier", "cleaning_target", "flow_loss", "joint_loss", "l1"]
+__all__ = ["adversarial_loss", "charbonnier", "cleaning_target", "flow_loss", "l1"]
 
 
 def l1(output: Tensor, target: Tensor) -> Tensor:
@@ -48,45 +46,18 @@ def adversarial_loss(logits: Tensor, *, real: bool) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def flow_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def flow_loss(flow: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """End-point error, weighted so that slow motion counts as much as fast motion.
 
     Args:
-        flow, truth: (N, 2, H, W), pixels. Where ``truth`` leads out of the frame nothing is asked.
+        flow, truth: (N, 2, H, W), pixels.
+        known: (N, H, W) bool; nothing is asked where the truth is not known.
 
     Returns:
-        The loss, and the plain mean end-point error in pixels.
+        The loss, and the plain mean end-point error in pixels, without gradient.
     """
-    height, width = truth.shape[-2:]
-    x = torch.arange(width, dtype=truth.dtype, device=truth.device) + truth[:, 0]
-    y = torch.arange(height, dtype=truth.dtype, device=truth.device)[:, None] + truth[:, 1]
-    inside = ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).to(truth.dtype)
+    asked = known.to(truth.dtype)
     error = ((flow - truth) ** 2).sum(dim=1).add(1e-6).sqrt()  # (N, H, W)
-    weight = inside / (0.5 + truth.norm(dim=1))
-    count = inside.sum().clamp(min=1.0)
-    return (weight * error).sum() / count, (inside * error).sum().detach() / count
-
-
-def joint_loss(
-    model: RealBasicVSR, degraded: Tensor, truth: Tensor, *, cleaning_weight: float
-) -> tuple[Tensor, dict[str, float]]:
-    """Output loss plus cleaning loss, with exactly one cleaning pass.
-
-    Args:
-        degraded: (N, T, 3, S, S), [0, 1].
-        truth: (N, T, 3, 4S, 4S), [0, 1].
-
-    Returns:
-        The loss, and the values to log.
-    """
-    cleaned = model.refine(degraded, cleanings=1)
-    output = model.propagate(cleaned)
-    reduced = nn.functional.avg_pool2d(truth.flatten(0, 1), 4).reshape(degraded.shape)
-    output_loss, cleaning_loss = charbonnier(output, truth), charbonnier(cleaned, reduced)
-    mse = ((output.detach() - truth) ** 2).mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
-    values = {
-        "output": output_loss.item(),
-        "cleaning": cleaning_loss.item(),
-        "psnr_rgb": (-10.0 * mse.log10()).mean().item(),
-    }
-    return output_loss + cleaning_weight * cleaning_loss, values
+    weight = asked / (0.5 + truth.norm(dim=1))
+    count = asked.sum().clamp(min=1.0)
+    return (weight * error).sum() / count, (asked * error).sum().detach() / count

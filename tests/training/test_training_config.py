@@ -9,7 +9,8 @@ import pytest
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.model import COMPACT, PUBLISHED
 from rbvsr_deploy.training import degradation_config
-from rbvsr_deploy.training.config import load_config, preset_names, preset_text
+from rbvsr_deploy.training.config import load_config
+from rbvsr_deploy.training.presets import PRESETS
 from rbvsr_deploy.training.sources import SourceConfig
 
 CLIPS = [SourceConfig(kind="videos", path="clips")]
@@ -40,7 +41,7 @@ def test_published_presets_are_the_published_recipe() -> None:
     assert two.discriminator_channels == 64
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_both_stages_of_a_preset_are_the_same_network(name: str) -> None:
     """Every preset is a valid recipe; a second stage fits the first stage of its size."""
     config = load_config(name, sources=CLIPS)
@@ -52,7 +53,7 @@ def test_both_stages_of_a_preset_are_the_same_network(name: str) -> None:
 def test_a_preset_is_a_file_to_edit(tmp_path: Path) -> None:
     """What ``--print`` shows, saved and named, is the same recipe; relative to it, keys change."""
     file = tmp_path / "mine.toml"
-    text = preset_text("compact-stage1")
+    text = PRESETS["compact-stage1"].read_text()
     file.write_text(text)
     assert load_config(str(file), sources=CLIPS) == load_config("compact-stage1", sources=CLIPS)
     file.write_text(text.replace("crop = 64", "crop = 48"))

@@ -75,14 +75,16 @@ def test_adversarial_loss_by_hand() -> None:
 
 
 def test_flow_loss_by_hand() -> None:
-    """Weighted by 1 / (0.5 + length); what leads out of the frame is not asked for."""
-    truth = torch.zeros(1, 2, 4, 4)
-    truth[:, 0, :, 3] = 2.0  # leads out of the frame
+    """Weighted by 1 / (0.5 + length); nothing is asked where the flow is not known."""
+    truth, known = torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    truth[:, 0, :, 3] = 1e6
+    known[:, :, 3] = False
+    truth[:, 1, :, 0] = 3.5
     flow = torch.zeros(1, 2, 4, 4)
     flow[:, 1] = 3.0
-    loss, error = flow_loss(flow, truth)
-    assert error.item() == pytest.approx(3.0, abs=1e-4)
-    assert loss.item() == pytest.approx(6.0, abs=1e-4)
+    loss, error = flow_loss(flow, truth, known)
+    assert error.item() == pytest.approx((0.5 + 3 + 3) / 3, abs=1e-4)
+    assert loss.item() == pytest.approx((0.5 / 4 + 6 + 6) / 3, abs=1e-4)
 
 
 # ----------------------------------------------------------------------------------- discriminator

@@ -1,0 +1,178 @@
+"""Batches of clips for the training loop, prepared by worker processes.
+
+Which clips a process gets at which iteration follows from the number of clips that the whole run
+has seen so far, so that a run goes on with the clips it would have seen, and processes that share
+a batch see together what a single one would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Generator, Iterator
+from functools import partial
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.training.camera import true_flow
+from rbvsr_deploy.training.config import TrainingConfig
+from rbvsr_deploy.training.data import TrainingSet
+
+__all__ = ["ClipDataset", "FlowDataset", "batches", "flow_training_set", "to_frames"]
+
+FLOW_LENGTH = 3
+_PAIRS = ((0, 1), (1, 2), (1, 0), (2, 1))
+"""Reference and neighbour of each flow of such a clip, in the order of ``RealBasicVSR.flows``."""
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class ClipDataset(Dataset["Arrays | RbvsrError"]):
+    """Clips by number: ``degraded``, ``truth`` and ``sharpened``, (L, H, W, 3) uint8."""
+
+    stream = 1
+
+    def __init__(self, clips: TrainingSet) -> None:
+        self.clips = clips
+
+    def __getitem__(self, index: int) -> Arrays | RbvsrError:
+        # Errors are handed over, because one raised in a worker comes out with its whole traceback
+        # as its message.
+        try:
+            return self.arrays(index)
+        except RbvsrError as error:
+            return error
+
+    def arrays(self, index: int) -> Arrays:
+        sample = self.clips.sample(index, stream=self.stream)
+        return {
+            "index": np.array(index),
+            "degraded": sample.degraded,
+            "truth": sample.truth,
+            "sharpened": sample.sharpened,
+        }
+
+
+class FlowDataset(ClipDataset):
+    """Three frames of a photograph: ``degraded``, and of the flows between neighbours ``flow``
+    (4, 2, S, S) float32 and ``known`` (4, S, S) bool.
+    """
+
+    stream = 0
+
+    def arrays(self, index: int) -> Arrays:
+        sample = self.clips.sample(index, stream=self.stream, motion_only=True)
+        assert sample.path is not None  # motion_only
+        flows = [true_flow(sample.path, reference=r, neighbour=n) for r, n in _PAIRS]
+        return {
+            "index": np.array(index),
+            "degraded": sample.degraded,
+            "flow": np.stack([flow for flow, _ in flows]),
+            "known": np.stack([known for _, known in flows]),
+        }
+
+
+def flow_training_set(config: TrainingConfig) -> TrainingSet:
+    """The photographs of a recipe, as short clips with fast motion."""
+    photos = tuple(s for s in config.data.sources if s.kind == "photos")
+    data = msgspec.structs.replace(
+        config.data,
+        sources=photos,
+        length=FLOW_LENGTH,
+        stochastic=False,
+        max_speed=config.flow.max_speed,
+    )
+    return TrainingSet(data, config.degradation, seed=config.seed)
+
+
+class _Indices(Sampler[list[int]]):
+    """Endless batches of one process out of several."""
+
+    def __init__(self, start: int, *, batch: int, rank: int, processes: int) -> None:
+        self.start, self.batch, self.rank, self.processes = start, batch, rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for turn in itertools.count():
+            first = self.start + (turn * self.processes + self.rank) * self.batch
+            yield list(range(first, first + self.batch))
+
+
+def batches(
+    dataset: ClipDataset,
+    *,
+    start: int,
+    batch: int,
+    rank: int,
+    processes: int,
+    workers: int,
+    pin: bool,
+) -> Generator[dict[str, Tensor], None, None]:
+    """Endless batches: the arrays of the dataset, stacked. To be closed after use.
+
+    Args:
+        start: number of the first clip of the first batch of the first process.
+        batch: clips per process.
+        workers: processes that prepare clips; 0 prepares them here.
+        pin: put them into memory that a GPU copies from faster.
+
+    Raises:
+        RbvsrError: a clip could not be made.
+    """
+    over = multiprocessing.Event()
+    loader = DataLoader(
+        dataset,
+        batch_sampler=_Indices(start, batch=batch, rank=rank, processes=processes),
+        num_workers=workers,
+        collate_fn=_stacked,
+        worker_init_fn=partial(_start_worker, over),
+        pin_memory=pin,
+        # What a loader draws seeds for its workers from; not the generator of the run, which would
+        # then depend on how often it was restarted.
+        generator=torch.Generator(),
+    )
+    try:
+        for stacked in loader:
+            if isinstance(stacked, RbvsrError):
+                raise stacked
+            yield stacked
+    finally:
+        over.set()
+
+
+def _stacked(items: list[Arrays | RbvsrError]) -> dict[str, Tensor] | RbvsrError:
+    arrays = []
+    for item in items:
+        if isinstance(item, RbvsrError):
+            return item
+        arrays.append(item)
+    return {k: torch.from_numpy(np.stack([a[k] for a in arrays])) for k in arrays[0]}
+
+
+def _start_worker(over: Event, number: int) -> None:
+    """One thread each. The signals that end a run are for the process that saves it, and that would
+    be thrown off by the end of a worker; only when it wants no more clips do they end this one.
+    """
+    import cv2
+
+    def end(signal_number: int, frame: object) -> None:
+        if over.is_set():
+            os._exit(0)
+
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+
+
+def to_frames(pictures: Tensor, device: torch.device) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, [0, 1], on the device."""
+    moved = pictures.to(device, non_blocking=True)
+    return moved.movedim(-1, -3).float().div(255.0).contiguous()

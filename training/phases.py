@@ -1,0 +1,299 @@
+"""The two kinds of training: the flow network alone, and the whole network, with or without a
+discriminator. A phase owns its optimisers and knows how to make one iteration out of clips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from rbvsr_deploy.training.clips import ClipDataset, FlowDataset, flow_training_set, to_frames
+from rbvsr_deploy.training.config import TrainingConfig
+from rbvsr_deploy.training.data import TrainingSet
+from rbvsr_deploy.training.losses import (
+    adversarial_loss,
+    charbonnier,
+    cleaning_target,
+    flow_loss,
+    l1,
+)
+from rbvsr_deploy.training.networks import FlowPass, Networks, RestorationPass
+from rbvsr_deploy.training.perceptual import PerceptualLoss
+
+__all__ = ["FlowPhase", "NotFiniteError", "Phase", "RestorationPhase"]
+
+Batch = dict[str, Tensor]
+
+
+class NotFiniteError(Exception):
+    """A loss or a gradient is infinite or not a number; the weights have not been changed by it."""
+
+
+class Phase(ABC):
+    """One kind of iteration.
+
+    Args:
+        fabric: launched; knows device, precision and the other processes.
+        networks: on that device.
+    """
+
+    name: str
+    batch: int
+    """Clips per process and backward pass."""
+    iterations: int
+
+    def __init__(self, fabric: Fabric, config: TrainingConfig, networks: Networks) -> None:
+        self.fabric, self.config, self.networks = fabric, config, networks
+        self.optimizers: dict[str, Optimizer] = {}
+        self.rates: dict[str, float] = {}
+
+    @staticmethod
+    @abstractmethod
+    def dataset(config: TrainingConfig) -> ClipDataset:
+        """The clips of this phase.
+
+        Raises:
+            MediaError: there are none, or none that do.
+        """
+
+    def strip(self) -> Tensor | None:
+        """Pictures of the last iteration, side by side: (3, H, W) in [0, 1]."""
+        return None
+
+    @abstractmethod
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """One iteration; returns the values to log.
+
+        Raises:
+            NotFiniteError: in any of the processes.
+        """
+
+    @abstractmethod
+    def learning_rate_factor(self, iteration: int) -> float:
+        """Of the configured learning rates."""
+
+    def set_learning_rates(self, iteration: int) -> None:
+        """For the iteration that comes."""
+        factor = self.learning_rate_factor(iteration)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * group["factor"] * factor
+
+    def _adam(self, name: str, groups: Any, rate: float) -> Adam:
+        self.rates[name] = rate
+        optimizer = Adam(groups, lr=rate, betas=self.config.optimizer.betas)
+        self.optimizers[name] = optimizer
+        return optimizer
+
+    def _warm_up(self, iteration: int) -> float:
+        return min(1.0, (iteration + 1) / max(1, self.config.optimizer.warm_up))
+
+    def _unless(self, last: bool, module: nn.Module) -> AbstractContextManager[None]:
+        """Around forward and backward pass: gradients are averaged over the processes with the last
+        of several passes only.
+        """
+        return self.fabric.no_backward_sync(module, enabled=not last)
+
+    def _update(self, module: nn.Module, optimizer: Optimizer, loss: Tensor) -> Tensor:
+        """One step of an optimiser from the gradients there are; returns their norm."""
+        limit = self.config.optimizer.clip_norm or math.inf
+        norm = self.fabric.clip_gradients(
+            module, optimizer, max_norm=limit, error_if_nonfinite=False
+        )
+        assert norm is not None  # max_norm is given
+        finite = torch.isfinite(loss)
+        if self.config.precision != "float16":  # whose scaler tries, and leaves out, such steps
+            finite &= torch.isfinite(norm)
+        wrong = self.fabric.all_reduce((~finite).float(), reduce_op="sum")
+        if isinstance(wrong, Tensor) and wrong > 0:
+            raise NotFiniteError
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+class FlowPhase(Phase):
+    """The flow network alone learns the true motion of photographs under the synthetic camera."""
+
+    name = "flow"
+
+    def __init__(self, fabric: Fabric, config: TrainingConfig, networks: Networks) -> None:
+        super().__init__(fabric, config, networks)
+        self.batch, self.iterations = config.flow.batch, config.flow.iterations
+        networks.generator.requires_grad_(False)
+        flow = networks.generator.basicvsr.spynet
+        flow.requires_grad_(True)
+        groups = [{"params": list(flow.parameters()), "factor": 1.0}]
+        adam = self._adam("generator", groups, config.flow.learning_rate)
+        self.module, self.optimizer = fabric.setup(FlowPass(networks.generator), adam)
+
+    @staticmethod
+    def dataset(config: TrainingConfig) -> ClipDataset:
+        return FlowDataset(flow_training_set(config))
+
+    def learning_rate_factor(self, iteration: int) -> float:
+        return self._warm_up(iteration) * _cosine(iteration / self.iterations)
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        device, parts = self.fabric.device, len(batches)
+        losses, errors = [], []
+        for i, batch in enumerate(batches):
+            truth, known = (batch[k].to(device).flatten(0, 1) for k in ("flow", "known"))
+            with self._unless(i == parts - 1, self.module):
+                flow = self.module(to_frames(batch["degraded"], device)).flatten(0, 1)
+                loss, error = flow_loss(flow, truth, known)
+                self.fabric.backward(loss / parts)
+            losses.append(loss.detach())
+            errors.append(error)
+        loss = torch.stack(losses).mean()
+        norm = self._update(self.module, self.optimizer, loss)
+        return {"loss": loss, "end_point_error": torch.stack(errors).mean(), "norm": norm}
+
+
+class RestorationPhase(Phase):
+    """The whole network: output and cleaning loss (published first stage), with perceptual and
+    adversarial loss (second stage).
+
+    Args:
+        perceptual: needed if its loss has a weight.
+    """
+
+    name = "restoration"
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: TrainingConfig,
+        networks: Networks,
+        *,
+        perceptual: PerceptualLoss | None,
+    ) -> None:
+        super().__init__(fabric, config, networks)
+        self.perceptual = perceptual and perceptual.to(fabric.device)
+        self._shown: list[Tensor] = []
+        self.batch, self.iterations = config.batch, config.iterations
+        rates = config.optimizer
+        networks.generator.requires_grad_(True)
+        flow = networks.generator.basicvsr.spynet
+        flow.requires_grad_(config.flow.factor > 0.0)
+        of_flow = {id(p) for p in flow.parameters()}
+        rest = [p for p in networks.generator.parameters() if id(p) not in of_flow]
+        groups = [{"params": rest, "factor": 1.0}]
+        if config.flow.factor > 0.0:
+            groups.append({"params": list(flow.parameters()), "factor": config.flow.factor})
+        adam = self._adam("generator", groups, rates.learning_rate)
+        self.module, self.optimizer = fabric.setup(RestorationPass(networks.generator), adam)
+
+        self.pixel_loss = {"l1": l1, "charbonnier": charbonnier}[config.losses.pixel]
+        if networks.discriminator is not None:
+            parameters = [{"params": list(networks.discriminator.parameters()), "factor": 1.0}]
+            adam = self._adam("discriminator", parameters, rates.discriminator_learning_rate)
+            self.judge, self.judge_optimizer = fabric.setup(networks.discriminator, adam)
+
+    @staticmethod
+    def dataset(config: TrainingConfig) -> ClipDataset:
+        return ClipDataset(TrainingSet(config.data, config.degradation, seed=config.seed))
+
+    def learning_rate_factor(self, iteration: int) -> float:
+        decay = 1.0
+        if self.config.optimizer.schedule == "cosine":
+            decay = _cosine(iteration / self.iterations)
+        return self._warm_up(iteration) * decay
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        # The discriminator is constant while the generator learns, and the other way round; both
+        # see the same pictures, as published.
+        parts, outputs, logged = len(batches), [], []
+        with _constant(self.networks.discriminator):
+            for i, batch in enumerate(batches):
+                with self._unless(i == parts - 1, self.module):
+                    loss, values, output = self._generator_loss(batch)
+                    self.fabric.backward(loss / parts)
+                outputs.append(output)
+                logged.append({"loss": loss.detach(), **values})
+        means = {k: torch.stack([values[k] for values in logged]).mean() for k in logged[0]}
+        means["norm"] = self._update(self.module, self.optimizer, means["loss"])
+        if self.networks.discriminator is not None:
+            means |= self._discriminator_step(batches, outputs)
+        return means
+
+    def strip(self) -> Tensor | None:
+        """The middle frame of a clip: degraded, cleaned, output and what was wanted."""
+        return side_by_side(self._shown) if self._shown else None
+
+    def _generator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss, its parts, and the output (N*T, 3, 4H, 4W), without gradient."""
+        weights, device = self.config.losses, self.fabric.device
+        degraded, sharpened = (to_frames(batch[k], device) for k in ("degraded", "sharpened"))
+        cleaned, output = self.module(degraded)
+        losses = {"pixel": weights.pixel_weight * self.pixel_loss(output, sharpened)}
+        if weights.cleaning_weight:
+            target = cleaning_target(sharpened)
+            losses["cleaning"] = weights.cleaning_weight * self.pixel_loss(cleaned, target)
+        pictures = output.flatten(0, 1)
+        with self.fabric.autocast():
+            if self.perceptual is not None:
+                distance = self.perceptual(pictures, sharpened.flatten(0, 1))
+                losses["perceptual"] = weights.perceptual_weight * distance
+            if self.networks.discriminator is not None:
+                logits = self.networks.discriminator(pictures)
+                losses["gan"] = weights.gan_weight * adversarial_loss(logits.float(), real=True)
+        middle = output.shape[1] // 2
+        self._shown = [
+            x[0, middle].detach().clone() for x in (degraded, cleaned, output, sharpened)
+        ]
+        error = ((output.detach() - sharpened) ** 2).mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
+        values = {name: loss.detach() for name, loss in losses.items()}
+        values["psnr"] = (-10.0 * error.log10()).mean()
+        return torch.stack(list(losses.values())).sum(), values, pictures.detach()
+
+    def _discriminator_step(
+        self, batches: Sequence[Batch], outputs: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """What is real is not sharpened: the generator shall not be judged by that."""
+        parts, losses = len(batches), []
+        for i, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
+            truth = to_frames(batch["truth"], self.fabric.device).flatten(0, 1)
+            sides = []
+            for pictures, is_real in ((truth, True), (output, False)):
+                with self._unless(i == parts - 1 and not is_real, self.judge):
+                    side = adversarial_loss(self.judge(pictures).float(), real=is_real)
+                    self.fabric.backward(side / parts)
+                sides.append(side.detach())
+            losses.append(sides[0] + sides[1])
+        loss = torch.stack(losses).mean()
+        norm = self._update(self.judge, self.judge_optimizer, loss)
+        return {"discriminator": loss, "discriminator_norm": norm}
+
+
+def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures (3, h, w), the smaller ones enlarged without smoothing to the largest."""
+    size = max((p.shape[-2:] for p in pictures), key=lambda size: size[0])
+    return torch.cat([F.interpolate(p[None], size, mode="nearest")[0] for p in pictures], dim=-1)
+
+
+def _cosine(part: float) -> float:
+    """From 1 at the beginning to 0 at the end."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
+
+
+@contextlib.contextmanager
+def _constant(network: nn.Module | None) -> Iterator[None]:
+    """Gradients go through the network, none to its weights."""
+    if network is not None:
+        network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        if network is not None:
+            network.requires_grad_(True)
