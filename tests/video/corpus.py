@@ -69,7 +69,9 @@ def cases(folder: Path, *, seed: int, count: int) -> Iterator[Case]:
 
 
 @dataclass(frozen=True)
-class _Case:
+class Recipe:
+    """How a case is made."""
+
     name: str
     make: Callable[[Path], Path]
     """Given an empty folder; returns the input's path within."""
@@ -149,7 +151,7 @@ def _frames(path: Path) -> int:
 # Names and kinds of files
 
 
-def places(seeds: dict[str, Path]) -> Iterator[_Case]:
+def places(seeds: dict[str, Path]) -> Iterator[Recipe]:
     """Whole files with uncommon names, and what is no file."""
     whole = seeds["h264.mp4"]
 
@@ -171,7 +173,7 @@ def places(seeds: dict[str, Path]) -> Iterator[_Case]:
         ("wrong ending", "h264.avi"),
         ("picture's ending", "h264.png"),
     ):
-        yield _Case(f"name with {what}", named(name), FRAMES)
+        yield Recipe(f"name with {what}", named(name), FRAMES)
 
     def linked(target: str) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
@@ -180,15 +182,15 @@ def places(seeds: dict[str, Path]) -> Iterator[_Case]:
 
         return make
 
-    yield _Case("link to a video", linked(str(whole.resolve())), FRAMES)
-    yield _Case("link to itself", linked("link.mp4"))
-    yield _Case("link to nothing", linked("none.mp4"))
+    yield Recipe("link to a video", linked(str(whole.resolve())), FRAMES)
+    yield Recipe("link to itself", linked("link.mp4"))
+    yield Recipe("link to nothing", linked("none.mp4"))
 
     def fifo(place: Path) -> Path:
         os.mkfifo(place / "fifo.mp4")
         return place / "fifo.mp4"
 
-    yield _Case("fifo without a writer", fifo)
+    yield Recipe("fifo without a writer", fifo)
 
     def in_folder(fill: Callable[[Path], object]) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
@@ -223,21 +225,21 @@ def places(seeds: dict[str, Path]) -> Iterator[_Case]:
         pictures(folder)
         os.mkfifo(folder / "4b.png")
 
-    yield _Case("folder of pictures", in_folder(pictures), FRAMES)
-    yield _Case("folder that is empty", in_folder(lambda folder: None))
-    yield _Case("folder of texts", in_folder(lambda f: (f / "a.png").write_text("no picture")))
-    yield _Case("folder of a video", in_folder(lambda f: shutil.copy(whole, f)))
-    yield _Case("folder of two sizes", in_folder(with_other_size), FRAMES)
-    yield _Case("folder with a picture cut off", in_folder(with_damage), FRAMES)
-    yield _Case("folder with an empty picture", in_folder(with_empty), FRAMES)
-    yield _Case("folder with a link to itself", in_folder(with_link_loop), FRAMES)
-    yield _Case("folder with a fifo", in_folder(with_fifo), FRAMES)
+    yield Recipe("folder of pictures", in_folder(pictures), FRAMES)
+    yield Recipe("folder that is empty", in_folder(lambda folder: None))
+    yield Recipe("folder of texts", in_folder(lambda f: (f / "a.png").write_text("no picture")))
+    yield Recipe("folder of a video", in_folder(lambda f: shutil.copy(whole, f)))
+    yield Recipe("folder of two sizes", in_folder(with_other_size), FRAMES)
+    yield Recipe("folder with a picture cut off", in_folder(with_damage), FRAMES)
+    yield Recipe("folder with an empty picture", in_folder(with_empty), FRAMES)
+    yield Recipe("folder with a link to itself", in_folder(with_link_loop), FRAMES)
+    yield Recipe("folder with a fifo", in_folder(with_fifo), FRAMES)
 
 
 # Other content than the name says
 
 
-def contents(seeds: dict[str, Path]) -> Iterator[_Case]:
+def contents(seeds: dict[str, Path]) -> Iterator[Recipe]:
     """Files that are no video, with a video's name; sizes that are extreme."""
 
     def written(name: str, data: bytes) -> Callable[[Path], Path]:
@@ -262,16 +264,16 @@ def contents(seeds: dict[str, Path]) -> Iterator[_Case]:
         ("SVG", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>' * 9),
         ("a PDF", b"%PDF-1.4\n" + noise[:5000]),
     ):
-        yield _Case(f"{what} named .mp4", written("clip.mp4", data))
+        yield Recipe(f"{what} named .mp4", written("clip.mp4", data))
 
     def zipped(place: Path) -> Path:
         with zipfile.ZipFile(place / "clip.mkv", "w") as archive:
             archive.write(seeds["h264.mkv"], "clip.mkv")
         return place / "clip.mkv"
 
-    yield _Case("a zip named .mkv", zipped)
-    yield _Case("noise named .png", written("a.png", b"\x89PNG\r\n\x1a\n" + noise[:2000]))
-    yield _Case("noise named .jpg", written("a.jpg", b"\xff\xd8\xff" + noise[:2000]))
+    yield Recipe("a zip named .mkv", zipped)
+    yield Recipe("noise named .png", written("a.png", b"\x89PNG\r\n\x1a\n" + noise[:2000]))
+    yield Recipe("noise named .jpg", written("a.jpg", b"\xff\xd8\xff" + noise[:2000]))
 
     def sized(suffix: str, size: tuple[int, int], **options: Any) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
@@ -283,18 +285,18 @@ def contents(seeds: dict[str, Path]) -> Iterator[_Case]:
 
         return make
 
-    yield _Case("a picture of 1x1", sized(".png", (1, 1)), 1)
-    yield _Case("a video of 2x2", sized(".mkv", (2, 2), codec="ffv1"), 2)
-    yield _Case("a video of 1x1", sized(".mkv", (1, 1), codec="ffv1"), 2)
-    yield _Case("a video of 16384x16", sized(".mkv", (16384, 16), codec="ffv1"), 2)
-    yield _Case("a video of 16x16384", sized(".mkv", (16, 16384), codec="ffv1"), 2)
-    yield _Case("a picture of 16384x16", sized(".png", (16384, 16)), 1)
+    yield Recipe("a picture of 1x1", sized(".png", (1, 1)), 1)
+    yield Recipe("a video of 2x2", sized(".mkv", (2, 2), codec="ffv1"), 2)
+    yield Recipe("a video of 1x1", sized(".mkv", (1, 1), codec="ffv1"), 2)
+    yield Recipe("a video of 16384x16", sized(".mkv", (16384, 16), codec="ffv1"), 2)
+    yield Recipe("a video of 16x16384", sized(".mkv", (16, 16384), codec="ffv1"), 2)
+    yield Recipe("a picture of 16384x16", sized(".png", (16384, 16)), 1)
 
 
 # Claims
 
 
-def claims(seeds: dict[str, Path]) -> Iterator[_Case]:
+def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
     """Headers that claim enormous sizes, durations, counts or times."""
 
     def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
@@ -373,21 +375,25 @@ def claims(seeds: dict[str, Path]) -> Iterator[_Case]:
         ("picture.tif", "60000x60000", _tiff_claim),
         ("picture.webp", "16383x16383", at(b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f")),
     ):
-        yield _Case(f"{name} claims {what}", changed(name, change), None)
+        yield Recipe(f"{name} claims {what}", changed(name, change), None)
 
     def bomb(place: Path) -> Path:
-        """30000 x 30000 black pixels in 100 kB, and every checksum is right."""
-        row = bytes(1 + 30000 // 8)
-        header = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
-        (place / "bomb.png").write_bytes(
-            b"\x89PNG\r\n\x1a\n"
-            + _png_chunk(b"IHDR", header)
-            + _png_chunk(b"IDAT", zlib.compress(row * 30000, 9))
-            + _png_chunk(b"IEND", b"")
-        )
+        (place / "bomb.png").write_bytes(black_png(30_000, 30_000))
         return place / "bomb.png"
 
-    yield _Case("a PNG bomb", bomb)
+    yield Recipe("a PNG bomb", bomb)
+
+
+def black_png(width: int, height: int) -> bytes:
+    """Black and white in one bit per pixel: a thousandth of its size in memory, or less."""
+    packed = zlib.compressobj(9)
+    rows = [packed.compress(bytes(1 + -(-width // 8))) for _ in range(height)]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+        + _png_chunk(b"IDAT", b"".join(rows) + packed.flush())
+        + _png_chunk(b"IEND", b"")
+    )
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -417,7 +423,7 @@ def _tiff_claim(data: bytes) -> bytes:
 # Damage to packets and their times
 
 
-def remuxed(seeds: dict[str, Path]) -> Iterator[_Case]:
+def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
     """Files that are whole as containers, whose packets are damaged, missing or out of time."""
 
     def through(
@@ -453,17 +459,17 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[_Case]:
             ("a frame cut in half", halved({5})),
             ("the last frame cut in half", halved({11})),
         ):
-            yield _Case(f"{name}: {what}", through(name, change), FRAMES)
+            yield Recipe(f"{name}: {what}", through(name, change), FRAMES)
     for name in ("h264.mp4", "h264.ts", "vp9.webm", "mpeg4.avi", "hevc.mp4"):
         change = without({0})
-        yield _Case(f"{name}: the first key frame missing", through(name, change), FRAMES)
+        yield Recipe(f"{name}: the first key frame missing", through(name, change), FRAMES)
     for name in ("h264.mp4", "h264.mkv", "mpeg4.avi", "h264.ts", "vp9.webm", "h264.flv"):
         for what, change in (
             ("noise in the sound", overwritten({2, 3, 4, 9}, start=0)),
             ("sound cut in half", halved(set(range(3, 9)))),
             ("sound missing", without(set(range(2, 12)))),
         ):
-            yield _Case(f"{name}: {what}", through(name, change, kind="audio"), FRAMES)
+            yield Recipe(f"{name}: {what}", through(name, change, kind="audio"), FRAMES)
 
     def later(number: int, ticks: int) -> Callable[[int, av.Packet], av.Packet]:
         def change(at: int, packet: av.Packet) -> av.Packet:
@@ -475,9 +481,9 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[_Case]:
         return change
 
     for name in ("h264.mp4", "h264.mkv", "h264.ts", "h264.flv"):
-        yield _Case(f"{name}: a jump of 2^30 ticks", through(name, later(6, 2**30)), FRAMES)
-    yield _Case("h264.mkv: a jump of 2^50 ticks", through("h264.mkv", later(6, 2**50)), FRAMES)
-    yield _Case("h264.mp4: times from -2^31 on", through("h264.mp4", later(0, -(2**31))), FRAMES)
+        yield Recipe(f"{name}: a jump of 2^30 ticks", through(name, later(6, 2**30)), FRAMES)
+    yield Recipe("h264.mkv: a jump of 2^50 ticks", through("h264.mkv", later(6, 2**50)), FRAMES)
+    yield Recipe("h264.mp4: times from -2^31 on", through("h264.mp4", later(0, -(2**31))), FRAMES)
 
     def two_sizes(suffix: str, **options: Any) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
@@ -502,7 +508,7 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[_Case]:
         (".mjpeg", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
         (".y4m", {}),
     ):
-        yield _Case(f"{suffix}: another size in the middle", two_sizes(suffix, **options))
+        yield Recipe(f"{suffix}: another size in the middle", two_sizes(suffix, **options))
 
 
 def _remux(
@@ -541,7 +547,7 @@ def _with_data(packet: av.Packet, data: bytes) -> av.Packet:
 # Random damage
 
 
-def random_damage(seeds: dict[str, Path], seed: int) -> Iterator[_Case]:
+def random_damage(seeds: dict[str, Path], seed: int) -> Iterator[Recipe]:
     """Endlessly: one seed after the other, damaged in a way and at a place drawn by chance."""
     rng = random.Random(seed)
     for name in itertools.cycle(seeds):
@@ -563,7 +569,7 @@ def random_damage(seeds: dict[str, Path], seed: int) -> Iterator[_Case]:
             return place / name
 
         what = damage.__name__.strip("_").replace("_", " ")
-        yield _Case(f"{name}: {what}", make, _frames(seeds[name]))
+        yield Recipe(f"{name}: {what}", make, _frames(seeds[name]))
 
 
 def _truncated(data: bytes, rng: random.Random) -> bytes:
