@@ -17,8 +17,9 @@ __all__ = ["check_encoder", "encode_and_decode"]
 
 Frame = NDArray[np.uint8]
 
-_SMALLEST = {"libx265": 32, "libsvtav1": 64}
-"""Height and width below which an encoder refuses; smaller frames are padded for it."""
+_SMALLEST = {"libx265": 64, "libsvtav1": 64}
+"""Height and width below which an encoder refuses, or (x265 4.2 up to 48) writes beyond its buffers;
+smaller frames are padded for it."""
 
 
 def check_encoder(encoder: str) -> None:

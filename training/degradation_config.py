@@ -135,7 +135,11 @@ class JpegConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CodecConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """A video encoder and how strongly it compresses: a range of bitrates, or of qualities."""
+    """A video encoder and how strongly it compresses: a range of bitrates, or of qualities.
+
+    libx264 and mpeg4 give the same bytes for the same frames. libx265 does not always, so with it a
+    run cannot be repeated bit for bit.
+    """
 
     encoder: Encoder
     weight: Weight = 1.0
