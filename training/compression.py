@@ -18,8 +18,8 @@ __all__ = ["check_encoder", "encode_and_decode"]
 Frame = NDArray[np.uint8]
 
 _SMALLEST = {"libx265": 64, "libsvtav1": 64}
-"""Height and width below which an encoder refuses, or (x265 4.2 up to 48) writes beyond its buffers;
-smaller frames are padded for it."""
+"""Height and width below which an encoder refuses, or, as x265 4.2 does up to 48, writes beyond its
+buffers; smaller frames are padded for it."""
 
 
 def check_encoder(encoder: str) -> None:
