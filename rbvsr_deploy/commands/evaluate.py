@@ -31,6 +31,9 @@ class _Preset:
 _PRESETS = {"videolq": _Preset(("niqe", "brisque", "nrqm", "pi"), (0, 50, 99), 4)}
 _BORDER = 4
 
+_COLUMNS = 4
+"""Metrics side by side in a table, so that it fits a terminal of 80 columns."""
+
 
 def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     """Names of metrics, each once."""
@@ -259,8 +262,8 @@ def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
     sequences = evaluation.scores[RESULTS]
     count = sum(len(scores.frames) for scores in sequences.values())
     table = Table(
-        title=f"{len(sequences)} sequence{'s' * (len(sequences) != 1)}, {count} frames; means over "
-        "sequences of means over frames"
+        title=f"{len(sequences)} sequence{'s' * (len(sequences) != 1)}, {count} "
+        f"frame{'s' * (count != 1)}; means over sequences of means over frames"
     )
     table.add_column("metric")
     table.add_column("better")
@@ -276,13 +279,16 @@ def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
         better = "higher" if METRICS[name].higher_is_better else "lower"
         table.add_row(METRICS[name].title, better, *("-" for _ in evaluation.scores), reason)
     console.print(table)
-    if len(sequences) > 1:
+    if len(sequences) == 1:
+        return
+    for start in range(0, len(evaluation.metrics), _COLUMNS):
+        names = evaluation.metrics[start : start + _COLUMNS]
         table = Table(title="results by sequence")
-        table.add_column("sequence")
-        for name in evaluation.metrics:
-            table.add_column(METRICS[name].title, justify="right")
+        table.add_column("sequence", overflow="fold")
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
         for sequence, scores in sequences.items():
-            table.add_row(sequence, *(_number(scores.mean(name)) for name in evaluation.metrics))
+            table.add_row(sequence, *(_number(scores.mean(name)) for name in names))
         console.print(table)
 
 
