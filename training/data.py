@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.training.cache import FrameCache
 from rbvsr_deploy.training.camera import CameraPath
+from rbvsr_deploy.training.compression import check_encoder
 from rbvsr_deploy.training.degradations import (
     SCALE,
     Degradation,
@@ -136,8 +137,12 @@ class TrainingSet:
         """Look at every source before the long work.
 
         Raises:
-            MediaError: clips longer or larger than what is there; one sentence, names the source.
+            MediaError: clips longer or larger than what is there, or an encoder that this PyAV does
+                not have; one sentence that names the source or the encoder.
         """
+        stages = [s for s in (self.degradation.first, self.degradation.second) if s is not None]
+        for codec in (codec for stage in stages for codec in stage.video.codecs):
+            check_encoder(codec.encoder)
         for source in self.sources:
             source.check()
 

@@ -370,6 +370,19 @@ def test_missing_and_empty_folders(tmp_path: Path, kind: str, message: str) -> N
         clips(only(kind, tmp_path))
 
 
+def test_an_encoder_that_is_not_there(reds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before the first iteration, not in it."""
+    data = TrainingSet(only("frames", reds), PUBLISHED, seed=0)
+    data.check()
+
+    def missing(name: str, mode: str) -> av.Codec:
+        raise av.codec.codec.UnknownCodecError(name)
+
+    monkeypatch.setattr(av, "Codec", missing)
+    with pytest.raises(MediaError, match="encoder 'libx264' is not part of this PyAV"):
+        data.check()
+
+
 def test_clips_that_are_too_short(reds: Path) -> None:
     """With the scheme, half of the length is enough."""
     clips(only("frames", reds, length=16))
