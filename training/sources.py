@@ -104,41 +104,37 @@ class Source(ABC):
     def frames_needed(self) -> int:
         return self.shape.frames
 
+    @property
+    def side(self) -> int:
+        """Of what is cut out of a frame, before it is reduced."""
+        return self.shape.side * self.config.reduction
+
     def fits(self, footage: Footage) -> bool:
-        side = self.shape.side * self.config.reduction
-        return footage.count >= self.frames_needed and min(footage.height, footage.width) >= side
+        smaller = min(footage.height, footage.width)
+        return footage.count >= self.frames_needed and smaller >= self.side
 
     def check(self) -> None:
         """Raise ``MediaError`` if no clip can be cut from this source."""
-        if self.usable:
-            if len(self.usable) < len(self.footage):
-                logger.warning(
-                    "%d of %d in '%s' are left out: too short or too small for clips of %d frames "
-                    "of %dx%d",
-                    len(self.footage) - len(self.usable),
-                    len(self.footage),
-                    self.config.path,
-                    self.frames_needed,
-                    self.shape.side * self.config.reduction,
-                    self.shape.side * self.config.reduction,
-                )
-            return
+        path, needed, side = self.config.path, self.frames_needed, self.side
         if not self.footage:
+            raise MediaError(f"nothing in '{path}' can be decoded: repair or replace it")
+        long_enough = [f for f in self.footage if f.count >= needed]
+        if not long_enough:
             raise MediaError(
-                f"nothing in '{self.config.path}' can be decoded: repair or replace it"
+                f"the longest clip in '{path}' has {max(f.count for f in self.footage)} frames "
+                f"and {needed} are needed: lower the length, or give longer clips"
             )
-        longest = max(self.footage, key=lambda f: f.count)
-        if longest.count < self.frames_needed:
+        if not self.usable:
+            largest = max(long_enough, key=lambda f: min(f.height, f.width))
             raise MediaError(
-                f"the longest clip in '{self.config.path}' has {longest.count} frames and "
-                f"{self.frames_needed} are needed: lower the length, or give longer clips"
+                f"the largest frames in '{path}' are {largest.width}x{largest.height} and crops "
+                f"of {side}x{side} are cut from them: lower the crop or the reduction"
             )
-        side = self.shape.side * self.config.reduction
-        largest = max(self.footage, key=lambda f: min(f.height, f.width))
-        raise MediaError(
-            f"the largest frames in '{self.config.path}' are {largest.width}x{largest.height} and "
-            f"crops of {side}x{side} are cut from them: lower the crop or the reduction"
-        )
+        if len(self.usable) < len(self.footage):
+            logger.warning(
+                f"{len(self.footage) - len(self.usable)} of {len(self.footage)} in '{path}' are "
+                f"left out: too short or too small for clips of {needed} frames of {side}x{side}"
+            )
 
     @abstractmethod
     def clip(self, rng: np.random.Generator) -> Clip:
@@ -149,23 +145,22 @@ class Source(ABC):
         """
 
 
-class _Footage(Source):
+class _RealFootage(Source):
     """Clips cut from real footage: place, flips and transposition are drawn."""
 
     def clip(self, rng: np.random.Generator) -> Clip:
         starts = np.array([f.count - self.frames_needed + 1 for f in self.usable])
         footage = self.usable[int(rng.choice(len(starts), p=starts / starts.sum()))]
         start = int(rng.integers(footage.count - self.frames_needed + 1))
-        side, factor = self.shape.side, self.config.reduction
         region = Region(
-            top=int(rng.integers(footage.height - side * factor + 1)),
-            left=int(rng.integers(footage.width - side * factor + 1)),
-            height=side * factor,
-            width=side * factor,
+            top=int(rng.integers(footage.height - self.side + 1)),
+            left=int(rng.integers(footage.width - self.side + 1)),
+            height=self.side,
+            width=self.side,
         )
         frames = np.stack(
             [
-                _reduced(footage.cut(planes, region), factor)
+                _reduced(footage.cut(planes, region), self.config.reduction)
                 for planes in footage.decode(start, self.frames_needed)
             ]
         )
@@ -179,7 +174,7 @@ class _Footage(Source):
         return Clip(frames=np.ascontiguousarray(frames), path=None, name=footage.name)
 
 
-class FrameFolders(_Footage):
+class FrameFolders(_RealFootage):
     """A folder of folders of frames, or one folder of frames."""
 
     def files(self) -> dict[str, list[Path]]:
@@ -192,7 +187,7 @@ class FrameFolders(_Footage):
         return clips
 
 
-class Videos(_Footage):
+class Videos(_RealFootage):
     """A folder of video files, or one file."""
 
     def files(self) -> dict[str, list[Path]]:
@@ -243,7 +238,7 @@ def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
 
 
-_KINDS: dict[str, type[_Footage] | type[Photos]] = {
+_KINDS: dict[str, type[_RealFootage] | type[Photos]] = {
     "frames": FrameFolders,
     "videos": Videos,
     "photos": Photos,
