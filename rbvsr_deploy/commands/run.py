@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size, show
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, show
+from rbvsr_deploy.commands.run_options import (
+    NETWORK,
+    READING,
+    SECTIONS,
+    WRITING,
+    SectionedCommand,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from rbvsr_deploy.batch import Failure
     from rbvsr_deploy.preview import Preview
-    from rbvsr_deploy.refinement import RefineScope
     from rbvsr_deploy.upscale_file import Summary
-    from rbvsr_deploy.video import Alpha
 
 __all__ = ["run"]
 
@@ -40,196 +44,15 @@ _NOT_OF_A_PREVIEW = {
     "codec": "--codec",
     "crf": "--crf",
     "pix_fmt": "--pix-fmt",
-    "no_audio": "--no-audio",
-    "no_subtitles": "--no-subtitles",
+    "audio": "--no-audio",
+    "subtitles": "--no-subtitles",
 }
-
-_SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
-
-# Plain seconds, or below 60 where minutes come before, and those below 60 where hours do.
-_TIME = re.compile(r"(?:(?:(\d+):(?=[0-5]?\d:))?(\d+):(?=[0-5]?\d(?:\.|$)))?(\d+(?:\.\d*)?|\.\d+)")
+# What upscale_file takes as it was given.
+_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "compare", "overwrite", "keep_job")
 
 
-def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """A number of frames, or "all", which is ``None``."""
-    if value == "all":
-        return None
-    if value.isdecimal():
-        return int(value)
-    raise click.BadParameter(f"{value!r} is neither a number of frames, 0 or more, nor 'all'")
-
-
-def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
-    """Frames per second, as a decimal number or a fraction."""
-    if value is None:
-        return None
-    try:
-        rate = Fraction(value)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not _SLOWEST <= rate <= _FASTEST:
-        raise click.BadParameter(
-            f"{value!r} is no rate: give a number such as 24, 23.976 or 30000/1001, from "
-            f"{_SLOWEST} to {_FASTEST}"
-        )
-    return rate.limit_denominator(1001)
-
-
-def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
-    """Seconds, from a number of them or hours, minutes and seconds."""
-    if value is None:
-        return None
-    found = _TIME.fullmatch(value)
-    if found is None:
-        raise click.BadParameter(
-            f"{value!r} is no time: give seconds such as 12.5, or minutes and seconds or hours too "
-            "as in 1:02:03.25"
-        )
-    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
-@click.command(context_settings={"show_default": True})
+@click.command(cls=SectionedCommand, sections=SECTIONS, context_settings={"show_default": True})
 @click.argument("inputs", metavar="INPUT...", type=PATH, nargs=-1, required=True)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    help="Video, picture or folder to write; of several inputs, the folder for all; - for y4m on "
-    "standard output.  "
-    "[default: <name>_x4 beside INPUT]",
-)
-@click.option(
-    "--engine",
-    "engine_path",
-    type=PATH,
-    help="Bundle made by rbvsr-export, or a checkpoint to run in torch.  [default: the compact "
-    "model for CPUs]",
-)
-@click.option(
-    "--device",
-    default="auto",
-    help="auto (the best there is), tensorrt, cuda, cpu, or the name of an ONNX Runtime execution "
-    "provider.",
-)
-@click.option(
-    "--fps",
-    metavar="RATE",
-    callback=_rate,
-    help="Frames per second of a video made of a folder, such as 24 or 30000/1001.  [default: 25]",
-)
-@click.option(
-    "--start",
-    metavar="TIME",
-    callback=_time,
-    help="Begin with the first frame at this time: seconds such as 12.5, or [H:]MM:SS such as "
-    "1:02:03.25, counted from the input's first frame.",
-)
-@click.option(
-    "--end", metavar="TIME", callback=_time, help="End before the first frame at this time."
-)
-@click.option("--frames", metavar="N", type=click.IntRange(min=1), help="End after so many frames.")
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Stop where a video is damaged, instead of leaving out what cannot be decoded.",
-)
-@click.option(
-    "--deinterlace",
-    is_flag=True,
-    help="Make whole frames of a video's fields: where frames are marked as interlaced, else of "
-    "all.",
-)
-@click.option(
-    "--decoder",
-    metavar="NAME",
-    help="Decode a video on a device such as cuda, or with another decoder of FFmpeg's.",
-)
-@click.option(
-    "--alpha",
-    type=click.Choice(["drop", "keep", "refuse"]),
-    default="drop",
-    help="What becomes of opacity; kept, it is enlarged without the network.",
-)
-@click.option(
-    "--codec",
-    help="Encoder of a video.  [default: libx264, or libvpx-vp9 for .webm; for more than 8 bits "
-    "libx265, or libsvtav1 for .webm; prores_ks, ffv1 and dnxhd for inputs of these]",
-)
-@click.option(
-    "--crf", type=float, help="Quality of a video, smaller is better.  [default: 18 for libx264]"
-)
-@click.option(
-    "--pix-fmt",
-    help="Pixel format of a video.  [default: yuv420p, or yuv420p10le for more than 8 bits]",
-)
-@click.option("--no-audio", is_flag=True, help="Leave out the sound of a video.")
-@click.option("--no-subtitles", is_flag=True, help="Leave out the subtitles of a video.")
-@click.option(
-    "--refine-threshold",
-    type=click.FloatRange(min=0),
-    help="Clean again while the mean change is at or above this many of 255 levels.  [default: "
-    "the model's own]",
-)
-@click.option(
-    "--cleanings", type=click.IntRange(min=0), help="Fixed number of cleaning passes instead."
-)
-@click.option(
-    "--before-after",
-    type=PATH,
-    help="Also write a picture of the middle frame, bicubic beside result.",
-)
-@click.option(
-    "--compare",
-    metavar="PAGE.html",
-    type=PATH,
-    help="Also write a page with some frames before and after, and the figures of the run.",
-)
-@click.option(
-    "--preview",
-    metavar="N",
-    type=click.IntRange(1, 100),
-    help="Write no video, but a page with N pictures from all over the input before and after, and "
-    "how long all of it would take: what --compare names, or <name>_x4.html beside INPUT.",
-)
-@click.option(
-    "--refine-scope",
-    type=click.Choice(["scene", "frame"]),
-    default="scene",
-    help="Whether a whole scene or each frame decides how often it is cleaned.",
-)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    callback=memory_size,
-    help="How much of the device's memory to use, such as 4GiB.  [default: half of what is free]",
-)
-@click.option(
-    "--lookahead",
-    metavar="N|all",
-    default="all",
-    callback=_lookahead,
-    help="How many future frames each frame draws on, or all of its scene. With N, the first "
-    "picture comes out after N + 1 frames, and every frame costs N + 1 backward steps.",
-)
-@click.option(
-    "--max-scene",
-    type=click.IntRange(min=1),
-    help="Longer scenes are worked on in parts of so many frames.  [default: 300]",
-)
-@click.option(
-    "--scene-cuts/--no-scene-cuts", default=True, help="Look for cuts, where a new scene begins."
-)
-@click.option(
-    "--scene-list",
-    type=PATH,
-    help="Text file of the frames at which scenes begin, one per line: read if it exists, else "
-    "written. With --start, frames are counted from there.",
-)
-@click.option(
-    "--keep-job", is_flag=True, help="Keep the job folder with the encoded parts after success."
-)
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @JSON
 @VERBOSE
 @VERSION
@@ -238,25 +61,7 @@ def run(
     output: Path | None,
     engine_path: Path | None,
     device: str,
-    memory: int | None,
-    lookahead: int | None,
-    max_scene: int | None,
-    refine_threshold: float | None,
-    refine_scope: RefineScope,
-    cleanings: int | None,
-    fps: Fraction | None,
-    start: Fraction | None,
-    end: Fraction | None,
-    frames: int | None,
-    strict: bool,
-    deinterlace: bool,
-    alpha: Alpha,
-    decoder: str | None,
-    codec: str | None,
-    crf: float | None,
-    pix_fmt: str | None,
-    no_audio: bool,
-    no_subtitles: bool,
+    preview: int | None,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -267,17 +72,16 @@ def run(
     same command. With several inputs, one that fails does not stop the others. - is a y4m on
     standard input.
     """
-    preview = options["preview"]
     if preview is not None:
         _check_preview(click.get_current_context())
     _check_pipes(inputs, output, as_json=as_json, keep_job=options["keep_job"])
+    given = click.get_current_context().params
     for name, option in _ABOUT_ONE_INPUT.items():
-        if len(inputs) > 1 and options[name] is not None:
+        if len(inputs) > 1 and given[name] is not None:
             raise click.UsageError(
                 f"{option} is about one input, and there are {len(inputs)}: "
                 "leave it out, or give one at a time"
             )
-    del options["preview"]
     with edge(verbose=verbose):
         from rbvsr_deploy.batch import (
             Failure,
@@ -290,31 +94,14 @@ def run(
         from rbvsr_deploy.models import DEFAULT_BUNDLE
         from rbvsr_deploy.preview import write_preview
         from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
-        from rbvsr_deploy.stream import MAX_SCENE, Settings
+        from rbvsr_deploy.stream import Settings
         from rbvsr_deploy.upscale_file import upscale_file
         from rbvsr_deploy.video import ReadOptions, WriteOptions, default_output
 
-        settings = Settings(
-            lookahead=lookahead,
-            max_scene=max_scene or MAX_SCENE,
-            refine_threshold=refine_threshold,
-            refine_scope=refine_scope,
-            cleanings=cleanings,
-            memory=memory,
-        )
-        reading = ReadOptions(
-            fps=fps,
-            start=start,
-            end=end,
-            frames=frames,
-            strict=strict,
-            deinterlace=deinterlace,
-            alpha=alpha,
-            decoder=decoder,
-        )
-        writing = WriteOptions(
-            codec=codec, crf=crf, pix_fmt=pix_fmt, audio=not no_audio, subtitles=not no_subtitles
-        )
+        settings = Settings(**values_of(NETWORK, options))
+        reading = ReadOptions(**values_of(READING, options))
+        writing = WriteOptions(**values_of(WRITING, options))
+        others = {name: options[name] for name in _PASSED_ON}
 
         def report(line: str) -> None:
             click.echo(line, err=True)
@@ -330,7 +117,7 @@ def run(
                     writing=writing,
                     progress=progress,
                     report=report,
-                    **options,
+                    **others,
                 )
 
         several = len(inputs) > 1
