@@ -83,8 +83,8 @@ def _frames(ctx: click.Context, param: click.Parameter, value: str | None) -> li
 @click.option(
     "--preset",
     type=click.Choice(sorted(_PRESETS)),
-    help="Metrics, frames and border of published figures; what is given of these three goes before "
-    "it.",
+    help="Metrics, frames and border of published figures; what is given of these three goes "
+    "before it.",
 )
 @click.option(
     "--frames", metavar="N,...|all", callback=_frames, help="Which frames.  [default: all]"
