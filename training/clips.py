@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 import torch
@@ -127,6 +128,9 @@ def batches(
     Raises:
         RbvsrError: a clip could not be made.
     """
+    # For one thread of OpenCV's in the workers. Set before the fork, which its threads do not
+    # survive: a worker that wanted to end them would wait for ever.
+    cv2.setNumThreads(1)
     over = multiprocessing.Event()
     loader = DataLoader(
         dataset,
@@ -158,16 +162,14 @@ def _stacked(items: list[Arrays | RbvsrError]) -> dict[str, Tensor] | RbvsrError
 
 
 def _start_worker(over: Event, number: int) -> None:
-    """One thread each. The signals that end a run are for the process that saves it, and that would
-    be thrown off by the end of a worker; only when it wants no more clips do they end this one.
+    """The signals that end a run are for the process that saves it, and that would be thrown off by
+    the end of a worker; only when it wants no more clips do they end this one.
     """
-    import cv2
 
     def end(signal_number: int, frame: object) -> None:
         if over.is_set():
             os._exit(0)
 
-    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
 

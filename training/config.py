@@ -32,11 +32,7 @@ Count = Annotated[int, Meta(ge=1)]
 CountOrNone = Annotated[int, Meta(ge=0)]
 
 
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Immutable, and nothing in it that is not known."""
-
-
-class FlowConfig(Section):
+class FlowConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The flow network: given and frozen, as published, or trained here."""
 
     weights: str | None = None
@@ -55,7 +51,7 @@ class FlowConfig(Section):
     it, as published."""
 
 
-class LossConfig(Section):
+class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is minimised; a weight of 0 leaves a loss out."""
 
     pixel: Literal["l1", "charbonnier"] = "l1"
@@ -73,7 +69,7 @@ class LossConfig(Section):
     """Above 0 a discriminator is trained along, as in the published second stage (0.05)."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Adam, for generator and discriminator."""
 
     learning_rate: Positive = 1e-4
@@ -89,7 +85,7 @@ class OptimizerConfig(Section):
     """Of the moving average of the generator, which is what is exported."""
 
 
-class ValidationConfig(Section):
+class ValidationConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """PSNR of the averaged generator on clips that are not trained on; none without sources."""
 
     sources: tuple[SourceConfig, ...] = ()
@@ -98,7 +94,7 @@ class ValidationConfig(Section):
     """Iterations."""
 
 
-class OutputConfig(Section):
+class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is written when; nothing here changes the weights."""
 
     checkpoint_every: Count = 1000
@@ -111,7 +107,7 @@ class OutputConfig(Section):
     """Iterations after which TensorBoard gets a strip of pictures; 0 is never."""
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A training run. The defaults are the first stage as published."""
 
     data: DataConfig
@@ -243,8 +239,9 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = _merged(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        result[key] = value
     return result
 
 

@@ -35,7 +35,8 @@ def cleaning_target(truth: Tensor) -> Tensor:
     Returns:
         (N, T, 3, H, W).
     """
-    return F.avg_pool2d(truth.flatten(0, 1), 4).unflatten(0, truth.shape[:2])
+    reduced = F.avg_pool2d(truth.flatten(0, 1), 4)
+    return reduced.view(*truth.shape[:3], *reduced.shape[-2:])
 
 
 def adversarial_loss(logits: Tensor, *, real: bool) -> Tensor:

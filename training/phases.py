@@ -98,7 +98,7 @@ class Phase(ABC):
     def _warm_up(self, iteration: int) -> float:
         return min(1.0, (iteration + 1) / max(1, self.config.optimizer.warm_up))
 
-    def _unless(self, last: bool, module: nn.Module) -> AbstractContextManager[None]:
+    def _unless(self, last: bool, module: Any) -> AbstractContextManager[None]:
         """Around forward and backward pass: gradients are averaged over the processes with the last
         of several passes only.
         """

@@ -23,9 +23,10 @@ from typing import Any
 import msgspec
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -137,8 +138,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(other, handler)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -157,7 +157,9 @@ class _Run:
         # What a user may have got wrong comes first, before anything takes long.
         self.latest = output / "latest.pth"
         self.checkpoint = read_checkpoint(self.latest, config) if self.latest.exists() else None
-        kinds = [FlowPhase, RestorationPhase] if self._trains_flow() else [RestorationPhase]
+        kinds: list[type[Phase]] = [RestorationPhase]
+        if self._trains_flow():
+            kinds.insert(0, FlowPhase)
         self.datasets: dict[str, ClipDataset] = {}
         for kind in kinds:
             self.datasets[kind.name] = kind.dataset(config)
