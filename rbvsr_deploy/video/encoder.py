@@ -77,7 +77,7 @@ _QUALITY = {
     "libvpx-vp9": Quality("crf", 24, 0, 63),
     "libaom-av1": Quality("crf", 22, 0, 63),
     "libsvtav1": Quality("crf", 24, 1, 63),
-    # Those of devices, as FFmpeg documents them: none was at hand to try them on.
+    # Those of devices: none was at hand to try them on.
     "h264_nvenc": Quality("cq", 19, 1, 51),
     "hevc_nvenc": Quality("cq", 21, 1, 51),
     "av1_nvenc": Quality("cq", 24, 1, 51),

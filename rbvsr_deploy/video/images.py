@@ -91,8 +91,8 @@ _JPEG_COLOUR = Colour(matrix=BT601, range=FULL, primaries=2, transfer=2)
 class ImageSource(Source):
     """One picture, or the pictures of a folder in natural order of their names.
 
-    Files that are no pictures are ignored. All pictures must have the size of the first, and are
-    given in its bits.
+    Files that neither are pictures nor called so are ignored. All pictures must have the size of
+    the first, and are given in its bits.
 
     Args:
         path: an existing file or folder.
@@ -260,11 +260,21 @@ def _encode(
 
 
 def _picture_files(folder: Path) -> list[Path]:
+    """The pictures of a folder in natural order. What is no picture, and is not called one, is
+    ignored; a frame that has become unreadable must not be missing in silence.
+    """
     try:
-        files = [file for file in folder.iterdir() if file.is_file() and is_image(file)]
+        # Names with a dot in front are what systems leave beside files of other systems.
+        files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
     except OSError as error:
         raise MediaError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return sorted(files, key=lambda file: _natural_key(file.name))
+    pictures = [file for file in files if is_image(file)]
+    for file in sorted(set(files) - set(pictures)):
+        if pictures and file.suffix.lower() in IMAGE_SUFFIXES:
+            raise MediaError(
+                f"{file} is called a picture and is none, or an incomplete one: repair or remove it"
+            )
+    return sorted(pictures, key=lambda file: _natural_key(file.name))
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:

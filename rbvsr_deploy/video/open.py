@@ -24,7 +24,7 @@ _AS_IT_IS, _AS_USUAL = ReadOptions(), WriteOptions()
 def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
     """Opens a video, a picture or a folder of pictures, whichever the path holds.
 
-    The content decides, not the name.
+    The content decides, not the name, but for Motion JPEG without a container.
 
     Args:
         path: the file or folder; "-" is a y4m on standard input.
@@ -50,7 +50,8 @@ def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
         raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
     if path.stat().st_size == 0:
         raise MediaError(f"the input {path} is empty: give a complete video or picture")
-    if not is_image(path):
+    # One JPEG after the other begins as a single one does.
+    if not is_image(path) or path.suffix.lower() in (".mjpeg", ".mjpg"):
         return VideoSource(path, options)
     if not is_animated(path):
         return _pictures(path, options)

@@ -222,3 +222,29 @@ def test_default_output_of_videos():
         "photo.webp": "photo_x4.webp",
     }
     assert {name: str(default_output(Path(name))) for name in expected} == expected
+
+
+def test_what_is_called_a_picture_and_is_none_is_told(tmp_path):
+    """A frame that was cut off to nothing would be missing in the video without a word."""
+    for name in ("1.png", "3.png"):
+        write_image(tmp_path / name, image=np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture, and not called one")
+    (tmp_path / "._1.png").write_bytes(b"what macOS leaves beside a file")
+    with open_source(tmp_path) as source:
+        assert [frame.name for frame in source] == ["1.png", "3.png"]
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(MediaError, match=r"2\.png is called a picture and is none"):
+        open_source(tmp_path)
+
+
+def test_motion_jpeg_without_a_container_is_a_video(tmp_path):
+    path = tmp_path / "camera.mjpeg"
+    with av.open(str(path), "w", format="mjpeg") as out:
+        stream = out.add_stream("mjpeg", rate=25, width=32, height=16)
+        stream.codec_context.pix_fmt = "yuvj420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_source(path) as source:
+        assert len(list(source)) == 3
