@@ -73,18 +73,20 @@ def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> N
 
 
 def test_data_files_are_there(wheel: zipfile.Path) -> None:
-    """The type marker, the page's template and whatever models, weights and model cards lie in the
-    checkout, byte for byte.
+    """The type marker, the page's template, the recipes of training and whatever models, weights
+    and model cards lie in the checkout, byte for byte.
     """
     models = ROOT / "rbvsr_deploy" / "models"
     data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "comparison_page.html")]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
-    for path in data:
-        packed = path.relative_to(ROOT).as_posix()
-        assert packed in names(wheel)
-        assert wheel.root.read(packed) == path.read_bytes()
+    packed = {path.relative_to(ROOT).as_posix(): path for path in data}
+    presets = (ROOT / "training" / "presets").glob("*.toml")
+    packed |= {f"rbvsr_deploy/training/presets/{path.name}": path for path in presets}
+    for name, path in packed.items():
+        assert name in names(wheel)
+        assert wheel.root.read(name) == path.read_bytes()
     others = {n for n in names(wheel) if n.startswith("rbvsr_deploy/") and not n.endswith(".py")}
-    assert others == {path.relative_to(ROOT).as_posix() for path in data}
+    assert others == set(packed)
 
 
 def test_commands_are_there(wheel: zipfile.Path) -> None:

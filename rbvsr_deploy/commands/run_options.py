@@ -256,13 +256,13 @@ class SectionedCommand(click.Command):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         sections: Mapping[str, Sequence[click.Option]],
         params: Sequence[click.Parameter] | None = None,
         **attributes: Any,
     ) -> None:
         grouped = [option for options in sections.values() for option in options]
-        super().__init__(*args, params=[*(params or ()), *grouped], **attributes)
+        super().__init__(params=[*(params or ()), *grouped], **attributes)
         self._sections = sections
         self._others = [param for param in params or () if isinstance(param, click.Option)]
 
