@@ -18,6 +18,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.export.export import export_bundle
 from rbvsr_deploy.training.presets import PRESETS
 from rbvsr_deploy.training.sources import find_sources
+from tests.conftest import moving_clip
 
 FAST = (
     *("--set", "iterations=2"),
@@ -50,8 +51,8 @@ def test_both_stages_then_export_and_pictures(sources: tuple[Path, Path], tmp_pa
 
     bundle = tmp_path / "mine.plan"
     export_bundle(two / "latest.pth", bundle, precision="float32")
-    assert open_bundle(bundle).manifest.config["mid_channels"] == 8
-    frames = np.random.default_rng(0).integers(0, 255, (3, 24, 32, 3), np.uint8)
+    assert open_bundle(bundle).manifest.model["mid_channels"] == 8
+    frames = moving_clip(3, 24, 32)
     with Upscaler(bundle, device="cpu") as upscaler:
         pictures = np.stack(list(upscaler.frames(frames)))
     model = load_checkpoint(two / "model.safetensors").model
