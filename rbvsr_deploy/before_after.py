@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.files import check_writable
+from rbvsr_deploy.files import check_writable, write_atomically
 from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.video import ReadOptions, open_source
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, write_image
+from rbvsr_deploy.video.images import IMAGE_SUFFIXES, encode_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,13 +36,22 @@ def write_before_after(
 ) -> None:
     """A picture (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white gap, and
     as it is in the output. ``reading`` is how the source was read.
+
+    Raises:
+        MediaError: source or output cannot be read, or the picture not written.
     """
     both = zip(frames_of(source, [number], reading), frames_of(output, [number]), strict=True)
     ((before, after),) = both
     height, width = after.shape[:2]
     before = enlarged(before, width=width, height=height)
     gap = np.full((height, 16, 3), 255, np.uint8)
-    write_image(path, image=np.concatenate((before, gap, after), axis=1))
+    picture = encode_image(np.concatenate((before, gap, after), axis=1), path.suffix)
+    try:
+        write_atomically(path, picture)
+    except OSError as error:
+        raise MediaError(
+            f"the picture '{path}' cannot be written ({error.strerror}); {output} is complete"
+        ) from None
 
 
 def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrite: bool) -> None:

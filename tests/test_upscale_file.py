@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ import pytest
 from rbvsr_deploy.errors import EngineError, MediaError, RbvsrError
 from rbvsr_deploy.stream import Settings
 from rbvsr_deploy.upscale_file import Summary, upscale_file
-from rbvsr_deploy.video import Frame, ImageSink, ImageSource, open_source
+from rbvsr_deploy.video import Frame, ImageSink, ImageSource, ReadOptions, open_source
 from rbvsr_deploy.video.images import write_image
-from tests.doubles import ArithmeticEngine
+from tests.conftest import DATA
+from tests.doubles import ArithmeticEngine, BicubicEngine
 
 FRAMES = 130
 SCENES = (60, 125)
@@ -168,3 +171,25 @@ def test_progress_and_plan(folder: Path, tmp_path: Path) -> None:
     assert summary.memory == 2500
     assert 1 <= summary.plan.window < 60  # more backward steps than frames, not more progress
     assert lines == [f"Memory: 0 MiB for {summary.plan}"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing_but_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full when everything is done: what is complete is said, and stays."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rbvsr_deploy.before_after.write_atomically", full)
+    picture, output = tmp_path / "both.png", tmp_path / "out.mkv"
+    with pytest.raises(MediaError, match=r"both\.png.*No space left.*out\.mkv is complete"):
+        upscale_file(
+            DATA / "sample.mp4",
+            output,
+            engine=BicubicEngine(),
+            reading=ReadOptions(frames=2),
+            before_after=picture,
+        )
+    assert output.stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]

@@ -200,30 +200,40 @@ def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
 
 
 def write_image(path: Path, *, image: Image, opacity: Image | None = None) -> None:
-    """Writes a picture in the format of the path's suffix, without loss except for JPEG and for
-    more than 8 bits in WebP and BMP, which are rounded.
-
-    Args:
-        path: the file to write, ending in one of ``IMAGE_SUFFIXES``.
-        image: ``(H, W, 3)`` RGB, uint8 or uint16.
-        opacity: ``(H, W, 1)`` of the same dtype, where the format is one of ``ALPHA_SUFFIXES``.
+    """Writes a picture in the format of the path's suffix; see ``encode_image``.
 
     Raises:
         MediaError: the suffix is not known, or the file cannot be written.
     """
-    choice = _FORMATS.get(path.suffix.lower())
+    data = encode_image(image, path.suffix, opacity=opacity)
+    with media_errors(f"cannot write the picture {path.name}"):
+        path.write_bytes(data)
+
+
+def encode_image(image: Image, suffix: str, *, opacity: Image | None = None) -> bytes:
+    """A picture in the format of a suffix, without loss except for JPEG and for more than 8 bits in
+    WebP and BMP, which are rounded.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, uint8 or uint16.
+        suffix: one of ``IMAGE_SUFFIXES``.
+        opacity: ``(H, W, 1)`` of the same dtype, where the format is one of ``ALPHA_SUFFIXES``.
+
+    Raises:
+        MediaError: the suffix is not known, or the format cannot hold a picture of this size.
+    """
+    choice = _FORMATS.get(suffix.lower())
     if choice is None:
         raise MediaError(
-            f"pictures cannot be written as {path.suffix!r}: use "
-            + ", ".join(sorted(IMAGE_SUFFIXES))
+            f"pictures cannot be written as {suffix!r}: use " + ", ".join(sorted(IMAGE_SUFFIXES))
         )
     pix_fmt = choice.pix_fmt if opacity is None else choice.alpha
     if image.dtype == np.uint16:
         pix_fmt = (choice.deep if opacity is None else choice.deep_alpha) or pix_fmt
     if pix_fmt is None:
-        raise ValueError(f"{path.suffix} holds no opacity")
-    with media_errors(f"cannot write the picture {path.name}"):
-        path.write_bytes(_encode(image, choice.encoder, pix_fmt, choice.options, opacity=opacity))
+        raise ValueError(f"{suffix} holds no opacity")
+    with media_errors(f"cannot write a picture as {suffix}"):
+        return _encode(image, choice.encoder, pix_fmt, choice.options, opacity=opacity)
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
