@@ -45,6 +45,8 @@
 ``image_sink.py``             pictures out
 ``colour.py``                 what the numbers of a video mean
 ``conversion.py``             YUV to RGB and back
+``chroma_siting.py``          where chroma samples lie between pixels
+``planes.py``                 the numbers of a frame in its memory
 ``orientation.py``            turning and mirroring frames until they stand upright
 ``hdr.py``                     what HDR videos tell of the display they were made on
 ``job.py``                    the folder that holds unfinished work

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rbvsr_deploy.pixels import WHITE, Image, eight_bits
+from rbvsr_deploy.video.chroma_siting import from_left, lies_left, to_left
 from rbvsr_deploy.video.colour import (
     FULL,
     LIMITED,
@@ -21,25 +22,27 @@ from rbvsr_deploy.video.colour import (
     has_alpha,
     is_grey,
 )
+from rbvsr_deploy.video.planes import planes_of
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.video.format import VideoFormat
     from numpy.typing import NDArray
 
-__all__ = ["from_rgb", "opacity_of", "planes_of", "to_rgb"]
+__all__ = ["from_rgb", "opacity_of", "to_rgb"]
 
 # swscale's flags for bicubic, accurate rounding and, both ways, a chroma sample for every pixel:
 # without them it takes the nearest sample and rounds coarsely. PyAV names them from 18 on only.
 _ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 
-def to_rgb(frame: VideoFrame, *, colour: Colour) -> Image:
+def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Image:
     """Converts a decoded frame to RGB, as it lies in the file.
 
     Args:
         frame: a decoded frame of any pixel format.
         colour: how its numbers are to be read.
+        is_picture: of a file of pictures, where chroma samples lie in the middle of their pixels.
 
     Returns:
         ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the frame has more than 8 bits.
@@ -52,6 +55,8 @@ def to_rgb(frame: VideoFrame, *, colour: Colour) -> Image:
         luma = _reformatted(frame, "gray" if depth == 8 else f"gray{depth}le")
         image = _transformed(_samples(luma), _rgb_of_luma(colour, depth=depth))
         return image if depth > 8 else image.astype(np.uint8)
+    if lies_left(video_format) and not is_picture:
+        frame = from_left(frame)
     if depth <= 8:
         rgb = _reformatted(frame, "rgb24").to_ndarray()
         return np.ascontiguousarray(rgb, dtype=np.uint8)
@@ -107,21 +112,14 @@ def from_rgb(
         frame = _planar(image, opacity, target=target, colour=colour)
     # The result inherits the tag; for RGB it means nothing.
     frame.colorspace = colour.matrix
-    frame = frame.reformat(format=pix_fmt, dst_color_range=colour.range, interpolation=_ACCURATE)
+    wanted = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
+    frame = frame.reformat(format=pix_fmt, **wanted)
+    if lies_left(target):
+        frame = to_left(frame).reformat(format=pix_fmt, **wanted)
     if not target.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
     return frame
-
-
-def planes_of(frame: VideoFrame) -> list[NDArray[Any]]:
-    """Views on the planes of a planar frame, little-endian: (H, W) uint8 or uint16 each."""
-    dtype = np.dtype(np.uint8 if depth_of(frame.format) == 8 else np.uint16)
-    views = []
-    for plane in frame.planes:
-        rows = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
-        views.append(rows[:, : plane.width])
-    return views
 
 
 def _reformatted(frame: VideoFrame, pix_fmt: str) -> VideoFrame:

@@ -193,7 +193,7 @@ def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
             raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
         frame, orientation = frames[0], exif_orientation(data)
         colour = colour_of(frame, matrix_if_unknown=BT601)
-        image, opacity = to_rgb(frame, colour=colour), opacity_of(frame)
+        image, opacity = to_rgb(frame, colour=colour, is_picture=True), opacity_of(frame)
         return upright(image, orientation), (
             None if opacity is None else upright(opacity, orientation)
         )

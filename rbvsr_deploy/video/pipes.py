@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.colour import FULL
-from rbvsr_deploy.video.conversion import from_rgb, planes_of
+from rbvsr_deploy.video.conversion import from_rgb
 from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.options import ReadOptions
+from rbvsr_deploy.video.planes import planes_of
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -42,10 +43,10 @@ _AS_IT_IS = ReadOptions()
 _POLL = 0.1  # seconds until a wait for the other program looks whether it is to stop
 _LONGEST_HEADER = 4096
 _HOW = "pipe in what 'ffmpeg -i FILE -f yuv4mpegpipe -' writes"
-# Pixel formats that every reader of y4m knows, and their names there. Chroma samples lie where
-# swscale puts them, in the middle of their pixels.
+# Pixel formats that every reader of y4m knows, and their names there. Chroma samples lie on the
+# left ones of their pixels.
 _CHROMA = {
-    "yuv420p": "420jpeg",
+    "yuv420p": "420mpeg2",
     "yuv422p": "422",
     "yuv444p": "444",
     "yuv420p10le": "420p10 XYSCSS=420P10",

@@ -108,7 +108,7 @@ def test_both_ends(go, clip, tmp_path) -> None:
     done = go("-", "-o", "-", data=clip)
     assert done.returncode == 0, done.stderr
     header, _, _ = done.stdout.partition(b"\n")
-    assert header == b"YUV4MPEG2 W256 H192 F25:1 Ip A4:3 C420jpeg XCOLORRANGE=LIMITED"
+    assert header == b"YUV4MPEG2 W256 H192 F25:1 Ip A4:3 C420mpeg2 XCOLORRANGE=LIMITED"
     assert len(done.stdout) == len(header) + 1 + 5 * (len(b"FRAME\n") + 256 * 192 * 3 // 2)
     assert b"-: 5 frames of 256x192" in done.stderr
     (tmp_path / "in.y4m").write_bytes(clip)
