@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -40,9 +41,11 @@ def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Pa
 
 
 def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]:
-    """Run a program and return its JSON."""
+    """Run a program, or a command of one ("program.py command"), and return its JSON."""
+    program, *command = name.split()
+    options = ["--json", str(result), *map(str, arguments)]
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / name, "--json", str(result), *map(str, arguments)],
+        [sys.executable, ROOT / "benchmarks" / program, *command, *options],
         capture_output=True,
         text=True,
     )
@@ -128,3 +131,94 @@ def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> N
     assert run["frames"] == 6
     assert run["ratio"] >= 1
     assert run["total"] >= run["network"] > 0
+
+
+def make_clips(folder: Path, *, size: tuple[int, int], frames: int = 8) -> Path:
+    """A folder with one video: a texture that moves by two pixels a frame."""
+    folder.mkdir()
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4 + frames, 3))
+    texture = np.kron(noise, np.ones((4, 4, 1))).astype(np.uint8)
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            image = np.ascontiguousarray(texture[:, 2 * number : 2 * number + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return folder
+
+
+def make_niqe_parameters(path: Path) -> Path:
+    """Not of real pictures, but of the right shape."""
+    np.savez(path, mu_pris_param=np.zeros((1, 36)), cov_pris_param=np.eye(36))
+    return path
+
+
+SHORT = ("--iterations", 2, "--set", "workers=0", "--set", "flow.iterations=0", "--clips", 2)
+SHORT += ("--set", "data.crop=8", "--set", "batch=1", "--clip-length", 3, "--device", "cpu")
+
+
+def test_training_claims_cleaning(tmp_path: Path) -> None:
+    """Two runs that differ in the cleaning loss only, scored beside bicubic enlargement."""
+    clips = make_clips(tmp_path / "clips", size=(216, 208))
+    result = run_benchmark(
+        *("training_claims.py cleaning", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
+        *("--clip-crop", 50, *SHORT, "--plot", tmp_path / "cleaning.png"),
+        *("--niqe-parameters", make_niqe_parameters(tmp_path / "niqe.npz")),
+        result=tmp_path / "cleaning.json",
+    )
+    assert "2 iterations: a small model and a short run" in result["label"]
+    names = ("cleaning_loss", "no_cleaning_loss")
+    configs = [
+        json.loads((tmp_path / "runs" / name / "config.json").read_text(encoding="utf-8"))
+        for name in names
+    ]
+    assert [config["losses"].pop("cleaning_weight") for config in configs] == [1, 0]
+    assert configs[0] == configs[1]
+    assert list(result["means"]) == ["bicubic", *names]
+    for name in names:
+        assert set(result["means"][name]) == {"psnr_y", "niqe", "cleaned_psnr_y", "residue"}
+        assert all(value > 0 for value in result["means"][name].values())
+    assert result["rows"]["cleaning_loss"] != result["rows"]["no_cleaning_loss"]
+    assert result["means"]["bicubic"]["residue"] is None
+    assert (tmp_path / "cleaning.png").stat().st_size > 10_000
+
+
+def test_training_claims_length(tmp_path: Path) -> None:
+    """One run per shape, as many frames each; shapes with more frames are refused."""
+    clips = make_clips(tmp_path / "clips", size=(160, 128))
+    result = run_benchmark(
+        *("training_claims.py length", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
+        *("--shapes", "4x1,2x2", "--clip-crop", 24, *SHORT, "--plot", tmp_path / "length.png"),
+        result=tmp_path / "length.json",
+    )
+    assert list(result["rows"]) == ["bicubic", "4x1", "2x2"]
+    for name, batch, frames in (("4x1", 4, 1), ("2x2", 2, 2)):
+        config = json.loads((tmp_path / "runs" / name / "config.json").read_text(encoding="utf-8"))
+        assert (config["batch"], config["data"]["length"]) == (batch, frames)
+        assert config["data"]["stochastic"] is False
+        assert result["means"][name]["psnr_y"] > 0
+    assert result["rows"]["4x1"] != result["rows"]["2x2"]
+    assert (tmp_path / "length.png").stat().st_size > 10_000
+
+
+def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fixed numbers are kept to; a threshold below every change cleans thrice, one above once, and
+    the pictures are then those of that number.
+    """
+    clips = make_clips(tmp_path / "clips", size=(56, 32), frames=4)
+    result = run_benchmark(
+        *("training_claims.py refinement", tiny_bundle, clips, "--thresholds", "0,255"),
+        *("--frames", 3, "--every", 2, "--plot", tmp_path / "refinement.png"),
+        *("--niqe-parameters", make_niqe_parameters(tmp_path / "niqe.npz"), "--device", "cpu"),
+        result=tmp_path / "refinement.json",
+    )
+    cleanings = {way: means["cleanings"] for way, means in result["means"].items()}
+    dynamic = {"threshold 0": 3, "threshold 255": 1}
+    assert cleanings == {"0 fixed": 0, "1 fixed": 1, "3 fixed": 3, **dynamic}
+    rows = result["rows"]
+    assert rows["threshold 0"] == rows["3 fixed"] != rows["1 fixed"] == rows["threshold 255"]
+    assert rows["0 fixed"] != rows["1 fixed"]
+    assert rows["0 fixed"]["clip"]["niqe"] > 0
+    assert (tmp_path / "refinement.png").stat().st_size > 10_000

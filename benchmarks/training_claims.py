@@ -1,0 +1,453 @@
+"""What the paper says about training, measured on a network and a run of any size.
+
+``cleaning`` trains twice, with and without the cleaning loss. ``length`` trains at one number of
+frames per iteration, as many short clips or as few long ones. ``refinement`` upscales real footage
+with fixed numbers of cleanings and with dynamic refinement. Trainings of one call differ in nothing
+else: same recipe, seed and iterations, each in a folder of its own, where the same command goes on
+after an interruption. They are measured on the same held-out clips, whose frames are all different.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+import torch
+from common import environment, parse_numbers
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.commands.edge import edge
+from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.model import PUBLISHED, RealBasicVSR
+from rbvsr_deploy.pixels import Image, eight_bits
+from rbvsr_deploy.progress import TrainingDisplay
+from rbvsr_deploy.stream import SceneRecord, Settings, Stream
+from rbvsr_deploy.training.clips import to_frames
+from rbvsr_deploy.training.config import TrainingConfig, load_config
+from rbvsr_deploy.training.data import Sample, SourceConfig, TrainingSet
+from rbvsr_deploy.training.losses import cleaning_target
+from rbvsr_deploy.training.metrics.base import MetricUnavailableError, Picture, Scorer, Shown, luma
+from rbvsr_deploy.training.metrics.catalogue import METRICS, open_metric
+from rbvsr_deploy.training.metrics.fidelity import psnr
+from rbvsr_deploy.training.metrics.resize import enlarge
+from rbvsr_deploy.training.run import train
+from rbvsr_deploy.training.sequences import find_sequences
+from rbvsr_deploy.training.sources import find_sources
+from rbvsr_deploy.video import open_source
+
+SCALE, BORDER = 4, 4
+HELD_OUT_SEED, HELD_OUT_STREAM = 0, 2
+PUBLISHED_ITERATIONS = 300_000
+
+TITLES = {
+    "cleaned_psnr_y": "PSNR (Y) of cleaned frames, dB",
+    "residue": "change by cleaning, levels of 255",
+    "cleanings": "cleanings",
+    **{name: metric.title for name, metric in METRICS.items()},
+}
+
+Images = NDArray[np.uint8]
+Scores = dict[str, "float | None"]
+Rows = dict[str, dict[str, Scores]]
+"""Scores by what was compared, then by clip or sequence, then by measure."""
+
+
+# --------------------------------------------------------------------------------------- trainings
+
+
+def sources_of(folders: Iterable[Path]) -> list[SourceConfig]:
+    return [source for folder in folders for source in find_sources(folder)]
+
+
+def train_all(configs: dict[str, TrainingConfig], runs: Path, device: str) -> dict[str, Path]:
+    """Train each, or go on, in a folder of its name; the averaged generators."""
+    models = {}
+    for name, config in configs.items():
+        print(f"{name}: {runs / name}", flush=True)
+        with TrainingDisplay() as display:
+            models[name] = train(config, output=runs / name, device=device, on_step=display)
+    return models
+
+
+def label_of(recipe: str, config: TrainingConfig, device: str) -> str:
+    """What was trained; a figure without this would be taken for more than it is."""
+    parameters = sum(p.numel() for p in RealBasicVSR(config.network).parameters())
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    text = f"{Path(recipe).stem}, {parameters:,} parameters, {device.upper()}"
+    text += f", {config.iterations:,} iterations"
+    small, short = config.network != PUBLISHED, config.iterations < PUBLISHED_ITERATIONS
+    what = ["a small model"] * small + ["a short run"] * short
+    return f"{text}: {' and '.join(what)}" if what else text
+
+
+def held_out_clips(
+    config: TrainingConfig, sources: Sequence[SourceConfig], *, count: int, length: int, crop: int
+) -> list[Sample]:
+    """Degraded as in training, but with a fixed degradation per clip."""
+    data = msgspec.structs.replace(
+        config.data, sources=tuple(sources), length=length, crop=crop, stochastic=False
+    )
+    clips = TrainingSet(data, config.degradation, seed=HELD_OUT_SEED)
+    clips.check()
+    return [clips.sample(index, stream=HELD_OUT_STREAM) for index in range(count)]
+
+
+@torch.inference_mode()
+def measure(models: dict[str, Path], clips: Sequence[Sample], scorers: dict[str, Scorer]) -> Rows:
+    """Of every model on every clip, with one cleaning, beside bicubic enlargement."""
+    rows: Rows = {"bicubic": {}}
+    for number, clip in enumerate(clips):
+        large = np.stack([enlarge(image, SCALE) for image in clip.degraded])
+        rows["bicubic"][str(number)] = clip_scores(clip, clip.degraded, large, scorers)
+    for name, path in models.items():
+        network = load_checkpoint(path).model.eval()
+        rows[name] = {}
+        for number, clip in enumerate(clips):
+            degraded = to_frames(torch.from_numpy(clip.degraded), torch.device("cpu"))[None]
+            cleaned = network.refine(degraded, cleanings=1)
+            output = network.propagate(cleaned)
+            scores = clip_scores(clip, to_images(cleaned[0]), to_images(output[0]), scorers)
+            residue = 255.0 * float((cleaned - degraded).abs().mean())
+            rows[name][str(number)] = {**scores, "residue": residue}
+    return rows
+
+
+def clip_scores(
+    clip: Sample, cleaned: Images, pictures: Images, scorers: dict[str, Scorer]
+) -> Scores:
+    """Means over the frames: of the pictures against the truth, and of the cleaned frames against
+    the truth reduced to their size.
+    """
+    reduced = cleaning_target(to_frames(torch.from_numpy(clip.truth), torch.device("cpu"))[None])
+    inner = slice(BORDER // SCALE, -(BORDER // SCALE))
+    pairs = zip(cleaned[:, inner, inner], to_images(reduced[0])[:, inner, inner], strict=True)
+    shown = [
+        Shown(Picture(picture, border=BORDER), Picture(truth, border=BORDER))
+        for picture, truth in zip(pictures, clip.truth, strict=True)
+    ]
+    scores = {name: mean(scorer(frame) for frame in shown) for name, scorer in scorers.items()}
+    return {**scores, "cleaned_psnr_y": fmean(psnr(luma(one), luma(other)) for one, other in pairs)}
+
+
+def to_images(frames: Tensor) -> Images:
+    """(T, 3, H, W) in [0, 1] -> (T, H, W, 3) uint8."""
+    rounded = frames.clamp(0.0, 1.0).mul(255.0).round().byte()
+    return np.ascontiguousarray(rounded.permute(0, 2, 3, 1).numpy())
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Over those that are defined."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def open_scorers(
+    names: Iterable[str], niqe_parameters: Path | None
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """The metrics that can be computed, and why the others cannot."""
+    scorers, missing = {}, {}
+    for name in names:
+        try:
+            scorers[name] = open_metric(name, niqe_parameters=niqe_parameters)
+        except MetricUnavailableError as error:
+            missing[name] = str(error)
+            print(f"without {name}: {error}")
+    return scorers, missing
+
+
+# -------------------------------------------------------------------------------------- refinement
+
+
+def upscaled(stream: Stream, images: Iterable[Image]) -> Iterator[Image]:
+    for image in images:
+        yield from (picture.image for picture in stream.push(image))
+    yield from (picture.image for picture in stream.flush())
+
+
+def refine_sequence(
+    engine: Engine,
+    path: Path,
+    settings: Settings,
+    scorers: dict[str, Scorer],
+    *,
+    frames: int,
+    every: int,
+) -> tuple[Scores, SceneRecord]:
+    """Mean scores of the first frames of a sequence, taken as one scene, and what was decided."""
+    records: list[SceneRecord] = []
+    found: dict[str, list[float | None]] = {name: [] for name in scorers}
+    with open_source(path) as source:
+        images = (eight_bits(frame.image) for frame in itertools.islice(source, frames))
+        first = next(images)
+        with Stream(engine, settings, size=first.shape[:2], on_scene=records.append) as stream:
+            pictures = upscaled(stream, itertools.chain([first], images))
+            for number, picture in enumerate(pictures):
+                if number % every == 0:
+                    shown = Shown(Picture(eight_bits(picture), border=BORDER))
+                    for name, scorer in scorers.items():
+                        found[name].append(scorer(shown))
+    (record,) = records
+    scores = {name: mean(values) for name, values in found.items()}
+    return {**scores, "cleanings": float(record.cleanings)}, record
+
+
+# ------------------------------------------------------------------------------------------ report
+
+
+def report(
+    rows: Rows,
+    *,
+    label: str,
+    details: dict[str, Any],
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Table, JSON and plot."""
+    measures = list(dict.fromkeys(m for of in rows.values() for s in of.values() for m in s))
+    means = {
+        name: {m: mean(scores.get(m) for scores in items.values()) for m in measures}
+        for name, items in rows.items()
+    }
+    print(f"\n{label}\n\n| | {' | '.join(TITLES[m] for m in measures)} |")
+    print("|" + "---|" * (len(measures) + 1))
+    for name, values in means.items():
+        shown = ("" if value is None else f"{value:.3f}" for value in values.values())
+        print(f"| {name} | {' | '.join(shown)} |")
+    if json_path is not None:
+        result = {**environment(), "label": label, **details, "means": means, "rows": rows}
+        json_path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if plot_path is not None:
+        plot(rows, means, measures, label, plot_path)
+
+
+def plot(
+    rows: Rows, means: dict[str, Scores], measures: Sequence[str], label: str, path: Path
+) -> None:
+    """A panel per measure: means as lines, clips or sequences as dots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = (3.2 * len(measures) + 0.6, 4.2)
+    figure, panels = plt.subplots(
+        1, len(measures), figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, measure_name in zip(panels[0], measures, strict=True):
+        for place, (name, items) in enumerate(rows.items()):
+            values = [scores.get(measure_name) for scores in items.values()]
+            known = [value for value in values if value is not None]
+            axes.plot([place] * len(known), known, "o", color="#8aa1b1", markersize=4, alpha=0.7)
+            middle = means[name][measure_name]
+            if middle is not None:
+                axes.hlines(middle, place - 0.3, place + 0.3, color="#c8553d", linewidth=3)
+        axes.set_xticks(range(len(rows)), rows, rotation=30, ha="right", fontsize=8)
+        axes.set_xlim(-0.6, len(rows) - 0.4)
+        axes.set_title(TITLES[measure_name], fontsize=9)
+        axes.grid(axis="y", alpha=0.3)
+    figure.suptitle(f"{label}\nlines: means; dots: clips", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+Command = Callable[..., None]
+
+PLACE = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True)
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+RESULT = with_options(
+    click.option("--json", "json_path", type=PLACE, help="To write the result."),
+    click.option("--plot", "plot_path", type=PLACE, help="PNG to write."),
+    click.option("--device", default="auto", show_default=True),
+)
+NIQE = click.option("--niqe-parameters", type=EXISTING, help="As in rbvsr-eval.")
+TRAINING = with_options(
+    click.argument("data", nargs=-1, required=True, type=EXISTING),
+    click.option("--held-out", multiple=True, required=True, type=EXISTING, help="Not in DATA."),
+    click.option("--runs", required=True, type=PLACE, help="Folder of the run folders."),
+    click.option("--recipe", default="tiny-stage1", show_default=True),
+    click.option("--iterations", default=2000, show_default=True),
+    click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="As in rbvsr-train."),
+    click.option("--clips", default=16, show_default=True, help="Held out."),
+    click.option("--clip-length", default=12, show_default=True, help="Of those, frames."),
+    click.option("--clip-crop", default=64, show_default=True, help="Of those, degraded side."),
+)
+
+
+@click.group()
+def main() -> None:
+    """Measure what the paper says about training."""
+
+
+@main.command()
+@TRAINING
+@NIQE
+@RESULT
+def cleaning(niqe_parameters: Path | None, **options: Any) -> None:
+    """Train on DATA with the cleaning loss and without it."""
+    variants = {
+        "cleaning_loss": ["losses.cleaning_weight=1.0"],
+        "no_cleaning_loss": ["losses.cleaning_weight=0.0"],
+    }
+    compare(variants, ("psnr_y", "niqe"), niqe_parameters=niqe_parameters, **options)
+
+
+@main.command()
+@TRAINING
+@click.option("--shapes", default="12x2,6x4,3x8,2x12", show_default=True, help="Batch x length.")
+@RESULT
+def length(shapes: str, **options: Any) -> None:
+    """Train on DATA with clips of several lengths and as many frames per iteration.
+
+    Without the stochastic scheme, which would load a single frame for a clip of two.
+    """
+    try:
+        pairs = [tuple(int(n) for n in shape.split("x")) for shape in shapes.split(",")]
+        products = {batch * frames for batch, frames in pairs}
+    except ValueError:
+        raise click.BadParameter(f"{shapes!r}: write batch x length like 12x2,6x4") from None
+    if len(products) > 1:
+        raise click.BadParameter(f"{shapes!r}: batch times length must be the same for all")
+    variants = {
+        f"{batch}x{frames}": [f"batch={batch}", f"data.length={frames}", "data.stochastic=false"]
+        for batch, frames in pairs
+    }
+    compare(variants, ("psnr_y",), niqe_parameters=None, **options)
+
+
+def compare(
+    variants: dict[str, list[str]],
+    metrics: tuple[str, ...],
+    *,
+    niqe_parameters: Path | None,
+    data: tuple[Path, ...],
+    held_out: tuple[Path, ...],
+    runs: Path,
+    recipe: str,
+    iterations: int,
+    changes: tuple[str, ...],
+    clips: int,
+    clip_length: int,
+    clip_crop: int,
+    device: str,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Train all variants of a recipe and hold them against each other."""
+    with edge(verbose=False):
+        common = [f"iterations={iterations}", *changes]
+        configs = {
+            name: load_config(recipe, changes=[*common, *own], sources=sources_of(data))
+            for name, own in variants.items()
+        }
+        config = next(iter(configs.values()))
+        samples = held_out_clips(
+            config, sources_of(held_out), count=clips, length=clip_length, crop=clip_crop
+        )
+        side = SCALE * clip_crop - 2 * BORDER
+        fitting = [name for name in metrics if side >= max(METRICS[name].least_size)]
+        scorers, missing = open_scorers(fitting, niqe_parameters)
+        missing |= {n: f"pictures of {side}x{side}" for n in metrics if n not in fitting}
+        rows = measure(train_all(configs, runs, device), samples, scorers)
+    details = {
+        "recipe": recipe,
+        "iterations": config.iterations,
+        "changes": list(changes),
+        "variants": variants,
+        "data": [path.name for path in data],
+        "held_out": {
+            "from": [path.name for path in held_out],
+            "clips": clips,
+            "length": clip_length,
+            "crop": clip_crop,
+        },
+        "not_computed": missing,
+    }
+    label = label_of(recipe, config, device)
+    report(rows, label=label, details=details, json_path=json_path, plot_path=plot_path)
+
+
+@main.command()
+@click.argument("model", type=EXISTING)
+@click.argument("sequences", type=EXISTING)
+@click.option("--fixed", default="0,1,3", show_default=True, help="Numbers of cleanings.")
+@click.option("--thresholds", default="1,2,5", show_default=True, help="Of dynamic refinement.")
+@click.option("--frames", default=100, show_default=True, help="Of each sequence, the first ones.")
+@click.option("--every", default=10, show_default=True, help="Score every so many frames.")
+@NIQE
+@RESULT
+def refinement(
+    model: Path,
+    sequences: Path,
+    fixed: str,
+    thresholds: str,
+    frames: int,
+    every: int,
+    niqe_parameters: Path | None,
+    device: str,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Clean real footage a fixed number of times and as often as dynamic refinement decides.
+
+    MODEL is a bundle or a checkpoint, SEQUENCES a folder of videos or of folders of frames, each
+    of one scene.
+    """
+    ways = {f"{n} fixed": Settings(cleanings=n) for n in parse_numbers(fixed)}
+    try:
+        levels = [float(level) for level in thresholds.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{thresholds!r}: write numbers like 1,2,5") from None
+    ways |= {f"threshold {level:g}": Settings(refine_threshold=level) for level in levels}
+    rows: Rows = {}
+    residues: dict[str, dict[str, list[float]]] = {}
+    with edge(verbose=False):
+        scorers, missing = open_scorers(("niqe", "brisque"), niqe_parameters)
+        if not scorers:
+            raise RbvsrError(f"neither NIQE nor BRISQUE can be computed: {missing['niqe']}")
+        found = find_sequences(sequences)
+        with open_engine(model, device=device) as engine:
+            described = engine.describe()
+            for way, settings in ways.items():
+                rows[way], residues[way] = {}, {}
+                for name, path in found.items():
+                    scores, record = refine_sequence(
+                        engine, path, settings, scorers, frames=frames, every=every
+                    )
+                    rows[way][name], residues[way][name] = scores, record.residues
+                    print(f"{way}, {name}: {scores}", flush=True)
+    details = {
+        "engine": str(described),
+        "frames": frames,
+        "every": every,
+        "residues": residues,
+        "not_computed": missing,
+    }
+    label = f"{model.name} on {described.device}, real footage, sequences: {len(found)}"
+    report(rows, label=label, details=details, json_path=json_path, plot_path=plot_path)
+
+
+if __name__ == "__main__":
+    main()
