@@ -21,7 +21,7 @@ demo: .venv-demo/installed
 
 # What a developer has: the checkout, editable, with everything. Two processes, as most tests keep one core busy.
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
