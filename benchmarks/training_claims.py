@@ -3,7 +3,7 @@
 ``cleaning`` trains twice, with and without the cleaning loss. ``length`` trains at one number of
 frames per iteration, as many short clips or as few long ones. ``refinement`` upscales real footage
 with fixed numbers of cleanings and with dynamic refinement. Trainings of one call differ in nothing
-else: same recipe, seed and iterations, each in a folder of its own, where the same command goes on
+else: same recipe, seeds and iterations, each in a folder of its own, where the same command goes on
 after an interruption. They are measured on the same held-out clips, whose frames are all different.
 """
 
@@ -69,13 +69,18 @@ def sources_of(folders: Iterable[Path]) -> list[SourceConfig]:
     return [source for folder in folders for source in find_sources(folder)]
 
 
-def train_all(configs: dict[str, TrainingConfig], runs: Path, device: str) -> dict[str, Path]:
-    """Train each, or go on, in a folder of its name; the averaged generators."""
-    models = {}
-    for name, config in configs.items():
-        print(f"{name}: {runs / name}", flush=True)
-        with TrainingDisplay() as display:
-            models[name] = train(config, output=runs / name, device=device, on_step=display)
+def train_all(
+    configs: dict[str, dict[int, TrainingConfig]], runs: Path, device: str
+) -> dict[str, dict[int, Path]]:
+    """Train each, or go on, in a folder of its name and seed; the averaged generators."""
+    models: dict[str, dict[int, Path]] = {}
+    for name, of_seeds in configs.items():
+        models[name] = {}
+        for seed, config in of_seeds.items():
+            output = runs / f"{name}-seed{seed}"
+            print(output, flush=True)
+            with TrainingDisplay() as display:
+                models[name][seed] = train(config, output=output, device=device, on_step=display)
     return models
 
 
@@ -104,22 +109,25 @@ def held_out_clips(
 
 
 @torch.inference_mode()
-def measure(models: dict[str, Path], clips: Sequence[Sample], scorers: dict[str, Scorer]) -> Rows:
-    """Of every model on every clip, with one cleaning, beside bicubic enlargement."""
+def measure(
+    models: dict[str, dict[int, Path]], clips: Sequence[Sample], scorers: dict[str, Scorer]
+) -> Rows:
+    """Of every model of every seed on every clip, with one cleaning, beside bicubic enlargement."""
     rows: Rows = {"bicubic": {}}
     for number, clip in enumerate(clips):
         large = np.stack([enlarge(image, SCALE) for image in clip.degraded])
-        rows["bicubic"][str(number)] = clip_scores(clip, clip.degraded, large, scorers)
-    for name, path in models.items():
-        network = load_checkpoint(path).model.eval()
+        rows["bicubic"][f"clip {number}"] = clip_scores(clip, clip.degraded, large, scorers)
+    for name, of_seeds in models.items():
         rows[name] = {}
-        for number, clip in enumerate(clips):
-            degraded = to_frames(torch.from_numpy(clip.degraded), torch.device("cpu"))[None]
-            cleaned = network.refine(degraded, cleanings=1)
-            output = network.propagate(cleaned)
-            scores = clip_scores(clip, to_images(cleaned[0]), to_images(output[0]), scorers)
-            residue = 255.0 * float((cleaned - degraded).abs().mean())
-            rows[name][str(number)] = {**scores, "residue": residue}
+        for seed, path in of_seeds.items():
+            network = load_checkpoint(path).model.eval()
+            for number, clip in enumerate(clips):
+                degraded = to_frames(torch.from_numpy(clip.degraded), torch.device("cpu"))[None]
+                cleaned = network.refine(degraded, cleanings=1)
+                output = network.propagate(cleaned)
+                scores = clip_scores(clip, to_images(cleaned[0]), to_images(output[0]), scorers)
+                residue = 255.0 * float((cleaned - degraded).abs().mean())
+                rows[name][f"seed {seed}, clip {number}"] = {**scores, "residue": residue}
     return rows
 
 
@@ -289,6 +297,7 @@ TRAINING = with_options(
     click.option("--runs", required=True, type=PLACE, help="Folder of the run folders."),
     click.option("--recipe", default="tiny-stage1", show_default=True),
     click.option("--iterations", default=2000, show_default=True),
+    click.option("--seeds", default="0", show_default=True, help="A training for each."),
     click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="As in rbvsr-train."),
     click.option("--clips", default=16, show_default=True, help="Held out."),
     click.option("--clip-length", default=12, show_default=True, help="Of those, frames."),
@@ -347,6 +356,7 @@ def compare(
     runs: Path,
     recipe: str,
     iterations: int,
+    seeds: str,
     changes: tuple[str, ...],
     clips: int,
     clip_length: int,
@@ -358,11 +368,15 @@ def compare(
     """Train all variants of a recipe and hold them against each other."""
     with edge(verbose=False):
         common = [f"iterations={iterations}", *changes]
+        sources = sources_of(data)
         configs = {
-            name: load_config(recipe, changes=[*common, *own], sources=sources_of(data))
+            name: {
+                seed: load_config(recipe, changes=[*common, *own, f"seed={seed}"], sources=sources)
+                for seed in parse_numbers(seeds)
+            }
             for name, own in variants.items()
         }
-        config = next(iter(configs.values()))
+        config = next(iter(next(iter(configs.values())).values()))
         samples = held_out_clips(
             config, sources_of(held_out), count=clips, length=clip_length, crop=clip_crop
         )
@@ -374,6 +388,7 @@ def compare(
     details = {
         "recipe": recipe,
         "iterations": config.iterations,
+        "seeds": parse_numbers(seeds),
         "changes": list(changes),
         "variants": variants,
         "data": [path.name for path in data],

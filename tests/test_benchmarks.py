@@ -164,23 +164,26 @@ def test_training_claims_cleaning(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", size=(216, 208))
     result = run_benchmark(
         *("training_claims.py cleaning", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
-        *("--clip-crop", 50, *SHORT, "--plot", tmp_path / "cleaning.png"),
+        *("--clip-crop", 50, "--seeds", "0,3", *SHORT, "--plot", tmp_path / "cleaning.png"),
         *("--niqe-parameters", make_niqe_parameters(tmp_path / "niqe.npz")),
         result=tmp_path / "cleaning.json",
     )
     assert "2 iterations: a small model and a short run" in result["label"]
     names = ("cleaning_loss", "no_cleaning_loss")
     configs = [
-        json.loads((tmp_path / "runs" / name / "config.json").read_text(encoding="utf-8"))
+        json.loads((tmp_path / "runs" / f"{name}-seed3" / "config.json").read_text("utf-8"))
         for name in names
     ]
     assert [config["losses"].pop("cleaning_weight") for config in configs] == [1, 0]
     assert configs[0] == configs[1]
+    assert configs[0]["seed"] == 3
     assert list(result["means"]) == ["bicubic", *names]
     for name in names:
         assert set(result["means"][name]) == {"psnr_y", "niqe", "cleaned_psnr_y", "residue"}
         assert all(value > 0 for value in result["means"][name].values())
-    assert result["rows"]["cleaning_loss"] != result["rows"]["no_cleaning_loss"]
+    rows = result["rows"]
+    assert rows["cleaning_loss"] != rows["no_cleaning_loss"]
+    assert rows["cleaning_loss"]["seed 0, clip 0"] != rows["cleaning_loss"]["seed 3, clip 0"]
     assert result["means"]["bicubic"]["residue"] is None
     assert (tmp_path / "cleaning.png").stat().st_size > 10_000
 
@@ -195,7 +198,8 @@ def test_training_claims_length(tmp_path: Path) -> None:
     )
     assert list(result["rows"]) == ["bicubic", "4x1", "2x2"]
     for name, batch, frames in (("4x1", 4, 1), ("2x2", 2, 2)):
-        config = json.loads((tmp_path / "runs" / name / "config.json").read_text(encoding="utf-8"))
+        folder = tmp_path / "runs" / f"{name}-seed0"
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert (config["batch"], config["data"]["length"]) == (batch, frames)
         assert config["data"]["stochastic"] is False
         assert result["means"][name]["psnr_y"] > 0
