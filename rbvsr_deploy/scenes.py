@@ -5,20 +5,24 @@ A recurrent network must forget at a cut; flow from one scene to another means n
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from rbvsr_deploy.pixels import Image
+    from rbvsr_deploy.video import Frame, Source
 
-__all__ = ["CutDetector", "read_scene_list", "write_scene_list"]
+__all__ = ["CutDetector", "SceneCuts", "read_scene_list", "write_scene_list"]
+
+logger = logging.getLogger(__name__)
 
 _LONG_SIDE = 256
 """Pixels; larger frames are compared at this size, PySceneDetect's own default width."""
@@ -179,3 +183,69 @@ def write_scene_list(path: Path, cuts: Sequence[int]) -> None:
         raise MediaError(
             f"the scene list '{path}' cannot be written ({error.strerror}): choose another folder"
         ) from None
+
+
+class SceneCuts:
+    """Where the scenes of a job's input begin: detected, or read from a list; and the list that is
+    written.
+
+    Args:
+        path: of the list, which is read if it exists.
+        detect: whether to look for cuts where no list says so.
+
+    Raises:
+        MediaError: the list cannot be read, or could not be written.
+    """
+
+    def __init__(self, path: Path | None, *, detect: bool) -> None:
+        self._path = path
+        self._given = read_scene_list(path) if path is not None and path.exists() else None
+        self._detector = CutDetector() if self._given is None and detect else None
+        self._found: list[int] = []
+        if path is not None and self._given is None:
+            if not detect:
+                raise MediaError(
+                    f"the scene list '{path}' does not exist, and without looking for cuts there "
+                    "is nothing to write into it: name an existing one"
+                )
+            try:
+                check_writable(path)
+            except OSError as error:
+                raise MediaError(
+                    f"the scene list '{path}' cannot be written ({error.strerror}): choose another "
+                    "folder"
+                ) from None
+
+    @property
+    def identity(self) -> str:
+        """All the cuts depend on beside the frames, in words."""
+        if self._given is not None:
+            return f"at {', '.join(map(str, self._given))}"
+        return "detected" if self._detector is not None else "none"
+
+    def mark(self, source: Source, *, skip: int) -> Iterator[tuple[Frame, bool]]:
+        """The frames from number ``skip`` on, each with whether a scene begins with it.
+
+        Those before are looked at too: whether there is a cut depends on the frames before.
+        """
+        starts = set(self._given or ())
+        for number, frame in enumerate(source):
+            cut = number in starts
+            if self._detector is not None:
+                cut = self._detector.is_cut(frame.image)
+            if cut:
+                self._found.append(number)
+            if number >= skip:
+                yield frame, cut
+
+    def finish(self, *, frames: int) -> None:
+        """Write the list, or say which of the given cuts do not exist."""
+        if self._path is not None and self._given is None:
+            write_scene_list(self._path, self._found)
+        if self._given and self._given[-1] >= frames:
+            logger.warning(
+                "the scene list '%s' names frame %d, but the input has only %d",
+                self._path,
+                self._given[-1],
+                frames,
+            )

@@ -30,6 +30,7 @@ RUNTIME = (
     "errors",
     "files",
     "graphs",
+    "job_identity",
     "models",
     "pipeline",
     "pixels",
@@ -41,6 +42,7 @@ RUNTIME = (
     "spool",
     "stream",
     "upscale_file",
+    "upscale_frames",
     "upscaler",
     "video",
 )
