@@ -206,15 +206,14 @@ def _yuv_of_rgb(colour: Colour, *, depth: int, white: int) -> NDArray[np.float64
 
 
 def _rgb_of_yuv(colour: Colour, *, depth: int) -> NDArray[np.float64]:
-    """(3, 4): the way back, to RGB of as many bits as frames have, 8 or 16."""
-    white = 255 if depth == 8 else WHITE
-    forth = _yuv_of_rgb(colour, depth=depth, white=white)
+    """(3, 4): the way back, to RGB of 16 bits; swscale makes that of 8."""
+    forth = _yuv_of_rgb(colour, depth=depth, white=WHITE)
     back = np.linalg.inv(forth[:, :3])
     return np.column_stack((back, -back @ forth[:, 3]))
 
 
 def _rgb_of_luma(colour: Colour, *, depth: int) -> NDArray[np.float64]:
-    """(3, 2): the same where there is nothing but luma."""
+    """(3, 2): the same where there is nothing but luma, to 8 bits too."""
     black, height, *_ = _extent(colour, depth=depth)
     factor = (255 if depth == 8 else WHITE) / height
     return np.tile([factor, -black * factor], (3, 1))
