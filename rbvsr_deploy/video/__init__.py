@@ -15,7 +15,8 @@
 ============================  ==============================================================
 ``open.py``                   which source or sink a path stands for
 ``base.py``                   ``Frame`` and what all sources and sinks promise
-``video_source.py``           a video file in: frames, time stamps, damage
+``video_source.py``           a video file in: upright frames in RGB, with time stamps
+``video_pass.py``             its packets, decoded
 ``timestamps.py``             time stamps that can be true, in place of those that cannot
 ``seeking.py``                packets from a key frame before a time on
 ``excerpts.py``               which frames an excerpt holds
@@ -48,7 +49,7 @@
 ``chroma_siting.py``          where chroma samples lie between pixels
 ``planes.py``                 the numbers of a frame in its memory
 ``orientation.py``            turning and mirroring frames until they stand upright
-``hdr.py``                     what HDR videos tell of the display they were made on
+``hdr.py``                    what HDR videos tell of the display they were made on
 ``job.py``                    the folder that holds unfinished work
 ``parts.py``                  what is recorded of a finished part
 ``publish.py``                checks of the output, and the final rename

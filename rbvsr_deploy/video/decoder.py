@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.pyav import open_input
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, open_input
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.codec import Codec
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
@@ -22,25 +22,36 @@ __all__ = ["decoder_for", "first_frame"]
 _TRIAL = 100
 
 
-def decoder_for(stream: VideoStream, name: str, *, path: Path) -> VideoCodecContext:
+def decoder_for(
+    stream: VideoStream, name: str | None, *, path: Path, options: dict[str, str]
+) -> VideoCodecContext:
     """A decoder for a stream.
 
     Nothing is decoded in software where a device was asked for.
 
     Args:
         stream: the packets come from it.
-        name: a kind of device that this build of FFmpeg knows, or one of its decoders.
+        name: a kind of device that this build of FFmpeg knows, or one of its decoders; ``None``:
+            the usual one.
         path: of the file, for messages.
+        options: FFmpeg's, of any decoder.
 
     Raises:
-        MediaError: the build, the machine or the codec of the stream has none of that name.
+        MediaError: the build, the machine or the codec of the stream has none of that name; or its
+            pictures are larger than can be read.
     """
     import av
     from av.codec.hwaccel import HWAccel, hwdevices_available
 
     own = stream.codec_context
-    if name == own.name:
+    if name is None or name == own.name:
+        own.options |= options
         return own
+    if own.width * own.height > MOST_PIXELS:
+        raise MediaError(
+            f"{path} is {own.width}x{own.height}, and pictures of more than {MOST_PIXELS:,} pixels "
+            "cannot be read: scale it down"
+        )
     able = _decoders_of(own.codec.id)
     device = None
     if name in hwdevices_available():
@@ -63,6 +74,7 @@ def decoder_for(stream: VideoStream, name: str, *, path: Path) -> VideoCodecCont
         codec = codecs[name]
     try:
         context = cast("VideoCodecContext", av.CodecContext.create(codec, "r", device))
+        context.options = dict(options)
         context.extradata = own.extradata
         context.width, context.height = own.width, own.height
         context.bits_per_coded_sample = own.bits_per_coded_sample
@@ -78,7 +90,7 @@ def decoder_for(stream: VideoStream, name: str, *, path: Path) -> VideoCodecCont
 def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
     """The first frame of a file as the usual decoder gives it, with all that its container tells.
 
-    Finds out, too, whether the decoder that is asked for can decode it.
+    Finds out, too, whether the decoder that is asked for can decode one.
 
     Args:
         path: the file.
@@ -86,13 +98,26 @@ def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
         decoder: as for :func:`decoder_for`.
 
     Returns:
-        The frame; ``None`` where not even the usual decoder finds one soon.
+        The frame; ``None`` where not even the usual decoder finds one soon, or where it is the one
+        that is asked for.
 
     Raises:
         MediaError: the decoder cannot.
     """
-    usual = _first(path, stream=stream, decoder=None)
-    if usual is not None and _first(path, stream=stream, decoder=decoder) is None:
+    with open_input(path) as container:
+        video = cast("VideoStream", container.streams[stream])
+        own = video.codec_context
+        asked = decoder_for(video, decoder, path=path, options=DECODER_LIMITS)
+        if asked is own:
+            return None
+        own.options |= DECODER_LIMITS
+        usual = trial = None
+        for packet in itertools.islice(container.demux(video), _TRIAL):
+            usual = usual or _decoded(packet, own)
+            trial = trial or _decoded(packet, asked)
+            if usual and trial:
+                break
+    if usual is not None and trial is None:
         raise MediaError(
             f"decoder {decoder} decodes no frame of {path}, of {usual.width}x{usual.height} in "
             f"{usual.format.name}: leave it out"
@@ -100,20 +125,14 @@ def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
     return usual
 
 
-def _first(path: Path, *, stream: int, decoder: str | None) -> VideoFrame | None:
+def _decoded(packet: Packet[VideoStream], context: VideoCodecContext) -> VideoFrame | None:
+    """The first frame that a decoder gives after a packet, if any; it may refuse some packets."""
     import av
 
-    with open_input(path) as container:
-        video = cast("VideoStream", container.streams[stream])
-        context = decoder_for(video, decoder, path=path) if decoder else video.codec_context
-        for packet in itertools.islice(container.demux(video), _TRIAL):
-            try:
-                frames = context.decode(packet)
-            except av.FFmpegError:
-                continue
-            if frames:
-                return frames[0]
-    return None
+    try:
+        return next(iter(context.decode(packet)), None)
+    except av.FFmpegError:
+        return None
 
 
 def _decoders_of(codec_id: int) -> list[Codec]:

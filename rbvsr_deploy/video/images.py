@@ -28,7 +28,7 @@ from rbvsr_deploy.video.excerpts import cut_out
 from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import exif_orientation, upright
-from rbvsr_deploy.video.pyav import MOST_PIXELS, media_errors
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -185,7 +185,7 @@ def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
     with media_errors(f"cannot read the picture {path}"), _size_errors(path):
         data = path.read_bytes()
         context: VideoCodecContext = av.CodecContext.create(name, "r")  # type: ignore[assignment]
-        context.options = {"max_pixels": str(MOST_PIXELS)}
+        context.options = dict(DECODER_LIMITS)
         if name != "tiff":  # where FFmpeg finds fault with its own files
             context.options |= {"err_detect": "explode"}
         frames = context.decode(av.Packet(data)) or context.decode(None)

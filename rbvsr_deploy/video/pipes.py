@@ -12,7 +12,6 @@ import re
 import select
 import sys
 import threading
-from collections.abc import Generator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,6 @@ from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
-    from av import VideoFrame
     from av.container import InputContainer
 
     from rbvsr_deploy.video.parts import PartRecord
@@ -96,9 +94,8 @@ class PipeSource(VideoSource):
         self._input.header()
         return open_input(self._input, container="yuv4mpegpipe")
 
-    def _decode(self, *, target: Fraction | None = None) -> Generator[VideoFrame, None, None]:
-        yield from super()._decode(target=target)
-        if self._read_to != self._input.taken:
+    def _check_end(self) -> None:
+        if self._pass.read_to != self._input.taken:
             raise MediaError(
                 f"{self.path} ends within a frame: the program that writes it must have failed"
             )

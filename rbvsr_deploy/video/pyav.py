@@ -16,6 +16,8 @@ MOST_PIXELS = 2**31 // 48
 """Of a picture that is read: four times larger, FFmpeg holds none of more. A file of some bytes can
 claim any size, and decoders would take the memory for it.
 """
+DECODER_LIMITS = {"max_pixels": str(MOST_PIXELS)}
+"""Options of every decoder, to be set before it is opened."""
 
 # Old files hold titles in any encoding: the bytes pass through unchanged.
 _METADATA_ERRORS = "surrogateescape"
@@ -35,7 +37,7 @@ def open_input(media: Any, *, container: str | None = None) -> InputContainer:
         _url(media) if isinstance(media, Path) else media,
         "r",
         format=container,
-        options={"max_pixels": str(MOST_PIXELS)},  # of the decoders that look for what is inside
+        options=DECODER_LIMITS,  # of the decoders that look for what is inside
         metadata_errors=_METADATA_ERRORS,
     )
     # PyAV asks for invented presentation times; where a file has none, we want to know.

@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
 from rbvsr_deploy.video.colour import colour_of, depth_of, has_alpha, untold_colour
-from rbvsr_deploy.video.completeness import cut_off, indexed_frames, refuse_cut_off
+from rbvsr_deploy.video.completeness import cut_off, refuse_cut_off
 from rbvsr_deploy.video.conversion import opacity_of, to_rgb
-from rbvsr_deploy.video.damage import Damage
-from rbvsr_deploy.video.decoder import decoder_for, first_frame
+from rbvsr_deploy.video.decoder import first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import orientation_of, upright
-from rbvsr_deploy.video.pyav import MOST_PIXELS, media_errors, open_input
-from rbvsr_deploy.video.seeking import packets_around
+from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.timestamps import Clock, Seam
+from rbvsr_deploy.video.video_pass import VideoPass
 
 if TYPE_CHECKING:
-    from av import Packet, VideoFrame
+    from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -66,8 +65,6 @@ class VideoSource(Source):
     def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
         self.path = path
         self._options = options
-        self._read_to = 0  # byte at which the last packet ends
-        self._first_stamp: int | None = None  # decoding time of the first packet
         self._late: int | None = None  # ticks by which frames of an AVI leave the decoder
         with media_errors(f"{path} is no complete video, picture or folder of pictures"):
             self._container = self._open()
@@ -111,11 +108,11 @@ class VideoSource(Source):
 
     @property
     def lost_frames(self) -> int:
-        return self._damage.lost
+        return self._pass.damage.lost
 
     @property
     def damaged_frames(self) -> int:
-        return self._damage.damaged
+        return self._pass.damage.damaged
 
     def close(self) -> None:
         self._frames.close()
@@ -227,7 +224,7 @@ class VideoSource(Source):
         """
         for frame, stamp in frames:
             if self._late is None:
-                self._late = stamp - (self._first_stamp or 0)
+                self._late = stamp - (self._pass.first_stamp or 0)
             yield frame, stamp - self._late
 
     def _stamped_from(self, target: Fraction) -> Iterator[tuple[VideoFrame, int]]:
@@ -247,73 +244,24 @@ class VideoSource(Source):
                 return itertools.chain((first,), frames)
         raise MediaError(f"{self.path} has changed while it was read: start again")
 
-    def _decode(self, *, target: Fraction | None = None) -> Generator[VideoFrame, None, None]:
-        """Yields decoded frames; packets that cannot be decoded are left out with a warning.
-
-        With a target, in ticks, decoding begins at the last key frame before it.
-        """
-        import av
-
-        stream = self._stream
-        context = stream.codec_context
-        if self._options.decoder is not None:
-            context = decoder_for(stream, self._options.decoder, path=self.path)
-        # Threads that work on several frames at once lose whole ones beside those that are damaged.
-        stream.thread_type = "SLICE"
-        context.options |= {"max_pixels": str(MOST_PIXELS)}
-        if self._options.strict:
-            context.options |= {"err_detect": "explode"}
-        damage = self._damage = Damage(
-            self.path,
-            time_base=self.time_base,
+    def _decode(self, *, target: Fraction | None) -> Generator[VideoFrame, None, None]:
+        self._pass = VideoPass(
+            self._container,
+            self._stream,
+            path=self.path,
+            options=self._options,
             rate=self.rate,
-            strict=self._options.strict,
-            from_start=target is None,
+            time_base=self.time_base,
+            target=None if target is None else target + (self._late or 0),
         )
-        packets = frames = 0
-        with media_errors(f"cannot read {self.path} any further"):
-            for packet in self._packets(target):
-                packets += packet.size > 0
-                if packet.pos is not None:
-                    self._read_to = packet.pos + packet.size
-                damage.packet(packet)
-                try:
-                    decoded = context.decode(packet)
-                except (av.InvalidDataError, av.ArgumentError) as error:
-                    damage.refused(error)
-                    continue
-                for frame in decoded:
-                    damage.frame(frame)
-                    frames += 1
-                    yield frame
-        if not frames and target is None:
-            raise MediaError(
-                f"{self.path} holds no video frame that can be decoded "
-                f"({packets} packets, {damage.lost} of them damaged or of more than "
-                f"{MOST_PIXELS:,} pixels): give a complete video"
-            )
-        damage.finish()
-        expected = indexed_frames(self._container, stream)
-        if packets < expected and not self._options.is_excerpt:
-            raise cut_off(self.path, readable=packets, expected=expected)
-        if self._ends_within_a_frame():
-            raise cut_off(self.path, readable=packets)
+        yield from self._pass.frames()
+        self._check_end()
 
-    def _ends_within_a_frame(self) -> bool:
-        """Of a y4m, which holds nothing but frames."""
+    def _check_end(self) -> None:
+        """Refuses a file that ends within a frame: a y4m, which holds nothing but frames."""
         is_y4m = self._container.format.name == "yuv4mpegpipe"
-        return is_y4m and self.reopenable and self._read_to != self.path.stat().st_size
-
-    def _packets(self, target: Fraction | None) -> Iterator[Packet[VideoStream]]:
-        if target is not None:
-            target += self._late or 0
-            period = 1 / (self.rate * self.time_base)
-            yield from packets_around(self._container, self._stream, target=target, period=period)
-            return
-        for packet in self._container.demux(self._stream):
-            if self._first_stamp is None:
-                self._first_stamp = packet.dts
-            yield packet
+        if is_y4m and self._pass.read_to != self.path.stat().st_size:
+            raise cut_off(self.path, readable=self._pass.packets)
 
     def _frame(self, decoded: VideoFrame, *, number: int, stamp: int) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):

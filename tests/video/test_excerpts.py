@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video import ReadOptions, VideoSource, open_source, video_source
+from rbvsr_deploy.video import ReadOptions, VideoSource, open_source, video_pass
 from rbvsr_deploy.video.images import write_image
 
 FRAMES = 60
@@ -86,8 +86,8 @@ def test_excerpts_are_those_of_decoding_everything(form, tmp_path, monkeypatch):
             decoded[-1] += 1
             yield packet
 
-    packets_around = video_source.packets_around
-    monkeypatch.setattr(video_source, "packets_around", counted)
+    packets_around = video_pass.packets_around
+    monkeypatch.setattr(video_pass, "packets_around", counted)
     path = make(form, tmp_path)
     everything, _ = shown(path)
     assert len(everything) == FRAMES

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import ReadOptions, WriteOptions, open_source
+from rbvsr_deploy.video.decoder import decoder_for
 from rbvsr_deploy.video.encoder import choose_encoder
 from rbvsr_deploy.video.images import write_image
 from tests.video import media
@@ -178,6 +179,19 @@ def test_another_decoder_gives_the_same_frames(tmp_path, options, suffix):
         for frame, like in zip(source, expected, strict=True):
             assert (frame.pts, frame.duration) == (like.pts, like.duration)
             np.testing.assert_array_equal(frame.image, like.image)
+
+
+def test_another_decoder_keeps_to_the_largest_size(tmp_path, monkeypatch):
+    """Told before it is opened; options reach it before that, too: later ones have no effect."""
+    path = media.make_video(tmp_path / "in.mp4", codec="libvpx-vp9", size=(128, 96))
+    with av.open(path) as container:
+        (stream,) = container.streams.video
+        decoder_for(stream, "libvpx-vp9", path=path, options={"max_pixels": str(128 * 96)})
+        with pytest.raises(MediaError, match="decoder libvpx-vp9 "):
+            decoder_for(stream, "libvpx-vp9", path=path, options={"max_pixels": "100"})
+    monkeypatch.setattr("rbvsr_deploy.video.decoder.MOST_PIXELS", 128 * 96 - 1)
+    with pytest.raises(MediaError, match="is 128x96, and pictures of more than 12,287 pixels"):
+        open_source(path, ReadOptions(decoder="libvpx-vp9"))
 
 
 def test_pictures_have_no_decoder(tmp_path):

@@ -1,0 +1,121 @@
+"""One pass over the video of a file: packets in, decoded frames out, and what is missing told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.completeness import cut_off, indexed_frames
+from rbvsr_deploy.video.damage import Damage
+from rbvsr_deploy.video.decoder import decoder_for
+from rbvsr_deploy.video.options import ReadOptions
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
+from rbvsr_deploy.video.seeking import packets_around
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+__all__ = ["VideoPass"]
+
+
+class VideoPass:
+    """The frames of a video as they leave the decoder, in order of presentation.
+
+    Args:
+        container: of the file, newly opened; the caller closes it.
+        stream: its video.
+        path: of the file, for messages.
+        options: how it is read.
+        rate: average frames per second.
+        time_base: seconds per tick.
+        target: a time in ticks; decoding begins at the last key frame before it. ``None``: at the
+            start.
+    """
+
+    damage: Damage
+    """What of the frames read so far is damaged."""
+    packets = 0
+    """How many were read so far."""
+    read_to = 0
+    """Byte of the file at which the last of them ends."""
+    first_stamp: int | None = None
+    """Decoding time of the first packet of the video, in ticks, once it is read."""
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        *,
+        path: Path,
+        options: ReadOptions,
+        rate: Fraction,
+        time_base: Fraction,
+        target: Fraction | None = None,
+    ) -> None:
+        self._container = container
+        self._stream = stream
+        self._path = path
+        self._options = options
+        self._period = 1 / (rate * time_base)
+        self._target = target
+        self.damage = Damage(
+            path, time_base=time_base, rate=rate, strict=options.strict, from_start=target is None
+        )
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Yields the frames; packets that cannot be decoded are left out with a warning.
+
+        Raises:
+            MediaError: the file cannot be read or is cut off, no frame can be decoded, or reading
+                is strict and something is damaged.
+        """
+        import av
+
+        options = dict(DECODER_LIMITS)
+        if self._options.strict:
+            options["err_detect"] = "explode"
+        # Threads that work on several frames at once lose whole ones beside those that are damaged.
+        self._stream.thread_type = "SLICE"
+        context = decoder_for(self._stream, self._options.decoder, path=self._path, options=options)
+        frames = 0
+        with media_errors(f"cannot read {self._path} any further"):
+            for packet in self._demuxed():
+                self.packets += packet.size > 0
+                if packet.pos is not None:
+                    self.read_to = packet.pos + packet.size
+                self.damage.packet(packet)
+                try:
+                    decoded = context.decode(packet)
+                except (av.InvalidDataError, av.ArgumentError) as error:
+                    self.damage.refused(error)
+                    continue
+                for frame in decoded:
+                    self.damage.frame(frame)
+                    frames += 1
+                    yield frame
+        if not frames and self._target is None:
+            raise MediaError(
+                f"{self._path} holds no video frame that can be decoded "
+                f"({self.packets} packets, {self.damage.lost} of them damaged or of more than "
+                f"{MOST_PIXELS:,} pixels): give a complete video"
+            )
+        self.damage.finish()
+        expected = indexed_frames(self._container, self._stream)
+        if self.packets < expected and not self._options.is_excerpt:
+            raise cut_off(self._path, readable=self.packets, expected=expected)
+
+    def _demuxed(self) -> Iterator[Packet[VideoStream]]:
+        if self._target is not None:
+            yield from packets_around(
+                self._container, self._stream, target=self._target, period=self._period
+            )
+            return
+        for packet in self._container.demux(self._stream):
+            if self.first_stamp is None:
+                self.first_stamp = packet.dts
+            yield packet
