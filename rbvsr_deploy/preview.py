@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.comparison_page import Page, check_comparison_page, choose_frames, file_size
+from rbvsr_deploy.duration import show_duration
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image, eight_bits
@@ -28,7 +29,7 @@ from rbvsr_deploy.upscale_file import SCALE, Progress
 from rbvsr_deploy.video import Frame, ReadOptions, Source, is_pipe, open_source
 from rbvsr_deploy.video.excerpts import EmptyExcerptError
 
-__all__ = ["Preview", "show_duration", "write_preview"]
+__all__ = ["Preview", "write_preview"]
 
 _AROUND = 5
 """Frames before and after the one that is shown: what lies further away changes it little."""
@@ -144,19 +145,6 @@ def write_preview(
     )
     _write(shown, page, path, preview=preview)
     return preview
-
-
-def show_duration(seconds: float) -> str:
-    """For people: of two units, the larger first, such as "3 h 20 min"."""
-    whole = max(1, round(seconds))
-    for unit, size, smaller, part in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"
 
 
 @dataclass(frozen=True, eq=False)

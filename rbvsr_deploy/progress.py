@@ -1,5 +1,5 @@
 """How far a job is and how long it still takes: one bar on a terminal, now and then a plain line
-elsewhere.
+elsewhere. Everything goes to standard error.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rbvsr_deploy.duration import show_duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
+    from typing_extensions import Self
 
     from rbvsr_deploy.stream import Stage
 
@@ -25,23 +28,21 @@ _SHARES: dict[Stage, float] = {"clean": 0.1, "backward": 0.35, "forward": 0.55}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class ProgressDisplay:
-    """A callable for :data:`rbvsr_deploy.upscale_file.Progress` that shows on standard error; a
-    context manager.
+class _Display:
+    """A context manager that shows nothing before it is called.
+
+    Args:
+        transient: the bar disappears at the end.
     """
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._last_line = self._start
-        self._part: dict[Stage, float] = {}
-        self._first: float | None = None
+    def __init__(self, *, transient: bool = False) -> None:
+        self._transient = transient
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._began = False
+        self._last_line = time.monotonic()
 
-    def __enter__(self) -> ProgressDisplay:
-        self._bars = _start_bars()
-        if self._bars is not None:
-            self._task = self._bars.add_task("", total=1.0, left="")
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -53,21 +54,44 @@ class ProgressDisplay:
         if self._bars is not None:
             self._bars.stop()
 
+    def _bar(self, text: str, *, done: float, total: float | None, note: str = "") -> bool:
+        """Move the bar; False if standard error is no terminal and has none."""
+        if not self._began:
+            self._began, self._bars = True, _start_bars(transient=self._transient)
+        if self._bars is None:
+            return False
+        if self._task is None:
+            self._task = self._bars.add_task("", note="")
+        self._bars.update(self._task, description=text, completed=done, total=total, note=note)
+        return True
+
+    def _line(self, text: str, *, due: bool) -> None:
+        """Write a line if it is due, or if the last one was long ago."""
+        now = time.monotonic()
+        if due or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            click.echo(text, err=True)
+
+
+class ProgressDisplay(_Display):
+    """A callable for :data:`rbvsr_deploy.upscale_file.Progress`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = time.monotonic()
+        self._part: dict[Stage, float] = {}
+        self._first: float | None = None
+
     def __call__(self, stage: Stage, done: int, total: int | None) -> None:
         now = time.monotonic()
         part = self._done(stage, done, total)
-        text = f"{stage}: {done} of {total or 'unknown'} frames"
         if self._first is None:  # what an earlier run had done took none of this one's time
             self._first, self._start = part, now
-        here = part - self._first
-        left = f"{(now - self._start) * (1 - part) / here:.0f} s left" if here > 0.01 else ""
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=part, description=text, left=left)
-        elif (stage == "forward" and done == total) or (
-            now - self._last_line >= _SECONDS_BETWEEN_LINES
-        ):
-            self._last_line = now
-            click.echo(f"{text}, {left}" if left else text, err=True)
+        here, finished = part - self._first, stage == "forward" and done == total
+        left = "" if here <= 0.01 or finished else _left((now - self._start) * (1 - part) / here)
+        text = f"{stage}: {done} of {total or 'unknown'} frames"
+        if not self._bar(text, done=part, total=1.0, note=left):
+            self._line(", ".join(filter(None, (text, left))), due=finished)
 
     def _done(self, stage: Stage, done: int, total: int | None) -> float:
         """Part of the whole job that is done, 0 to 1."""
@@ -76,70 +100,31 @@ class ProgressDisplay:
         return sum(_SHARES[name] * part for name, part in self._part.items())
 
 
-class CompileDisplay:
-    """A callable for :data:`rbvsr_deploy.engines.tensorrt.build.Progress` that shows on standard
-    error; a context manager. Nothing is shown before its first call.
-    """
+class CompileDisplay(_Display):
+    """A callable for :data:`rbvsr_deploy.engines.tensorrt.build.Progress`."""
 
     def __init__(self) -> None:
+        super().__init__(transient=True)
         self._graph = ""
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> CompileDisplay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def __call__(self, graph: str, phase: str, step: int, steps: int) -> None:
-        if not self._graph:
-            self._bars = _start_bars(transient=True)
-            if self._bars is not None:
-                self._task = self._bars.add_task("", left="")
-        if self._bars is not None and self._task is not None:
-            text = f"compiling {graph}: {phase.lower()}"
-            self._bars.update(self._task, description=text, completed=step, total=steps)
-        elif graph != self._graph:
-            click.echo(f"compiling {graph}", err=True)
+        text = f"compiling {graph}"
+        if not self._bar(f"{text}: {phase.lower()}", done=step, total=steps):
+            self._line(text, due=graph != self._graph)
         self._graph = graph
 
 
-class FramesDisplay:
-    """Shows on standard error which sequence of several is worked on, and how far it is; a context
-    manager.
+class FramesDisplay(_Display):
+    """Shows which sequence of several is worked on, and how far it is.
 
     Args:
         sequences: how many there are.
     """
 
     def __init__(self, sequences: int) -> None:
+        super().__init__(transient=True)
         self._sequences = sequences
         self._names: list[str] = []
-        self._last_line = time.monotonic()
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> FramesDisplay:
-        self._bars = _start_bars(transient=True)
-        if self._bars is not None:
-            self._task = self._bars.add_task("", left="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def __call__(self, name: str, done: int, total: int | None) -> None:
         """Takes the sequence's name, its frames that are done, and, where known, all of them."""
@@ -148,71 +133,37 @@ class FramesDisplay:
             self._names.append(name)
         text = f"{name} ({len(self._names)} of {self._sequences})"
         frames = f"frame {done} of {total or 'unknown'}"
-        if self._bars is not None and self._task is not None:
-            self._bars.update(
-                self._task, description=text, completed=done, total=total, left=frames
-            )
-        elif new or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            click.echo(text if new else f"{text}: {frames}", err=True)
+        if not self._bar(text, done=done, total=total, note=frames):
+            self._line(text if new else f"{text}: {frames}", due=new)
 
 
-class TrainingDisplay:
-    """A callable for :data:`rbvsr_deploy.training.run.OnStep` that shows on standard error; a
-    context manager. Nothing is shown before its first call.
-    """
+class TrainingDisplay(_Display):
+    """A callable for :data:`rbvsr_deploy.training.run.OnStep`; a bar for each phase."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._phase = ""
-        self._first, self._start, self._last_line = 0, 0.0, 0.0
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> TrainingDisplay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        self._first, self._start = 0, 0.0
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         now = time.monotonic()
-        text = f"{phase}: {done} of {total} iterations"
-        if self._phase != phase:
-            if not self._phase:
-                self._bars = _start_bars()
-            if self._bars is not None:
-                self._task = self._bars.add_task("", left="")
+        new = phase != self._phase
+        if new:
             # The first iteration, with everything that is set up in it, says nothing of the rest.
-            self._phase, self._first, self._start = phase, done, now
+            self._phase, self._first, self._start, self._task = phase, done, now, None
         here = done - self._first
-        left = f"{_duration((now - self._start) * (total - done) / here)} left" if here else ""
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, total=total, description=text, left=left)
-        elif done == total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            click.echo(f"{text}, {left}" if left else text, err=True)
+        left = _left((now - self._start) * (total - done) / here) if here and done < total else ""
+        text = f"{phase}: {done} of {total} iterations"
+        if not self._bar(text, done=done, total=total, note=left):
+            self._line(", ".join(filter(None, (text, left))), due=new or done == total)
 
 
-def _duration(seconds: float) -> str:
-    """As a person says it: 40 s, 12 min, 3 h 20 min, 2 d 5 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
+def _left(seconds: float) -> str:
+    return f"{show_duration(seconds)} left"
 
 
-def _start_bars(*, transient: bool = False) -> Bars | None:
-    """Bars on standard error, with a field for the time left; ``None`` if that is no terminal."""
+def _start_bars(*, transient: bool) -> Bars | None:
+    """Bars on standard error, with a field for a note; ``None`` if that is no terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -224,7 +175,7 @@ def _start_bars(*, transient: bool = False) -> Bars | None:
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=console,
         transient=transient,

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.duration import show_duration
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.preview import Preview, show_duration, write_preview
+from rbvsr_deploy.preview import Preview, write_preview
 from rbvsr_deploy.stream import Settings
 from rbvsr_deploy.video import ReadOptions
 from rbvsr_deploy.video.images import write_image

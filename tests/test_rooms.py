@@ -26,6 +26,7 @@ RUNTIME = (
     "compare",
     "comparison_page",
     "differences",
+    "duration",
     "engine_sets",
     "errors",
     "files",

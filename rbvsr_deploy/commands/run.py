@@ -192,7 +192,7 @@ def _check_preview(ctx: click.Context) -> None:
 
 
 def _show_preview(preview: Preview, *, as_json: bool) -> None:
-    from rbvsr_deploy.preview import show_duration
+    from rbvsr_deploy.duration import show_duration
 
     if as_json:
         show(json.dumps(dataclasses.asdict(preview), indent=1))
