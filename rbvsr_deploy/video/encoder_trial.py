@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from av.codec import Codec
     from av.video.codeccontext import VideoCodecContext
 
-    from rbvsr_deploy.video.encoder import Encoder
+    from rbvsr_deploy.video.encoder_settings import Encoder
 
 __all__ = ["runs_on_device", "software_for", "try_encoder"]
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.video.colour import FULL, RGB_MATRIX, Colour
-from rbvsr_deploy.video.encoder import Encoder, merged
+from rbvsr_deploy.video.encoder_settings import Encoder, merged
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
