@@ -35,7 +35,8 @@
 ``text_subtitles.py``         text that the container holds in another format
 ``time_window.py``            which part of the source's time it is taken from
 ``options.py``                what a user can wish for an input and an output
-``encoder.py``                which encoder, pixel format and quality a video is written with
+``encoder.py``                which encoder and pixel format a video is written with
+``encoder_settings.py``       its quality, its threads, and what it needs besides
 ``encoder_trial.py``          whether an encoder works on this machine, and for large pictures
 ``pixel_formats.py``          which of an encoder's pixel formats comes closest to an input's
 ``stream_settings.py``        what is the same for all parts of a video stream

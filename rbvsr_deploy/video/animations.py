@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -127,7 +128,7 @@ def _png_is_animated(file: BinaryIO) -> bool:
         if header[4:] == b"acTL":
             return True
         (length,) = struct.unpack(">I", header[:4])
-        file.seek(length + 4, 1)  # and its check sum
+        file.seek(length + 4, os.SEEK_CUR)  # and its check sum
     return False
 
 

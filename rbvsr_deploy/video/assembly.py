@@ -132,6 +132,7 @@ class Assembly:
         """Frees everything; the file is of no use unless ``finish`` was called."""
         if self._copies is not None:
             self._copies.close()
+        # Closing completes the file, which may fail once more in whatever has failed already.
         with contextlib.suppress(Exception):
             self._output.close()
 

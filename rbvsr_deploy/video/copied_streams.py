@@ -21,6 +21,7 @@ from rbvsr_deploy.video.packet_copy import (
     portable_tags,
 )
 from rbvsr_deploy.video.pyav import media_errors, open_input, reason
+from rbvsr_deploy.video.seeking import has_index
 from rbvsr_deploy.video.text_subtitles import ConvertedText
 from rbvsr_deploy.video.time_window import TimeWindow
 from rbvsr_deploy.video.timestamps import Follower
@@ -38,8 +39,6 @@ __all__ = ["CopiedStreams"]
 
 logger = logging.getLogger(__name__)
 
-# Formats with an index; in others the way to a time is guessed from the length of the file.
-_INDEXED = ("mp4", "matroska", "avi")
 # Seconds before an excerpt in which subtitles that reach into it are looked for, and seconds behind
 # it in which badly interleaved packets are.
 _BEFORE, _BEHIND = 10, 10
@@ -89,7 +88,9 @@ class CopiedStreams:
         self._window = window
         self._options = options
         self._ways: dict[int, _Way] = {}
-        self._clocks: defaultdict[int, Follower] = defaultdict(lambda: Follower(source.seams))
+        self._clocks: defaultdict[int, Follower] = defaultdict(
+            lambda: Follower(source.discontinuities)
+        )
         with media_errors(f"cannot read {source.path}"):
             self._container = open_input(source.path)
         target.metadata.update(portable_tags(self._container.metadata))
@@ -231,7 +232,7 @@ class CopiedStreams:
 
         if self._window is None or self._window.start <= _BEFORE:
             return
-        if any(name in self._container.format.name for name in _INDEXED):
+        if has_index(self._container):
             with contextlib.suppress(av.FFmpegError):  # then everything before is read too
                 self._container.seek(int((self._window.start - _BEFORE) * av.time_base))
 

@@ -240,6 +240,7 @@ class Job:
                 self.parts = []
             if self._started:
                 self._tidy()
+            # What cannot be removed now is removed, or used, by the next run.
             with contextlib.suppress(OSError):
                 if not self.parts and {path.name for path in self.folder.iterdir()} == {_LOCK}:
                     (self.folder / _LOCK).unlink()

@@ -120,12 +120,7 @@ def open_sink(
     if job is None:
         if not is_pipe(path):
             raise ValueError(f"{path} needs a job")
-        for name, wish in (("codec", options.codec), ("crf", options.crf)):
-            if wish is not None:
-                raise MediaError(
-                    f"{name} is for files, and standard output takes y4m: leave it out"
-                )
-        return PipeSink(source=source, width=width, height=height, pix_fmt=options.pix_fmt)
+        return _piped(source, width=width, height=height, options=options)
     if path != job.output:
         raise ValueError(f"the job is for {job.output}, not for {path}")
     if path.exists() and source.path.exists() and path.samefile(source.path):
@@ -167,6 +162,13 @@ def _pictures(path: Path, options: ReadOptions) -> ImageSource:
         if getattr(options, name):
             raise MediaError(f"{name} is for videos, and {path} holds pictures: leave it out")
     return ImageSource(path, options)
+
+
+def _piped(source: Source, *, width: int, height: int, options: WriteOptions) -> PipeSink:
+    for name in ("codec", "crf"):
+        if getattr(options, name) is not None:
+            raise MediaError(f"{name} is for files, and standard output takes y4m: leave it out")
+    return PipeSink(source=source, width=width, height=height, pix_fmt=options.pix_fmt)
 
 
 def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"]:

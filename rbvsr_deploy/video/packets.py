@@ -68,6 +68,7 @@ class PacketWriter:
 
     def close(self) -> None:
         """Closes the file, whatever state it is in."""
+        # What it still holds may not fit on the disk; the part is given up anyway.
         with contextlib.suppress(OSError):
             self._file.close()
 

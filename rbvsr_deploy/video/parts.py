@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rbvsr_deploy.files import sha256
 
 __all__ = ["PartRecord", "StoredFile"]
 
@@ -29,13 +30,9 @@ class StoredFile:
                 return False
             if self.sha256 is None:
                 return True
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            return sha256(path) == self.sha256
         except OSError:
             return False
-        return digest.hexdigest() == self.sha256
 
 
 @dataclass(frozen=True)

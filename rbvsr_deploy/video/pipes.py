@@ -25,6 +25,7 @@ from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.planes import planes_of
 from rbvsr_deploy.video.pyav import media_errors, open_input
+from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ _CHROMA = {
     "yuv422p10le": "422p10 XYSCSS=422P10",
     "yuv444p10le": "444p10 XYSCSS=444P10",
 }
-# Half a millisecond: nobody sees it.
-_NOTABLE_SHIFT = Fraction(1, 2000)
 
 
 def is_pipe(path: Path) -> bool:
@@ -212,7 +211,7 @@ class PipeSink(Sink):
         time = frame.pts * self._source.time_base
         if self._first is None:
             self._first = time
-        if abs(time - self._first - self._frames / self._source.rate) > _NOTABLE_SHIFT:
+        if abs(time - self._first - self._frames / self._source.rate) > NOTABLE_SHIFT:
             logger.warning(
                 "%s holds a constant frame rate only, and the time stamps of %s vary: frames move "
                 "in time",

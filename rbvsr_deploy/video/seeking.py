@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["packets_around"]
+__all__ = ["has_index", "packets_around"]
 
-# Formats with an index of key frames and their times. In others the way to a time is guessed by
-# FFmpeg from the length of the file, so they are read from the start, without decoding.
+# Formats with an index of key frames and their times.
 _INDEXED = ("mp4", "matroska", "avi")
 # Seconds between packets in a row that no clock jumps.
 _LONGEST_GAP = 10
@@ -24,6 +23,14 @@ _LONGEST_GAP = 10
 _REORDERED = 16
 # Packets between two key frames that are kept in memory at most.
 _LONGEST_HELD = 2000
+
+
+def has_index(container: InputContainer) -> bool:
+    """Whether the format tells where in the file a time is, so that seeking to it can be trusted.
+
+    In others FFmpeg guesses it from the length of the file.
+    """
+    return any(name in container.format.name for name in _INDEXED)
 
 
 def packets_around(
@@ -65,9 +72,11 @@ def packets_around(
 def _seek(
     container: InputContainer, stream: VideoStream, *, to: Fraction
 ) -> Iterator[Packet[VideoStream]]:
-    """The packets from a key frame on, at or before a time; where the format has no index, all."""
+    """The packets from a key frame on, at or before a time; where the format has no index, all,
+    which is quick without decoding.
+    """
     start = stream.start_time or 0
-    if to > start and any(name in container.format.name for name in _INDEXED):
+    if to > start and has_index(container):
         container.seek(math.floor(to), stream=stream)
         packets = container.demux(stream)
         first = next(packets)

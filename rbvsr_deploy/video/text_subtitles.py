@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.subtitles.stream import SubtitleStream
 
-__all__ = ["TEXT_FORMATS", "ConvertedText"]
+__all__ = ["ConvertedText"]
 
 logger = logging.getLogger(__name__)
 
-TEXT_FORMATS = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
-"""Containers that hold text, and the encoder of the format they hold it in."""
+# Containers that hold text, and the encoder of the format they hold it in.
+_TEXT_FORMATS = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
 
 
 class ConvertedText:
@@ -47,7 +47,7 @@ class ConvertedText:
         decoder = source.codec_context
         if not decoder.codec.text_sub:
             raise ValueError("its subtitles are pictures")
-        name = TEXT_FORMATS.get(target.format.name)
+        name = _TEXT_FORMATS.get(target.format.name)
         if name is None:
             raise ValueError("it holds no subtitles as text")
         decoder.open(strict=False)

@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
 
-__all__ = ["Clock", "Follower", "Seam"]
+__all__ = ["NOTABLE_SHIFT", "Clock", "Discontinuity", "Follower"]
 
 logger = logging.getLogger(__name__)
 
+NOTABLE_SHIFT = Fraction(1, 2000)
+"""Seconds by which a frame may move unsaid: nobody sees it, and formats of a constant frame rate
+round to less.
+"""
+
 # Frames that wait for the next good stamp at most: the memory for them must stay small.
 _LONGEST_WAIT = 8
-# Seconds. FFmpeg's programs take a longer gap in such formats for a seam, too.
+# Seconds. FFmpeg's programs take a longer gap in such formats for a discontinuity, too.
 _LONGEST_GAP = 10
 
 
 @dataclass(frozen=True)
-class Seam:
+class Discontinuity:
     """Where the clock of a file is set anew."""
 
     time: Fraction
@@ -45,24 +50,26 @@ class Clock:
         path: of the file, for warnings.
         time_base: seconds per tick.
         rate: average frames per second.
-        seams: whether a gap of more than ten seconds means a clock that was set anew, as it does
-            in transport streams joined from several recordings.
+        discontinuous: whether a gap of more than ten seconds means a clock that was set anew, as it
+            does in transport streams joined from several recordings.
     """
 
-    def __init__(self, path: Path, *, time_base: Fraction, rate: Fraction, seams: bool) -> None:
+    def __init__(
+        self, path: Path, *, time_base: Fraction, rate: Fraction, discontinuous: bool
+    ) -> None:
         self._path = path
         self._period = 1 / (rate * time_base)  # in ticks, as all that follows
         self._rate = rate
         self._time_base = time_base
         self._gap = _LONGEST_GAP / time_base
-        self._seams = seams
+        self._discontinuous = discontinuous
         self._last: Fraction | None = None  # of the frame before, before rounding
         self._given = 0  # the same as it was given out
         self._offset = 0  # what is added since the clock was set anew
         self._waiting: list[VideoFrame] = []
         self._by_decoding = False
         self._frames = self._repaired = 0
-        self.seams: list[Seam] = []
+        self.discontinuities: list[Discontinuity] = []
         """Where the clock was set anew, as far as frames were read."""
 
     def read(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int]]:
@@ -103,17 +110,16 @@ class Clock:
                 self._path,
                 self._repaired,
             )
-        if self.seams:
+        if self.discontinuities:
             logger.warning(
                 "times at which the clock of %s is set anew: %d; what follows goes on without a "
                 "gap",
                 self._path,
-                len(self.seams),
+                len(self.discontinuities),
             )
 
     def _own_stamp(self, frame: VideoFrame) -> int | None:
-        # Formats without presentation times, such as AVI, tell when a frame leaves the decoder.
-        stamp = frame.pts if frame.pts is not None else frame.dts
+        stamp = _stamp(frame)
         if stamp is None:
             # There, the last frames leave it after the last packet, hence without a time.
             self._repaired += not self._by_decoding
@@ -125,12 +131,10 @@ class Clock:
         """The stamp, moved if the clock is set anew with it; ``None`` if it cannot be true."""
         assert self._last is not None
         expected = self._last + self._period * (len(self._waiting) + 1)
-        if self._given < stamp and not (self._seams and stamp - expected > self._gap):
+        if self._given < stamp and not (self._discontinuous and stamp - expected > self._gap):
             return stamp
         upcoming = coming.peek()
-        after = None
-        if upcoming is not None:
-            after = upcoming.pts if upcoming.pts is not None else upcoming.dts
+        after = None if upcoming is None else _stamp(upcoming)
         if stamp > self._given:
             goes_on = after is None or after + self._offset > stamp
         else:
@@ -141,8 +145,8 @@ class Clock:
             self._repaired += 1
             return None
         self._offset += round(expected) - stamp
-        self.seams.append(
-            Seam(round(expected) * self._time_base, offset=self._offset * self._time_base)
+        self.discontinuities.append(
+            Discontinuity(round(expected) * self._time_base, offset=self._offset * self._time_base)
         )
         return round(expected)
 
@@ -171,15 +175,20 @@ class Clock:
         return stamp
 
 
+def _stamp(frame: VideoFrame) -> int | None:
+    # Formats without presentation times, such as AVI, tell when a frame leaves the decoder.
+    return frame.pts if frame.pts is not None else frame.dts
+
+
 class Follower:
     """Moves the packets of one stream beside the video as the video's frames were moved.
 
     Args:
-        seams: where the clock is set anew, in order.
+        discontinuities: where the clock is set anew, in order.
     """
 
-    def __init__(self, seams: Sequence[Seam]) -> None:
-        self._ahead = deque(seams)
+    def __init__(self, discontinuities: Sequence[Discontinuity]) -> None:
+        self._ahead = deque(discontinuities)
         self._offset = Fraction(0)
         self._last: Fraction | None = None  # time of the packet before, moved
 
@@ -210,7 +219,7 @@ class Follower:
         return True
 
     def _is_over(self, time: Fraction) -> bool:
-        """Whether a time is of the other side of the next seam."""
+        """Whether a time is of the other side of the next discontinuity."""
         back = self._last is not None and time < self._last
         return back or time > self._ahead[0].time + _LONGEST_GAP / 2
 

@@ -10,7 +10,8 @@ from typing import Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.encoder import Encoder, needs_constant_rate
+from rbvsr_deploy.video.encoder import needs_constant_rate
+from rbvsr_deploy.video.encoder_settings import Encoder
 from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
@@ -19,13 +20,11 @@ from rbvsr_deploy.video.part_encoder import PartEncoder
 from rbvsr_deploy.video.publish import sync
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.stream_settings import StreamSettings
+from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 
 __all__ = ["VideoSink"]
 
 logger = logging.getLogger(__name__)
-
-# Half a millisecond: nobody sees it, and formats of constant rate round to less.
-_NOTABLE_SHIFT = Fraction(1, 2000)
 
 
 class VideoSink(Sink):
@@ -193,7 +192,7 @@ class VideoSink(Sink):
                 f"{self.path} can hold a constant frame rate only, and the time stamps of "
                 f"{self._source.path} vary: give the output a name ending in .mkv or .mp4"
             )
-        if abs(exact - pts) * time_base > _NOTABLE_SHIFT and not self._warned:
+        if abs(exact - pts) * time_base > NOTABLE_SHIFT and not self._warned:
             logger.warning("%s holds a constant frame rate only: frames move in time", self.path)
             self._warned = True
         self._next_pts = pts + 1

@@ -22,7 +22,7 @@ from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.orientation import orientation_of, upright
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.timestamps import Clock, Seam
+from rbvsr_deploy.video.timestamps import Clock, Discontinuity
 from rbvsr_deploy.video.video_pass import VideoPass
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _FALLBACK_RATE, _FASTEST = Fraction(25), 500
 # FFmpeg draws the letters of any text as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
-_MAY_HAVE_SEAMS = 0x0200  # AVFMT_TS_DISCONT
+_DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT
 _AS_IT_IS = ReadOptions()
 
 
@@ -120,9 +120,9 @@ class VideoSource(Source):
         self._container.close()
 
     @property
-    def seams(self) -> list[Seam]:
+    def discontinuities(self) -> list[Discontinuity]:
         """Where the clock of the file is set anew, as far as frames were read."""
-        return self._clock.seams
+        return self._clock.discontinuities
 
     def _open(self) -> InputContainer:
         return open_input(self.path)
@@ -210,7 +210,7 @@ class VideoSource(Source):
             self.path,
             time_base=self.time_base,
             rate=self.rate,
-            seams=bool(self._container.format.flags & _MAY_HAVE_SEAMS),
+            discontinuous=bool(self._container.format.flags & _DISCONTINUOUS),
         )
         self._decoder = self._decode(target=target)
         frames = self._clock.read(self._fields.over(self._decoder))

@@ -29,10 +29,10 @@ class Decoded:
 
 
 def given(
-    stamps: list[int | None], *, dts: list[int | None] | None = None, seams: bool = False
+    stamps: list[int | None], *, dts: list[int | None] | None = None, discontinuous: bool = False
 ) -> list[int]:
     """What frames with these stamps are given, at 25 per second in milliseconds."""
-    clock = Clock(Path("a.mp4"), time_base=TICK, rate=Fraction(25), seams=seams)
+    clock = Clock(Path("a.mp4"), time_base=TICK, rate=Fraction(25), discontinuous=discontinuous)
     frames = [Decoded(*times) for times in zip(stamps, dts or [None] * len(stamps), strict=True)]
     found = list(clock.read(frames))  # type: ignore[arg-type]
     clock.tell()
@@ -44,7 +44,7 @@ def test_stamps_that_increase_are_not_touched(caplog):
     """However they vary: with a gap of a minute, before 0, a tick apart."""
     stamps = [-80, -79, 3, 40, 60_040, 60_041, 60_100]
     assert given(stamps) == stamps
-    assert given([5 * s for s in (0, 8, 9, 2000)], seams=True) == [0, 40, 45, 10_000]
+    assert given([5 * s for s in (0, 8, 9, 2000)], discontinuous=True) == [0, 40, 45, 10_000]
     assert caplog.text == ""
 
 
@@ -79,14 +79,14 @@ def test_a_clock_that_is_set_anew_goes_on(second, caplog):
     first = [1_000_000, 1_000_040, 1_000_080]
     stamps = [*first, second, second + 40, second + 90]
     expected = [*first, 1_000_120, 1_000_160, 1_000_210]
-    assert given(stamps, seams=True) == expected
+    assert given(stamps, discontinuous=True) == expected
     assert "the clock of a.mp4 is set anew: 1;" in caplog.text
 
 
 def test_one_wild_stamp_is_no_new_clock(caplog):
     """Far ahead or far behind, and the next ones in line again."""
     for wild in (90_000_000, -90_000_000):
-        assert given([0, 40, wild, 120, 160], seams=True) == [0, 40, 80, 120, 160]
+        assert given([0, 40, wild, 120, 160], discontinuous=True) == [0, 40, 80, 120, 160]
     assert "anew" not in caplog.text
 
 
@@ -113,7 +113,7 @@ def test_whatever_comes_increases(caplog):
         for _ in range(chance.randrange(1, 60)):
             now += chance.choice([40, 40, 40, 1, 0, -40, -500, 20_000, -20_000, 1_000_000])
             stamps.append(chance.choice([now, now, now, None]))
-        found = given(stamps, seams=chance.random() < 0.5)
+        found = given(stamps, discontinuous=chance.random() < 0.5)
         assert all(a < b for a, b in pairwise(found))
 
 
@@ -213,7 +213,7 @@ def test_sound_stays_with_the_picture_over_a_seam(tmp_path, starts, blocks, capl
         shift = shown[25 * number] - media.stamps_of(half)[0]
         written = times(half, "audio")
         part = sound[: len(written)] if number == 0 else sound[len(times(halves[0], "audio")) :]
-        # Sound that reaches over the seam takes the place of what would lie below it.
+        # Sound that reaches over the discontinuity takes the place of what would lie below it.
         dropped = len(written) - len(part)
         assert 0 <= dropped <= (blocks - 19 if number else 0)
         for (data, time), (old, at) in zip(part, written[dropped:], strict=True):
