@@ -36,8 +36,8 @@ from rbvsr_deploy.training.clips import to_frames
 from rbvsr_deploy.training.config import TrainingConfig, load_config
 from rbvsr_deploy.training.data import Sample, SourceConfig, TrainingSet
 from rbvsr_deploy.training.losses import cleaning_target
-from rbvsr_deploy.training.metrics.base import MetricUnavailableError, Picture, Scorer, Shown, luma
-from rbvsr_deploy.training.metrics.catalogue import METRICS, open_metric
+from rbvsr_deploy.training.metrics.base import Picture, Scorer, Shown, luma
+from rbvsr_deploy.training.metrics.catalogue import METRICS, open_metrics
 from rbvsr_deploy.training.metrics.fidelity import psnr
 from rbvsr_deploy.training.metrics.resize import enlarge
 from rbvsr_deploy.training.run import train
@@ -158,20 +158,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Over those that are defined."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def open_scorers(
-    names: Iterable[str], niqe_parameters: Path | None
-) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """The metrics that can be computed, and why the others cannot."""
-    scorers, missing = {}, {}
-    for name in names:
-        try:
-            scorers[name] = open_metric(name, niqe_parameters=niqe_parameters)
-        except MetricUnavailableError as error:
-            missing[name] = str(error)
-            print(f"without {name}: {error}")
-    return scorers, missing
 
 
 # -------------------------------------------------------------------------------------- refinement
@@ -381,9 +367,9 @@ def compare(
             config, sources_of(held_out), count=clips, length=clip_length, crop=clip_crop
         )
         side = SCALE * clip_crop - 2 * BORDER
-        fitting = [name for name in metrics if side >= max(METRICS[name].least_size)]
-        scorers, missing = open_scorers(fitting, niqe_parameters)
-        missing |= {n: f"pictures of {side}x{side}" for n in metrics if n not in fitting}
+        scorers, missing = open_metrics(metrics, size=(side, side), niqe_parameters=niqe_parameters)
+        for name, reason in missing.items():
+            print(f"without {name}: {reason}")
         rows = measure(train_all(configs, runs, device), samples, scorers)
     details = {
         "recipe": recipe,
@@ -439,7 +425,9 @@ def refinement(
     rows: Rows = {}
     residues: dict[str, dict[str, list[float]]] = {}
     with edge(verbose=False):
-        scorers, missing = open_scorers(("niqe", "brisque"), niqe_parameters)
+        scorers, missing = open_metrics(("niqe", "brisque"), niqe_parameters=niqe_parameters)
+        for name, reason in missing.items():
+            print(f"without {name}: {reason}")
         if not scorers:
             raise RbvsrError(f"neither NIQE nor BRISQUE can be computed: {missing['niqe']}")
         found = find_sequences(sequences)

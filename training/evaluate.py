@@ -62,6 +62,7 @@ class Specimen:
     sequence: str
     frame: int
     score: float
+    baseline_score: float | None
     picture: Image
     baseline: Image | None
     truth: Image | None
@@ -162,7 +163,7 @@ def _evaluate_item(
                 for name, scorer in scorers.items():
                     here.per_frame[name].append(scorer(shown))
                 before[method] = Shown(shown.picture, truth, shown.guide)  # without its own past
-            _keep_specimen(result, item, number, scores[RESULTS], moment, images.get(BASELINE))
+            _keep_specimen(result, item, number, scores, moment, images.get(BASELINE))
     _check_frames(item, frames, count)
     for method, of_method in scores.items():
         result.scores.setdefault(method, {})[item.name] = of_method
@@ -229,17 +230,20 @@ def _keep_specimen(
     result: Evaluation,
     item: Item,
     number: int,
-    scores: SequenceScores,
+    scores: Mapping[str, SequenceScores],
     moment: _Moment,
     baseline: Image | None,
 ) -> None:
     """Hold on to a frame that is the worst or the best so far, by the first metric."""
     first = result.metrics[0]
-    score = scores.per_frame[first][-1]
+    latest = {method: of_method.per_frame[first][-1] for method, of_method in scores.items()}
+    score = latest[RESULTS]
     if score is None:
         return
     sign = 1 if METRICS[first].higher_is_better else -1
-    specimen = Specimen(item.name, number, score, moment.picture, baseline, moment.truth)
+    specimen = Specimen(
+        item.name, number, score, latest.get(BASELINE), moment.picture, baseline, moment.truth
+    )
     if result.best is None or sign * score > sign * result.best.score:
         result.best = specimen
     if result.worst is None or sign * score < sign * result.worst.score:
@@ -252,7 +256,7 @@ def _check_frames(item: Item, frames: list[int] | None, count: int) -> None:
         wanted = "no frame" if frames is None else f"none of the frames {_listed(frames)}"
         raise MediaError(f"{item.name} holds {wanted}: leave the sequence out, or name others")
     if missing:
-        logger.warning("%s ends before frame %s", item.name, _listed(missing))
+        logger.warning("%s has %d frames: without frame %s", item.name, count, _listed(missing))
 
 
 def _listed(numbers: Iterable[int]) -> str:

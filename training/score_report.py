@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,30 @@ from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.training.evaluate import BASELINE, RESULTS, Evaluation, Specimen
-from rbvsr_deploy.training.metrics.catalogue import METRICS
+from rbvsr_deploy.training.metrics.catalogue import METRICS, Metric
 
 __all__ = ["check_report_folder", "scores_as_json", "write_report"]
 
-_LARGEST = 1280
-"""Width, in pixels, that whole frames are reduced to in the pictures."""
+_WIDTH, _TALLEST = 1280, 720
+"""Pixels, of the pictures, and of the height of the whole frame in them, at most."""
 
-_WHITE, _BLACK, _MARK = (255, 255, 255), (0, 0, 0), (255, 64, 64)
+_ZOOM = 3
+"""How many times larger the detail is shown, more often where the frames are small."""
+
+_GAP = 8
+_LINE, _LETTERS = 36, 0.8
+_PAPER, _INK, _MARK = (255, 255, 255), (20, 20, 20), (255, 64, 64)
+
+_ROWS = 4
+"""More plots than this one below the other make a second column."""
+
+_TICKS = 12
+"""Scored frames that are all written below a plot."""
+
+_STYLES: dict[str, dict[str, Any]] = {
+    BASELINE: {"color": "tab:orange", "marker": "s"},
+    RESULTS: {"color": "tab:blue", "marker": "o"},
+}
 
 
 def check_report_folder(folder: Path, *, overwrite: bool) -> None:
@@ -52,7 +69,7 @@ def scores_as_json(
         "metrics": {
             name: {
                 "title": METRICS[name].title,
-                "better": "higher" if METRICS[name].higher_is_better else "lower",
+                "better": METRICS[name].better,
             }
             for name in evaluation.metrics
         },
@@ -89,8 +106,8 @@ def write_report(folder: Path, evaluation: Evaluation, scores: dict[str, Any]) -
     files = {"scores.json": (json.dumps(scores, indent=1, allow_nan=False) + "\n").encode()}
     for which, specimen in (("worst", evaluation.worst), ("best", evaluation.best)):
         if specimen is not None:
-            title = METRICS[evaluation.metrics[0]].title
-            files[f"{which}.png"] = _png(specimen_picture(specimen, which=which, title=title))
+            metric = METRICS[evaluation.metrics[0]]
+            files[f"{which}.png"] = _png(specimen_picture(specimen, which=which, metric=metric))
     for sequence in evaluation.scores[RESULTS]:
         plot = _plot(evaluation, sequence)
         if plot is not None:
@@ -104,26 +121,41 @@ def write_report(folder: Path, evaluation: Evaluation, scores: dict[str, Any]) -
         raise MediaError(f"cannot write the report to {folder}: {error.strerror}") from None
 
 
-def specimen_picture(specimen: Specimen, *, which: str, title: str) -> NDArray[np.uint8]:
-    """A frame with a mark around its finest detail, and below it this detail three times larger:
+def specimen_picture(specimen: Specimen, *, which: str, metric: Metric) -> NDArray[np.uint8]:
+    """A frame with a mark around its finest detail, and below it this detail several times larger:
     of the baseline, the result and the truth, as far as they are there.
     """
-    shown = {"bicubic": specimen.baseline, "result": specimen.picture, "truth": specimen.truth}
-    images = {label: image for label, image in shown.items() if image is not None}
+    panels = {}
+    if specimen.baseline is not None:
+        panels[_labelled("bicubic", specimen.baseline_score)] = specimen.baseline
+    panels[_labelled("result", specimen.score)] = specimen.picture
+    if specimen.truth is not None:
+        panels["truth"] = specimen.truth
     height, width = specimen.picture.shape[:2]
-    side = max(1, min(height, width, 3 * _LARGEST // 4) // 3)
-    top, left = _finest(images.get("truth", specimen.picture), side)
-    whole = specimen.picture.copy()
-    cv2.rectangle(whole, (left, top), (left + side - 1, top + side - 1), _MARK, 2)
-    if width > _LARGEST:
-        size = (_LARGEST, height * _LARGEST // width)
-        whole = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
-    crops = []
-    for label, image in images.items():
-        crop = image[top : top + side, left : left + side].repeat(3, axis=0).repeat(3, axis=1)
-        crops.append(_labelled(crop, label))
-    name = f"{which}: {specimen.sequence}, frame {specimen.frame}, {title} {specimen.score:.4f}"
-    return _stacked(_labelled(whole, name), np.concatenate(crops, axis=1))
+    room = (_WIDTH - _GAP * (len(panels) - 1)) // len(panels)
+    side = min(height, width, room // _ZOOM)
+    zoom = room // side
+    top, left = _finest(panels.get("truth", specimen.picture), side)
+    row = []
+    for label, image in panels.items():
+        crop = image[top : top + side, left : left + side]
+        row.append(_titled(crop.repeat(zoom, axis=0).repeat(zoom, axis=1), label))
+        row.append(np.full((len(row[0]), _GAP, 3), _PAPER, np.uint8))
+    detail = np.concatenate(row[:-1], axis=1)
+    factor = min(1.0, detail.shape[1] / width, _TALLEST / height)
+    whole = np.asarray(
+        cv2.resize(specimen.picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    )
+    corner, opposite = (
+        (round(factor * x), round(factor * y))
+        for x, y in ((left, top), (left + side - 1, top + side - 1))
+    )
+    cv2.rectangle(whole, corner, opposite, _MARK, 2)
+    title = (
+        f"{which} frame by {metric.title} ({metric.better} is better): "
+        f"{specimen.sequence}, frame {specimen.frame}"
+    )
+    return np.concatenate((_titled(_centred(whole, detail.shape[1]), title), detail))
 
 
 def _finest(image: NDArray[np.uint8], side: int) -> tuple[int, int]:
@@ -136,24 +168,25 @@ def _finest(image: NDArray[np.uint8], side: int) -> tuple[int, int]:
     return int(top), int(left)
 
 
-def _labelled(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """The picture under a line of text."""
-    line = np.zeros((26, image.shape[1], 3), np.uint8)
-    cv2.putText(line, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _WHITE, 1, cv2.LINE_AA)
+def _labelled(name: str, score: float | None) -> str:
+    return name if score is None else f"{name}: {score:.4f}"
+
+
+def _titled(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """The picture under a line of text, which is smaller where it is long."""
+    width = image.shape[1]
+    line = np.full((_LINE, width, 3), _PAPER, np.uint8)
+    face, thickness = cv2.FONT_HERSHEY_SIMPLEX, 1
+    (needed, _), _ = cv2.getTextSize(text, face, _LETTERS, thickness)
+    letters = _LETTERS * min(1.0, (width - 2 * _GAP) / needed)
+    cv2.putText(line, text, (_GAP, _LINE - 11), face, letters, _INK, thickness, cv2.LINE_AA)
     return np.concatenate((line, image))
 
 
-def _stacked(*images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One above the other, black where one is narrower."""
-    width = max(image.shape[1] for image in images)
-    return np.concatenate(
-        [
-            cv2.copyMakeBorder(
-                image, 0, 0, 0, width - image.shape[1], cv2.BORDER_CONSTANT, value=_BLACK
-            )
-            for image in images
-        ]
-    )
+def _centred(image: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    left = (width - image.shape[1]) // 2
+    right = width - image.shape[1] - left
+    return np.pad(image, ((0, 0), (left, right), (0, 0)), constant_values=_PAPER[0])
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -171,25 +204,47 @@ def _plot(evaluation: Evaluation, sequence: str) -> bytes | None:
         from matplotlib.ticker import MaxNLocator
     except ImportError:
         return None
-    count = len(evaluation.metrics)
-    figure = Figure(figsize=(8, 0.6 + 1.9 * count), layout="constrained")
+    columns = 1 if len(evaluation.metrics) <= _ROWS else 2
+    rows = -(-len(evaluation.metrics) // columns)
+    width, height = 4 + 4 * columns, 1.2 + 2 * rows  # inches
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    for axis, name in zip(axes, evaluation.metrics, strict=True):
-        for method, colour in ((BASELINE, "tab:orange"), (RESULTS, "tab:blue")):
-            if method not in evaluation.scores:
-                continue
+    # Matplotlib's own layouts take as long as all the rest.
+    figure.subplots_adjust(
+        left=0.7 / width,
+        right=1 - 0.2 / width,
+        bottom=0.7 / height,
+        top=1 - 0.7 / height,
+        hspace=0.35,
+        wspace=0.15,
+    )
+    figure.suptitle(sequence, fontsize=11, y=1 - 0.2 / height, va="center", parse_math=False)
+    figure.supxlabel("frame", fontsize=10, y=0.25 / height, va="center")
+    methods = [method for method in _STYLES if method in evaluation.scores]
+    for place, name in enumerate(evaluation.metrics):
+        axis = figure.add_subplot(rows, columns, place + 1)
+        means = []
+        for method in methods:
             scores = evaluation.scores[method][sequence]
             values = [np.nan if value is None else value for value in scores.per_frame[name]]
+            successive = len(scores.frames) == scores.frames[-1] - scores.frames[0] + 1
+            line = {"linestyle": "-" if successive else ":", "markersize": 3 if successive else 6}
+            axis.plot(scores.frames, values, label=method, **_STYLES[method], **line)
             mean = scores.mean(name)
-            label = method if mean is None else f"{method}, mean {mean:.4g}"
-            axis.plot(scores.frames, values, color=colour, marker=".", markersize=4, label=label)
-        better = "higher" if METRICS[name].higher_is_better else "lower"
-        axis.set_title(f"{METRICS[name].title} ({better} is better)", fontsize=10)
+            means.append(f"{method} {'not defined' if mean is None else format(mean, '.4f')}")
+        axis.set_title(
+            f"{METRICS[name].title} ({METRICS[name].better} is better)", fontsize=9, loc="left"
+        )
+        axis.set_title("mean: " + ", ".join(means), fontsize=9, loc="right")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[-1].set_xlabel(f"frame of {sequence}")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(scores.frames) <= _TICKS:
+            axis.set_xticks(scores.frames)
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower right", ncols=len(labels))
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about letters of a name that the font does not have
+        figure.savefig(data, format="png", dpi=110)
     return data.getvalue()

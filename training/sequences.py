@@ -89,52 +89,72 @@ def pair_up(
     ]
 
 
-def check_items(items: Sequence[Item], *, border: int, least: tuple[int, int], why: str) -> None:
+@dataclass(frozen=True)
+class _Opened:
+    """What is known of a part of an item before it is read."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height of the results, the truth and the enlarged inputs."""
+    enlarged: bool
+    count: int | None
+    """Frames; ``None`` for videos, which tell but roughly."""
+
+
+def check_items(items: Sequence[Item], *, border: int) -> tuple[int, int]:
     """Find out before long work what does not fit together.
 
     Args:
+        items: one or more.
         border: pixels left out at each side.
-        least: pixels that the longer and the shorter side must have without it.
-        why: what needs so many, for the message.
+
+    Returns:
+        Longer and shorter side of the smallest pictures, in pixels without the border.
 
     Raises:
-        MediaError: something cannot be opened, sizes or numbers of pictures differ, or a sequence
-            is too small.
+        MediaError: something cannot be opened, sizes or numbers of pictures differ, or the border
+            leaves nothing.
     """
+    sides = []
     for item in items:
-        sizes, counts = {}, {}
+        opened = []
         for path, scale in ((item.results, 1), (item.truth, 1), (item.inputs, SCALE)):
-            if path is None:
-                continue
-            with open_source(path) as source:
-                sizes[path] = (scale * source.width, scale * source.height)
-                if isinstance(source, ImageSource):  # others tell but roughly
-                    counts[path] = source.frame_count
-        _check_alike(item, sizes, counts)
-        width, height = (side - 2 * border for side in next(iter(sizes.values())))
-        if max(width, height) < least[0] or min(width, height) < least[1]:
+            if path is not None:
+                with open_source(path) as source:
+                    size = (scale * source.width, scale * source.height)
+                    count = source.frame_count if isinstance(source, ImageSource) else None
+                opened.append(_Opened(path, size, scale != 1, count))
+        _check_alike(opened)
+        width, height = opened[0].size
+        if min(width, height) <= 2 * border:
             raise MediaError(
-                f"{item.name} is {width}x{height} without a border of {border}, and {why} needs "
-                f"{least[0]}x{least[1]}: leave it out, or give larger pictures"
+                f"a border of {border} leaves nothing of the {width}x{height} pixels of "
+                f"{item.name}: lower it, or give larger pictures"
+            )
+        sides.append(sorted((width - 2 * border, height - 2 * border)))
+    return min(longer for _, longer in sides), min(shorter for shorter, _ in sides)
+
+
+def _check_alike(opened: Sequence[_Opened]) -> None:
+    first = opened[0]
+    for other in opened[1:]:
+        if other.size != first.size:
+            times = f", enlarged by {SCALE}," * other.enlarged
+            raise MediaError(
+                f"{other.path} has frames of {_shown(other.size)}{times} and {first.path} of "
+                f"{_shown(first.size)}: they must have one size"
+            )
+    counted = [one for one in opened if one.count is not None]
+    for other in counted[1:]:
+        if other.count != counted[0].count:
+            raise MediaError(
+                f"{other.path} has {other.count} frames and {counted[0].path} {counted[0].count}: "
+                "they must have as many"
             )
 
 
-def _check_alike(
-    item: Item, sizes: Mapping[Path, tuple[int, int]], counts: Mapping[Path, int | None]
-) -> None:
-    (first, size), *others = sizes.items()
-    for path, other in others:
-        if other != size:
-            times = f", enlarged by {SCALE}," * (path == item.inputs)
-            raise MediaError(
-                f"{path} has frames of {other[0]}x{other[1]}{times} and {first} of "
-                f"{size[0]}x{size[1]}: they must have one size"
-            )
-    for path, count in counts.items():
-        if first in counts and count != counts[first]:
-            raise MediaError(
-                f"{path} has {count} frames and {first} {counts[first]}: they must have as many"
-            )
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _check_names(

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, require, show
+from rbvsr_deploy.commands.run_options import (
+    DEVICE,
+    NETWORK,
+    SCENE_CUTS,
+    SectionedCommand,
+)
 
 if TYPE_CHECKING:
     from rbvsr_deploy.training.evaluate import Evaluation
-    from rbvsr_deploy.training.metrics.base import Scorer
+    from rbvsr_deploy.upscaler import Upscaler
 
 __all__ = ["evaluate"]
 
@@ -41,6 +50,11 @@ def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 
     names = None if value is None else [name.strip() for name in value.split(",")]
     for name in names or ():
+        if name == "dover":
+            raise click.BadParameter(
+                "dover is in no package that could be used here: score the results with its "
+                "authors' program, github.com/VQAssessment/DOVER"
+            )
         if name not in METRICS:
             raise click.BadParameter(f"{name!r} is no metric: choose among {', '.join(METRICS)}")
     return None if names is None else list(dict.fromkeys(names))
@@ -56,60 +70,98 @@ def _frames(ctx: click.Context, param: click.Parameter, value: str | None) -> li
     return sorted({int(number) for number in numbers})
 
 
-@click.command(context_settings={"show_default": True})
+_SEQUENCES = (
+    click.Option(["--truth"], type=PATH, help="What the results should be, in the same layout."),
+    click.Option(
+        ["--input", "inputs"],
+        type=PATH,
+        help="The low-quality inputs, in the same layout: enlarged by bicubic interpolation they "
+        "are the baseline.",
+    ),
+    click.Option(
+        ["--degrade"],
+        type=click.Choice(["published", "moderate", "clean"]),
+        help="Make the inputs of --truth, by a degradation of the training, drawn for each "
+        "sequence; with --engine.",
+    ),
+    click.Option(
+        ["--seed"],
+        type=click.IntRange(min=0),
+        default=0,
+        help="Of --degrade: the same one makes the same inputs.",
+    ),
+)
+
+_ENGINE = (
+    click.Option(
+        ["--engine", "engine_path"],
+        type=PATH,
+        help="Bundle or checkpoint that makes the results of the inputs; RESULTS is left out.",
+    ),
+    DEVICE,
+    *NETWORK,
+    SCENE_CUTS,
+)
+
+_SCORES = (
+    click.Option(
+        ["--metrics"],
+        metavar="NAME,...",
+        callback=_metrics,
+        help="What to compute, such as psnr_y,niqe; the worst and the best frame are chosen by the "
+        "first.  [default: whatever fits, see docs/evaluation.md]",
+    ),
+    click.Option(
+        ["--preset"],
+        type=click.Choice(sorted(_PRESETS)),
+        help="Metrics, frames and border of published figures; what is given of these three goes "
+        "before it.",
+    ),
+    click.Option(
+        ["--frames"],
+        metavar="N,...|all",
+        callback=_frames,
+        help="Which frames, the first being 0.  [default: all]",
+    ),
+    click.Option(
+        ["--border"],
+        type=click.IntRange(min=0),
+        help=f"Pixels left out at each side.  [default: {_BORDER}]",
+    ),
+    click.Option(
+        ["--baseline/--no-baseline"],
+        default=True,
+        help="Score the enlarged inputs too, where there are some.",
+    ),
+    click.Option(
+        ["--niqe-parameters"],
+        type=PATH,
+        help="modelparameters.mat or niqe_pris_params.npz.  [default: of an installed mmagic or "
+        "basicsr]",
+    ),
+)
+
+_REPORT = (
+    click.Option(
+        ["-o", "--output"],
+        type=PATH,
+        help="Folder for scores.json, plots over the frames, and the worst and the best frame.",
+    ),
+    click.Option(
+        ["--overwrite"], is_flag=True, help="The output folder may hold something already."
+    ),
+)
+
+_SECTIONS = {
+    "Sequences": _SEQUENCES,
+    "Engine": _ENGINE,
+    "Scores": _SCORES,
+    "Report": _REPORT,
+}
+
+
+@click.command(cls=SectionedCommand, sections=_SECTIONS, context_settings={"show_default": True})
 @click.argument("results", type=PATH, required=False)
-@click.option("--truth", type=PATH, help="What the results should be, in the same layout.")
-@click.option(
-    "--input",
-    "inputs",
-    type=PATH,
-    help="The low-quality inputs, in the same layout: enlarged by bicubic interpolation they are "
-    "the baseline.",
-)
-@click.option(
-    "--engine",
-    "engine_path",
-    type=PATH,
-    help="Bundle or checkpoint that makes the results of --input; RESULTS is left out.",
-)
-@click.option("--device", default="auto", help="Of the engine, as in rbvsr-run.")
-@click.option(
-    "--metrics",
-    metavar="NAME,...",
-    callback=_metrics,
-    help="What to compute, such as psnr_y,niqe; the worst and the best frame are chosen by the "
-    "first.  [default: whatever fits, see docs/evaluation.md]",
-)
-@click.option(
-    "--preset",
-    type=click.Choice(sorted(_PRESETS)),
-    help="Metrics, frames and border of published figures; what is given of these three goes "
-    "before it.",
-)
-@click.option(
-    "--frames", metavar="N,...|all", callback=_frames, help="Which frames.  [default: all]"
-)
-@click.option(
-    "--border",
-    type=click.IntRange(min=0),
-    help=f"Pixels left out at each side.  [default: {_BORDER}]",
-)
-@click.option(
-    "--baseline/--no-baseline", default=True, help="Score the enlarged inputs too, where given."
-)
-@click.option(
-    "--niqe-parameters",
-    type=PATH,
-    help="modelparameters.mat or niqe_pris_params.npz.  [default: of an installed mmagic or "
-    "basicsr]",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    help="Folder for scores.json, plots over the frames, and the worst and the best frame.",
-)
-@click.option("--overwrite", is_flag=True, help="The output folder may hold something already.")
 @JSON
 @VERBOSE
 @VERSION
@@ -117,8 +169,11 @@ def evaluate(
     results: Path | None,
     truth: Path | None,
     inputs: Path | None,
+    degrade: str | None,
+    seed: int,
     engine_path: Path | None,
     device: str,
+    scene_cuts: bool,
     metrics: list[str] | None,
     preset: str | None,
     frames: list[int] | None,
@@ -129,6 +184,7 @@ def evaluate(
     overwrite: bool,
     as_json: bool,
     verbose: bool,
+    **network: Any,
 ) -> None:
     """Score upscaled videos, with the truth and without.
 
@@ -136,10 +192,7 @@ def evaluate(
     --input, sequences of the same names belong together. The score of a sequence is the mean over
     its frames, the score of a set the mean over its sequences.
     """
-    if (results is None) == (engine_path is None):
-        raise click.UsageError("give either RESULTS or --engine, which makes them of --input")
-    if engine_path is not None and inputs is None:
-        raise click.UsageError("--engine makes the results of --input: give it too")
+    _check_usage(click.get_current_context())
     chosen = _PRESETS.get(preset or "")
     if chosen is not None:
         metrics = metrics or list(chosen.metrics)
@@ -150,8 +203,10 @@ def evaluate(
     names = _wanted(metrics, truth=truth is not None, every_frame=numbers is None)
     with edge(verbose=verbose), ExitStack() as stack:
         from rbvsr_deploy.batch import output_folder
+        from rbvsr_deploy.errors import RbvsrError
         from rbvsr_deploy.progress import FramesDisplay
         from rbvsr_deploy.training.evaluate import evaluate as evaluate_items
+        from rbvsr_deploy.training.metrics.catalogue import open_metrics
         from rbvsr_deploy.training.score_report import (
             check_report_folder,
             scores_as_json,
@@ -160,30 +215,30 @@ def evaluate(
         from rbvsr_deploy.training.sequences import check_items, pair_up
 
         items = pair_up(results, truth=truth, inputs=inputs)
-        scorers, missing = _open_metrics(names, niqe_parameters)
-        least, why = _least_size(scorers)
-        check_items(items, border=border, least=least, why=why)
+        size = check_items(items, border=border)
+        scorers, missing = open_metrics(names, size=size, niqe_parameters=niqe_parameters)
+        if not scorers:
+            name, reason = next(iter(missing.items()))
+            raise RbvsrError(f"none of the metrics can be computed; {name}: {reason}")
         if output is not None:
             check_report_folder(output, overwrite=overwrite)
             stack.enter_context(output_folder(output))
+        if degrade is not None:
+            require("msgspec", extra="train", purpose="--degrade")
+            from rbvsr_deploy.training.degraded_inputs import DEGRADATIONS, degrade_items
+
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="rbvsr-eval-")))
+            with FramesDisplay(len(items)) as progress:
+                items = degrade_items(
+                    items, folder, DEGRADATIONS[degrade], seed=seed, progress=progress
+                )
         upscaler = None
         if engine_path is not None:
-            from rbvsr_deploy.engines import open_engine
-            from rbvsr_deploy.upscaler import Upscaler
-            from rbvsr_deploy.video import frame_size
-
             first = items[0].inputs
-            assert first is not None
-            engine = stack.enter_context(
-                open_engine(
-                    engine_path,
-                    device=device,
-                    size=lambda: frame_size(first),
-                    report=lambda line: click.echo(line, err=True),
-                )
+            assert first is not None  # _check_usage
+            upscaler = stack.enter_context(
+                _upscaler(engine_path, first, device=device, scene_cuts=scene_cuts, **network)
             )
-            click.echo(f"Engine: {engine.describe()}", err=True)
-            upscaler = stack.enter_context(Upscaler(engine))
         with FramesDisplay(len(items)) as progress:
             evaluation = evaluate_items(
                 items,
@@ -201,6 +256,10 @@ def evaluate(
                 "frames": numbers or "all",
                 "border": border,
                 "truth": truth is not None,
+                "degrade": degrade,
+                "seed": None if degrade is None else seed,
+                "engine": None if engine_path is None else engine_path.name,
+                **({} if engine_path is None else {"scene_cuts": scene_cuts, **network}),
             },
             missing=missing,
         )
@@ -210,6 +269,46 @@ def evaluate(
         click.echo(json.dumps(scores, indent=1))
     else:
         _show(evaluation, missing)
+
+
+def _check_usage(ctx: click.Context) -> None:
+    """Raises click.UsageError for what does not go together."""
+    given = {
+        name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if ("results" in given) == ("engine_path" in given):
+        raise click.UsageError("give either RESULTS or --engine, which makes them of the inputs")
+    if "engine_path" not in given:
+        for option in _ENGINE:
+            if option.name in given:
+                raise click.UsageError(f"{option.opts[0]} is about --engine: give that too")
+        if "degrade" in given:
+            raise click.UsageError("--degrade makes inputs for --engine: give that too")
+    elif ("inputs" in given) == ("degrade" in given):
+        raise click.UsageError(
+            "--engine makes the results of inputs: give either --input, or --truth and --degrade, "
+            "which makes them"
+        )
+    if "degrade" in given and "truth" not in given:
+        raise click.UsageError("--degrade makes the inputs of the truth: give --truth too")
+    if "seed" in given and "degrade" not in given:
+        raise click.UsageError("--seed is about --degrade: give that too")
+
+
+@contextmanager
+def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Iterator[Upscaler]:
+    """What makes the results of inputs, of which this is the first."""
+    from rbvsr_deploy.engines import open_engine
+    from rbvsr_deploy.upscaler import Upscaler
+    from rbvsr_deploy.video import frame_size
+
+    def report(line: str) -> None:
+        click.echo(line, err=True)
+
+    with open_engine(path, device=device, size=lambda: frame_size(first), report=report) as engine:
+        report(f"Engine: {engine.describe()}")
+        with Upscaler(engine, **settings) as upscaler:
+            yield upscaler
 
 
 def _wanted(metrics: list[str] | None, *, truth: bool, every_frame: bool) -> list[str]:
@@ -224,34 +323,6 @@ def _wanted(metrics: list[str] | None, *, truth: bool, every_frame: bool) -> lis
     return metrics or default_metrics(truth=truth, every_frame=every_frame)
 
 
-def _open_metrics(
-    names: list[str], niqe_parameters: Path | None
-) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """The metrics that can be computed, and why the others cannot."""
-    from rbvsr_deploy.errors import RbvsrError
-    from rbvsr_deploy.training.metrics.base import MetricUnavailableError
-    from rbvsr_deploy.training.metrics.catalogue import open_metric
-
-    scorers, missing = {}, {}
-    for name in names:
-        try:
-            scorers[name] = open_metric(name, niqe_parameters=niqe_parameters)
-        except MetricUnavailableError as error:
-            missing[name] = str(error)
-    if not scorers:
-        name, reason = next(iter(missing.items()))
-        raise RbvsrError(f"none of the metrics can be computed; {name}: {reason}")
-    return scorers, missing
-
-
-def _least_size(scorers: dict[str, Scorer]) -> tuple[tuple[int, int], str]:
-    """The size that the most demanding metric needs, and its name."""
-    from rbvsr_deploy.training.metrics.catalogue import METRICS
-
-    name = max(scorers, key=lambda name: METRICS[name].least_size)
-    return METRICS[name].least_size, name
-
-
 def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -264,22 +335,18 @@ def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
     count = sum(len(scores.frames) for scores in sequences.values())
     table = Table(
         title=f"{len(sequences)} sequence{'s' * (len(sequences) != 1)}, {count} "
-        f"frame{'s' * (count != 1)}; means over sequences of means over frames"
+        f"frame{'s' * (count != 1)}"
     )
     table.add_column("metric")
     table.add_column("better")
     for method in evaluation.scores:
         table.add_column(method, justify="right")
-    if missing:
-        table.add_column("not computed", overflow="fold")
     for name in evaluation.metrics:
-        better = "higher" if METRICS[name].higher_is_better else "lower"
         means = (evaluation.mean(method, name) for method in evaluation.scores)
-        table.add_row(METRICS[name].title, better, *map(_number, means))
-    for name, reason in missing.items():
-        better = "higher" if METRICS[name].higher_is_better else "lower"
-        table.add_row(METRICS[name].title, better, *("-" for _ in evaluation.scores), reason)
+        table.add_row(METRICS[name].title, METRICS[name].better, *map(_number, means))
     console.print(table)
+    for name, reason in missing.items():
+        show(f"without {METRICS[name].title}: {reason}")
     if len(sequences) == 1:
         return
     for start in range(0, len(evaluation.metrics), _COLUMNS):

@@ -1,4 +1,6 @@
-"""The options of ``rbvsr-run``, in the sections in which ``--help`` shows them."""
+"""The options of ``rbvsr-run``, in the sections in which ``--help`` shows them; some of them are
+those of ``rbvsr-eval`` too.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import click
 
 from rbvsr_deploy.commands.edge import PATH, memory_size
 
-__all__ = ["NETWORK", "READING", "SECTIONS", "WRITING", "SectionedCommand", "values_of"]
+__all__ = [
+    "DEVICE",
+    "NETWORK",
+    "READING",
+    "SCENE_CUTS",
+    "SECTIONS",
+    "WRITING",
+    "SectionedCommand",
+    "values_of",
+]
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 
@@ -142,6 +153,13 @@ _KEEP_JOB = click.Option(
     help="Keep the job folder with the encoded parts after success.",
 )
 
+DEVICE = click.Option(
+    ["--device"],
+    default="auto",
+    help="auto (the best there is), tensorrt, cuda, cpu, or the name of an ONNX Runtime execution "
+    "provider.",
+)
+
 _ENGINE = (
     click.Option(
         ["--engine", "engine_path"],
@@ -149,12 +167,7 @@ _ENGINE = (
         help="Bundle made by rbvsr-export, or a checkpoint to run in torch.  [default: the compact "
         "model for CPUs]",
     ),
-    click.Option(
-        ["--device"],
-        default="auto",
-        help="auto (the best there is), tensorrt, cuda, cpu, or the name of an ONNX Runtime "
-        "execution provider.",
-    ),
+    DEVICE,
 )
 
 NETWORK = (
@@ -199,12 +212,14 @@ NETWORK = (
 )
 """Fields of :class:`~rbvsr_deploy.stream.Settings`."""
 
+SCENE_CUTS = click.Option(
+    ["--scene-cuts/--no-scene-cuts"],
+    default=True,
+    help="Look for cuts, where a new scene begins.",
+)
+
 _SCENES = (
-    click.Option(
-        ["--scene-cuts/--no-scene-cuts"],
-        default=True,
-        help="Look for cuts, where a new scene begins.",
-    ),
+    SCENE_CUTS,
     click.Option(
         ["--scene-list"],
         type=PATH,

@@ -14,9 +14,12 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
 from rbvsr_deploy.commands.evaluate import evaluate as command
+from rbvsr_deploy.training.evaluate import Evaluation, SequenceScores, Specimen
 from rbvsr_deploy.training.metrics.base import Picture, Shown, luma
+from rbvsr_deploy.training.metrics.catalogue import METRICS
 from rbvsr_deploy.training.metrics.fidelity import psnr_y
 from rbvsr_deploy.training.metrics.resize import enlarge
+from rbvsr_deploy.training.score_report import _plot, specimen_picture
 from rbvsr_deploy.training.sequences import find_sequences, pair_up
 from rbvsr_deploy.video.images import write_image
 from tests.training.conftest import make_photo
@@ -178,11 +181,47 @@ def test_frames_can_be_chosen(footage: Path, caplog: pytest.LogCaptureFixture) -
     """Numbers from 0 on; those that a sequence does not have are left out, with a warning."""
     given = [footage / "results", "--truth", footage / "truth", "--metrics", "psnr_y"]
     found = scores(*given, "--frames", "3,0")
-    assert caplog.messages == ["a ends before frame 3"]
+    assert caplog.messages == ["a has 3 frames: without frame 3"]
     assert found["sequences"]["results"]["a"]["frames"] == [0]
     assert found["sequences"]["results"]["b"]["frames"] == [0, 3]
     every_b = scores(*given)["sequences"]["results"]["b"]["per_frame"]["psnr_y"]
     assert found["sequences"]["results"]["b"]["per_frame"]["psnr_y"] == [every_b[0], every_b[3]]
+
+
+def test_settings_reach_the_engine(footage: Path, tiny_checkpoint: Path) -> None:
+    """The same figures as of what ``Upscaler`` makes with them, and others than without."""
+    from rbvsr_deploy.upscaler import Upscaler
+
+    engine = ["--engine", tiny_checkpoint, "--device", "cpu", "--input", footage / "inputs" / "a"]
+    given = [*engine, "--truth", footage / "truth" / "a", "--metrics", "psnr_y", "--no-baseline"]
+    options = ["--cleanings", "3", "--lookahead", "0", "--memory", "1GiB", "--no-scene-cuts"]
+    truth = clip(0, length=LENGTH - 1)
+    settings = {"cleanings": 3, "lookahead": 0, "scene_cuts": False}
+    with Upscaler(tiny_checkpoint, device="cpu", **settings) as upscaler:  # type: ignore[arg-type]
+        pictures = list(upscaler.frames([reduced(image) for image in truth]))
+    expected = [
+        psnr_y(Shown(Picture(picture, border=4), Picture(image, border=4)))  # type: ignore[arg-type]
+        for picture, image in zip(pictures, truth, strict=True)
+    ]
+    found, without = scores(*given, *options), scores(*given)
+    (of_sequence,) = found["sequences"]["results"].values()
+    assert of_sequence["per_frame"]["psnr_y"] == pytest.approx(expected, abs=1e-9)
+    assert without["means"] != found["means"]
+    assert found["settings"]["engine"] == tiny_checkpoint.name
+    assert {name: found["settings"][name] for name in settings} == settings
+
+
+def test_the_truth_can_be_degraded_on_the_way(footage: Path, tiny_checkpoint: Path) -> None:
+    """The same seed gives the same figures, whatever else is scored; another one gives others."""
+    engine = ["--engine", tiny_checkpoint, "--device", "cpu", "--degrade", "moderate"]
+    given = [*engine, "--metrics", "psnr_y"]
+    found = scores(*given, "--truth", footage / "truth", "--seed", "3")
+    alone = scores(*given, "--truth", footage / "truth" / "b", "--seed", "3")
+    other = scores(*given, "--truth", footage / "truth" / "b", "--seed", "4")
+    for method in ("results", "bicubic"):
+        assert found["sequences"][method]["b"] == alone["sequences"][method]["b"]
+        assert found["sequences"][method]["b"] != other["sequences"][method]["b"]
+    assert (found["settings"]["degrade"], found["settings"]["seed"]) == ("moderate", 3)
 
 
 def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -219,7 +258,7 @@ def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_p
 def test_the_report_is_complete_and_the_same_again(footage: Path, tmp_path: Path) -> None:
     """JSON, a plot for each sequence, and the frames that are the worst and the best."""
     given = [footage / "results", "--truth", footage / "truth", "--input", footage / "inputs"]
-    given += ["--metrics", "psnr_y,ssim_y"]
+    given += ["--metrics", "psnr_y"]
     outputs = [tmp_path / "one", tmp_path / "two"]
     for output in outputs:
         result = call(*given, "-o", output)
@@ -243,26 +282,51 @@ def test_the_report_is_complete_and_the_same_again(footage: Path, tmp_path: Path
         assert (entry["sequence"], entry["frame"]) == extreme(frames, key=frames.__getitem__)
     picture = cv2.imread(str(outputs[0] / "worst.png"))
     assert picture is not None
-    side = HEIGHT // 3
-    assert picture.shape == (26 + HEIGHT + 26 + 3 * side, 3 * 3 * side, 3)
+    height = 36 + HEIGHT + 36 + 3 * HEIGHT  # a line of text, the frame, another, its detail
+    assert picture.shape == (height, 3 * (3 * HEIGHT) + 2 * 8, 3)
 
 
 def test_the_pictures_show_the_frame_and_its_detail() -> None:
-    """The frame as it is below its label, and where it has detail, three of them enlarged."""
-    from rbvsr_deploy.training.evaluate import Specimen
-    from rbvsr_deploy.training.score_report import specimen_picture
-
-    truth = np.full((90, 120, 3), 128, np.uint8)
-    truth[50:60:2, 70:80] = 255
-    specimen = Specimen("name", 3, 30.0, truth // 2, truth // 4, truth)
-    picture = specimen_picture(specimen, which="worst", title="PSNR")
-    np.testing.assert_array_equal(picture[26 : 26 + 20, :120], (truth // 2)[:20])
-    row = picture[26 + 90 + 26 :]
-    assert row.shape == (90, 270, 3)
+    """The frame as it is below its title, and where it has detail, three of them enlarged."""
+    truth = np.full((300, 400, 3), 128, np.uint8)
+    truth[200:210:2, 270:280] = 255
+    specimen = Specimen("name", 3, 30.0, 20.0, truth // 2, truth // 4, truth)
+    picture = specimen_picture(specimen, which="worst", metric=METRICS["psnr_y"])
+    side = (1280 - 2 * 8) // 3 // 3
+    width = 3 * 3 * side + 2 * 8
+    left = (width - 400) // 2
+    assert picture.shape == (36 + 300 + 36 + 3 * side, width, 3)
+    np.testing.assert_array_equal(picture[36:100, left : left + 400], truth[:64] // 2)
+    row = picture[36 + 300 + 36 :]
     for number, scale in enumerate((4, 2, 1)):  # baseline, result, truth
-        crop = row[:, 90 * number : 90 * (number + 1)]
+        crop = row[:, (3 * side + 8) * number :][:, : 3 * side]
         assert crop.max() == 255 // scale
         assert np.sum(crop[..., 0] == 255 // scale) == 9 * 50
+
+
+def test_large_frames_are_reduced_and_long_titles_too() -> None:
+    """A portrait of 4K fits a page; nothing of its title is cut off."""
+    frame = np.zeros((3840, 2160, 3), np.uint8)
+    specimen = Specimen("name " * 40, 3, 30.0, None, frame, None, None)
+    picture = specimen_picture(specimen, which="best", metric=METRICS["niqe"])
+    assert picture.shape == (36 + 720 + 36 + 3 * 426, 3 * 426, 3)
+    title = picture[:36]
+    assert title.min() < 100
+    assert (title[:, -8:] == 255).all()
+
+
+@pytest.mark.parametrize("frames", [[0], [0, 50, 99], list(range(40))])
+def test_plots_take_any_frames_and_names(frames: list[int]) -> None:
+    """A single one, chosen ones, many; a metric that is nowhere defined; names with signs that
+    mean something in formulas, or that the font lacks.
+    """
+    name = r"$\frac 映画$"
+    of_sequence = SequenceScores(frames, {"niqe": [1.0] * len(frames), "tof": [None] * len(frames)})
+    evaluation = Evaluation(("niqe", "tof"), {"results": {name: of_sequence}})
+    plot = cv2.imdecode(np.frombuffer(_plot(evaluation, name) or b"", np.uint8), cv2.IMREAD_COLOR)
+    assert plot is not None
+    blue = (plot == (180, 119, 31)).all(axis=2)
+    assert blue.sum() > 20  # what matplotlib calls tab:blue
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -285,6 +349,8 @@ def test_sizes_and_counts_must_agree(footage: Path, tmp_path: Path) -> None:
     assert "832x448, enlarged by 4," in error
     error = refusal(footage / "results" / "a", "--truth", footage / "truth" / "b")
     assert "4 frames" in error
+    error = refusal(footage / "truth" / "a", "--input", footage / "truth" / "a")  # the same one
+    assert "832x448, enlarged by 4," in error
 
 
 def test_a_video_that_ends_too_soon_is_refused(footage: Path, tmp_path: Path) -> None:
@@ -298,9 +364,16 @@ def test_a_video_that_ends_too_soon_is_refused(footage: Path, tmp_path: Path) ->
     assert not output.exists()
 
 
-def test_what_is_too_small_for_a_metric_is_refused(footage: Path) -> None:
-    error = refusal(footage / "truth" / "a", "--metrics", "warping_error", "--border", 50)
-    assert "108x12 without a border of 50, and warping_error needs 16x16" in error
+def test_what_is_too_small_for_a_metric_is_told(footage: Path) -> None:
+    """The others are computed; if there are none, or nothing is left, that is an error."""
+    given = [footage / "truth" / "a", "--border", 50]
+    named = [*given, "--metrics", "niqe,warping_error"]
+    assert "niqe: needs pictures of 192x96 or more" in refusal(*named)
+    found = scores(*named[:-2], "--truth", footage / "truth" / "a", "--metrics", "niqe,psnr_y")
+    assert "there are some of 108x12" in found["missing"]["niqe"]
+    assert list(found["means"]["results"]) == ["psnr_y"]
+    error = refusal(footage / "truth" / "a", "--border", 56)
+    assert "a border of 56 leaves nothing of the 208x112 pixels of a" in error
 
 
 def test_wrong_usage_is_refused(footage: Path, tmp_path: Path) -> None:
@@ -311,7 +384,13 @@ def test_wrong_usage_is_refused(footage: Path, tmp_path: Path) -> None:
         "psnr_y needs the truth": [results, "--metrics", "psnr_y"],
         "successive frames": [results, "--metrics", "warping_error", "--frames", "0,2"],
         "give either RESULTS or --engine": [],
-        "--engine makes the results of --input": ["--engine", tmp_path / "model.plan"],
+        "give either --input, or": ["--engine", tmp_path / "model.plan"],
+        "--cleanings is about --engine": [results, "--truth", truth, "--cleanings", "1"],
+        "--scene-cuts is about --engine": [results, "--truth", truth, "--no-scene-cuts"],
+        "--degrade makes inputs for --engine": [results, "--truth", truth, "--degrade", "clean"],
+        "--degrade makes the inputs of the truth": ["--engine", "x.plan", "--degrade", "clean"],
+        "--seed is about --degrade": [results, "--truth", truth, "--seed", "1"],
+        "github.com/VQAssessment/DOVER": [results, "--metrics", "dover"],
         "'1-3': give numbers": [results, "--truth", truth, "--frames", "1-3"],
     }
     for sentence, arguments in wrong.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rbvsr_deploy.training.metrics.base import Scorer
 
-__all__ = ["METRICS", "Metric", "default_metrics", "open_metric"]
+__all__ = ["METRICS", "Metric", "default_metrics", "open_metric", "open_metrics"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Metric:
     """Pixels that the longer and the shorter side need, without the border."""
     on_request: bool = False
     """Whether it is computed only if the user names it."""
+
+    @property
+    def better(self) -> str:
+        """Which scores are: "higher" or "lower"."""
+        return "higher" if self.higher_is_better else "lower"
 
 
 METRICS = {
@@ -55,6 +61,43 @@ def default_metrics(*, truth: bool, every_frame: bool) -> list[str]:
         and (truth or not metric.needs_truth)
         and (every_frame or not metric.needs_every_frame)
     ]
+
+
+def open_metrics(
+    names: Iterable[str],
+    *,
+    size: tuple[int, int] | None = None,
+    niqe_parameters: Path | None = None,
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """Get ready what can be computed.
+
+    Args:
+        names: of ``METRICS``.
+        size: longer and shorter side of the smallest pictures, in pixels without the border.
+        niqe_parameters: as in :func:`open_metric`.
+
+    Returns:
+        Those that can be computed, and of the others, why they cannot.
+
+    Raises:
+        MediaError: the parameters cannot be read.
+    """
+    from rbvsr_deploy.training.metrics.base import MetricUnavailableError
+
+    scorers, missing = {}, {}
+    for name in names:
+        longer, shorter = METRICS[name].least_size
+        if size is not None and (size[0] < longer or size[1] < shorter):
+            missing[name] = (
+                f"needs pictures of {longer}x{shorter} or more, and without a border there are "
+                f"some of {size[0]}x{size[1]}"
+            )
+            continue
+        try:
+            scorers[name] = open_metric(name, niqe_parameters=niqe_parameters)
+        except MetricUnavailableError as error:
+            missing[name] = str(error)
+    return scorers, missing
 
 
 def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
