@@ -7,13 +7,15 @@ a batch see together what a single one would.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from functools import partial
-from multiprocessing.synchronize import Event
 from typing import Any
 
 import cv2
@@ -128,10 +130,11 @@ def batches(
     Raises:
         RbvsrError: a clip could not be made.
     """
-    # For one thread of OpenCV's in the workers. Set before the fork, which its threads do not
-    # survive: a worker that wanted to end them would wait for ever.
+    # Threads do not survive the fork: a worker that wanted to end those of OpenCV, or of a decoder
+    # that it collects as garbage, would wait for ever. Neither is left to it.
     cv2.setNumThreads(1)
-    over = multiprocessing.Event()
+    gc.collect()
+    over = multiprocessing.RawValue(ctypes.c_bool, False)  # no lock, which a signal might interrupt
     loader = DataLoader(
         dataset,
         batch_sampler=_Indices(start, batch=batch, rank=rank, processes=processes),
@@ -149,7 +152,7 @@ def batches(
                 raise stacked
             yield stacked
     finally:
-        over.set()
+        over.value = True
 
 
 def _stacked(items: list[Arrays | RbvsrError]) -> dict[str, Tensor] | RbvsrError:
@@ -161,15 +164,17 @@ def _stacked(items: list[Arrays | RbvsrError]) -> dict[str, Tensor] | RbvsrError
     return {k: torch.from_numpy(np.stack([a[k] for a in arrays])) for k in arrays[0]}
 
 
-def _start_worker(over: Event, number: int) -> None:
+def _start_worker(over: ctypes.c_bool, number: int) -> None:
     """The signals that end a run are for the process that saves it, and that would be thrown off by
     the end of a worker; only when it wants no more clips do they end this one.
     """
 
     def end(signal_number: int, frame: object) -> None:
-        if over.is_set():
+        if over.value:
             os._exit(0)
 
+    # Not through a progress bar, which writes from a thread of the other process, under a lock.
+    sys.stderr = sys.__stderr__
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
 

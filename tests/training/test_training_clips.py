@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import multiprocessing
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -97,6 +100,37 @@ def test_an_error_comes_as_it_was_raised(dataset: ClipDataset, workers: int) -> 
     with pytest.raises(MediaError) as error:
         first(Broken(dataset.clips), 2, workers=workers)
     assert str(error.value) == "'clip.mp4' is damaged: replace it"
+
+
+class Garbage:
+    """Only the collector finds it, as it does a decoder in the traceback of an error."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+class Finds(ClipDataset):
+    """Tells whether the worker inherited some."""
+
+    def __init__(self, clips: TrainingSet, garbage: weakref.ref[Garbage]) -> None:
+        super().__init__(clips)
+        self.garbage = garbage
+
+    def arrays(self, index: int) -> Arrays:
+        return {"found": np.array(self.garbage() is not None)}
+
+
+def test_no_garbage_is_left_to_a_worker(dataset: ClipDataset) -> None:
+    """A decoder with threads that is collected in a worker waits for ever for those threads, which
+    did not survive the fork.
+    """
+    gc.disable()
+    try:
+        garbage = weakref.ref(Garbage())
+        (batch,) = first(Finds(dataset.clips, garbage), 1, workers=1)
+    finally:
+        gc.enable()
+    assert not batch["found"].any()
 
 
 def test_flow_clips_know_their_motion(config: TrainingConfig) -> None:
