@@ -12,14 +12,21 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from rbvsr_deploy.training.footage import Footage, Frame, Planes, Region
+from rbvsr_deploy.errors import MediaError, first_line
+from rbvsr_deploy.training.footage import DamagedSourceError, Footage, Frame, Planes, Region
 
 __all__ = ["FrameCache"]
+
+_PART = ".part"
+"""Ending of files that are being filled."""
+_ABANDONED = 3600.0
+"""Seconds without a write after which nobody fills such a file any more."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,35 +40,53 @@ class FrameCache:
     Args:
         folder: made if it is missing.
         limit: bytes that all admitted footage may take.
+
+    Raises:
+        MediaError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, *, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self.used = self.offered = self.admitted = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        self.used = self.wanted = self.offered = self.admitted = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for part in folder.glob(f"*{_PART}"):
+                if time.time() - part.stat().st_mtime > _ABANDONED:
+                    part.unlink(missing_ok=True)
+        except OSError as error:
+            raise MediaError(
+                f"'{folder}' cannot hold the cache ({first_line(error)}): name another folder"
+            ) from None
 
     def admit(self, footage: Footage) -> Footage:
         """The footage itself, or one that is read from the cache."""
         size = footage.count * footage.frame_bytes
         self.offered += 1
+        self.wanted += size
         if self.used + size > self.limit:
             return footage
         self.used += size
         self.admitted += 1
-        identity = [footage.name, footage.stamp, footage.count, footage.frame_bytes]
+        identity = [
+            os.path.abspath(footage.name),
+            footage.stamp,
+            footage.count,
+            footage.frame_bytes,
+        ]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return _CachedFootage(footage, self.folder / f"{digest[:24]}.frames")
 
     def tell(self) -> None:
         """Log what the cache takes when it is full."""
-        logger.info(
-            "%d of %d pieces of footage are decoded once and kept in '%s' (%.1f of %.1f GiB); "
-            "the others are decoded for every clip",
+        logger.log(
+            logging.INFO if self.admitted == self.offered else logging.WARNING,
+            "%d of %d pieces of footage are decoded once and kept in '%s', %.1f GiB; for all of "
+            "them data.cache_gib has to be %.1f",
             self.admitted,
             self.offered,
             self.folder,
             self.used / 2**30,
-            self.limit / 2**30,
+            self.wanted / 2**30,
         )
 
 
@@ -77,7 +102,7 @@ class _CachedFootage(Footage):
         self._footage, self._file, self._failed = footage, file, False
 
     def decode(self, start: int, count: int) -> Iterator[Planes]:
-        if not self._file.exists() and not self._failed:
+        if not self._failed and not self._is_filled():
             self._failed = not self._fill()
         if self._failed:
             yield from self._footage.decode(start, count)
@@ -88,19 +113,25 @@ class _CachedFootage(Footage):
     def cut(self, planes: Planes, region: Region) -> Frame:
         return self._footage.cut(planes, region)
 
+    def _is_filled(self) -> bool:
+        try:
+            return self._file.stat().st_size == self.count * self.frame_bytes
+        except FileNotFoundError:
+            return False
+
     def _fill(self) -> bool:
         """Decode everything; nothing is left behind if that fails."""
-        handle, name = tempfile.mkstemp(dir=self._file.parent, suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as file:
-                for planes in self._footage.decode(0, self.count):
-                    file.write(planes.data)
-            os.replace(name, self._file)
-        except Exception as error:
-            os.unlink(name)
+            handle, name = tempfile.mkstemp(dir=self._file.parent, suffix=_PART)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    for planes in self._footage.decode(0, self.count):
+                        file.write(planes.data)
+                os.replace(name, self._file)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except (OSError, DamagedSourceError) as error:
             logger.warning("'%s' is not kept in the cache: %s", self.name, error)
             return False
-        except BaseException:
-            os.unlink(name)
-            raise
         return True

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.training.camera import true_flow
 from rbvsr_deploy.training.config import TrainingConfig
-from rbvsr_deploy.training.data import TrainingSet
+from rbvsr_deploy.training.data import Sample, TrainingSet
 
 __all__ = ["ClipDataset", "FlowDataset", "batches", "flow_training_set", "to_frames"]
 
@@ -37,28 +37,30 @@ _PAIRS = ((0, 1), (1, 2), (1, 0), (2, 1))
 """Reference and neighbour of each flow of such a clip, in the order of ``RealBasicVSR.flows``."""
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+Skipped = tuple[tuple[str, str], ...]
+Item = tuple[Arrays, Skipped] | RbvsrError
 
 
-class ClipDataset(Dataset["Arrays | RbvsrError"]):
+class ClipDataset(Dataset[Item]):
     """Clips by number: ``degraded``, ``truth`` and ``sharpened``, (L, H, W, 3) uint8."""
 
     stream = 1
+    motion_only = False
 
     def __init__(self, clips: TrainingSet) -> None:
         self.clips = clips
 
-    def __getitem__(self, index: int) -> Arrays | RbvsrError:
+    def __getitem__(self, index: int) -> Item:
         # Errors are handed over, because one raised in a worker comes out with its whole traceback
         # as its message.
         try:
-            return self.arrays(index)
+            sample = self.clips.sample(index, stream=self.stream, motion_only=self.motion_only)
+            return {"index": np.array(index), **self.arrays(sample)}, sample.skipped
         except RbvsrError as error:
             return error
 
-    def arrays(self, index: int) -> Arrays:
-        sample = self.clips.sample(index, stream=self.stream)
+    def arrays(self, sample: Sample) -> Arrays:
         return {
-            "index": np.array(index),
             "degraded": sample.degraded,
             "truth": sample.truth,
             "sharpened": sample.sharpened,
@@ -71,13 +73,12 @@ class FlowDataset(ClipDataset):
     """
 
     stream = 0
+    motion_only = True
 
-    def arrays(self, index: int) -> Arrays:
-        sample = self.clips.sample(index, stream=self.stream, motion_only=True)
+    def arrays(self, sample: Sample) -> Arrays:
         assert sample.path is not None  # motion_only
         flows = [true_flow(sample.path, reference=r, neighbour=n) for r, n in _PAIRS]
         return {
-            "index": np.array(index),
             "degraded": sample.degraded,
             "flow": np.stack([flow for flow, _ in flows]),
             "known": np.stack([known for _, known in flows]),
@@ -146,22 +147,29 @@ def batches(
         # then depend on how often it was restarted.
         generator=torch.Generator(),
     )
+    dataset.clips.tell_costs()
     try:
         for stacked in loader:
             if isinstance(stacked, RbvsrError):
                 raise stacked
-            yield stacked
+            tensors, skipped = stacked
+            if workers:
+                dataset.clips.note(skipped)
+            yield tensors
     finally:
         over.value = True
+        dataset.clips.tell_skipped()
 
 
-def _stacked(items: list[Arrays | RbvsrError]) -> dict[str, Tensor] | RbvsrError:
-    arrays = []
+def _stacked(items: list[Item]) -> tuple[dict[str, Tensor], Skipped] | RbvsrError:
+    arrays: list[Arrays] = []
+    skipped: Skipped = ()
     for item in items:
         if isinstance(item, RbvsrError):
             return item
-        arrays.append(item)
-    return {k: torch.from_numpy(np.stack([a[k] for a in arrays])) for k in arrays[0]}
+        arrays.append(item[0])
+        skipped += item[1]
+    return {k: torch.from_numpy(np.stack([a[k] for a in arrays])) for k in arrays[0]}, skipped
 
 
 def _start_worker(over: ctypes.c_bool, number: int) -> None:

@@ -7,7 +7,9 @@ after every restart.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,10 +29,10 @@ from rbvsr_deploy.training.degradations import (
     degrade,
     draw_degradation,
 )
+from rbvsr_deploy.training.footage import DamagedSourceError, VideoFile
 from rbvsr_deploy.training.sharpening import sharpen
 from rbvsr_deploy.training.sources import (
     ClipShape,
-    DamagedSourceError,
     Source,
     SourceConfig,
     open_source,
@@ -64,9 +66,10 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     parallax: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     """Share of the photographs' clips that show two or three of them, the nearer ones faster."""
     cache: str | None = None
-    """Folder for decoded videos, which are expensive to enter in the middle; ``None`` is none."""
+    """Folder for decoded frames, above all of videos, which are expensive to enter in the middle;
+    ``None`` is none."""
     cache_gib: Annotated[float, Meta(gt=0.0)] = 16.0
-    """What the cache may take, GiB; videos beyond that are decoded for every clip."""
+    """What the cache may take, GiB; footage beyond that is decoded for every clip."""
 
     @property
     def side(self) -> int:
@@ -95,8 +98,9 @@ class Sample:
     """As drawn; as JSON, ``msgspec.json.encode(sample.degradation)``."""
     source: str
     """File or folder the clip comes from."""
-    skipped: tuple[str, ...]
-    """Files found damaged on the way, in whose place another clip was drawn."""
+    skipped: tuple[tuple[str, str], ...]
+    """Files found damaged on the way, in whose place another clip was drawn; and the sentence that
+    says so."""
 
 
 class TrainingSet:
@@ -131,7 +135,7 @@ class TrainingSet:
         weights = np.array([source.weight for source in config.sources])
         self._weights = weights / weights.sum()
         self.skipped: Counter[str] = Counter()
-        """Damaged files met by this process, and how often."""
+        """Damaged files that :meth:`note` was told of, and how often."""
 
     def check(self) -> None:
         """Look at every source before the long work.
@@ -161,22 +165,50 @@ class TrainingSet:
         Raises:
             MediaError: nothing but damaged files was drawn.
         """
-        skipped: list[str] = []
+        skipped: list[tuple[str, str]] = []
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.seed, stream, index, attempt])
             source = self._choose(rng, motion_only)
             try:
                 clip = source.clip(rng)
             except DamagedSourceError as error:
-                skipped.append(error.path)
-                self.skipped[error.path] += 1
-                if self.skipped[error.path] == 1:
-                    logger.warning("%s; other clips are drawn in its place", error)
+                skipped.append((error.path, str(error)))
                 continue
+            if multiprocessing.parent_process() is None:  # else it is noted where the clip arrives
+                self.note(skipped)
             return self._degraded(clip.frames, clip.path, clip.name, tuple(skipped), rng)
         raise MediaError(
-            f"{_ATTEMPTS} clips in a row could not be read, the last from {skipped[-1]}: "
+            f"{_ATTEMPTS} clips in a row could not be read, the last from {skipped[-1][0]}: "
             "repair or remove the damaged files"
+        )
+
+    def note(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Count damaged files; of each, say so the first time."""
+        for path, sentence in skipped:
+            self.skipped[path] += 1
+            if self.skipped[path] == 1:
+                logger.warning("%s; other clips are drawn in its place", sentence)
+
+    def tell_skipped(self) -> None:
+        """Say how many clips were lost to damaged files, if any."""
+        if self.skipped:
+            files = [f"{path} ({count})" for path, count in self.skipped.most_common(5)]
+            logger.warning(
+                f"{self.skipped.total()} clips were drawn anew for damaged files: "
+                + ", ".join(files + ["..."] * (len(self.skipped) > 5))
+            )
+
+    def tell_costs(self) -> None:
+        """Say what it costs if videos are decoded for every clip."""
+        videos = [f for s in self.sources for f in s.usable if isinstance(f, VideoFile)]
+        if not videos or self.config.cache is not None:
+            return
+        ahead = np.mean([video.frames_ahead(self.config.loaded) for video in videos])
+        size = sum(video.count * video.frame_bytes for video in videos) / 2**30
+        logger.warning(
+            f"for every clip, {ahead:.0f} frames of a video are decoded ahead of the "
+            f"{self.config.loaded} it shows, on average: --set data.cache=FOLDER decodes videos "
+            f"once and keeps their frames there, {size:.1f} GiB"
         )
 
     def _choose(self, rng: np.random.Generator, motion_only: bool) -> Source:
@@ -193,7 +225,7 @@ class TrainingSet:
         frames: Frames,
         path: CameraPath | None,
         name: str,
-        skipped: tuple[str, ...],
+        skipped: tuple[tuple[str, str], ...],
         rng: np.random.Generator,
     ) -> Sample:
         """Mirrored, if that is the scheme, and degraded. Sharpened before it is mirrored."""

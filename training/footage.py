@@ -29,6 +29,10 @@ Planes = NDArray[np.uint8]
 """(N,) uint8: one frame as decoded."""
 
 
+_SKIPPING_DECODERS = ("h264", "hevc", "mpeg4")
+"""Decoders that can leave frames out without harm to the others; libdav1d cannot."""
+
+
 class DamagedSourceError(Exception):
     """A file that cannot be decoded where it was asked to."""
 
@@ -118,55 +122,95 @@ class PictureFiles(Footage):
 class VideoFile(Footage):
     """A video file, indexed by the time stamps of its packets; 8 bits, 4:2:0.
 
-    From the last key frame on to where a clip begins, frames that no other refers to are not even
-    decoded.
-
     Raises:
         DamagedSourceError: the file has no video, or its first frame cannot be decoded.
     """
 
     def __init__(self, path: Path) -> None:
         self.name, self.path, self.stamp = str(path), path, path.stat().st_mtime_ns
+        times, keys = [], []
+        frame = None
         try:
             with av.open(str(path)) as container:
+                if not container.streams.video:
+                    raise DamagedSourceError(path, "there is no video in it")
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
-                frame = next(container.decode(stream))
-                container.seek(stream.start_time or 0, stream=stream)
-                times = [p.pts for p in container.demux(stream) if p.pts is not None and p.size]
-        except (av.error.FFmpegError, IndexError, StopIteration) as error:
+                for packet in container.demux(stream):
+                    if frame is None:
+                        frame = next(iter(packet.decode()), None)
+                    if packet.pts is not None and packet.size:
+                        times.append(packet.pts)
+                        if packet.is_keyframe:
+                            keys.append(packet.pts)
+        except av.error.FFmpegError as error:
             raise DamagedSourceError(path, first_line(error)) from None
+        if frame is None or not times:
+            raise DamagedSourceError(path, "no frames with time stamps")
         # An odd last row or column has no colour of its own.
         self.height, self.width = frame.height // 2 * 2, frame.width // 2 * 2
         self.frame_bytes = self.height * self.width * 3 // 2
         self.times = np.unique(np.array(times, np.int64))
         self.count = len(self.times)
+        self.keys = np.searchsorted(self.times, np.unique(np.array(keys, np.int64)))
         self.colour = colour_of(frame)
-        if not self.frame_bytes or not self.count:
-            raise DamagedSourceError(path, "no frames with time stamps")
+        if not self.frame_bytes:
+            raise DamagedSourceError(path, f"frames of {frame.width}x{frame.height}")
+
+    def frames_ahead(self, count: int) -> float:
+        """How many frames lie between a clip of ``count`` frames and the key frame before it, on
+        average.
+        """
+        starts = np.arange(self.count - count + 1)
+        before = np.searchsorted(self.keys, starts, side="right") - 1
+        return float(np.mean(starts - np.where(before < 0, 0, self.keys[before])))
 
     def decode(self, start: int, count: int) -> Iterator[Planes]:
         wanted = [int(time) for time in self.times[start : start + count]]
+        found, reason = 0, ""
+        for entry in self._entries(start):
+            try:
+                for planes in self._decode_from(entry, wanted[found:]):
+                    yield planes
+                    found += 1
+            except av.error.FFmpegError as error:
+                reason = first_line(error)
+            if found == count:
+                return
+        raise DamagedSourceError(self.path, reason or f"frame {start + found} is missing")
+
+    def _entries(self, start: int) -> Iterator[int | None]:
+        """Times to seek to, one after the other until all frames are found; ``None`` is the
+        beginning of the file. Some key frames are none to a decoder that begins there (open groups
+        of pictures, gradual refresh), and some containers go to a later one.
+        """
+        yield int(self.times[start])
+        before = self.keys[self.keys <= start]
+        if len(before) > 1:
+            yield int(self.times[before[-2]])
+        yield None
+
+    def _decode_from(self, entry: int | None, wanted: Sequence[int]) -> Iterator[Planes]:
+        """The first of the wanted frames, as many as can be decoded without a gap."""
         found = 0
-        try:
-            with av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
-                context: Any = stream.codec_context
-                context.thread_count = 1  # the workers share the processors
-                context.options = {"err_detect": "explode"}
-                container.seek(wanted[0], stream=stream)
-                for packet in container.demux(stream):
-                    early = packet.pts is not None and packet.pts < wanted[0]
-                    context.skip_frame = "NONREF" if early else "DEFAULT"
-                    for frame in packet.decode():
-                        if frame.pts == wanted[found]:
-                            yield self._planes(frame)
-                            found += 1
-                            if found == count:
-                                return
-        except av.error.FFmpegError as error:
-            raise DamagedSourceError(self.path, first_line(error)) from None
-        raise DamagedSourceError(self.path, f"frame {start + found} is missing")
+        with av.open(str(self.path)) as container:
+            stream = container.streams.video[0]
+            context: Any = stream.codec_context
+            context.thread_count = 1  # the workers share the processors
+            context.options = {"err_detect": "explode"}
+            if entry is not None:
+                container.seek(entry, stream=stream)
+            for packet in container.demux(stream):
+                # Of what comes before, what no other frame refers to need not be decoded.
+                early = packet.pts is not None and packet.pts < wanted[0]
+                skip = early and context.name in _SKIPPING_DECODERS
+                context.skip_frame = "NONREF" if skip else "DEFAULT"
+                for frame in packet.decode():
+                    if frame.pts == wanted[found]:
+                        yield self._planes(frame)
+                        found += 1
+                    if found == len(wanted) or (frame.pts or 0) > wanted[found]:
+                        return
 
     def _planes(self, frame: av.VideoFrame) -> Planes:
         height, width, colour_range = self.height, self.width, self.colour.range

@@ -9,6 +9,8 @@ import multiprocessing
 import weakref
 from pathlib import Path
 
+import cv2
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,10 @@ from rbvsr_deploy.training.clips import (
     to_frames,
 )
 from rbvsr_deploy.training.config import TrainingConfig, load_config
-from rbvsr_deploy.training.data import TrainingSet
+from rbvsr_deploy.training.data import DataConfig, Sample, TrainingSet
+from rbvsr_deploy.training.degradations import CLEAN
 from rbvsr_deploy.training.sources import SourceConfig
+from tests.training.conftest import make_photo
 
 
 @pytest.fixture
@@ -88,10 +92,15 @@ def test_processes_share_every_batch(dataset: ClipDataset) -> None:
 
 
 class Broken(ClipDataset):
-    def arrays(self, index: int) -> Arrays:
-        if index == 3:
+    """The fourth clip cannot be made."""
+
+    made = 0
+
+    def arrays(self, sample: Sample) -> Arrays:
+        self.made += 1
+        if self.made == 4:
             raise MediaError("'clip.mp4' is damaged: replace it")
-        return super().arrays(index)
+        return super().arrays(sample)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -100,6 +109,38 @@ def test_an_error_comes_as_it_was_raised(dataset: ClipDataset, workers: int) -> 
     with pytest.raises(MediaError) as error:
         first(Broken(dataset.clips), 2, workers=workers)
     assert str(error.value) == "'clip.mp4' is damaged: replace it"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_files_are_named_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    """Wherever clips are made: the file when it is met first, their number at the end."""
+    for name, frames in (("whole", 4), ("broken", 4)):
+        (tmp_path / name).mkdir()
+        for t in range(frames):
+            cv2.imwrite(str(tmp_path / name / f"{t}.png"), make_photo(t, height=96, width=96))
+    (tmp_path / "broken" / "1.png").write_bytes(b"no picture")
+    data = DataConfig(sources=(SourceConfig("frames", str(tmp_path)),), length=4, crop=8)
+    clips = TrainingSet(data, CLEAN, seed=2)
+    first(ClipDataset(clips), 6, workers=workers)
+    (count,) = clips.skipped.values()
+    assert count >= 2
+    assert caplog.text.count("1.png' is damaged") == 1
+    assert f"{count} clips were drawn anew for damaged files: " in caplog.text
+
+
+def test_what_decoding_costs_is_told(
+    dataset: ClipDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, if there are videos and no cache: frames before a clip, and the room for a cache."""
+    first(dataset, 1)
+    assert caplog.text.count("4 frames of a video are decoded ahead of the 2 it shows") == 1
+    assert "--set data.cache=FOLDER" in caplog.text
+    caplog.clear()
+    config = msgspec.structs.replace(dataset.clips.config, cache=str(tmp_path))
+    first(ClipDataset(TrainingSet(config, CLEAN, seed=5)), 1)
+    assert "decoded ahead" not in caplog.text
 
 
 class Garbage:
@@ -116,7 +157,7 @@ class Finds(ClipDataset):
         super().__init__(clips)
         self.garbage = garbage
 
-    def arrays(self, index: int) -> Arrays:
+    def arrays(self, sample: Sample) -> Arrays:
         return {"found": np.array(self.garbage() is not None)}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import runpy
+import time
 from collections import Counter
 from math import sqrt
 from pathlib import Path
@@ -236,6 +239,44 @@ def test_any_frame_of_a_video_is_the_one_a_player_shows() -> None:
     assert np.array_equal(list(video.decode(video.count - 1, 1)), expected[-1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "options"),
+    [
+        ("pyramid.mp4", "libx264", {"x264-params": "keyint=20:bframes=5:b-pyramid=normal:ref=4"}),
+        ("open.mkv", "libx264", {"x264-params": "keyint=12:open-gop=1:bframes=3:scenecut=0"}),
+        ("refresh.mp4", "libx264", {"x264-params": "keyint=15:intra-refresh=1"}),
+        ("seek.ts", "libx264", {"x264-params": "keyint=20:bframes=3"}),
+        ("hevc.mp4", "libx265", {"x265-params": "keyint=15:bframes=4:log-level=none"}),
+        ("order.avi", "mpeg4", {"bf": "2", "g": "15"}),
+        ("system.mpg", "mpeg2video", {"bf": "2", "g": "15"}),
+        ("hidden.webm", "libvpx-vp9", {"g": "20", "auto-alt-ref": "1", "lag-in-frames": "12"}),
+        ("dav1d.mkv", "libsvtav1", {"g": "20", "preset": "10", "svtav1-params": "lp=1"}),
+    ],
+)
+def test_clips_begin_anywhere_in_any_coding(
+    tmp_path: Path, name: str, encoder: str, options: dict[str, str]
+) -> None:
+    """The frames that plain decoding gives, bit for bit, though frames on the way are left out,
+    though key frames do not always stand for themselves, and though seeking may go too far.
+    """
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {encoder}")
+    photo, path = make_photo(4), tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(40):
+            frame = np.ascontiguousarray(photo[2 * i : 2 * i + 64, 3 * i : 3 * i + 96])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        expected = [f.to_ndarray(format="yuv420p").reshape(-1) for f in container.decode(video=0)]
+    video = VideoFile(path)
+    assert video.count == len(expected) == 40
+    for start in range(0, 38, 3):
+        assert np.array_equal(list(video.decode(start, 3)), expected[start : start + 3])
+
+
 def test_parts_of_a_video_frame_are_what_the_whole_frame_shows() -> None:
     """RGB of a part, at odd places too, as of the whole frame away from the part's border."""
     video = VideoFile(SAMPLE)
@@ -265,6 +306,47 @@ def test_a_cache_changes_no_clip(
         assert equal(plain.sample(1), again.sample(1))
         assert files == {f: f.stat().st_mtime_ns for f in folder.iterdir()}
     assert "1 of 1 pieces of footage are decoded once and kept" in caplog.text
+
+
+def test_a_cache_that_was_left_in_the_middle(reds: Path, tmp_path: Path) -> None:
+    """Half a file is made again; what an interrupted run was writing an hour ago is removed, what
+    another run is writing now is not.
+    """
+    footage = PictureFiles("000", sorted((reds / "000").iterdir()))
+    expected = list(footage.decode(2, 3))
+    for name, age in (("old.part", 7200), ("new.part", 0)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    cache = FrameCache(tmp_path, limit=2**30)
+    assert [f.name for f in tmp_path.iterdir()] == ["new.part"]
+    assert np.array_equal(list(cache.admit(footage).decode(2, 3)), expected)
+    (file,) = tmp_path.glob("*.frames")
+    os.truncate(file, 1000)
+    assert np.array_equal(list(cache.admit(footage).decode(2, 3)), expected)
+    assert file.stat().st_size == 8 * 60 * 72 * 3
+
+
+def test_a_full_disk_costs_time_only(
+    reds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames come from the footage, nothing is left behind, and it is told."""
+    footage = PictureFiles("000", sorted((reds / "000").iterdir()))
+    cached = FrameCache(tmp_path, limit=2**30).admit(footage)
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    for _ in range(2):
+        assert np.array_equal(list(cached.decode(0, 3)), list(footage.decode(0, 3)))
+    assert not list(tmp_path.iterdir())
+    assert caplog.text.count("'000' is not kept in the cache: [Errno 28] No space left") == 1
+
+
+def test_a_cache_that_cannot_be_made(reds: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MediaError, match="cannot hold the cache"):
+        clips(only("frames", reds, cache=str(tmp_path / "file")))
 
 
 def test_a_cache_stays_within_its_limit(reds: Path, tmp_path: Path) -> None:
@@ -304,7 +386,7 @@ def test_damaged_frames_are_skipped_counted_and_named_once(
     bad = str(damaged / "000" / "00000004.png")
     hit = [s for s in samples if s.skipped]
     assert 3 < len(hit) < 40
-    assert {name for s in hit for name in s.skipped} == {bad}
+    assert {path for s in hit for path, _ in s.skipped} == {bad}
     assert data.skipped == {bad: sum(len(s.skipped) for s in samples)}
     assert caplog.text.count("00000004.png") == 1
     assert all(equal(again.sample(i), samples[i]) for i in reversed(range(40)))
