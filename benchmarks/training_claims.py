@@ -134,15 +134,16 @@ def measure(
 def clip_scores(
     clip: Sample, cleaned: Images, pictures: Images, scorers: dict[str, Scorer]
 ) -> Scores:
-    """Means over the frames: of the pictures against the truth, and of the cleaned frames against
-    the truth reduced to their size.
+    """Means over the frames: of the pictures against what training wants, the sharpened truth, and
+    of the cleaned frames against that, reduced to their size.
     """
-    reduced = cleaning_target(to_frames(torch.from_numpy(clip.truth), torch.device("cpu"))[None])
+    wanted = to_frames(torch.from_numpy(clip.sharpened), torch.device("cpu"))[None]
+    reduced = cleaning_target(wanted)
     inner = slice(BORDER // SCALE, -(BORDER // SCALE))
     pairs = zip(cleaned[:, inner, inner], to_images(reduced[0])[:, inner, inner], strict=True)
     shown = [
         Shown(Picture(picture, border=BORDER), Picture(truth, border=BORDER))
-        for picture, truth in zip(pictures, clip.truth, strict=True)
+        for picture, truth in zip(pictures, clip.sharpened, strict=True)
     ]
     scores = {name: mean(scorer(frame) for frame in shown) for name, scorer in scorers.items()}
     return {**scores, "cleaned_psnr_y": fmean(psnr(luma(one), luma(other)) for one, other in pairs)}
