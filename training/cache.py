@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,17 +121,15 @@ class _CachedFootage(Footage):
 
     def _fill(self) -> bool:
         """Decode everything; nothing is left behind if that fails."""
+        part = self._file.with_name(uuid.uuid4().hex + _PART)  # several may fill it at once
         try:
-            handle, name = tempfile.mkstemp(dir=self._file.parent, suffix=_PART)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    for planes in self._footage.decode(0, self.count):
-                        file.write(planes.data)
-                os.replace(name, self._file)
-            except BaseException:
-                os.unlink(name)
-                raise
+            with part.open("xb") as file:
+                for planes in self._footage.decode(0, self.count):
+                    file.write(planes.data)
+            os.replace(part, self._file)
         except (OSError, DamagedSourceError) as error:
             logger.warning("'%s' is not kept in the cache: %s", self.name, error)
             return False
+        finally:
+            part.unlink(missing_ok=True)
         return True
