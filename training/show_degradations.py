@@ -56,6 +56,8 @@ def _described(step: Step) -> tuple[list[str], dict[str, list[float]]]:
     fields = msgspec.to_builtins(step)
     lines, walks = [str(fields.pop("step"))], {}
     for name, value in fields.items():
+        if value is None:
+            continue
         if not isinstance(value, tuple | list):
             lines.append(f"{name} {value}")
         elif min(value) == max(value):
