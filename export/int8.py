@@ -8,7 +8,6 @@ state goes round with it, and a single step says nothing of what becomes of it.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from rbvsr_deploy.export.quantise import (
 )
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import RealBasicVSR
+from rbvsr_deploy.psnr import psnr_of
 
 __all__ = ["DEFAULT_MIN_PSNR", "quantise_network"]
 
@@ -301,7 +301,7 @@ def _squared_errors(got: Pictures, want: Pictures) -> NDArray[np.float64]:
 
 
 def _psnr(mse: float) -> float:
-    return _BEST if mse == 0 else min(_BEST, 10 * math.log10(255**2 / mse))
+    return psnr_of(mse, peak=255.0, most=_BEST)
 
 
 def _sensitivities(network: _QuantisedNetwork, forms: Forms, excerpt: Clip) -> dict[Key, float]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GRAPHS, Precision
+from rbvsr_deploy.psnr import psnr_of
 
 __all__ = ["MAX_DIFFERENCE", "MIN_PSNR", "verify_graphs"]
 
@@ -110,11 +111,10 @@ def _compare(got: NDArray[Any], want: NDArray[Any]) -> dict[str, float]:
         return {"max_levels": float(np.abs(difference).max())}
     peak = max(1.0, float(np.abs(want).max()))
     mse = float((difference**2).mean())
-    psnr = 200.0 if mse == 0 else min(200.0, 10 * math.log10(peak**2 / mse))
     return {
         "max_difference": float(f"{np.abs(difference).max():.3g}"),
         "peak": float(f"{peak:.3g}"),
-        "psnr": round(psnr, 1),
+        "psnr": round(psnr_of(mse, peak=peak, most=200.0), 1),
     }
 
 

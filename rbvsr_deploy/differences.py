@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rbvsr_deploy.psnr import psnr_of
+
 __all__ = ["LEVELS", "ErrorSum", "Errors", "FrameErrors", "ImageErrors", "PictureErrors"]
 
-_EQUAL = 200.0
-"""PSNR in dB where there is no difference at all: JSON knows no infinity."""
+_MOST = 200.0
+"""PSNR in dB where there is no difference at all."""
 
 LEVELS = ("0", "1", "2", "3", "4-7", "8-15", "16+")
 """Classes of absolute differences of uint8 values."""
@@ -106,8 +107,8 @@ class ErrorSum:
         """Of everything so far."""
         peak = max(1.0, self._largest) if self._peak is None else self._peak
         mean_square = self._squares / max(1, self._count)
-        psnr = 10 * math.log10(peak**2 / mean_square) if mean_square > 0 else _EQUAL
-        return Errors(self._max, peak, min(psnr, _EQUAL), self._not_finite)
+        psnr = psnr_of(mean_square, peak=peak, most=_MOST)
+        return Errors(self._max, peak, psnr, self._not_finite)
 
 
 class PictureErrors:

@@ -38,6 +38,7 @@ RUNTIME = (
     "plan",
     "progress",
     "propagation",
+    "psnr",
     "refinement",
     "scenes",
     "spool",
@@ -49,7 +50,17 @@ RUNTIME = (
 )
 """Modules of ``rbvsr_deploy`` that a machine without torch runs."""
 
-BOTTOM = ("errors", "files", "graphs", "models", "engine_sets", "bundle", "model", "checkpoint")
+BOTTOM = (
+    "errors",
+    "files",
+    "psnr",
+    "graphs",
+    "models",
+    "engine_sets",
+    "bundle",
+    "model",
+    "checkpoint",
+)
 """Modules that know no room above them."""
 
 ABOVE = ("commands", *(name for name in RUNTIME if name not in BOTTOM))

@@ -59,12 +59,15 @@ def test_luma_is_that_of_matlab() -> None:
 
 
 def test_psnr_of_a_known_difference() -> None:
-    """A difference of 10 levels everywhere; luma has 219 of 255 of it."""
+    """A difference of 10 levels everywhere, of which luma has 219 of 255; none, and hardly any."""
     truth = np.full((32, 40, 3), 100, np.uint8)
     picture = truth + np.uint8(10)
     assert psnr_rgb(shown(picture, truth)) == pytest.approx(20 * math.log10(255 / 10))
     assert psnr_y(shown(picture, truth)) == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)))
     assert psnr(truth, truth) == IDENTICAL
+    nearly = truth.astype(float)
+    nearly[0, 0] += 1e-6
+    assert psnr(nearly, truth) == IDENTICAL
 
 
 def test_the_border_does_not_count(pair: tuple[Image, Image]) -> None:

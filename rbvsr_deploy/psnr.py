@@ -1,0 +1,18 @@
+"""The peak signal-to-noise ratio."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["psnr_of"]
+
+
+def psnr_of(mean_square: float, *, peak: float, most: float) -> float:
+    """In dB: ten times the decimal logarithm of the squared peak by the mean squared difference.
+
+    Args:
+        mean_square: in the square of the peak's unit.
+        peak: the full signal.
+        most: given for smaller differences, and where there is none: JSON knows no infinity.
+    """
+    return min(most, 10.0 * math.log10(peak**2 / mean_square)) if mean_square > 0 else most
