@@ -8,38 +8,44 @@ what else is needed to go on exactly.
 from __future__ import annotations
 
 import io
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rbvsr_deploy.errors import CheckpointError, first_line
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.networks import Networks
+from rbvsr_deploy.training.run_folder import writes
 
-__all__ = ["RunState", "read_checkpoint", "restore", "save_checkpoint"]
+__all__ = ["RunState", "read_checkpoint", "restore", "save_batches", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_MAY_DIFFER = (
+_FREE = ("workers", "checkpointing", "compile", "validation", "output", "data.cache")
+"""Keys of a recipe (or how they begin) that change nothing in a run that goes on."""
+
+_GOES_ON = (
     "iterations",
     "batch",
     "accumulate",
-    "workers",
     "precision",
-    "checkpointing",
-    "compile",
-    "optimizer",
-    "validation",
-    "output",
-    "data.cache",
+    "optimizer.learning_rate",
+    "optimizer.discriminator_learning_rate",
+    "optimizer.schedule",
+    "optimizer.warm_up",
+    "optimizer.clip_norm",
 )
-"""Keys of a recipe (or how they begin) that a run may be continued with other values of."""
+"""Keys that may have another value from here on, which is said. With any other, what is in the
+checkpoint would not be what the recipe says.
+"""
 
 
 class RunState(msgspec.Struct):
@@ -71,7 +77,7 @@ def save_checkpoint(
         scaler: of float16's gradients; empty for other precisions.
 
     Raises:
-        OSError: it cannot be written.
+        RbvsrError: it cannot be written.
     """
     tensors = {
         f"{prefix}.{name}": value
@@ -91,9 +97,29 @@ def save_checkpoint(
             },
         },
     }
+    _write(path, checkpoint)
+
+
+def save_batches(
+    path: Path, batches: Sequence[Mapping[str, Tensor]], *, networks: Networks
+) -> None:
+    """Write clips together with the networks that they met.
+
+    Args:
+        batches: as the training loop gets them.
+
+    Raises:
+        RbvsrError: it cannot be written.
+    """
+    states = {prefix: network.state_dict() for prefix, network in networks.published().items()}
+    _write(path, {"batches": list(batches), **states})
+
+
+def _write(path: Path, content: object) -> None:
     data = io.BytesIO()
-    torch.save(checkpoint, data)
-    write_atomically(path, data.getvalue())
+    torch.save(content, data)
+    with writes(path):
+        write_atomically(path, data.getvalue())
 
 
 def read_checkpoint(path: Path, config: TrainingConfig) -> dict[str, Any]:
@@ -101,7 +127,7 @@ def read_checkpoint(path: Path, config: TrainingConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is damaged, no checkpoint of a run, or of a run with another recipe; the
-            keys that differ are named.
+            keys that differ are named, with their values.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,29 +138,33 @@ def read_checkpoint(path: Path, config: TrainingConfig) -> dict[str, Any]:
             f"({first_line(error)}): remove it, or choose another output folder"
         ) from None
     ours = msgspec.to_builtins(config)
-    differing = sorted(_differing(ours, theirs))
-    if refused := [key for key in differing if not key.startswith(_MAY_DIFFER)]:
+    changes = {
+        key: f"{key} = {_shown(old)}, not {_shown(new)}"
+        for key, old, new in sorted(_differing(theirs, ours))
+        if not key.startswith(_FREE)
+    }
+    if refused := [text for key, text in changes.items() if not key.startswith(_GOES_ON)]:
         raise CheckpointError(
-            f"'{path}' belongs to a run with other values of {', '.join(refused)}: repeat the "
-            "same command to go on, or choose another output folder"
+            f"'{path}' belongs to a run with {', and '.join(refused)}: repeat the same command to "
+            "go on, or choose another output folder"
         )
-    if differing:
-        logger.warning("the run goes on with other values of %s", ", ".join(differing))
+    if changes:
+        logger.warning("until here the run had %s", ", and ".join(changes.values()))
     return dict(checkpoint)
 
 
-def _differing(ours: object, theirs: object, path: str = "") -> Iterator[str]:
-    """Keys with other values, or in one of the two only."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in ours.keys() | theirs.keys():
-            yield from _differing(ours.get(key), theirs.get(key), f"{path}.{key}".lstrip("."))
-    elif _plain(ours) != _plain(theirs):
-        yield path
+def _differing(old: object, new: object, path: str = "") -> Iterator[tuple[str, object, object]]:
+    """Keys with other values, or in one of the two only, and their values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from _differing(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif _shown(old) != _shown(new):
+        yield path, old, new
 
 
-def _plain(value: object) -> object:
-    """Tuples as lists."""
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+def _shown(value: object) -> str:
+    """A value of a recipe, in a line."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def restore(

@@ -143,6 +143,10 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             sizes = size if isinstance(size, tuple) else (size,)
             if any(type(s) is int and s < 1 for s in sizes):
                 raise ValueError(f"network.{name} must be 1 or more, got {size}")
+        if self.network.flow_kernel % 2 == 0:
+            raise ValueError(f"network.flow_kernel must be odd, got {self.network.flow_kernel}")
+        if self.losses.perceptual_weight and not self.losses.perceptual_layers:
+            raise ValueError("losses.perceptual_weight needs a layer in losses.perceptual_layers")
         if self.losses.cleaning_weight and self.network.cleaning_blocks is None:
             raise ValueError("a network without cleaning_blocks needs losses.cleaning_weight = 0")
         if self.losses.gan_weight and self.data.crop % 2:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rbvsr_deploy.training.run_folder import writes
+
 __all__ = ["RunLog"]
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,8 @@ class RunLog:
         if silent:
             return
         if self._path.exists() and self._path.stat().st_size > length:
-            os.truncate(self._path, length)
+            with writes(self._path):
+                os.truncate(self._path, length)
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError:
@@ -58,21 +61,25 @@ class RunLog:
             return
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         line = json.dumps({"phase": phase, "iteration": iteration, **rounded}) + "\n"
-        with self._path.open("a", encoding="utf-8") as file:
+        with writes(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
-        if writer := self._writer(phase):
-            for name, value in values.items():
-                writer.add_scalar(name, value, iteration)
+        with writes(self._folder):
+            if writer := self._writer(phase):
+                for name, value in values.items():
+                    writer.add_scalar(name, value, iteration)
 
     def picture(self, phase: str, iteration: int, strip: Tensor) -> None:
         """A picture (3, H, W) in [0, 1]."""
-        if writer := self._writer(phase):
-            writer.add_image("clip", strip.clamp(0, 1).cpu(), iteration)
+        with writes(self._folder):
+            if writer := self._writer(phase):
+                # TensorBoard would cut off what is behind the point instead of rounding it.
+                writer.add_image("clip", strip.clamp(0, 1).mul(255).round().byte().cpu(), iteration)
 
     def close(self) -> None:
         """Write out what is still in memory."""
-        for writer in self._writers.values():
-            writer.close()
+        with writes(self._folder):
+            for writer in self._writers.values():
+                writer.close()
 
     def _writer(self, phase: str) -> Any:
         """TensorBoard's writer of a phase: each counts its own iterations."""

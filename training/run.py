@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -23,29 +22,28 @@ from typing import Any
 import msgspec
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.plugins.precision import MixedPrecision, Precision
-from lightning_fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from rbvsr_deploy import __version__
-from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.errors import CheckpointError, RbvsrError
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.training.checkpoints import (
     RunState,
     read_checkpoint,
     restore,
+    save_batches,
     save_checkpoint,
 )
 from rbvsr_deploy.training.clips import ClipDataset, batches
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.initial_weights import load_flow, load_stage
+from rbvsr_deploy.training.launch import launch
 from rbvsr_deploy.training.log import RunLog
 from rbvsr_deploy.training.networks import build_networks, update_average
 from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
 from rbvsr_deploy.training.phases import FlowPhase, NotFiniteError, Phase, RestorationPhase
+from rbvsr_deploy.training.run_folder import make_run_folder, writes
 from rbvsr_deploy.training.validation import Validation
 
 __all__ = ["OnStep", "train"]
@@ -74,8 +72,8 @@ def train(
             folder are wrong in; later, a loss that is not finite.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the checkpoint is written.
     """
-    fabric = _launch(config, device)
-    output.mkdir(parents=True, exist_ok=True)
+    fabric = launch(config, device)
+    make_run_folder(output)
     run = _Run(fabric, config, output)
     with _signals() as received:
         try:
@@ -85,43 +83,7 @@ def train(
     return run.finish()
 
 
-# ----------------------------------------------------------------------------------------- devices
-
-
-class _Autocast(MixedPrecision):
-    """Leaves the input of a network as it is: 8-bit pictures would not survive bfloat16."""
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
-def _launch(config: TrainingConfig, device: str) -> Fabric:
-    """Device, precision and, under ``torchrun``, the other processes."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RbvsrError("there is no CUDA device here that torch can use: leave the device out")
-    precision = Precision()
-    if config.precision == "float16":
-        if device == "cpu":
-            raise RbvsrError("float16 needs a GPU: take bfloat16 or float32 on a CPU")
-        precision = _Autocast("16-mixed", device)
-    elif config.precision == "bfloat16":
-        precision = _Autocast("bf16-mixed", device)
-    under_torchrun = TorchElasticEnvironment.detect()
-    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else 1
-    of_this_node = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else 1
-    environment = TorchElasticEnvironment() if under_torchrun else LightningEnvironment()
-    fabric = Fabric(
-        accelerator=device,
-        devices=of_this_node,
-        num_nodes=processes // of_this_node,
-        # The discriminator's buffers are equal in all processes, being computed from equal weights.
-        strategy=DDPStrategy(broadcast_buffers=False) if processes > 1 else "auto",
-        plugins=[precision, environment],
-    )
-    fabric.launch()
-    return fabric
+# ----------------------------------------------------------------------------------------- signals
 
 
 @contextlib.contextmanager
@@ -175,6 +137,7 @@ class _Run:
         self.logged: list[dict[str, Tensor]] = []
         if self.checkpoint is not None:
             self.state = msgspec.convert(self.checkpoint["run"]["state"], RunState)
+            self._check_batch()
             logger.info("going on from %s %d", self.state.phase, self.state.iteration)
         else:
             self._load_initial_weights()
@@ -187,7 +150,8 @@ class _Run:
         )
         if fabric.is_global_zero:
             text = json.dumps(msgspec.to_builtins(config), indent=1)
-            write_atomically(output / "config.json", text.encode())
+            with writes(output / "config.json"):
+                write_atomically(output / "config.json", text.encode())
 
     def _trains_flow(self) -> bool:
         """Whether the first phase takes place; refuses a flow network that would stay random."""
@@ -204,6 +168,20 @@ class _Run:
                 "network is not trained beforehand"
             )
         return bool(flow.iterations and photos)
+
+    def _check_batch(self) -> None:
+        """Refuse to go on with another number of clips per iteration: the learning rates and the
+        optimisers' averages are those of that number.
+        """
+        state, config = self.state, self.config
+        batch = config.flow.batch if state.phase == FlowPhase.name else config.batch
+        now = self.fabric.world_size * batch * config.accumulate
+        if state.clips != state.iteration * now:
+            raise CheckpointError(
+                f"'{self.latest}' belongs to a run with {state.clips // state.iteration} clips per "
+                f"iteration, and this one has {now}, processes x batch x accumulate: set those to "
+                "give as many, or begin another run --from it in another folder"
+            )
 
     def _load_initial_weights(self) -> None:
         if self.config.load_from:
@@ -305,7 +283,8 @@ class _Run:
         if self.checkpoint is None:
             return
         restore(self.checkpoint, networks=self.networks, optimizers=phase.optimizers)
-        self.fabric.strategy.precision.load_state_dict(self.checkpoint["run"]["scaler"])
+        if scaler := self.checkpoint["run"]["scaler"]:  # none if it was not float16 until here
+            self.fabric.strategy.precision.load_state_dict(scaler)
         self.checkpoint = None
 
     def _save(self, phase: Phase) -> None:
@@ -331,8 +310,7 @@ class _Run:
         """Keep what made a loss infinite, and say so."""
         state, rank = self.state, self.fabric.global_rank
         path = self.output / f"not_finite_{state.phase}_{state.iteration}_{rank}.pt"
-        generator = self.networks.generator.state_dict()
-        torch.save({"batches": parts, "generator": generator}, path)
+        save_batches(path, parts, networks=self.networks)
         return (
             f"the loss or its gradient is not finite at iteration {state.iteration} of "
             f"{state.phase}: its clips and the weights are in '{path}'; lower the learning rates, "
@@ -347,6 +325,7 @@ class _Run:
                 k: v.cpu().contiguous() for k, v in self.networks.average.state_dict().items()
             }
             made = f"trained by rbvsr-deploy {__version__}, {self.state.iteration} iterations"
-            write_atomically(path, safetensors_bytes(weights, metadata={"provenance": made}))
+            with writes(path):
+                write_atomically(path, safetensors_bytes(weights, metadata={"provenance": made}))
         self.fabric.barrier()
         return path

@@ -12,6 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from rbvsr_deploy.training.config import TrainingConfig, load_config
+from rbvsr_deploy.training.sources import SourceConfig
+from tests.training.runs import SMALL
+
 Frames = NDArray[np.uint8]
 
 
@@ -61,3 +65,18 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return photos, videos
+
+
+@pytest.fixture(scope="session")
+def clips(sources: tuple[Path, Path]) -> list[SourceConfig]:
+    photos, videos = sources
+    return [
+        SourceConfig(kind="photos", path=str(photos)),
+        SourceConfig(kind="videos", path=str(videos)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def config(clips: list[SourceConfig]) -> TrainingConfig:
+    """Both phases, with a discriminator, in a few iterations."""
+    return load_config("tiny-stage1", changes=SMALL, sources=clips)

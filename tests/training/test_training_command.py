@@ -25,6 +25,8 @@ FAST = (
     *("--set", "workers=1"),
     *("--set", "data.length=4"),
     *("--set", "data.crop=16"),
+    *("--set", "network.flow_levels=1"),  # fewer steps to export
+    *("--set", "network.flow_channels=[8]"),
     *("--device", "cpu"),
 )
 
@@ -95,6 +97,7 @@ def test_what_is_wrong_is_one_line(sources: tuple[Path, Path], tmp_path: Path) -
         (("tiny-stage1", *run, "--data", sources[0], "--set", "data.crp=1"), "did you mean crop"),
         (("tiny-stage3", *run, "--data", sources[0]), "neither a .toml file nor a preset"),
         (("published-stage1", *run, "--data", sources[0]), "stay random"),
+        (("tiny-stage1", "--output", __file__, "--data", sources[0]), "cannot be written"),
     ):
         result = call(*arguments)
         assert result.exit_code == 1, result.output

@@ -120,9 +120,13 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(change: str, message: str) ->
 
 def test_recipes_that_do_not_go_together() -> None:
     """Values that are right by themselves but not with each other."""
-    both = ["losses.gan_weight=0.05", "data.crop=33"]
-    with pytest.raises(RbvsrError, match=r"data\.crop must be even, got 33"):
-        load_config("tiny-stage1", changes=both, sources=CLIPS)
+    for changes, message in (
+        (("losses.gan_weight=0.05", "data.crop=33"), r"data\.crop must be even, got 33"),
+        (("losses.perceptual_weight=1", "losses.perceptual_layers={}"), "needs a layer in"),
+        (("network.flow_kernel=4",), r"network\.flow_kernel must be odd, got 4"),
+    ):
+        with pytest.raises(RbvsrError, match=message):
+            load_config("tiny-stage1", changes=changes, sources=CLIPS)
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

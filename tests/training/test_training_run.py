@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,80 +28,10 @@ from rbvsr_deploy.model import PUBLISHED, RealBasicVSR, RealBasicVSRConfig
 from rbvsr_deploy.training.config import TrainingConfig, load_config
 from rbvsr_deploy.training.data import Sample, TrainingSet
 from rbvsr_deploy.training.discriminator import Discriminator
-from rbvsr_deploy.training.run import train
 from rbvsr_deploy.training.sources import SourceConfig
+from tests.training.runs import changed, lines, saved, state_of, train
 
-SMALL = (
-    "iterations=4",
-    "workers=0",
-    "data.length=4",
-    "data.crop=16",
-    "flow.iterations=3",
-    "flow.batch=2",
-    "losses.gan_weight=0.05",
-    "discriminator_channels=4",
-    "output.checkpoint_every=1",
-    "output.log_every=1",
-    "output.pictures_every=0",
-)
-
-
-@pytest.fixture(scope="session")
-def clips(sources: tuple[Path, Path]) -> list[SourceConfig]:
-    photos, videos = sources
-    return [
-        SourceConfig(kind="photos", path=str(photos)),
-        SourceConfig(kind="videos", path=str(videos)),
-    ]
-
-
-@pytest.fixture(scope="session")
-def config(clips: list[SourceConfig]) -> TrainingConfig:
-    """Both phases, with a discriminator, in a few iterations."""
-    return load_config("tiny-stage1", changes=SMALL, sources=clips)
-
-
-def changed(config: TrainingConfig, *changes: str) -> TrainingConfig:
-    """As --set does it."""
-    values = msgspec.to_builtins(config)
-    for change in changes:
-        keys, _, value = change.partition("=")
-        *sections, key = keys.split(".")
-        table = values
-        for section in sections:
-            table = table[section]
-        table[key] = json.loads(value)
-    return msgspec.convert(values, TrainingConfig)
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """The log, without what depends on the time it took."""
-    read = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "waited")} for line in read]
-
-
-def tensors(value: object, name: str = "") -> dict[str, Tensor]:
-    """Every tensor in nested dictionaries and lists, by its place."""
-    if isinstance(value, Tensor):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
-    return {
-        place: tensor
-        for key, inner in items
-        if isinstance(inner, Tensor | dict | list)
-        for place, tensor in tensors(inner, f"{name}/{key}").items()
-    }
-
-
-def saved(folder: Path) -> dict[str, Tensor]:
-    """Networks, optimisers and random state of the latest checkpoint."""
-    return tensors(torch.load(folder / "latest.pth", weights_only=True))
-
-
-def state_of(folder: Path) -> tuple[str, int]:
-    """Phase and iteration of the latest checkpoint."""
-    state = torch.load(folder / "latest.pth", weights_only=True)["run"]["state"]
-    return state["phase"], state["iteration"]
+ROOT = Path(__file__).parents[2]
 
 
 def stop_at(phase: str, iteration: int, how: Callable[[], None]) -> Callable[[str, int, int], None]:
@@ -144,7 +79,6 @@ import os, signal, sys
 import msgspec, torch
 from pathlib import Path
 from rbvsr_deploy.training.config import TrainingConfig
-from rbvsr_deploy.training.run import train
 
 def kill(phase, done, total):
     if (phase, done) == ("restoration", 3):  # its own checkpoint is not written yet
@@ -152,13 +86,14 @@ def kill(phase, done, total):
 
 torch.set_num_threads(1)
 config = msgspec.json.decode(sys.argv[1], type=TrainingConfig)
-train(config, output=Path(sys.argv[2]), on_step=kill)
+train(config, output=Path(sys.argv[2]), device="cpu", on_step=kill)
 """
     done = subprocess.run(
         [sys.executable, "-c", program, msgspec.json.encode(config).decode(), str(tmp_path)],
         check=False,
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert state_of(tmp_path) == ("restoration", 2)
@@ -208,25 +143,61 @@ def test_a_signal_ends_the_iteration_and_saves_it(
     assert_same_run(tmp_path, whole)
 
 
-def test_a_finished_run_may_be_made_longer(
-    config: TrainingConfig, whole: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_may_be_made_longer(config: TrainingConfig, tmp_path: Path) -> None:
     """Fewer iterations first and the rest later are the same as all at once, if the learning rate
     does not depend on their number.
     """
-    config = changed(config, 'optimizer.schedule="constant"', "flow.iterations=0")
+    config = changed(config, 'optimizer.schedule="constant"', "flow.iterations=0", "iterations=2")
     train(config, output=tmp_path / "whole")
-    train(changed(config, "iterations=2"), output=tmp_path / "parts")
+    train(changed(config, "iterations=1"), output=tmp_path / "parts")
     train(config, output=tmp_path / "parts")
     expected, result = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert all(torch.equal(expected[name], result[name]) for name in expected)
 
 
-def test_another_recipe_is_refused(config: TrainingConfig, whole: Path) -> None:
-    """What changes the clips or the losses belongs into another folder; the keys are named."""
-    other = changed(config, "losses.gan_weight=0.1", "data.crop=24")
-    with pytest.raises(CheckpointError, match=r"other values of data\.crop, losses\.gan_weight:"):
-        train(other, output=whole)
+def test_what_may_change_when_a_run_goes_on(
+    config: TrainingConfig, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How fast it learns and how the work is done, which is said with the old and the new value;
+    what changes no weights may change without a word.
+    """
+    folder = shutil.copytree(whole, tmp_path / "run")
+    quiet = ("output.log_every=7", "validation.clips=2", "workers=1", "checkpointing=true")
+    train(changed(config, *quiet), output=folder)
+    assert "until here" not in caplog.text
+    changes = ("batch=1", "accumulate=2", "optimizer.learning_rate=0.001", "iterations=5")
+    train(changed(config, *changes, 'optimizer.schedule="constant"'), output=folder)
+    assert (
+        "until here the run had accumulate = 1, not 2, and batch = 2, not 1, and iterations = 4, "
+        'not 5, and optimizer.learning_rate = 0.002, not 0.001, and optimizer.schedule = "cosine", '
+        'not "constant"' in caplog.text
+    )
+    assert lines(folder)[-1]["generator_rate"] == 0.001
+    assert state_of(folder) == ("restoration", 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.crop=24", r"a run with data\.crop = 16, not 24: repeat"),
+        ("losses.gan_weight=0.1", r"a run with losses\.gan_weight = 0\.05, not 0\.1: repeat"),
+        ("optimizer.betas=[0.5, 0.9]", r"optimizer\.betas = \[0\.9, 0\.99\], not \[0\.5, 0\.9\]:"),
+        ("optimizer.ema_decay=0.5", r"optimizer\.ema_decay = 0\.95, not 0\.5: repeat"),
+        ("seed=1", r"a run with seed = 0, not 1: repeat"),
+        ("batch=1", "a run with 2 clips per iteration, and this one has 1,"),
+        ("accumulate=3", "a run with 2 clips per iteration, and this one has 6,"),
+    ],
+)
+def test_another_recipe_is_refused(
+    config: TrainingConfig, whole: Path, change: str, message: str
+) -> None:
+    """What was learnt belongs to those clips, losses, averages and that batch; the key is named,
+    and both values.
+    """
+    before = (whole / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        train(changed(config, change), output=whole)
+    assert (whole / "config.json").read_bytes() == before
 
 
 def test_a_damaged_checkpoint_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
@@ -234,6 +205,37 @@ def test_a_damaged_checkpoint_is_refused(config: TrainingConfig, tmp_path: Path)
     (tmp_path / "latest.pth").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(CheckpointError, match=r"latest\.pth' is no checkpoint"):
         train(config, output=tmp_path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    config: TrainingConfig, whole: Path, tmp_path: Path
+) -> None:
+    """One sentence, and nothing half written; with room again, the same command goes on. A limit to
+    the size of files stands in for the disk: to the program both are the same.
+    """
+    config = changed(config, "output.pictures_every=0")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    try:
+        with pytest.raises(RbvsrError, match=r"latest\.pth' cannot be written \(.*\): make room"):
+            train(config, output=tmp_path, on_step=stop_at("restoration", 2, fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert state_of(tmp_path) == ("restoration", 1)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    train(config, output=tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
+    """Before anything takes long."""
+    (tmp_path / "file").write_text("not a folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RbvsrError, match=r"cannot be written .*choose another output folder"):
+            train(config, output=folder)
 
 
 # ---------------------------------------------------------------------------------------- learning
@@ -258,11 +260,12 @@ def test_losses_fall(
     monkeypatch.setattr("rbvsr_deploy.training.phases.TrainingSet", OneClip)
     config = changed(
         config,
-        "flow.iterations=20",
-        "iterations=24",
+        "flow.iterations=12",
+        "iterations=14",
         "flow.learning_rate=0.01",
         "optimizer.learning_rate=0.005",
         "output.checkpoint_every=1000",
+        "output.pictures_every=0",
     )
     train(config, output=tmp_path)
     flow = [line["loss"] for line in lines(tmp_path) if line["phase"] == "flow"]
@@ -272,7 +275,7 @@ def test_losses_fall(
     )
     assert flow[-1] < 0.9 * flow[0]
     assert pixel[-1] < 0.8 * pixel[0]
-    assert cleaning[-1] < 0.8 * cleaning[0]
+    assert cleaning[-1] < 0.85 * cleaning[0]
     assert judge[0] == pytest.approx(2 * math.log(2), abs=0.1)
     assert judge[-1] < judge[0]
 
@@ -319,118 +322,19 @@ def test_the_average_follows_the_published_rule(config: TrainingConfig, tmp_path
     assert len(averages) == len([k for k in after if k.startswith("generator.")])
 
 
-def first_gradients(folder: Path) -> dict[str, Tensor]:
-    """After one iteration Adam's first moment is a tenth of the gradient."""
-    checkpoint = torch.load(folder / "latest.pth", weights_only=True)
-    return {
-        f"{network}/{i}": state["exp_avg"] / 0.1
-        for network, optimizer in checkpoint["optimizer"].items()
-        for i, state in optimizer["state"].items()
-    }
-
-
-def assert_same_gradients(one: Path, other: Path) -> None:
-    expected, result = first_gradients(one), first_gradients(other)
-    assert expected.keys() == result.keys()
-    for name, gradient in expected.items():
-        assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(result[name], gradient, rtol=0, atol=1e-6)
-
-
-# Few pixels: the sums over them are in float32, whose rounding is not the matter here.
-ONE_ITERATION = (
-    "flow.iterations=0",
-    "iterations=1",
-    "optimizer.clip_norm=null",
-    "data.length=2",
-    "data.crop=8",
-)
-
-
-@pytest.fixture(scope="module")
-def double_batch(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One iteration of one process with two clips."""
-    folder = tmp_path_factory.mktemp("double")
-    train(changed(config, *ONE_ITERATION, "batch=2"), output=folder)
-    return folder
-
-
-def test_checkpointed_gradients_are_the_same(
-    config: TrainingConfig, double_batch: Path, tmp_path: Path
-) -> None:
-    """Features computed again are those that were not kept."""
-    train(changed(config, *ONE_ITERATION, "batch=2", "checkpointing=true"), output=tmp_path)
-    assert_same_gradients(double_batch, tmp_path)
-
-
-def test_accumulated_gradients_are_those_of_the_large_batch(
-    config: TrainingConfig, tmp_path: Path
-) -> None:
-    """Two batches of one clip are one batch of two, where no spectral norm counts the passes."""
-    config = changed(config, *ONE_ITERATION, "losses.gan_weight=0")
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(changed(config, "batch=2"), output=one)
-    train(changed(config, "batch=1", "accumulate=2"), output=two)
-    assert_same_gradients(one, two)
-
-
-def test_two_processes_are_one_with_the_double_batch(
-    config: TrainingConfig, double_batch: Path, tmp_path: Path
-) -> None:
-    """torchrun, gloo: the same gradients of generator and discriminator, within 1e-6; one process
-    writes.
-    """
-    recipe = changed(config, *ONE_ITERATION, "batch=1")
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys, msgspec, torch\n"
-        "from pathlib import Path\n"
-        "from rbvsr_deploy.training.config import TrainingConfig\n"
-        "from rbvsr_deploy.training.run import train\n"
-        "torch.set_num_threads(1)\n"
-        "config = msgspec.json.decode(sys.argv[1], type=TrainingConfig)\n"
-        "train(config, output=Path(sys.argv[2]), device='cpu')\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [program, msgspec.json.encode(recipe).decode(), tmp_path / "run"]
-    done = subprocess.run(
-        [*torchrun, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert_same_gradients(double_batch, tmp_path / "run")
-    assert any(name.startswith("discriminator/") for name in first_gradients(tmp_path / "run"))
-    assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(lines(double_batch)[0]["loss"])
-    assert len(lines(tmp_path / "run")) == 1
-
-
-def test_bfloat16_is_close_and_keeps_float32_weights(
-    config: TrainingConfig, double_batch: Path, tmp_path: Path
-) -> None:
-    """Convolutions in bfloat16; pictures, weights and losses stay float32."""
-    train(changed(config, *ONE_ITERATION, "batch=2", 'precision="bfloat16"'), output=tmp_path)
-    expected, result = lines(double_batch)[0], lines(tmp_path)[0]
-    assert result["loss"] == pytest.approx(expected["loss"], rel=0.02)
-    assert result["loss"] != expected["loss"]
-    assert {v.dtype for k, v in saved(tmp_path).items() if "/random/" not in k} == {torch.float32}
-
-
 # -------------------------------------------------------------------------------- starting weights
 
 
 def published_checkpoint(path: Path) -> dict[str, Tensor]:
     """Random values under the published names and shapes, wrapped as published."""
     torch.manual_seed(1)
-    weights = {}
-    for prefix in ("generator", "generator_ema"):
-        for name, value in RealBasicVSR(PUBLISHED).state_dict().items():
-            weights[f"{prefix}.{name}"] = value
+    generator = RealBasicVSR(PUBLISHED).state_dict()
+    weights = {f"generator.{name}": value for name, value in generator.items()}
+    weights |= {f"generator_ema.{name}": value * 1.001 for name, value in generator.items()}
     weights |= {f"discriminator.{k}": v for k, v in Discriminator().state_dict().items()}
     weights["step_counter"] = torch.tensor([300_000.0])
     weights["perceptual_loss.vgg.mean"] = torch.zeros(1, 3, 1, 1)
+    weights["perceptual_loss.vgg.vgg_layers.0.weight"] = torch.zeros(64, 3, 3, 3)
     torch.save({"meta": {"epoch": 1}, "state_dict": weights}, path)
     return weights
 
@@ -557,24 +461,26 @@ def test_other_things_that_cannot_be(config: TrainingConfig, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"vgg19\.pth' is not a file"):
         train(changed(config, *vgg), output=tmp_path)
     with pytest.raises(RbvsrError, match="float16 needs a GPU"):
-        train(changed(config, 'precision="float16"'), output=tmp_path, device="cpu")
+        train(changed(config, 'precision="float16"'), output=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
-    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The clips are saved with the weights they met, the message names the file, and the checkpoint
     stays as it was.
     """
     from rbvsr_deploy.training import phases
 
-    calls = 0
+    losses: list[float] = []
     real = phases.charbonnier
 
     def broken(output: Tensor, target: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return real(output, target) * (float("nan") if calls > 4 else 1.0)  # two in an iteration
+        losses.append(real(output, target).item())  # two in an iteration
+        return real(output, target) * (float("nan") if len(losses) > 4 else 1.0)
 
     monkeypatch.setattr(phases, "charbonnier", broken)
     config = changed(config, "flow.iterations=0")
@@ -586,8 +492,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert wrong["batches"][0]["index"].tolist() == [4, 5]
     latest = torch.load(tmp_path / "latest.pth", weights_only=True)
     assert latest["run"]["state"]["iteration"] == 2
-    for name, value in wrong["generator"].items():
-        assert torch.equal(value, latest["state_dict"][f"generator.{name}"]), name
+    for network in ("generator", "generator_ema", "discriminator"):
+        for name, value in wrong[network].items():
+            if name.endswith(("_u", "_v")):  # of spectral norms, which every pass refines
+                continue
+            assert torch.equal(value, latest["state_dict"][f"{network}.{name}"]), name
+
+    # As docs/training.md has it, the losses are computed again from the file.
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "run/not_finite_restoration_123_0.pt" in program
+    exec(program.replace("run/not_finite_restoration_123_0.pt", str(path)), {})
+    printed = [float(value) for value in capsys.readouterr().out.split()]
+    assert printed == pytest.approx(losses[4:6], rel=1e-6)
 
 
 def test_validation_measures_the_average_on_clips_held_out(
@@ -601,25 +518,56 @@ def test_validation_measures_the_average_on_clips_held_out(
         config,
         "flow.iterations=0",
         f"validation.sources={held_out}",
-        "validation.every=3",
-        "validation.clips=2",
+        "validation.every=2",
+        "validation.clips=1",
+        "iterations=3",
     )
     train(config, output=tmp_path)
     measured = [line for line in lines(tmp_path) if "validation_psnr" in line]
-    assert [line["iteration"] for line in measured] == [3, 4]
+    assert [line["iteration"] for line in measured] == [2, 3]
     assert len({line["validation_bicubic"] for line in measured}) == 1  # the same clips
     for line in measured:
         assert 5 < line["validation_psnr"] < line["validation_bicubic"] < 60
 
 
-def test_kept_checkpoints(config: TrainingConfig, tmp_path: Path) -> None:
-    """Besides the latest, every k-th iteration of the main phase."""
-    train(changed(config, "output.keep_every=2", "flow.iterations=2"), output=tmp_path)
-    assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+def test_kept_checkpoints(whole: Path) -> None:
+    """Besides the latest, every second iteration of the main phase."""
+    assert sorted(p.name for p in whole.glob("*.pth")) == [
         "iteration_2.pth",
         "iteration_4.pth",
         "latest.pth",
     ]
+
+
+def test_tensorboard_has_curves_and_strips(config: TrainingConfig, whole: Path) -> None:
+    """The curves are those of the log. A strip is a frame degraded (enlarged without smoothing),
+    cleaned, as put out, and as wanted, each as large as the truth.
+    """
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(
+        str(whole / "tensorboard" / "restoration"), size_guidance={"images": 0}
+    )
+    events.Reload()
+    logged = [line for line in lines(whole) if line["phase"] == "restoration"]
+    for name in ("pixel", "cleaning", "gan", "discriminator", "psnr"):
+        curve = events.Scalars(name)
+        assert [point.step for point in curve] == [1, 2, 3, 4]
+        values = [line[name] for line in logged]
+        assert [point.value for point in curve] == pytest.approx(values, rel=1e-4)
+    strips = events.Images("clip")
+    assert [strip.step for strip in strips] == [2, 4]
+    encoded = np.frombuffer(strips[-1].encoded_image_string, np.uint8)
+    strip = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    degraded, cleaned, output, wanted = np.split(strip, 4, axis=1)
+    clips = TrainingSet(config.data, config.degradation, seed=config.seed)
+    clip = clips.sample(6, stream=1)  # the first of the fourth pair
+    middle = config.data.length // 2
+    assert np.array_equal(wanted, clip.sharpened[middle])
+    enlarged = clip.degraded[middle].repeat(4, axis=0).repeat(4, axis=1)
+    assert np.array_equal(degraded, enlarged)
+    assert not np.array_equal(cleaned, degraded)
+    assert np.array_equal(cleaned, cleaned[::4, ::4].repeat(4, axis=0).repeat(4, axis=1))
+    assert not np.array_equal(output[::4, ::4].repeat(4, axis=0).repeat(4, axis=1), output)
 
 
 def test_tiny_network_of_the_preset_is_what_it_says(config: TrainingConfig, whole: Path) -> None:
