@@ -311,8 +311,8 @@ def test_figures_are_those_of_the_original_code(name: str, figure: float, tolera
 
 
 def calibration_pair(name: str) -> tuple[Image, Image]:
-    """A distorted picture of TID2013 and its original, which the wheel of pyiqa carries and is
-    calibrated with. Skips the test where it is not installed.
+    """A distorted picture and its original, which the wheel of pyiqa carries and is calibrated
+    with. Skips the test where it is not installed.
     """
     found = (installed_file("ResultsCalibra", f"{kind}_dir/{name}.bmp") for kind in ("dist", "ref"))
     paths = [path for path in found if path is not None]
