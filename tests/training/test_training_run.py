@@ -79,6 +79,7 @@ import os, signal, sys
 import msgspec, torch
 from pathlib import Path
 from rbvsr_deploy.training.config import TrainingConfig
+from rbvsr_deploy.training.run import train
 
 def kill(phase, done, total):
     if (phase, done) == ("restoration", 3):  # its own checkpoint is not written yet
