@@ -144,7 +144,8 @@ def specimen_picture(specimen: Specimen, *, which: str, metric: Metric) -> NDArr
     detail = np.concatenate(row[:-1], axis=1)
     factor = min(1.0, detail.shape[1] / width, _TALLEST / height)
     whole = np.asarray(
-        cv2.resize(specimen.picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        cv2.resize(specimen.picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA),
+        np.uint8,
     )
     corner, opposite = (
         (round(factor * x), round(factor * y))
@@ -228,7 +229,10 @@ def _plot(evaluation: Evaluation, sequence: str) -> bytes | None:
             scores = evaluation.scores[method][sequence]
             values = [np.nan if value is None else value for value in scores.per_frame[name]]
             successive = len(scores.frames) == scores.frames[-1] - scores.frames[0] + 1
-            line = {"linestyle": "-" if successive else ":", "markersize": 3 if successive else 6}
+            line: dict[str, Any] = {
+                "linestyle": "-" if successive else ":",
+                "markersize": 3 if successive else 6,
+            }
             axis.plot(scores.frames, values, label=method, **_STYLES[method], **line)
             mean = scores.mean(name)
             means.append(f"{method} {'not defined' if mean is None else format(mean, '.4f')}")
