@@ -13,9 +13,22 @@ from rbvsr_deploy.model import RealBasicVSR
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.discriminator import Discriminator
 
-__all__ = ["FlowPass", "Networks", "RestorationPass", "build_networks", "update_average"]
+__all__ = [
+    "FlowPass",
+    "Networks",
+    "NotFiniteError",
+    "RestorationPass",
+    "build_networks",
+    "update_average",
+]
 
 _PIECES = ("clean", "flow", "backward_step", "forward_step", "reconstruct")
+
+
+class NotFiniteError(Exception):
+    """A flow, a loss or a gradient is infinite or not a number; the weights have not been changed
+    by it.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,17 @@ def build_networks(config: TrainingConfig, device: torch.device) -> Networks:
         discriminator = Discriminator(config.discriminator_channels).to(device)
     for network in (generator, average):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        for level in generator.basicvsr.spynet.basic_module:
+            level.register_forward_hook(_check_flow)
     _prepare_pieces(generator, checkpointing=config.checkpointing, compiled=config.compile)
     return Networks(generator, average, discriminator)
+
+
+def _check_flow(module: nn.Module, inputs: tuple[Tensor, ...], flow: Tensor) -> None:
+    """torch 2.13 crashes on a CPU where it samples a border at positions that are no numbers."""
+    if flow.isnan().any():
+        raise NotFiniteError
 
 
 def _prepare_pieces(generator: RealBasicVSR, *, checkpointing: bool, compiled: bool) -> None:

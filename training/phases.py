@@ -27,16 +27,12 @@ from rbvsr_deploy.training.losses import (
     flow_loss,
     l1,
 )
-from rbvsr_deploy.training.networks import FlowPass, Networks, RestorationPass
+from rbvsr_deploy.training.networks import FlowPass, Networks, NotFiniteError, RestorationPass
 from rbvsr_deploy.training.perceptual import PerceptualLoss
 
-__all__ = ["FlowPhase", "NotFiniteError", "Phase", "RestorationPhase"]
+__all__ = ["FlowPhase", "Phase", "RestorationPhase"]
 
 Batch = dict[str, Tensor]
-
-
-class NotFiniteError(Exception):
-    """A loss or a gradient is infinite or not a number; the weights have not been changed by it."""
 
 
 class Phase(ABC):

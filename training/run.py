@@ -40,9 +40,9 @@ from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.initial_weights import load_flow, load_stage
 from rbvsr_deploy.training.launch import launch
 from rbvsr_deploy.training.log import RunLog
-from rbvsr_deploy.training.networks import build_networks, update_average
+from rbvsr_deploy.training.networks import NotFiniteError, build_networks, update_average
 from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
-from rbvsr_deploy.training.phases import FlowPhase, NotFiniteError, Phase, RestorationPhase
+from rbvsr_deploy.training.phases import FlowPhase, Phase, RestorationPhase
 from rbvsr_deploy.training.run_folder import make_run_folder, writes
 from rbvsr_deploy.training.validation import Validation
 

@@ -578,3 +578,11 @@ def test_tiny_network_of_the_preset_is_what_it_says(config: TrainingConfig, whol
     model = load_checkpoint(whole / "latest.pth").model
     assert isinstance(model.config, RealBasicVSRConfig)
     assert model.config == config.network
+
+
+def test_weights_that_blow_up_stop_the_run(config: TrainingConfig, tmp_path: Path) -> None:
+    """A flow that is no number is seen before it is followed, which ends torch on a CPU."""
+    config = changed(config, "flow.iterations=0", "optimizer.learning_rate=1e30")
+    with pytest.raises(RbvsrError, match="not finite at iteration 1 of restoration"):
+        train(config, output=tmp_path, device="cpu")
+    assert len(list(tmp_path.glob("not_finite_*.pt"))) == 1
