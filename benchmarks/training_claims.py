@@ -229,30 +229,47 @@ def report(
 def plot(
     rows: Rows, means: dict[str, Scores], measures: Sequence[str], label: str, path: Path
 ) -> None:
-    """A panel per measure: means as lines, clips or sequences as dots."""
+    """A panel per measure: clips or sequences as dots, their means as lines. Clips differ more than
+    what is compared, so each is shown as its difference from what was compared first.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    first = next(iter(rows))
     size = (3.2 * len(measures) + 0.6, 4.2)
     figure, panels = plt.subplots(
         1, len(measures), figsize=size, layout="constrained", squeeze=False
     )
     for axes, measure_name in zip(panels[0], measures, strict=True):
-        for place, (name, items) in enumerate(rows.items()):
-            values = [scores.get(measure_name) for scores in items.values()]
-            known = [value for value in values if value is not None]
+        for place, items in enumerate(rows.values()):
+            known = differences(items, rows[first], measure_name)
             axes.plot([place] * len(known), known, "o", color="#8aa1b1", markersize=4, alpha=0.7)
-            middle = means[name][measure_name]
-            if middle is not None:
-                axes.hlines(middle, place - 0.3, place + 0.3, color="#c8553d", linewidth=3)
+            if known:
+                axes.hlines(fmean(known), place - 0.3, place + 0.3, color="#c8553d", linewidth=3)
         axes.set_xticks(range(len(rows)), rows, rotation=30, ha="right", fontsize=8)
         axes.set_xlim(-0.6, len(rows) - 0.4)
-        axes.set_title(TITLES[measure_name], fontsize=9)
+        title = TITLES[measure_name]
+        if means[first][measure_name] is not None:
+            title += f",\nmore than {first}"
+            axes.axhline(0.0, color="#444444", linewidth=0.8)
+        axes.set_title(title, fontsize=9)
         axes.grid(axis="y", alpha=0.3)
     figure.suptitle(f"{label}\nlines: means; dots: clips", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def differences(items: dict[str, Scores], first: dict[str, Scores], measure: str) -> list[float]:
+    """From the first's scores of the same clips, whatever the seed; the scores themselves where the
+    first has none.
+    """
+    found = []
+    for name, scores in items.items():
+        value, base = scores.get(measure), first[name.split(", ")[-1]].get(measure)
+        if value is not None:
+            found.append(value - (base or 0.0))
+    return found
 
 
 # ---------------------------------------------------------------------------------------- commands
