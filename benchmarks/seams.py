@@ -25,11 +25,11 @@ import numpy as np
 from common import Pictures, difference, environment, parse_size, read_clip, upscale
 from numpy.typing import NDArray
 
-from rbvsr_deploy import stream
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.models import DEFAULT_BUNDLE
-from rbvsr_deploy.plan import Plan
-from rbvsr_deploy.stream import Settings
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime import stream
+from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.runtime.stream import Settings
 
 WAYS = ("window", "continued", "independent")
 

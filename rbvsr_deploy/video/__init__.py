@@ -65,11 +65,11 @@ from __future__ import annotations
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import ImageSource
-from rbvsr_deploy.video.job import Job
 from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
 from rbvsr_deploy.video.options import Alpha, ReadOptions, WriteOptions
-from rbvsr_deploy.video.parts import PartRecord
 from rbvsr_deploy.video.pipes import is_pipe
+from rbvsr_deploy.video.staging.job import Job
+from rbvsr_deploy.video.staging.parts import PartRecord
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 

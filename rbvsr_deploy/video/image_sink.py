@@ -7,12 +7,12 @@ from typing import Any
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink
+from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, write_image
-from rbvsr_deploy.video.job import Job
-from rbvsr_deploy.video.opacity import no_room_for_opacity
-from rbvsr_deploy.video.parts import StoredFile
-from rbvsr_deploy.video.publish import sync
 from rbvsr_deploy.video.pyav import media_errors
+from rbvsr_deploy.video.staging.job import Job
+from rbvsr_deploy.video.staging.parts import StoredFile
+from rbvsr_deploy.video.staging.publish import sync
 
 __all__ = ["ImageSink"]
 

@@ -10,16 +10,16 @@ from typing import Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.encoder import needs_constant_rate
-from rbvsr_deploy.video.encoder_settings import Encoder
-from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
+from rbvsr_deploy.video.encoding.encoder_settings import Encoder
+from rbvsr_deploy.video.encoding.packets import end_of_presentation
+from rbvsr_deploy.video.encoding.part_encoder import PartEncoder
+from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
-from rbvsr_deploy.video.packets import end_of_presentation
-from rbvsr_deploy.video.part_encoder import PartEncoder
-from rbvsr_deploy.video.publish import sync
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.stream_settings import StreamSettings
+from rbvsr_deploy.video.staging.job import Job
+from rbvsr_deploy.video.staging.publish import sync
 from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 
 __all__ = ["VideoSink"]

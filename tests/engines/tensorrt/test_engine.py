@@ -26,11 +26,11 @@ from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt import launches
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
-from rbvsr_deploy.plan import Plan
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.runtime.stream import Settings, Stream
 from tests.conftest import moving_clip
-from tests.cuda_double import DriverDouble, Operation
-from tests.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
+from tests.support.cuda_double import DriverDouble, Operation
+from tests.support.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
 
 SCHEDULES = 1000
 
@@ -69,7 +69,7 @@ def made(
 ) -> Iterator[NDArray[np.uint8]]:
     """The pictures of a clip, one by one, made as the plan says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rbvsr_deploy.stream.choose_plan", lambda *_, **__: plan)
+        patch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         stream = Stream(engine, settings, size=clip.shape[1:3])
     with stream:
         for i, image in enumerate(clip):
