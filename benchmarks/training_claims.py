@@ -29,6 +29,7 @@ from rbvsr_deploy.commands._common import edge
 from rbvsr_deploy.commands._progress import TrainingDisplay
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.model import PUBLISHED, RealBasicVSR
 from rbvsr_deploy.pixels import Image, eight_bits
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stream
@@ -45,7 +46,7 @@ from rbvsr_deploy.training.losses import cleaning_target
 from rbvsr_deploy.training.run import train
 from rbvsr_deploy.video import open_source
 
-SCALE, BORDER = 4, 4
+BORDER = 4
 HELD_OUT_SEED, HELD_OUT_STREAM = 0, 2
 PUBLISHED_ITERATIONS = 300_000
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.bundle import Manifest, Weights, check_bundle_path, graph_io, write_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.export.calibration import read_clip
@@ -21,6 +20,7 @@ from rbvsr_deploy.export.quantise import QUANTISED_OPSET
 from rbvsr_deploy.export.verify import verify_graphs
 from rbvsr_deploy.graph_modules import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, Precision
+from rbvsr_deploy.version import __version__
 
 __all__ = ["export_bundle"]
 

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rbvsr_deploy.version import __version__
+
 if TYPE_CHECKING:
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 
 __all__ = ["ReadOptions", "Upscaler", "WriteOptions", "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -13,13 +13,13 @@ import numpy as np
 
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
-from rbvsr_deploy.runtime.memory_plan import parse_bytes
 from rbvsr_deploy.runtime.refinement import RefineScope
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import MAX_SCENE, Settings, Stream
+from rbvsr_deploy.units import parse_bytes
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.jobs.upscale_file import Summary
+    from rbvsr_deploy.jobs.summary import Summary
     from rbvsr_deploy.pixels import Image
 
 __all__ = ["Upscaler"]

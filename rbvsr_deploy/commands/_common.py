@@ -19,8 +19,8 @@ from typing import NoReturn
 
 import click
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
+from rbvsr_deploy.version import __version__
 
 __all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require", "show"]
 
@@ -34,7 +34,7 @@ JSON = click.option(
 
 def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Callback of an option that takes a size of memory, such as 4GiB."""
-    from rbvsr_deploy.runtime.memory_plan import parse_bytes
+    from rbvsr_deploy.units import parse_bytes
 
     try:
         return None if value is None else parse_bytes(value)

@@ -25,7 +25,7 @@ from rbvsr_deploy.commands._run_options import (
 if TYPE_CHECKING:
     from rbvsr_deploy.jobs.batch import Failure
     from rbvsr_deploy.jobs.preview import Preview
-    from rbvsr_deploy.jobs.upscale_file import Summary
+    from rbvsr_deploy.jobs.summary import Summary
 
 __all__ = ["run"]
 

@@ -15,7 +15,7 @@ from rbvsr_deploy.video.encoding.encoder import CONTAINERS
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.jobs.upscale_file import Summary
+    from rbvsr_deploy.jobs.summary import Summary
 
 __all__ = ["Failure", "first_frame_size", "output_folder", "outputs_for", "upscale_each"]
 

@@ -14,19 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
-from rbvsr_deploy.runtime.memory_plan import show_bytes
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
+from rbvsr_deploy.units import show_bytes
 from rbvsr_deploy.video import Frame, Sink, Source
 
-__all__ = ["SCALE", "Progress", "Run"]
+__all__ = ["Progress", "Run"]
 
 logger = logging.getLogger(__name__)
 
-SCALE = 4
-"""How many times as wide and as high a picture is as its frame."""
 
 Progress = Callable[[Stage, int, int | None], None]
 """Called with a stage, the frames it has done and, where known, their total."""

@@ -9,10 +9,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.version import __version__
 from rbvsr_deploy.video import ReadOptions, is_pipe
 
 __all__ = ["job_identity"]

@@ -26,7 +26,7 @@ from rbvsr_deploy.video.images import encode_jpeg
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rbvsr_deploy.jobs.upscale_file import Summary
+    from rbvsr_deploy.jobs.summary import Summary
 
 __all__ = ["Page", "check_comparison_page", "choose_frames", "file_size", "write_comparison_page"]
 

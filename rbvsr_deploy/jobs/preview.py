@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.page import Page, check_comparison_page, choose_frames, file_size
-from rbvsr_deploy.jobs.upscale_file import SCALE, Progress
+from rbvsr_deploy.jobs.upscale_file import Progress
 from rbvsr_deploy.pixels import Image, eight_bits
-from rbvsr_deploy.runtime.memory_plan import show_bytes
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Settings, Stage, Stream
-from rbvsr_deploy.units import show_duration
+from rbvsr_deploy.units import show_bytes, show_duration
 from rbvsr_deploy.video import Frame, ReadOptions, Source, is_pipe, open_source
 from rbvsr_deploy.video.excerpts import EmptyExcerptError
 

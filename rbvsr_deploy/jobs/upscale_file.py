@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from rbvsr_deploy.engines.base import Description, Engine
+from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.before_after import check_before_after, write_before_after
-from rbvsr_deploy.jobs.frames import SCALE, Progress, Run
+from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import job_identity
 from rbvsr_deploy.jobs.page import check_comparison_page, write_comparison_page
-from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.runtime.scenes import SceneCuts
-from rbvsr_deploy.runtime.stream import SceneRecord, Settings
+from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import (
     ImageSink,
     Job,
@@ -32,38 +32,7 @@ from rbvsr_deploy.video import (
     open_source,
 )
 
-__all__ = ["SCALE", "Progress", "Summary", "upscale_file"]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a job did; ``rbvsr-run --json`` prints it."""
-
-    input: str
-    output: str
-    frames: int
-    resumed_frames: int
-    """How many of them an earlier run had made."""
-    width: int
-    """Of the output, in pixels."""
-    height: int
-    engine: Description
-    memory: int
-    """Bytes the plan was made for."""
-    plan: Plan
-    scenes: list[SceneRecord]
-    excerpt: dict[str, float] | None = None
-    """What of the input was asked for, if not all: ``start`` and ``end`` in seconds from its first
-    frame, and ``frames``, whichever were given. Frames are numbered from the excerpt's first.
-    """
-    lost_frames: int = 0
-    """Of a damaged video: how many frames could not be decoded and are not in the output."""
-    damaged_frames: int = 0
-    """How many frames of the output were made from damaged ones."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """``read``, ``network`` and ``write``: how long each was at work, at the same time;
-    ``waited``: how long the network waited for the other two; ``total``: from start to end.
-    """
+__all__ = ["Progress", "upscale_file"]
 
 
 def upscale_file(

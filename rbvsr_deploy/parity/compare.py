@@ -29,7 +29,7 @@ from rbvsr_deploy.errors import (
     RbvsrError,
 )
 from rbvsr_deploy.files import sha256
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
 from rbvsr_deploy.parity.differences import (
     Errors,
     ErrorSum,
@@ -390,7 +390,7 @@ class _Side:
             self._bands, self._rows = [], 0
         top, bottom = self._rows, min(self._rows + self._plan.band, self._height)
         above = min(top, HALO)
-        band = picture[:, :, 4 * above : 4 * (above + bottom - top)]
+        band = picture[:, :, SCALE * above : SCALE * (above + bottom - top)]
         self._bands.append(band.astype(np.float32))
         self._rows = bottom
         if bottom == self._height:

@@ -6,15 +6,15 @@ the graphs; Python, the libraries, the decoder and the encoder come on top.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.units import show_bytes
 
-__all__ = ["Plan", "choose_plan", "parse_bytes", "show_bytes"]
+__all__ = ["MemoryPlan", "choose_plan"]
 
 # Maps of C channels that a step of the trunks or a pass of cleaning holds at once, and maps of
 # ``head_channels`` that ``reconstruct`` does. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for the
@@ -26,12 +26,9 @@ _GPU_BATCH = 4
 # Rows of a band are not halved below this: the halo is four rows already.
 _LEAST_BAND = 8
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", start=1)}
-
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """How a scene is worked on."""
 
     window: int
@@ -44,7 +41,7 @@ class Plan:
     in_memory: int
     """Cleaned frames held in memory; those beyond wait in a temporary file."""
 
-    def smaller(self) -> Plan | None:
+    def smaller(self) -> MemoryPlan | None:
         """Half as much at once in every respect; ``None`` where nothing is left to halve."""
         window, batch = max(1, self.window // 2), max(1, self.batch // 2)
         band = -(-self.band // 2) if self.band > _LEAST_BAND else self.band
@@ -69,7 +66,7 @@ def choose_plan(
     ahead: int = 0,
     on_cpu: bool,
     deep: bool = False,
-) -> Plan:
+) -> MemoryPlan:
     """The plan that makes most of some memory.
 
     Args:
@@ -113,24 +110,4 @@ def choose_plan(
             f"{show_bytes(memory)} may be used: allow more with --memory, or scale the input down"
         )
     window = min(longest, room // each)
-    return Plan(window=window, batch=min(batch, window), band=band, in_memory=room // each)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as "4GiB", "800 MB" or "1073741824".
-
-    Raises:
-        ValueError: it is none, or not positive.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size <= 0:
-        raise ValueError(f"{text!r} is no size of memory: write it like 4GiB or 800MB")
-    return size
-
-
-def show_bytes(size: int) -> str:
-    """A size for people, in binary units."""
-    if size < 1024**3:
-        return f"{size / 1024**2:.0f} MiB"
-    return f"{size / 1024**3:.1f} GiB"
+    return MemoryPlan(window=window, batch=min(batch, window), band=band, in_memory=room // each)

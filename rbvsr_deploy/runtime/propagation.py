@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_pictures
-from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.spool import Spool
 
 __all__ = ["SceneFrames", "propagate"]
@@ -144,7 +145,7 @@ def propagate(
     end: int,
     stop: int,
     size: tuple[int, int],
-    plan: Plan,
+    plan: MemoryPlan,
     kept: Spool,
     deep: bool = False,
     forward_state: Array | None = None,
@@ -242,7 +243,7 @@ class _Scene:
         frames: SceneFrames,
         *,
         size: tuple[int, int],
-        plan: Plan,
+        plan: MemoryPlan,
         deep: bool,
     ) -> None:
         self._engine = engine
@@ -297,7 +298,7 @@ class _Scene:
             begun = self._reconstruct(
                 {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()}
             )
-            bands.append((begun, 4 * (top - upper), 4 * (bottom - upper)))
+            bands.append((begun, SCALE * (top - upper), SCALE * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
     def _reconstruct(self, arrays: dict[str, Array]) -> Callable[[], Image]:

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.pixels import Image
-from rbvsr_deploy.runtime.memory_plan import Plan, choose_plan, show_bytes
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan, choose_plan
 from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
 from rbvsr_deploy.runtime.refinement import Cleaner, Refinement, RefineScope
 from rbvsr_deploy.runtime.spool import Spool
+from rbvsr_deploy.units import show_bytes
 
 __all__ = [
     "CONTINUATION_LOOKAHEAD",
@@ -171,7 +172,7 @@ class Stream:
         RbvsrError: the memory does not suffice for frames of this size.
     """
 
-    plan: Plan
+    plan: MemoryPlan
     """How the work is cut up."""
     memory: int
     """Bytes the plan was made for."""
@@ -243,7 +244,7 @@ class Stream:
             self._scene = None
             self._spool.clear()
 
-    def _take_less(self, error: DeviceMemoryError) -> Plan:
+    def _take_less(self, error: DeviceMemoryError) -> MemoryPlan:
         """A smaller plan, when the device has less memory left than was thought."""
         plan = self.plan.smaller()
         if plan is None:
@@ -291,7 +292,7 @@ class _Scene:
         self,
         engine: Engine,
         settings: Settings,
-        plan: Plan,
+        plan: MemoryPlan,
         *,
         size: tuple[int, int],
         deep: bool,
@@ -303,7 +304,7 @@ class _Scene:
         continued: StreamState | None,
         progress: Callable[[Stage, int], None],
         on_scene: Callable[[SceneRecord], None],
-        take_less: Callable[[DeviceMemoryError], Plan],
+        take_less: Callable[[DeviceMemoryError], MemoryPlan],
     ) -> None:
         self._engine = engine
         self._on_scene = on_scene

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rbvsr_deploy.engines.cuda.driver import CudaDriver, open_driver
+from rbvsr_deploy.engines.cuda.driver import CudaDriver
+from rbvsr_deploy.engines.cuda.open import open_driver
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions, describe_gpu
 from rbvsr_deploy.engines.tensorrt.compile import flavour_for
 from rbvsr_deploy.errors import EngineError

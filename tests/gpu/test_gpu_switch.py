@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rbvsr_deploy.engines.cuda.driver import open_driver
+from rbvsr_deploy.engines.cuda.open import open_driver
 from rbvsr_deploy.errors import EngineError
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.jobs.page import choose_frames, write_comparison_page
-from rbvsr_deploy.jobs.upscale_file import Summary
-from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.stream import SceneRecord
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import write_image
@@ -279,7 +279,7 @@ def flat_page(folder: Path, *, name: str = "in") -> Path:
             reason="--device cpu",
         ),
         memory=0,
-        plan=Plan(window=1, batch=1, band=1, in_memory=1),
+        plan=MemoryPlan(window=1, batch=1, band=1, in_memory=1),
         scenes=[SceneRecord(0, 2, 1, []), SceneRecord(2, 1, 1, [])],
         seconds={"total": 1.5},
     )

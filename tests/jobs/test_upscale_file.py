@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import EngineError, MediaError, RbvsrError
-from rbvsr_deploy.jobs.upscale_file import Summary, upscale_file
+from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import Frame, ImageSink, ImageSource, ReadOptions, open_source
 from rbvsr_deploy.video.images import write_image

@@ -8,7 +8,8 @@ import pytest
 
 from rbvsr_deploy.engines import Network
 from rbvsr_deploy.errors import RbvsrError
-from rbvsr_deploy.runtime.memory_plan import Plan, choose_plan, parse_bytes, show_bytes
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan, choose_plan
+from rbvsr_deploy.units import parse_bytes, show_bytes
 
 PUBLISHED = Network(
     channels=64,
@@ -20,7 +21,7 @@ PUBLISHED = Network(
 GIB = 2**30
 
 
-def plan(memory: int, *, size: tuple[int, int] = (720, 1280), on_cpu: bool = False) -> Plan:
+def plan(memory: int, *, size: tuple[int, int] = (720, 1280), on_cpu: bool = False) -> MemoryPlan:
     return choose_plan(
         PUBLISHED, height=size[0], width=size[1], memory=memory, longest=300, on_cpu=on_cpu
     )
@@ -33,7 +34,7 @@ def test_more_memory_never_makes_less_of_it() -> None:
         assert more.band >= less.band
         assert more.batch >= less.batch
     assert plans[0].band < 720
-    assert plans[-1] == Plan(window=300, batch=4, band=720, in_memory=plans[-1].in_memory)
+    assert plans[-1] == MemoryPlan(window=300, batch=4, band=720, in_memory=plans[-1].in_memory)
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
 from rbvsr_deploy.runtime.spool import Spool
 from tests.conftest import moving_clip
@@ -45,7 +45,7 @@ def pictures_of(
             end=end,
             stop=end if stop is None else stop,
             size=(1, 1),
-            plan=Plan(window=window, batch=batch, band=1, in_memory=2),
+            plan=MemoryPlan(window=window, batch=batch, band=1, in_memory=2),
             kept=kept,
             forward_state=None if forward is None else np.full((1, 1, 1, 1), float(forward)),
         )
@@ -135,7 +135,7 @@ def test_frames_that_arrive_later_are_seen() -> None:
         assert frames.flow(2, step=1)[0, 0, 0, 0] == 7.0
 
 
-def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
+def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: MemoryPlan) -> NDArray[np.uint8]:
     height, width = clip.shape[1:3]
     with (
         Spool(folder=None, in_memory=plan.in_memory) as spool,
@@ -164,7 +164,7 @@ def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path
     """
     clip = moving_clip(60, 90, 160)
     plans = [
-        Plan(window=window, batch=batch, band=band, in_memory=20)
+        MemoryPlan(window=window, batch=batch, band=band, in_memory=20)
         for window, batch, band in ((60, 1, 90), (1, 1, 17), (7, 4, 90), (16, 1, 90), (60, 4, 17))
     ]
     with open_engine(tiny_bundle, device="cpu") as engine:
@@ -186,7 +186,7 @@ def test_bands_are_exact_in_floating_point(
     clip = moving_clip(3, 33, 40)
     pictures: list[NDArray[Any]] = []
     with open_engine(tiny_bundle, device="cpu") as engine:
-        whole = upscaled(engine, clip, Plan(window=3, batch=2, band=33, in_memory=3))
+        whole = upscaled(engine, clip, MemoryPlan(window=3, batch=2, band=33, in_memory=3))
         run = engine.run
 
         def recording(graph: str, **arrays: Any) -> tuple[Any, ...]:
@@ -195,7 +195,7 @@ def test_bands_are_exact_in_floating_point(
             return run(graph, **arrays)
 
         monkeypatch.setattr(engine, "run", recording)
-        got = upscaled(engine, clip, Plan(window=3, batch=2, band=band, in_memory=3))
+        got = upscaled(engine, clip, MemoryPlan(window=3, batch=2, band=band, in_memory=3))
     np.testing.assert_array_equal(got, whole)
     assert max(array.shape[2] for array in pictures) <= band + 4
     assert len(pictures) == 2 * -(-33 // band)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.training.degradations.clip_degradation import SCALE
+from rbvsr_deploy.graphs import SCALE
 
 __all__ = ["CameraPath", "draw_motion", "film", "true_flow"]
 

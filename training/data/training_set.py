@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.training.data.cache import FrameCache
 from rbvsr_deploy.training.data.camera import CameraPath
 from rbvsr_deploy.training.data.footage import DamagedSourceError, VideoFile
@@ -30,7 +31,6 @@ from rbvsr_deploy.training.data.sources import (
     open_source,
 )
 from rbvsr_deploy.training.degradations.clip_degradation import (
-    SCALE,
     Degradation,
     DegradationConfig,
     degrade,

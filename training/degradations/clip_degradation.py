@@ -21,6 +21,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.training.degradations.config import (
     CLEAN,
     MODERATE,
@@ -55,7 +56,6 @@ __all__ = [
     "CLEAN",
     "MODERATE",
     "PUBLISHED",
-    "SCALE",
     "Degradation",
     "DegradationConfig",
     "degrade",
@@ -63,8 +63,6 @@ __all__ = [
     "walk_through",
 ]
 
-SCALE = 4
-"""Ground truth is this many times larger than the degraded frames."""
 
 Frames = NDArray[np.uint8]
 

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.training.data.sharpening import sharpen
 from rbvsr_deploy.training.degradations.clip_degradation import (
-    SCALE,
     Degradation,
     degrade,
     draw_degradation,

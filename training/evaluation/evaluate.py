@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.jobs.upscale_file import SCALE
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image as AnyImage
 from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.training.evaluation.metrics.base import Picture, Scorer, Shown

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.training.evaluation.evaluate import BASELINE, RESULTS, Evaluation, Specimen
 from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, Metric
+from rbvsr_deploy.version import __version__
 
 __all__ = ["check_report_folder", "scores_as_json", "write_report"]
 

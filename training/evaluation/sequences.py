@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.jobs.upscale_file import SCALE
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.video import ImageSource, open_source
 from rbvsr_deploy.video.encoding.encoder import CONTAINERS
 from rbvsr_deploy.video.images import is_image

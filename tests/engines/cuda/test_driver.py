@@ -18,7 +18,8 @@ import pytest
 
 from rbvsr_deploy.engines.cuda import driver as driver_module
 from rbvsr_deploy.engines.cuda.cuda_python import CudaPythonDriver
-from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu, open_driver
+from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
+from rbvsr_deploy.engines.cuda.open import open_driver
 from rbvsr_deploy.engines.cuda.pycuda import PycudaDriver
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 

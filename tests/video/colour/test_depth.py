@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.jobs.upscale_file import upscale_file
-from rbvsr_deploy.runtime.memory_plan import Plan
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Settings, Stream, StreamState
 from rbvsr_deploy.upscaler import Upscaler
@@ -78,7 +78,9 @@ def codec_of(path: Path) -> tuple[str, str]:
 
 
 class TestStream:
-    @pytest.mark.parametrize("plan", [Plan(8, 4, 12, 8), Plan(3, 2, 5, 2)], ids=["whole", "cut up"])
+    @pytest.mark.parametrize(
+        "plan", [MemoryPlan(8, 4, 12, 8), MemoryPlan(3, 2, 5, 2)], ids=["whole", "cut up"]
+    )
     def test_sixteen_bits_give_what_eight_do(self, plan):
         """Within the rounding of the latter, whatever the plan."""
         images = [media.picture(number, width=16, height=12) for number in range(7)]

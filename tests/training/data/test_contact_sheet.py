@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 from click.testing import CliRunner
 
+from rbvsr_deploy.commands.degradations import degradations
 from rbvsr_deploy.training.degradations.clip_degradation import Degradation
-from rbvsr_deploy.training.degradations.contact_sheet import main
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample.mp4"
 
 
 def show(*arguments: str | Path) -> str:
     options = ["--length", "8", "--crop", "32", *map(str, arguments)]
-    result = CliRunner().invoke(main, [str(SAMPLE), *options])
+    result = CliRunner().invoke(degradations, [str(SAMPLE), *options])
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result.output
@@ -61,13 +61,8 @@ def test_wrong_parameters_are_told_in_one_sentence(tmp_path: Path) -> None:
     output = show("--output", tmp_path / "s.png", "--replay", text)
     assert "8 frames, but parameters for 3" in output
     assert "54 frames" not in show("--output", tmp_path / "t.png")
-    assert (
-        "has 54 frames and 60 are needed"
-        in CliRunner()
-        .invoke(
-            main, [str(SAMPLE), "--length", "60", "--fixed", "--output", str(tmp_path / "u.png")]
-        )
-        .output
-    )
+    arguments = [str(SAMPLE), "--length", "60", "--fixed", "--output", str(tmp_path / "u.png")]
+    result = CliRunner().invoke(degradations, arguments)
+    assert "has 54 frames and 60 are needed" in result.output
     assert not (tmp_path / "s.png").exists()
     assert not (tmp_path / "u.png").exists()

@@ -1,6 +1,4 @@
-"""A contact sheet of what a clip suffers.
-
-``python -m rbvsr_deploy.training.degradations.contact_sheet`` makes it.
+"""Draws a contact sheet of the degradations of a clip.
 
 A row for every step, in order: its parameters, frames spread over the clip, and the walk of the
 parameters over time. Frames are shown as large as each other; their true size is written on them.
@@ -11,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 import cv2
 import msgspec
 import numpy as np
@@ -28,7 +25,7 @@ from rbvsr_deploy.training.degradations.clip_degradation import (
 )
 from rbvsr_deploy.training.degradations.steps import Picture, Step, from_bytes, to_bytes
 
-__all__ = ["contact_sheet", "main"]
+__all__ = ["contact_sheet", "write_contact_sheet"]
 
 _TILE = 224
 _TEXT = 300
@@ -38,6 +35,63 @@ _INK, _PAPER, _FAINT = (30, 30, 30), (250, 250, 250), (200, 200, 200)
 _CURVES = ((180, 60, 40), (40, 110, 180), (60, 140, 60), (150, 80, 160))
 
 Image = NDArray[np.uint8]
+
+
+def write_contact_sheet(
+    output: Path,
+    clip: Path,
+    *,
+    published: bool = True,
+    seed: int = 0,
+    length: int = 30,
+    crop: int = 64,
+    stochastic: bool = True,
+    write_to: Path | None = None,
+    replay: Path | None = None,
+) -> tuple[int, str]:
+    """Degrade a piece of a clip and write its contact sheet.
+
+    Args:
+        output: PNG to write.
+        clip: a video file or a folder of frames.
+        published: the published ranges and probabilities, or the moderate ones.
+        seed: of the random draw.
+        length: frames of the piece.
+        crop: side of the degraded frames, pixels.
+        stochastic: parameters change over the clip, and it is mirrored in time.
+        write_to: JSON file for the parameters that were drawn.
+        replay: such a file, whose parameters are used instead of drawing some.
+
+    Returns:
+        Number of steps, and name of the file the frames are from.
+
+    Raises:
+        RbvsrError: the clip cannot be used, or the parameters do not fit it.
+    """
+    try:
+        data = msgspec.convert(
+            {
+                "sources": [{"kind": "frames" if clip.is_dir() else "videos", "path": str(clip)}],
+                "length": length,
+                "crop": crop,
+                "stochastic": stochastic,
+            },
+            DataConfig,
+        )
+        clips = TrainingSet(data, PUBLISHED if published else MODERATE, seed=seed)
+        clips.check()
+        sample = clips.sample(0)
+        degradation = sample.degradation
+        if replay is not None:
+            degradation = msgspec.json.decode(replay.read_bytes(), type=Degradation)
+        sheet = contact_sheet(sample, degradation)
+        _, data_of_png = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        write_atomically(output, data_of_png.tobytes())
+        if write_to is not None:
+            write_atomically(write_to, msgspec.json.encode(degradation) + b"\n")
+    except (ValueError, OSError, msgspec.MsgspecError) as error:
+        raise RbvsrError(str(error)) from error
+    return len(degradation.steps), sample.source
 
 
 def contact_sheet(sample: Sample, degradation: Degradation) -> Image:
@@ -125,76 +179,3 @@ def _write(
     colour: tuple[int, int, int] = _INK,
 ) -> None:
     cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, weight, cv2.LINE_AA)
-
-
-@click.command()
-@click.argument("clip", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--output",
-    default=Path("degradations.png"),
-    show_default=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="PNG to write.",
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--config",
-    default="published",
-    show_default=True,
-    type=click.Choice(["published", "moderate"]),
-    help="Which ranges and probabilities.",
-)
-@click.option("--length", default=30, show_default=True, help="Frames of the clip.")
-@click.option("--crop", default=64, show_default=True, help="Side of the degraded frames.")
-@click.option("--fixed", is_flag=True, help="Without the stochastic scheme: no mirror, no walk.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="To write the parameters.",
-)
-@click.option(
-    "--replay",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Parameters to use, as --json writes them, instead of drawing some.",
-)
-def main(
-    clip: Path,
-    output: Path,
-    seed: int,
-    config: str,
-    length: int,
-    crop: int,
-    fixed: bool,
-    json_path: Path | None,
-    replay: Path | None,
-) -> None:
-    """Picture the degradations of a piece of CLIP: a video file or a folder of frames."""
-    try:
-        data = msgspec.convert(
-            {
-                "sources": [{"kind": "frames" if clip.is_dir() else "videos", "path": str(clip)}],
-                "length": length,
-                "crop": crop,
-                "stochastic": not fixed,
-            },
-            DataConfig,
-        )
-        clips = TrainingSet(data, PUBLISHED if config == "published" else MODERATE, seed=seed)
-        clips.check()
-        sample = clips.sample(0)
-        degradation = sample.degradation
-        if replay is not None:
-            degradation = msgspec.json.decode(replay.read_bytes(), type=Degradation)
-        sheet = contact_sheet(sample, degradation)
-        _, data_of_png = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-        write_atomically(output, data_of_png.tobytes())
-        if json_path is not None:
-            write_atomically(json_path, msgspec.json.encode(degradation) + b"\n")
-    except (RbvsrError, ValueError, OSError, msgspec.MsgspecError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(f"{output}: {len(degradation.steps)} steps, frames from {sample.source}")
-
-
-if __name__ == "__main__":
-    main()
