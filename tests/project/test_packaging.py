@@ -76,8 +76,8 @@ def test_data_files_are_there(wheel: zipfile.Path) -> None:
     """The type marker, the page's template, the recipes of training and whatever models, weights
     and model cards lie in the checkout, byte for byte.
     """
-    models = ROOT / "rbvsr_deploy" / "models"
-    data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "comparison_page.html")]
+    models = ROOT / "rbvsr_deploy" / "pretrained"
+    data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "jobs/page.html")]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
     packed = {path.relative_to(ROOT).as_posix(): path for path in data}
     presets = (ROOT / "training" / "presets").glob("*.toml")
@@ -106,13 +106,13 @@ def test_metadata(wheel: zipfile.Path) -> None:
     extra, not a dependency.
     """
     metadata = (dist_info(wheel) / "METADATA").read_text()
-    init = wheel.root.read("rbvsr_deploy/__init__.py").decode()
+    source = wheel.root.read("rbvsr_deploy/version.py").decode()
     (version,) = (
         line.removeprefix("Version: ")
         for line in metadata.splitlines()
         if line.startswith("Version: ")
     )
-    assert f'__version__ = "{version}"' in init
+    assert f'__version__ = "{version}"' in source
     licenses = {Path(name).name for name in names(wheel) if "/licenses/" in name}
     assert licenses == {"LICENSE", "NOTICE"}
     required = [
