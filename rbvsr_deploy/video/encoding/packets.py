@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.files import open_no_follow
 from rbvsr_deploy.video.staging.parts import StoredFile
 
 __all__ = [
@@ -39,15 +40,16 @@ class StoredPacket:
 
 
 class PacketWriter:
-    """A file of packets, written one after the other so that memory holds none of them.
+    """A new file of packets, written one after the other so that memory holds none of them.
 
     Raises:
-        OSError: here and in all methods, where the disk refuses.
+        OSError: here and in all methods, where the disk refuses; the file is there already.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("wb")
+        handle = open_no_follow(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._file = os.fdopen(handle, "wb")
         self._digest = hashlib.sha256()
         self._size = 0
 

@@ -9,18 +9,19 @@
         part-000001.json     the part is finished: written last, in one step
         part-000001.state    what the caller attached to it; of the last part only
 
-Anything else in the folder is left from a run that was stopped, and removed by the next one.
+What else a run leaves there that was stopped is removed by the next one; a folder that holds
+anything the program does not make is refused, as ``job_folder`` says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
+from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
 from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import check_parent, check_target, put_in_place, sync
 
@@ -41,7 +43,8 @@ __all__ = ["Job"]
 logger = logging.getLogger(__name__)
 
 _SCHEMA = 1
-_LOCK, _JOURNAL = "lock", "job.json"
+_LARGEST_RECORD = 2**24
+"""Bytes of the JSON of a part; one scene takes a hundred."""
 
 
 class Job:
@@ -66,12 +69,14 @@ class Job:
             later run.
 
     Raises:
-        MediaError: the output's folder is missing or cannot be written to, or another run works on
-            the same output.
+        MediaError: the output's folder is missing or cannot be written to, another run works on
+            the same output, or what has the job folder's name is not this user's job folder.
     """
 
     folder: Path
     """The job folder."""
+    storage: JobFolder
+    """What is made and removed in it."""
     parts: list[PartRecord]
     """The finished parts; known once a sink is opened."""
     resumed_parts: int
@@ -100,7 +105,9 @@ class Job:
         target = Path(os.path.abspath(output))
         self.folder = target.with_name(f".{target.name}.job")
         check_parent(output)
-        self._handle: int | None = self._lock()
+        with self._writing():
+            self.storage = JobFolder(self.folder, output=output)
+        self._closed = False
         try:
             if self._was_published():
                 self._tidy()
@@ -131,7 +138,9 @@ class Job:
             MediaError: the folder cannot be written to.
         """
         identity = {**self._identity, **settings}
-        if any(self.folder.glob("part-*.json")):
+        with self._writing():
+            begun = any(re.fullmatch(r"part-\d+\.json", name) for name in self.storage.names())
+        if begun:
             self.started_over = (
                 self._difference(identity) if self._resume else "the input cannot be gone back in"
             )
@@ -145,8 +154,13 @@ class Job:
         self._write_journal()
 
     def next_part(self, suffix: str) -> Path:
-        """The file for the data of the part that is being made, which may not exist yet."""
-        return self.folder / f"part-{len(self.parts) + 1:06d}{suffix}"
+        """The path for the data of the part that is being made, where nothing is yet.
+
+        Raises:
+            MediaError: something else has taken the job folder's place.
+        """
+        self.storage.check()
+        return self.folder / self._next(suffix)
 
     def add_part(
         self,
@@ -172,23 +186,25 @@ class Job:
         """
         stored = None
         with self._writing():
-            path = self.next_part(".state")
+            self.storage.check()
+            state = self._next(".state")
             if attachment is not None:
-                path.write_bytes(attachment)
-                sync(path)
+                with self.storage.create(state) as file:
+                    file.write(attachment)
+                    file.flush()
+                    os.fsync(file.fileno())
                 digest = hashlib.sha256(attachment).hexdigest()
-                stored = StoredFile(path.name, len(attachment), digest)
+                stored = StoredFile(state, len(attachment), digest)
             # The files' own names must be on the disk before the record that speaks of them.
-            sync(self.folder)
+            self.storage.sync()
             record = PartRecord(frames, note, media, tuple(files), stored)
             text = json.dumps(dataclasses.asdict(record), indent=1)
-            write_atomically(self.next_part(".json"), text.encode())
-            sync(self.folder)
+            self.storage.write(self._next(".json"), text.encode())
+            before = self.parts[-1].attachment if self.parts else None
+            if before is not None:
+                self.storage.remove(before.name)
         # As it will be read again: tuples have become lists.
         self.parts.append(PartRecord.from_json(json.loads(text)))
-        for old in self.folder.glob("part-*.state"):
-            if old != path:
-                old.unlink(missing_ok=True)
 
     def attachment(self) -> bytes | None:
         """What was attached to the last finished part.
@@ -200,7 +216,7 @@ class Job:
         if stored is None:
             return None
         try:
-            return (self.folder / stored.name).read_bytes()
+            return self.storage.read(stored.name, at_most=stored.size)
         except OSError as error:
             raise MediaError(f"cannot read {self.folder / stored.name}: {reason(error)}") from error
 
@@ -214,6 +230,7 @@ class Job:
             MediaError: the disk refused, or the output has appeared meanwhile; the finished parts
                 stay.
         """
+        self.storage.check()
         self.check(folder=finished.is_dir())
         try:
             if self._keep:
@@ -222,6 +239,8 @@ class Job:
                 # Renaming keeps the inode. Killed between the two, the next run knows by it that
                 # only tidying up is left.
                 self._write_journal(published=_inode(finished))
+            if finished.is_file():
+                finished.chmod(usual_mode())  # until now, it was for this user only
             put_in_place(finished, target=self.output)
         except OSError as error:
             raise MediaError(f"cannot complete {self.output}: {reason(error)}") from error
@@ -233,21 +252,20 @@ class Job:
         The folder stays where it holds finished parts of an output that is not published, or where
         it was asked for.
         """
-        if self._handle is None:
+        if self._closed:
             return
         try:
             if not (self._keep if self._published else self._resume):
                 self.parts = []
-            if self._started:
-                self._tidy()
             # What cannot be removed now is removed, or used, by the next run.
-            with contextlib.suppress(OSError):
-                if not self.parts and {path.name for path in self.folder.iterdir()} == {_LOCK}:
-                    (self.folder / _LOCK).unlink()
-                    self.folder.rmdir()
+            with contextlib.suppress(OSError, MediaError):
+                if self._started:
+                    self._tidy()
+                if not self.parts:
+                    self.storage.remove_if_empty()
         finally:
-            os.close(self._handle)
-            self._handle = None
+            self.storage.close()
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -274,47 +292,21 @@ class Job:
         sync(copy)
         return copy
 
-    def _lock(self) -> int:
-        while True:
-            try:
-                self.folder.mkdir(exist_ok=True)
-            except OSError as error:
-                raise MediaError(
-                    f"cannot write to the folder {self.output.parent} ({reason(error)}): "
-                    "choose an output folder that can be written to"
-                ) from error
-            with self._writing():
-                try:
-                    handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-                except FileNotFoundError:
-                    continue  # another run has just removed the folder
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handle)
-                raise MediaError(
-                    f"another run is working on {self.output}: wait for its end, or choose "
-                    "another output"
-                ) from None
-            except OSError as error:
-                logger.debug("the file system knows no locks: %s", error)
-            if os.fstat(handle).st_nlink:
-                return handle
-            os.close(handle)  # it was removed before it was locked
+    def _next(self, suffix: str) -> str:
+        return f"part-{len(self.parts) + 1:06d}{suffix}"
 
     def _read_journal(self) -> dict[str, Any]:
         """What ``job.json`` holds, empty where it is missing or damaged."""
         try:
-            data = json.loads((self.folder / _JOURNAL).read_bytes())
-        except (OSError, ValueError):
+            data = json.loads(self.storage.read(JOURNAL, at_most=_LARGEST_RECORD))
+        except (OSError, ValueError, RecursionError):
             return {}
         return data if isinstance(data, dict) else {}
 
     def _write_journal(self, published: list[int] | None = None) -> None:
         data = {"schema": _SCHEMA, "identity": self._identity, "published": published}
         with self._writing():
-            write_atomically(self.folder / _JOURNAL, json.dumps(data, indent=1).encode())
-            sync(self.folder)
+            self.storage.write(JOURNAL, json.dumps(data, indent=1).encode())
 
     def _was_published(self) -> bool:
         """Whether an earlier run was stopped after the rename, with only the folder left."""
@@ -339,10 +331,12 @@ class Job:
     def _read_parts(self) -> list[PartRecord]:
         """The finished parts up to the first that is damaged."""
         parts: list[PartRecord] = []
-        while (path := self.folder / f"part-{len(parts) + 1:06d}.json").exists():
+        names = set(self.storage.names())
+        while (name := f"part-{len(parts) + 1:06d}.json") in names:
             try:
-                record = PartRecord.from_json(json.loads(path.read_bytes()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                data = self.storage.read(name, at_most=_LARGEST_RECORD)
+                record = PartRecord.from_json(json.loads(data))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 record = None
             if record is None or not all(file.is_whole(self.folder) for file in record.files):
                 logger.warning(
@@ -361,25 +355,15 @@ class Job:
 
     def _tidy(self) -> None:
         """Removes what belongs to no finished part."""
-        kept = {_LOCK}
+        kept: set[str] = set()
         if self.parts:
-            kept.add(_JOURNAL)
+            kept.add(JOURNAL)
             kept.update(f"part-{number:06d}.json" for number in range(1, len(self.parts) + 1))
             kept.update(file.name for part in self.parts for file in part.files)
             if (last := self.parts[-1].attachment) is not None:
                 kept.add(last.name)
-        # From the bottom up, so that folders are empty when it is their turn.
-        for path in sorted(self.folder.rglob("*"), reverse=True):
-            if str(path.relative_to(self.folder)) in kept:
-                continue
-            try:
-                if path.is_dir() and not path.is_symlink():
-                    if not any(path.iterdir()):
-                        path.rmdir()
-                else:
-                    path.unlink()
-            except OSError as error:
-                logger.warning("cannot remove the unfinished %s: %s", path, reason(error))
+        with self._writing():
+            self.storage.clear(kept)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.files import sha256
+from rbvsr_deploy.video.staging.job_folder import is_stored_name
 
 __all__ = ["PartRecord", "StoredFile"]
 
@@ -16,11 +17,26 @@ class StoredFile:
     """A file of a job folder, with what it takes to find it damaged."""
 
     name: str
-    """Path within the job folder."""
+    """Relative to the job folder."""
     size: int
     """Bytes."""
     sha256: str | None = None
     """Hexadecimal; ``None``: the size is all that is checked."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StoredFile:
+        """Reads what ``dataclasses.asdict`` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data is something else, or names a file that is
+                not one of a part, such as one outside of the job folder.
+        """
+        name, size, digest = str(data["name"]), data["size"], data["sha256"]
+        if not is_stored_name(name):
+            raise ValueError(f"a part with a file {name!r}")
+        if type(size) is not int or not isinstance(digest, str | None):
+            raise TypeError(f"a file of {size!r} bytes with checksum {digest!r}")
+        return cls(name, size, digest)
 
     def is_whole(self, folder: Path) -> bool:
         """Whether the file is there as it was written."""
@@ -64,6 +80,6 @@ class PartRecord:
             frames=frames,
             note=dict(data["note"]),
             media=dict(data["media"]),
-            files=tuple(StoredFile(**file) for file in data["files"]),
-            attachment=None if attachment is None else StoredFile(**attachment),
+            files=tuple(StoredFile.from_json(file) for file in data["files"]),
+            attachment=None if attachment is None else StoredFile.from_json(attachment),
         )
