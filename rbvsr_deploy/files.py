@@ -17,6 +17,8 @@ from pathlib import Path
 __all__ = [
     "check_writable",
     "is_private",
+    "is_same_place",
+    "is_special",
     "open_folder",
     "open_no_follow",
     "sha256",
@@ -46,12 +48,44 @@ def check_writable(path: Path) -> None:
     """Find out before long work whether a file can be written at ``path``; nothing is left there.
 
     Raises:
-        OSError: the folder is missing or cannot be written to, or ``path`` is a folder.
+        OSError: the folder is missing or cannot be written to, or ``path`` is a folder or special.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if is_special(path):
+        raise OSError(
+            errno.EINVAL, "it is a device, a pipe or a link that leads nowhere", str(path)
+        )
     with tempfile.TemporaryFile(dir=path.parent):
         pass
+
+
+def is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder, nor a link to one: a device,
+    a FIFO, a socket, or a link that leads nowhere.
+
+    Raises:
+        OSError: it cannot be found out.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return os.path.islink(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return True
+        raise
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_same_place(path: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file or folder, which need not exist: through links or
+    under another name of the file.
+    """
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -109,7 +109,7 @@ def compare(
                 )
 
         if worst is not None:
-            check_before_after(worst, overwrite=True)
+            check_before_after(worst, overwrite=True, others={"input": clip})
         tolerance = None
         if min_psnr is not None or max_difference is not None:
             tolerance = Tolerance(min_psnr=min_psnr, max_difference=max_difference)

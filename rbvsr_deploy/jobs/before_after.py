@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.files import check_writable, write_atomically
+from rbvsr_deploy.files import check_writable, is_same_place, write_atomically
 from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, encode_image
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "check_apart",
     "check_before_after",
     "check_new_file",
     "enlarged",
@@ -26,8 +27,23 @@ __all__ = [
 ]
 
 
-def check_before_after(path: Path, *, overwrite: bool) -> None:
-    """Refuse now what could not be written after hours of work."""
+def check_before_after(path: Path, *, overwrite: bool, others: Mapping[str, Path]) -> None:
+    """Refuse now what could not be written after hours of work.
+
+    Args:
+        path: of the picture.
+        overwrite: whether it may exist.
+        others: files and folders that it may not replace or be put into, by what they are.
+
+    Raises:
+        MediaError: it cannot be written there.
+    """
+    check_apart(path, what="picture", others=others)
+    for name, other in others.items():
+        if is_same_place(path.parent, other):
+            raise MediaError(
+                f"the picture '{path}' would be one of the {name}'s: choose another folder"
+            )
     check_new_file(path, what="picture", suffixes=IMAGE_SUFFIXES, overwrite=overwrite)
 
 
@@ -52,6 +68,22 @@ def write_before_after(
         raise MediaError(
             f"the picture '{path}' cannot be written ({error.strerror}); {output} is complete"
         ) from None
+
+
+def check_apart(path: Path, *, what: str, others: Mapping[str, Path]) -> None:
+    """Refuse a file beside the output that would replace something else of the same run.
+
+    Args:
+        path: of the file.
+        what: it is called in messages.
+        others: files and folders that it may not be, by what they are.
+
+    Raises:
+        MediaError: it is one of them.
+    """
+    for name, other in others.items():
+        if is_same_place(path, other):
+            raise MediaError(f"the {what} '{path}' is the {name} itself: choose another {what}")
 
 
 def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrite: bool) -> None:

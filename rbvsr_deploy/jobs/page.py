@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.jobs.before_after import check_new_file, enlarged, frames_of
+from rbvsr_deploy.jobs.before_after import check_apart, check_new_file, enlarged, frames_of
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import encode_jpeg
 
@@ -37,17 +37,18 @@ _THUMBNAIL = 144
 """Height in pixels, twice that of the strip: for fine screens."""
 
 
-def check_comparison_page(
-    path: Path, *, source: Path, output: Path | None = None, overwrite: bool
-) -> None:
+def check_comparison_page(path: Path, *, overwrite: bool, others: Mapping[str, Path]) -> None:
     """Refuse now what could not be written after hours of work.
+
+    Args:
+        path: of the page.
+        overwrite: whether it may exist.
+        others: files that it may not replace, by what they are.
 
     Raises:
         MediaError: the page cannot be written there.
     """
-    for what, other in (("input", source), ("output", output)):
-        if other is not None and path.resolve() == other.resolve():
-            raise MediaError(f"the page '{path}' is the {what} itself: choose another page")
+    check_apart(path, what="page", others=others)
     check_new_file(path, what="page", suffixes=(".htm", ".html"), overwrite=overwrite)
 
 

@@ -89,7 +89,7 @@ def write_preview(
     """
     if is_pipe(path):
         raise MediaError("a preview goes back and forth in its input, which pipes do not allow")
-    check_comparison_page(page, source=path, overwrite=overwrite)
+    check_comparison_page(page, overwrite=overwrite, others={"input": path})
     reading = reading or ReadOptions()
     with open_source(path, reading) as source:
         frames = source.frame_count or sum(1 for _ in source)

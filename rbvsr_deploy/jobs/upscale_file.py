@@ -15,7 +15,7 @@ from pathlib import Path
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
-from rbvsr_deploy.jobs.before_after import check_before_after, write_before_after
+from rbvsr_deploy.jobs.before_after import check_apart, check_before_after, write_before_after
 from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import job_identity
 from rbvsr_deploy.jobs.page import check_comparison_page, write_comparison_page
@@ -82,7 +82,7 @@ def upscale_file(
     start = time.perf_counter()
     settings = settings or Settings()
     reading, writing = reading or ReadOptions(), writing or WriteOptions()
-    _check_beside(before_after, compare, path=path, output=output, overwrite=overwrite)
+    _check_beside(before_after, compare, scene_list, path=path, output=output, overwrite=overwrite)
     cuts = SceneCuts(scene_list, detect=scene_cuts)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(path, reading))
@@ -142,7 +142,13 @@ def upscale_file(
 
 
 def _check_beside(
-    before_after: Path | None, compare: Path | None, *, path: Path, output: Path, overwrite: bool
+    before_after: Path | None,
+    compare: Path | None,
+    scene_list: Path | None,
+    *,
+    path: Path,
+    output: Path,
+    overwrite: bool,
 ) -> None:
     """Refuses what could not be made beside the output when it is there."""
     for name, file in (("before_after", before_after), ("compare", compare)):
@@ -151,10 +157,14 @@ def _check_beside(
                 f"{name} looks at input and output a second time, which pipes do not allow: "
                 "use files"
             )
+    others = {"input": path, "output": output}
+    if scene_list is not None:
+        check_apart(scene_list, what="scene list", others=others)
+        others["scene list"] = scene_list
     if before_after is not None:
-        check_before_after(before_after, overwrite=overwrite)
+        check_before_after(before_after, overwrite=overwrite, others=others)
     if compare is not None:
-        check_comparison_page(compare, source=path, output=output, overwrite=overwrite)
+        check_comparison_page(compare, overwrite=overwrite, others=others)
 
 
 def _excerpt(reading: ReadOptions) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.files import is_same_place
 from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
@@ -126,6 +127,12 @@ def open_sink(
     if path.exists() and source.path.exists() and path.samefile(source.path):
         raise MediaError(f"the output {path} is the input itself: choose another output")
     kind = _kind(path, source=source)
+    single = isinstance(source, ImageSource) and not source.is_folder
+    if kind == "folder" and single and is_same_place(path, source.path.parent):
+        raise MediaError(
+            f"the input {source.path} is in the output folder {path}, where it could be replaced: "
+            "choose another output"
+        )
     if kind == "folder" and path.is_dir() and isinstance(source, VideoSource) and not job.overwrite:
         raise MediaError(
             f"the output {path} is a folder: give the name of a file such as "

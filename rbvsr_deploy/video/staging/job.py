@@ -33,7 +33,7 @@ from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
 from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
-from rbvsr_deploy.video.staging.publish import check_parent, check_target, put_in_place, sync
+from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,9 +102,9 @@ class Job:
         self._keep = keep
         self._resume = resume
         self._started = self._published = False
+        check_place(output)
         target = Path(os.path.abspath(output))
         self.folder = target.with_name(f".{target.name}.job")
-        check_parent(output)
         with self._writing():
             self.storage = JobFolder(self.folder, output=output)
         self._closed = False

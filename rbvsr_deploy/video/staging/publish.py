@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.files import is_special
+from rbvsr_deploy.video.pyav import reason
 
-__all__ = ["check_parent", "check_target", "put_in_place", "sync"]
+__all__ = ["check_place", "check_target", "put_in_place", "sync"]
 
 
 def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
@@ -20,44 +24,57 @@ def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
         folder: whether a folder of files is published rather than one file.
 
     Raises:
-        MediaError: the target exists, or its folder is missing.
+        MediaError: the target exists, or :func:`check_place` refuses it.
     """
-    check_parent(target)
+    check_place(target)
+    with _examining(target):
+        exists, is_folder = target.exists(), target.is_dir()
+        is_empty = is_folder and not any(target.iterdir())
     if not folder:
-        if target.is_dir():
+        if is_folder:
             raise MediaError(f"the output {target} is a folder: give the name of a file")
-        if target.exists() and not overwrite:
+        if exists and not overwrite:
             raise MediaError(f"{target} exists: choose another output, or allow overwriting it")
         return
-    if target.exists() and not target.is_dir():
+    if exists and not is_folder:
         raise MediaError(f"the output {target} is a file, and a folder is needed: rename one")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    if is_folder and not is_empty and not overwrite:
         raise MediaError(
             f"the output folder {target} is not empty: choose another, or allow overwriting"
         )
 
 
-def check_parent(target: Path) -> None:
-    """Refuses an output in a folder that does not exist.
+def check_place(target: Path) -> None:
+    """Refuses an output where neither a file nor a folder can be.
 
     Raises:
-        MediaError: there is no such folder.
+        MediaError: it has no name or its folder does not exist; it is a device, a pipe, or a link
+            that leads nowhere, which a file would replace.
     """
     parent = target.parent
-    if not parent.is_dir():
-        problem = "is not a folder" if parent.exists() else "does not exist"
-        raise MediaError(f"the output folder {parent} {problem}: create it, or choose another")
+    with _examining(target):
+        if not os.path.basename(os.path.abspath(target)):
+            raise MediaError(f"the output {target} has no name: give the name of a file")
+        if not parent.is_dir():
+            problem = "is not a folder" if parent.exists() else "does not exist"
+            raise MediaError(f"the output folder {parent} {problem}: create it, or choose another")
+        if is_special(target):
+            raise MediaError(
+                f"the output {target} is a device, a pipe or a link that leads nowhere: give the "
+                "name of a file or a folder"
+            )
 
 
 def put_in_place(finished: Path, *, target: Path) -> None:
     """Renames a file or folder, which is on the disk already, to the target.
 
-    A folder replaces an empty one; into one that holds files, its own are moved one by one.
+    A folder replaces an empty one; into one that holds files or that a link leads to, its own are
+    moved one by one.
 
     Raises:
         OSError: the disk refused.
     """
-    if finished.is_dir() and target.is_dir() and any(target.iterdir()):
+    if finished.is_dir() and target.is_dir() and (target.is_symlink() or any(target.iterdir())):
         for file in sorted(finished.iterdir()):
             os.replace(file, target / file.name)
         finished.rmdir()
@@ -78,3 +95,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _examining(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MediaError(
+            f"the output {target} cannot be examined ({reason(error)}): choose another"
+        ) from error

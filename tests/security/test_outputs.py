@@ -1,0 +1,232 @@
+"""Outputs under names where something else is: nothing that the user has is replaced unasked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rbvsr_deploy.commands.compare import compare
+from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.video import Job, open_source
+from rbvsr_deploy.video.images import write_image
+from tests.security.test_job_folder import snapshot
+from tests.support import media
+from tests.support.engine_doubles import BicubicEngine
+from tests.support.sinks import job_sink, write_parts
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs need a POSIX system")
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return media.make_video(tmp_path / "clip.mp4", size=(16, 16))
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """A folder of two pictures."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(2):
+        write_image(folder / f"{number}.png", image=media.picture(number, width=16, height=16))
+    return folder
+
+
+def upscaled(path: Path, output: Path, **options: Any) -> None:
+    upscale_file(path, output, engine=BicubicEngine(), overwrite=True, **options)
+
+
+def refused(path: Path, output: Path, *, match: str, **options: Any) -> None:
+    """With all overwriting allowed: one sentence, and everything is as before."""
+    places = {path.parent, output.parent}
+    before = {place: snapshot(place) for place in places}
+    with pytest.raises(MediaError, match=match) as caught:
+        upscaled(path, output, **options)
+    assert "\n" not in str(caught.value)
+    assert {place: snapshot(place) for place in places} == before
+
+
+class TestWhatIsNoFile:
+    @pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
+    @pytest.mark.parametrize("kind", ["fifo", "socket", "device", "dangling link", "circular link"])
+    def test_stays(self, clip, tmp_path, name, kind):
+        path = clip
+        if name == "out.png":
+            path = tmp_path / "in.png"
+            write_image(path, image=media.picture(0, width=16, height=16))
+        output = tmp_path / name
+        if kind == "fifo":
+            os.mkfifo(output)
+        elif kind == "socket":
+            os.mknod(output, stat.S_IFSOCK | 0o600)
+        elif kind == "device":
+            try:
+                os.mknod(output, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+            except PermissionError:
+                pytest.skip("this user makes no devices")
+        else:
+            output.symlink_to(tmp_path / "nowhere" if kind == "dangling link" else output)
+        refused(path, output, match="is a device, a pipe or a link that leads nowhere: give")
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_null_device(self, clip):
+        """No job folder is made beside it, not even for a moment."""
+        before = os.stat("/dev").st_mtime_ns
+        with pytest.raises(MediaError, match="is a device"):
+            Job(Path("/dev/null"), identity={}, overwrite=True)
+        assert os.stat("/dev").st_mtime_ns == before
+
+    def test_one_that_appears_meanwhile(self, clip, tmp_path):
+        """The work is not lost: with the other out of the way, the output is put together."""
+        out = tmp_path / "out.mp4"
+        with (
+            open_source(clip) as source,
+            job_sink(out, source=source, width=16, height=16, overwrite=True) as sink,
+        ):
+            for frame in source:
+                sink.write(frame)
+            os.mkfifo(out)
+            with pytest.raises(MediaError, match="is a device, a pipe"):
+                sink.finish()
+        assert stat.S_ISFIFO(out.stat().st_mode)
+        out.unlink()
+        assert write_parts(clip, out, lengths=[12]).resumed_parts == 1
+        assert media.stamps_of(out) == media.stamps_of(clip)
+
+    @pytest.mark.parametrize("output", ["/", "//"])
+    def test_root(self, clip, output):
+        with pytest.raises(MediaError, match="has no name: give"):
+            upscaled(clip, Path(output))
+
+    def test_parent_that_cannot_be_examined(self, clip, tmp_path):
+        with pytest.raises(MediaError, match="cannot be examined"):
+            upscaled(clip, tmp_path / ("x" * 5000) / "out.mp4")
+
+    @pytest.mark.parametrize(
+        ("option", "name"), [("before_after", "both.png"), ("compare", "page.html")]
+    )
+    @pytest.mark.parametrize("kind", ["fifo", "link"])
+    def test_beside_the_output(self, clip, tmp_path, option, name, kind):
+        beside = tmp_path / name
+        os.mkfifo(beside) if kind == "fifo" else beside.symlink_to(tmp_path / "nowhere")
+        refused(clip, tmp_path / "out.mp4", match="is a device, a pipe", **{option: beside})
+
+
+class TestLinks:
+    """What a link leads to is the user's; the link itself may be replaced if that was allowed."""
+
+    def test_to_a_file(self, clip, tmp_path):
+        other, out = tmp_path / "other.mp4", tmp_path / "out.mp4"
+        other.write_text("mine")
+        out.symlink_to(other)
+        with pytest.raises(MediaError, match="exists"):
+            write_parts(clip, out, lengths=[12])
+        upscaled(clip, out)
+        assert other.read_text() == "mine"
+        assert not out.is_symlink()
+
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_to_a_folder(self, frames, tmp_path, empty):
+        other, out = tmp_path / "other", tmp_path / "out"
+        other.mkdir()
+        if not empty:
+            (other / "mine.txt").write_text("mine")
+        out.symlink_to(other)
+        upscaled(frames, out)
+        assert out.is_symlink()
+        names = {path.name for path in other.iterdir()}
+        assert names == {"0.png", "1.png"} | (set() if empty else {"mine.txt"})
+
+
+class TestOneNameForTwoThings:
+    @pytest.mark.parametrize("way", ["same", "dots", "link", "other name"])
+    def test_picture_is_the_input(self, tmp_path, way):
+        path = tmp_path / "in.png"
+        write_image(path, image=media.picture(0, width=16, height=16))
+        beside = tmp_path / "both.png"
+        if way == "same":
+            beside = path
+        elif way == "dots":
+            beside = tmp_path / "x" / ".." / "in.png"
+        elif way == "link":
+            beside.symlink_to(path)
+        else:
+            os.link(path, beside)
+        refused(path, tmp_path / "out.png", match="is the input itself", before_after=beside)
+
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_picture_is_the_output(self, tmp_path, exists):
+        path, output = tmp_path / "in.png", tmp_path / "out.png"
+        write_image(path, image=media.picture(0, width=16, height=16))
+        if exists:
+            output.write_text("old")
+        beside = tmp_path / "." / "out.png"
+        refused(path, output, match="is the output itself", before_after=beside)
+
+    @pytest.mark.parametrize("name", ["0.png", "new.png"])
+    @pytest.mark.parametrize("where", ["input", "output"])
+    def test_picture_among_those_of_a_folder(self, frames, tmp_path, where, name):
+        output = tmp_path / "out"
+        output.mkdir()
+        (output / "0.png").write_text("old")
+        beside = (frames if where == "input" else output) / name
+        refused(frames, output, match=f"one of the {where}'s", before_after=beside)
+
+    @pytest.mark.parametrize("which", ["input", "output"])
+    def test_scene_list(self, clip, tmp_path, which):
+        """It is written when the output is there."""
+        output = tmp_path / "out.mp4"
+        scene_list = clip if which == "input" else output
+        refused(clip, output, match=f"is the {which} itself", scene_list=scene_list)
+
+    @pytest.mark.parametrize(("option", "name"), [("before_after", "a.png"), ("compare", "a.html")])
+    def test_scene_list_and_what_is_beside(self, clip, tmp_path, option, name):
+        options = {"scene_list": tmp_path / name, option: tmp_path / name}
+        refused(clip, tmp_path / "out.mp4", match="is the scene list itself", **options)
+
+    def test_picture_in_the_output_folder(self, tmp_path):
+        """Its result has the same name."""
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        write_image(folder / "in.png", image=media.picture(0, width=16, height=16))
+        before = snapshot(tmp_path)
+        refused(folder / "in.png", folder, match="in the output folder")
+        assert snapshot(tmp_path) == before
+
+
+class TestCommands:
+    """The same from the outside: exit code 1 and one line."""
+
+    def assert_refused(self, result: Result, words: str) -> None:
+        assert result.exit_code == 1, result.output
+        assert "Traceback" not in result.output
+        (error,) = (line for line in result.stderr.splitlines() if line.startswith("Error: "))
+        assert words in error
+
+    def test_run(self, frames, tmp_path):
+        path = frames / "0.png"
+        before = snapshot(tmp_path)
+        for arguments, words in (
+            (("-o", "/dev/null"), "is a device"),
+            (("-o", "/"), "has no name"),
+            (("--before-after", path), "is the input itself"),
+            (("--before-after", frames / "0_x4.png"), "is the output itself"),
+        ):
+            command = [path, *arguments, "--overwrite", "--device", "cpu"]
+            self.assert_refused(CliRunner().invoke(run, [str(word) for word in command]), words)
+        assert snapshot(tmp_path) == before
+
+    def test_compare(self, frames, tiny_checkpoint):
+        """Its picture is replaced without asking, so it may not be what is compared on."""
+        before = snapshot(frames)
+        model, clip = str(tiny_checkpoint), str(frames / "0.png")
+        result = CliRunner().invoke(compare, [model, model, "--clip", clip, "--worst", clip])
+        self.assert_refused(result, "is the input itself")
+        assert snapshot(frames) == before
