@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
 from rbvsr_deploy.runtime.scenes import SceneCuts
-from rbvsr_deploy.runtime.stream import Picture, SceneRecord, Settings, Stage, Stream, StreamState
+from rbvsr_deploy.runtime.stream import Picture, Settings, Stage, Stream
+from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
 from rbvsr_deploy.video import Frame, Sink, Source
 
@@ -96,21 +98,19 @@ class Run:
         self.resumed = sum(part.frames for part in sink.finished_parts)
         self.frames = self.resumed
         self._part_start = self.resumed
-        self.scenes = [
-            SceneRecord(**scene) for part in sink.finished_parts for scene in part.note["scenes"]
-        ]
+        size = source.height, source.width
+        self.scenes, state = _left_by_an_earlier_run(sink, engine=engine, size=size)
         self.seconds = {}
         self._told = len(self.scenes)  # scenes that the finished parts tell of
         self._done: dict[Stage, int] = {}
         self._waiting: deque[_Aside] = deque()  # of the frames that are on their way
-        attachment = sink.attachment()
         self.stream = Stream(
             engine,
             settings,
-            size=(source.height, source.width),
+            size=size,
             deep=source.depth > 8,
             folder=sink.folder,
-            state=StreamState.from_bytes(attachment) if attachment is not None else None,
+            state=state,
             progress=self._count,
             on_scene=self._on_scene,
         )
@@ -195,3 +195,32 @@ class Run:
             "s" * (scene.cleanings != 1),
             ", ".join(f"{residue:.2f}" for residue in scene.residues) or "not measured",
         )
+
+
+def _left_by_an_earlier_run(
+    sink: Sink, *, engine: Engine, size: tuple[int, int]
+) -> tuple[list[SceneRecord], StreamState | None]:
+    """The scenes that the finished parts tell of, and what to go on from, if there are any parts.
+
+    Raises:
+        MediaError: what was stored with the parts is nothing that a run stores.
+    """
+    parts = sink.finished_parts
+    if not parts:
+        return [], None
+    try:
+        scenes: list[SceneRecord] = []
+        for data in (data for part in parts for data in part.note["scenes"]):
+            scenes.append(SceneRecord.from_json(data, after=scenes[-1] if scenes else None))
+        state = StreamState.from_bytes(sink.attachment() or b"")
+        if not state.fits(
+            frames=sum(part.frames for part in parts), network=engine.network, size=size
+        ):
+            raise ValueError("a state of something else")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        logger.debug("cannot go on: %s", error)
+        raise MediaError(
+            f"the unfinished work on {sink.path} cannot be continued, because its records are "
+            f"damaged: delete the folder {sink.folder}, and start again"
+        ) from error
+    return scenes, state

@@ -9,23 +9,20 @@ part's.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan, choose_plan
 from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
-from rbvsr_deploy.runtime.refinement import Cleaner, Refinement, RefineScope
+from rbvsr_deploy.runtime.refinement import Cleaner, RefineScope
 from rbvsr_deploy.runtime.spool import Spool
+from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
 
 __all__ = [
@@ -82,64 +79,6 @@ class Settings:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
         if self.refine_scope not in ("scene", "frame"):
             raise ValueError(f"refine_scope is 'scene' or 'frame', got {self.refine_scope!r}")
-
-
-@dataclass(frozen=True)
-class SceneRecord:
-    """A scene and what dynamic refinement decided for it."""
-
-    first_frame: int
-    frames: int
-    cleanings: int
-    residues: list[float]
-    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
-
-
-@dataclass(frozen=True, eq=False)
-class StreamState:
-    """All that a stream carries from one frame to the next, as a value on the host: a new stream
-    that is given it goes on with the next frame as if nothing had happened. Backward states are no
-    part of it: they come from the frames that follow.
-    """
-
-    frames: int
-    """Frames whose pictures are made: the number of the next one."""
-    scene: int
-    """Number of the first frame of the scene that goes on; ``frames`` where none does."""
-    part: int
-    """Number of the first frame of the part that goes on; ``frames`` where one has just ended."""
-    refinement: Refinement | None = None
-    """What was decided for the scene that goes on."""
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """Of the scene that goes on: ``forward_state`` (1, C, H, W) and ``previous``, the last cleaned
-    frame (1, 3, H, W).
-    """
-
-    def to_bytes(self) -> bytes:
-        """For a file; see :meth:`from_bytes`."""
-        file = io.BytesIO()
-        refinement = self.refinement or Refinement(0)
-        arrays: dict[str, Any] = {
-            "position": np.array([self.frames, self.scene, self.part, refinement.cleanings]),
-            "residues": np.array(refinement.residues),
-            **self.arrays,
-        }
-        np.savez(file, **arrays)
-        return file.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> StreamState:
-        """The state that :meth:`to_bytes` wrote.
-
-        Raises:
-            ValueError, KeyError: the bytes hold no state.
-        """
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        frames, scene, part, cleanings = (int(n) for n in arrays.pop("position"))
-        residues = [float(r) for r in arrays.pop("residues")]
-        refinement = Refinement(cleanings, residues) if arrays else None
-        return cls(frames, scene, part, refinement, arrays)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, encode_image
 from rbvsr_deploy.video.pyav import media_errors
 from rbvsr_deploy.video.staging.job import Job
-from rbvsr_deploy.video.staging.parts import StoredFile
+from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import sync
 
 __all__ = ["ImageSink"]
@@ -41,7 +41,10 @@ class ImageSink(Sink):
         self._folder = folder
         job.check(folder=folder)
         kind = "a folder of pictures" if folder else "a picture"
-        job.start({"kind of output": kind, "picture size": f"{width}x{height}"})
+        self._finished: set[str] = set()  # names of pictures in the finished parts
+        job.start(
+            {"kind of output": kind, "picture size": f"{width}x{height}"}, fits=self._can_have_made
+        )
         with media_errors(f"cannot write {path}"):
             self._pictures = job.storage.make_folder(_PICTURES)
         self._count = sum(part.frames for part in job.parts)
@@ -103,6 +106,17 @@ class ImageSink(Sink):
     def close(self) -> None:
         self._closed = True
         self._open = []
+
+    def _can_have_made(self, part: PartRecord) -> bool:
+        """Whether a part has a picture for each frame, under a name that no other has."""
+        names = {file.name for file in part.files}
+        if not self._folder and names != {f"{_PICTURES}/{self.path.name}"}:
+            return False
+        fits = part.frames == len(part.files) == len(names - self._finished) and all(
+            name.startswith(f"{_PICTURES}/") for name in names
+        )
+        self._finished |= names
+        return fits
 
 
 def _writable_name(name: str) -> str:

@@ -12,19 +12,23 @@ from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
 from rbvsr_deploy.video.encoding.encoder_settings import Encoder
-from rbvsr_deploy.video.encoding.packets import end_of_presentation
+from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
 from rbvsr_deploy.video.encoding.part_encoder import PartEncoder
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.staging.job import Job
+from rbvsr_deploy.video.staging.parts import PartRecord
 from rbvsr_deploy.video.staging.publish import sync
 from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 
 __all__ = ["VideoSink"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_REORDERED = 64
+"""Packets by which any encoder lets decoding run ahead; H.264 and HEVC allow 16."""
 
 
 class VideoSink(Sink):
@@ -88,7 +92,10 @@ class VideoSink(Sink):
                     self._extradata = trial.extradata.hex()
             finally:
                 job.storage.remove(self._joined)
-        job.start({**self._settings.identity(), "encoder's header": self._extradata})
+        job.start(
+            {**self._settings.identity(), "encoder's header": self._extradata},
+            fits=self._can_have_made,
+        )
         self._frames = sum(part.frames for part in job.parts)
         self._next_pts = int(job.parts[-1].media["next_pts"]) if job.parts else 0
 
@@ -163,6 +170,19 @@ class VideoSink(Sink):
         if self._part is not None:
             self._part.close()
             self._part = None
+
+    def _can_have_made(self, part: PartRecord) -> bool:
+        """Whether what is recorded of a part is what its packets say."""
+        (file,) = part.files
+        stamps = [packet.pts for packet in read_packets(self.job.folder / file.name, data=False)]
+        media = part.media
+        return (
+            media["extradata"] == self._extradata
+            and len(stamps) == part.frames
+            and media["next_pts"] == max(stamps) + 1
+            and type(media["delay"]) is int
+            and reordered(stamps) <= media["delay"] <= _MOST_REORDERED
+        )
 
     def _tell_aspect(self, joined: Path) -> None:
         """Says what shape the pixels have, where neither the codec nor FFmpeg's writer does."""

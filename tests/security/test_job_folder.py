@@ -18,6 +18,7 @@ from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import Frame, Job, open_sink, open_source
 from rbvsr_deploy.video.images import write_image
+from rbvsr_deploy.video.staging import parts
 from tests.conftest import short_clip
 from tests.support import media
 from tests.support.sinks import write_parts
@@ -261,6 +262,7 @@ class TestWhatIsInside:
         path = place / name
         size = path.stat().st_size if path.is_file() else 0
         file = {"name": name, "size": size, "sha256": None}
+        del record[parts._SEAL]
         record[key] = [file] if key == "files" else file
         (place / "part-000001.json").write_text(json.dumps(record))
         assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 0
@@ -361,7 +363,14 @@ class TestModes:
 
 
 def as_an_earlier_version_left_it(folder: Path) -> None:
-    """Gives a job folder the modes that it had before the folder was private."""
+    """Gives a job folder the modes that it had before the folder was private, and the records that
+    it had before they were sealed.
+    """
+    for path in folder.glob("part-*.json"):
+        record = json.loads(path.read_text())
+        assert set(record) == {"frames", "note", "media", "files", "attachment", parts._SEAL}
+        del record[parts._SEAL]
+        path.write_text(json.dumps(record, indent=1))
     folder.chmod(0o755)
     for path in folder.iterdir():
         if path.is_file():

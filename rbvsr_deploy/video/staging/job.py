@@ -16,14 +16,13 @@ anything the program does not make is refused, as ``job_folder`` says.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,7 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 _LARGEST_RECORD = 2**24
 """Bytes of the JSON of a part; one scene takes a hundred."""
+_NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Job:
@@ -126,13 +126,18 @@ class Job:
         """
         check_target(self.output, overwrite=self.overwrite, folder=folder)
 
-    def start(self, settings: dict[str, str]) -> None:
+    def start(
+        self, settings: dict[str, str], *, fits: Callable[[PartRecord], bool] = lambda part: True
+    ) -> None:
         """Takes over the finished parts of an earlier run, or starts over.
 
         Called by the sink, as late as it can be: until then, nothing of the earlier work is lost.
 
         Args:
             settings: the sink's share of the identity.
+            fits: whether the record of a part and its files, which are whole, are what the sink
+                can have made; called for one part after the other. It may raise KeyError,
+                TypeError, ValueError or MediaError where they are not.
 
         Raises:
             MediaError: the folder cannot be written to.
@@ -145,7 +150,7 @@ class Job:
                 self._difference(identity) if self._resume else "the input cannot be gone back in"
             )
             if self.started_over is None:
-                self.parts = self._read_parts()
+                self.parts = self._read_parts(fits)
         self.resumed_parts = len(self.parts)
         # From here on, also if a signal comes now, what belongs to no finished part is removed.
         self._started = True
@@ -198,13 +203,13 @@ class Job:
             # The files' own names must be on the disk before the record that speaks of them.
             self.storage.sync()
             record = PartRecord(frames, note, media, tuple(files), stored)
-            text = json.dumps(dataclasses.asdict(record), indent=1)
-            self.storage.write(self._next(".json"), text.encode())
+            data = record.to_bytes()
+            self.storage.write(self._next(".json"), data)
             before = self.parts[-1].attachment if self.parts else None
             if before is not None:
                 self.storage.remove(before.name)
         # As it will be read again: tuples have become lists.
-        self.parts.append(PartRecord.from_json(json.loads(text)))
+        self.parts.append(PartRecord.from_bytes(data))
 
     def attachment(self) -> bytes | None:
         """What was attached to the last finished part.
@@ -328,17 +333,17 @@ class Job:
                 return f"the {key} was {old} and is {new}"
         return None
 
-    def _read_parts(self) -> list[PartRecord]:
+    def _read_parts(self, fits: Callable[[PartRecord], bool]) -> list[PartRecord]:
         """The finished parts up to the first that is damaged."""
         parts: list[PartRecord] = []
         names = set(self.storage.names())
         while (name := f"part-{len(parts) + 1:06d}.json") in names:
             try:
-                data = self.storage.read(name, at_most=_LARGEST_RECORD)
-                record = PartRecord.from_json(json.loads(data))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                record = None
-            if record is None or not all(file.is_whole(self.folder) for file in record.files):
+                record = PartRecord.from_bytes(self.storage.read(name, at_most=_LARGEST_RECORD))
+                usable = all(file.is_whole(self.folder) for file in record.files) and fits(record)
+            except (*_NOT_A_RECORD, OSError, MediaError):
+                usable = False
+            if not usable:
                 logger.warning(
                     "part %d of the unfinished %s is damaged: the work goes on before it",
                     len(parts) + 1,

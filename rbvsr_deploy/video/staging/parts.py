@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from rbvsr_deploy.files import sha256
 from rbvsr_deploy.video.staging.job_folder import is_stored_name
 
 __all__ = ["PartRecord", "StoredFile"]
+
+_SEAL = "checksum of this record"
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,30 @@ class PartRecord:
     attachment: StoredFile | None = None
     """The caller's own data; the file is there for the last part only."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PartRecord:
-        """Reads what ``dataclasses.asdict`` made.
+    def to_bytes(self) -> bytes:
+        """The record as a file: JSON, with a checksum of all the rest.
 
         Raises:
-            KeyError, TypeError, ValueError: the data is something else.
+            TypeError: JSON cannot hold the note.
         """
-        attachment = data["attachment"]
-        frames = int(data["frames"])
-        if frames < 1:
-            raise ValueError(f"a part of {frames} frames")
+        data = json.loads(json.dumps(dataclasses.asdict(self)))
+        return json.dumps({**data, _SEAL: _checksum(data)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> PartRecord:
+        """The record that :meth:`to_bytes` wrote, or an earlier version, which sealed none.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, RecursionError: the bytes are something
+                else, or were changed.
+        """
+        data = json.loads(content)
+        seal = data.pop(_SEAL, None)
+        if seal is not None and seal != _checksum(data):
+            raise ValueError("the record was changed")
+        frames, attachment = data["frames"], data["attachment"]
+        if type(frames) is not int or frames < 1:
+            raise ValueError(f"a part of {frames!r} frames")
         return cls(
             frames=frames,
             note=dict(data["note"]),
@@ -83,3 +101,7 @@ class PartRecord:
             files=tuple(StoredFile.from_json(file) for file in data["files"]),
             attachment=None if attachment is None else StoredFile.from_json(attachment),
         )
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
