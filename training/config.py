@@ -187,8 +187,9 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         for name, size in self.network.as_dict().items():
             sizes = size if isinstance(size, tuple) else (size,)
-            if any(type(s) is int and s < 1 for s in sizes):
-                raise ValueError(f"network.{name} must be 1 or more, got {size}")
+            least = 0 if name == "reconstruction_blocks" else 1
+            if any(type(s) is int and s < least for s in sizes):
+                raise ValueError(f"network.{name} must be {least} or more, got {size}")
         if self.network.flow_kernel % 2 == 0:
             raise ValueError(f"network.flow_kernel must be odd, got {self.network.flow_kernel}")
         if self.losses.perceptual_weight and not self.losses.perceptual_layers:
