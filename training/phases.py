@@ -206,7 +206,7 @@ class RestorationPhase(Phase):
 
     @staticmethod
     def dataset(config: TrainingConfig) -> ClipDataset:
-        if config.distillation.teacher:
+        if config.distillation.share:
             return TaughtClips(config)
         return ClipDataset(TrainingSet(config.data, config.degradation, seed=config.seed))
 

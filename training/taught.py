@@ -42,10 +42,11 @@ class TaughtClips(ClipDataset):
     Each time a clip is drawn, a patch is cut from it, mirrored and transposed by chance.
 
     Args:
-        config: with a teacher and a folder.
+        config: with a share of a teacher.
 
     Raises:
-        RbvsrError: the folder cannot be written, or holds clips of another recipe.
+        RbvsrError: no teacher is named, or the folder cannot be written or holds clips of another
+            recipe.
         CheckpointError: the teacher's weights cannot be read.
     """
 
@@ -54,7 +55,11 @@ class TaughtClips(ClipDataset):
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(TrainingSet(self.data(config), config.degradation, seed=config.seed))
         distillation = config.distillation
-        assert distillation.folder is not None  # checked with the recipe
+        if distillation.teacher is None:
+            raise RbvsrError(
+                "the recipe learns from a teacher, whose weights are not named: name the ncnn .bin "
+                "file of realesr-general-x4v3 as distillation.teacher"
+            )
         files = [Path(f) for f in (distillation.teacher, distillation.mixed_with) if f is not None]
         self.teacher = load_teacher(
             files[0], other=files[1] if len(files) > 1 else None, share=distillation.mixture

@@ -53,6 +53,7 @@ def taught(clips: list[SourceConfig], files: Path) -> TrainingConfig:
         "images.crop=16",
         f"distillation.teacher={json.dumps(str(files / 'teacher.bin'))}",
         f"distillation.folder={json.dumps(str(files / 'stored'))}",
+        "distillation.share=0.5",
         "distillation.clips=4",
         "distillation.patch=12",
         "losses.gradient_weight=0.5",
@@ -194,8 +195,7 @@ def test_the_lpips_loss_has_a_slope_everywhere(files: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("distillation.folder=null", "distillation.teacher needs distillation.folder"),
-        ("distillation.teacher=null", "need a distillation.teacher"),
+        ("distillation.share=0.0", "need a distillation.share above 0"),
         ("distillation.mixture=1.5", "mixture"),
         ("network.reconstruction_blocks=-1", "must be 0 or more"),
         ("degradation.clean=2.0", "clean"),
@@ -213,6 +213,8 @@ def test_missing_weights_are_named_before_anything_is_trained(
 ) -> None:
     with pytest.raises(RbvsrError, match=r"nowhere\.bin' cannot be read"):
         train(changed(taught, 'distillation.teacher="nowhere.bin"'), output=tmp_path)
+    with pytest.raises(RbvsrError, match=r"as distillation\.teacher"):
+        train(changed(taught, "distillation.teacher=null"), output=tmp_path)
     monkeypatch.setattr("rbvsr_deploy.training.alexnet.installed_file", lambda *_: None)
     with pytest.raises(RbvsrError, match=r"losses\.lpips"):
         train(changed(taught, "losses.lpips=null"), output=tmp_path)

@@ -35,6 +35,7 @@ def taught(clips: list[SourceConfig], teacher_file: Path, tmp_path: Path) -> Tra
         *SMALL,
         f"distillation.teacher={json.dumps(str(teacher_file))}",
         f"distillation.folder={json.dumps(str(tmp_path / 'stored'))}",
+        "distillation.share=0.5",
         "distillation.clips=3",
         "distillation.patch=12",
         "data.stochastic=false",
@@ -134,6 +135,7 @@ def test_patches_mirrored_and_transposed_still_fit_together(
             "data.parallax=0.0",
             f"distillation.teacher={json.dumps(taught.distillation.teacher)}",
             f"distillation.folder={json.dumps(str(taught.distillation.folder) + '-clean')}",
+            "distillation.share=0.5",
             "distillation.clips=2",
             "distillation.patch=16",
         ),
@@ -179,6 +181,7 @@ def test_clips_of_another_recipe_are_refused(taught: TrainingConfig, change: str
 def test_what_changes_no_clip_is_accepted(taught: TrainingConfig, tmp_path: Path) -> None:
     TaughtClips(taught)
     for change in (
+        "distillation.share=0.5",
         "distillation.clips=5",
         "distillation.patch=8",
         "distillation.share=1.0",
