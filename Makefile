@@ -14,7 +14,7 @@ demo: .venv-demo/installed
 	@echo "Before and after, one frame:  demo/before_after.png"
 	@echo "The clip, four times larger:  demo/sample_x4.mp4"
 
-.venv-demo/installed: pyproject.toml $(wildcard rbvsr_deploy/*.* rbvsr_deploy/*/* export/*.py engines/*.py)
+.venv-demo/installed: pyproject.toml $(shell find rbvsr_deploy export engines -name "*.py" -o -name "*.html" -o -name "*.plan")
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python -m pip install --quiet --upgrade ".[cpu]"
 	touch $@
@@ -23,7 +23,7 @@ demo: .venv-demo/installed
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml links
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
 	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,eval,bench,dev]"
@@ -43,16 +43,18 @@ test-gpu: .venv-gpu/installed
 	.venv-gpu/bin/python -m pip install --quiet --editable ".[cpu,engines,export,dev]"
 	touch $@
 
+# export, engines and training are sub-packages of rbvsr_deploy once installed. The links show them to editors and type
+# checkers in the checkout, where they are folders beside it.
+.PHONY: links
+links:
+	for name in export engines training; do ln -sfn ../$$name rbvsr_deploy/$$name; done
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# Types are checked on the installed package: only there are export, engines and training where they belong.
 types: .venv/installed
-	rm -rf build/typed
-	.venv/bin/python -m pip install --quiet --no-deps --target build/typed .
-	cd build/typed && ../../.venv/bin/python -m mypy --config-file ../../pyproject.toml \
-	    --python-executable ../../.venv/bin/python
+	.venv/bin/python -m mypy
 
 clean:
 	rm -rf .venv .venv-demo .venv-gpu build demo dist *.egg-info

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy import __version__
 from rbvsr_deploy.engines import Engine
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.runtime.stream import Settings, Stream
 
 Pictures = list[NDArray[np.uint8]]
 

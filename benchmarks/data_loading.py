@@ -24,9 +24,9 @@ import msgspec
 import numpy as np
 from common import environment
 
-from rbvsr_deploy.training import data as data_module
-from rbvsr_deploy.training.data import DataConfig, SourceConfig, TrainingSet
-from rbvsr_deploy.training.degradations import MODERATE, PUBLISHED
+from rbvsr_deploy.training.data import training_set as data_module
+from rbvsr_deploy.training.data.training_set import DataConfig, SourceConfig, TrainingSet
+from rbvsr_deploy.training.degradations.clip_degradation import MODERATE, PUBLISHED
 
 PARTS = ("loading", "sharpening", "degrading")
 SCHEMES = {"L/2 mirrored": True, "L different": False}

@@ -24,15 +24,15 @@ from common import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.video.corpus import Case, cases  # noqa: E402
-from tests.video.verdict import Outcome, violations  # noqa: E402
+from tests.support.corpus import Case, cases  # noqa: E402
+from tests.support.verdict import Outcome, violations  # noqa: E402
 
 _PRELOADED = (
     "av",
     "onnxruntime",
     "rbvsr_deploy.commands.run",
     "rbvsr_deploy.engines.onnxruntime",
-    "rbvsr_deploy.upscale_file",
+    "rbvsr_deploy.jobs.upscale_file",
 )
 _ADDRESS_SPACE = 8 * 2**30  # beyond which an allocation fails, for the machine's sake
 _MIB = 2**20

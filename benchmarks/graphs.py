@@ -18,7 +18,7 @@ import numpy as np
 from common import environment, parse_size
 
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
 
 PER_FRAME = {name: 2 if name == "flow" else 1 for name in GRAPHS}
 
@@ -26,7 +26,7 @@ PER_FRAME = {name: 2 if name == "flow" else 1 for name in GRAPHS}
 def inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Any]:
     """Random arrays of a graph's shapes on the engine's device; flow of a few pixels."""
     sizes = {"N": 1, "C": engine.network.channels, "H": height, "W": width}
-    sizes |= {"4H": 4 * height, "4W": 4 * width}
+    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
     rng = np.random.default_rng(0)
     arrays = {}
     for item in GRAPHS[graph].inputs:

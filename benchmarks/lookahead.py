@@ -30,15 +30,15 @@ import numpy as np
 from common import Pictures, difference, environment, parse_numbers, parse_size, read_clip, upscale
 from numpy.typing import NDArray
 
-from rbvsr_deploy import stream
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
-from rbvsr_deploy.models import DEFAULT_BUNDLE
-from rbvsr_deploy.plan import choose_plan
-from rbvsr_deploy.propagation import SceneFrames, propagate
-from rbvsr_deploy.refinement import Cleaner
-from rbvsr_deploy.spool import Spool
-from rbvsr_deploy.stream import Settings
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime import stream
+from rbvsr_deploy.runtime.memory_plan import choose_plan
+from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
+from rbvsr_deploy.runtime.refinement import Cleaner
+from rbvsr_deploy.runtime.spool import Spool
+from rbvsr_deploy.runtime.stream import Settings
 
 
 class Clip:

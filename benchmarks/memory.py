@@ -20,7 +20,7 @@ import av
 import click
 from common import environment, parse_size
 
-from rbvsr_deploy.plan import parse_bytes
+from rbvsr_deploy.units import parse_bytes
 
 INTERVAL = 0.25  # seconds between two samples
 

@@ -16,8 +16,8 @@ import click
 from common import environment
 
 from rbvsr_deploy.engines import open_engine
-from rbvsr_deploy.models import DEFAULT_BUNDLE
-from rbvsr_deploy.upscale_file import upscale_file
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 
 
 @click.command()

@@ -25,25 +25,25 @@ import numpy as np
 from common import Pictures, difference, environment, parse_size, read_clip, upscale
 from numpy.typing import NDArray
 
-from rbvsr_deploy import stream
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.models import DEFAULT_BUNDLE
-from rbvsr_deploy.plan import Plan
-from rbvsr_deploy.stream import Settings
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime import stream
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.stream import Settings
 
 WAYS = ("window", "continued", "independent")
 
 
 def in_windows(
     engine: Engine, images: NDArray[np.uint8], settings: Settings, *, chunk: int
-) -> tuple[Pictures, Plan]:
+) -> tuple[Pictures, MemoryPlan]:
     """Pictures of the whole scene with no more than a chunk's states in memory, and half as many
     frames; and the plan that was followed.
     """
     choose_plan = stream.choose_plan
     plans = []
 
-    def little(*args: Any, **options: Any) -> Plan:
+    def little(*args: Any, **options: Any) -> MemoryPlan:
         plan = choose_plan(*args, **options)
         plans.append(dataclasses.replace(plan, window=chunk, in_memory=chunk // 2))
         return plans[-1]

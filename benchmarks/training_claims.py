@@ -25,27 +25,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rbvsr_deploy.checkpoint import load_checkpoint
-from rbvsr_deploy.commands.edge import edge
+from rbvsr_deploy.commands._common import edge
+from rbvsr_deploy.commands._progress import TrainingDisplay
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.model import PUBLISHED, RealBasicVSR
 from rbvsr_deploy.pixels import Image, eight_bits
-from rbvsr_deploy.progress import TrainingDisplay
-from rbvsr_deploy.stream import SceneRecord, Settings, Stream
+from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stream
 from rbvsr_deploy.training.clips import to_frames
 from rbvsr_deploy.training.config import TrainingConfig, load_config
-from rbvsr_deploy.training.data import Sample, SourceConfig, TrainingSet
+from rbvsr_deploy.training.data.sources import find_sources
+from rbvsr_deploy.training.data.training_set import Sample, SourceConfig, TrainingSet
+from rbvsr_deploy.training.evaluation.metrics.base import Picture, Scorer, Shown, luma
+from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, open_metrics
+from rbvsr_deploy.training.evaluation.metrics.fidelity import psnr
+from rbvsr_deploy.training.evaluation.metrics.resize import enlarge
+from rbvsr_deploy.training.evaluation.sequences import find_sequences
 from rbvsr_deploy.training.losses import cleaning_target
-from rbvsr_deploy.training.metrics.base import Picture, Scorer, Shown, luma
-from rbvsr_deploy.training.metrics.catalogue import METRICS, open_metrics
-from rbvsr_deploy.training.metrics.fidelity import psnr
-from rbvsr_deploy.training.metrics.resize import enlarge
 from rbvsr_deploy.training.run import train
-from rbvsr_deploy.training.sequences import find_sequences
-from rbvsr_deploy.training.sources import find_sources
 from rbvsr_deploy.video import open_source
 
-SCALE, BORDER = 4, 4
+BORDER = 4
 HELD_OUT_SEED, HELD_OUT_STREAM = 0, 2
 PUBLISHED_ITERATIONS = 300_000
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines.base import Array, Description, Network
 from rbvsr_deploy.engines.memory import failure, free_host_memory
 from rbvsr_deploy.errors import EngineError, first_line
-from rbvsr_deploy.export.graphs import graph_modules
+from rbvsr_deploy.graph_modules import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, Precision, head_channels
 from rbvsr_deploy.model import RealBasicVSR
 

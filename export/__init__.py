@@ -1,5 +1,5 @@
 """Checkpoint -> seven ONNX graphs -> verified bundle. Start at
-:func:`rbvsr_deploy.export.export.export_bundle`.
+:func:`rbvsr_deploy.export.to_bundle.export_bundle`.
 """
 
 if __name__ != "rbvsr_deploy.export":

@@ -22,8 +22,8 @@ from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.pixels import eight_bits
-from rbvsr_deploy.scenes import CutDetector
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.runtime.scenes import CutDetector
+from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
 
 __all__ = ["FRAMES", "MIN_FRAMES", "Clip", "RecordingEngine", "pictures", "read_clip"]

@@ -55,7 +55,7 @@ def export_graph(
     """Export one graph.
 
     Args:
-        module: as made by :func:`rbvsr_deploy.export.graphs.graph_modules`.
+        module: as made by :func:`rbvsr_deploy.graph_modules.graph_modules`.
         spec: its inputs and outputs.
         channels: mid channels of the network.
         precision: float type of features.

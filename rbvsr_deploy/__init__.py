@@ -9,9 +9,9 @@ The rooms, in the order a model and then a frame goes through them:
 - :mod:`rbvsr_deploy.bundle`: the ``model.plan`` file.
 - :mod:`rbvsr_deploy.engines`: a graph on a device.
 - :mod:`rbvsr_deploy.video`: video and pictures, in and out.
-- :mod:`rbvsr_deploy.scenes`, :mod:`rbvsr_deploy.refinement`, :mod:`rbvsr_deploy.propagation`,
-  :mod:`rbvsr_deploy.stream`: the recurrent runtime, frames in and pictures out.
-- :mod:`rbvsr_deploy.upscale_file`, :mod:`rbvsr_deploy.upscaler`: a file, and the Python API.
+- :mod:`rbvsr_deploy.runtime`: the recurrent runtime, frames in and pictures out.
+- :mod:`rbvsr_deploy.jobs`: a file or several.
+- :mod:`rbvsr_deploy.upscaler`: the Python API.
 - :mod:`rbvsr_deploy.commands`: the commands.
 
 Importing this package loads none of torch, onnx, onnxruntime, tensorrt or av.
@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rbvsr_deploy.version import __version__
+
 if TYPE_CHECKING:
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 
 __all__ = ["ReadOptions", "Upscaler", "WriteOptions", "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

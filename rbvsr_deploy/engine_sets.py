@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rbvsr_deploy.graphs import GraphSpec
+from rbvsr_deploy.graphs import SCALE, GraphSpec
 
 __all__ = ["EngineSet", "Flavour", "ShapeProfile", "Shapes"]
 
@@ -67,7 +67,7 @@ class ShapeProfile:
             rows = 1 if which == 0 and spec.name in _IN_BANDS else height
             batch = 1 if which == 0 or spec.name in _STEPS else self.batch
             sizes = {"N": batch, "C": channels, "H": rows, "W": width}
-            sizes |= {"4H": 4 * rows, "4W": 4 * width}
+            sizes |= {"4H": SCALE * rows, "4W": SCALE * width}
             for item in spec.inputs:
                 shape = (size if isinstance(size, int) else sizes[size] for size in item.shape)
                 found[item.name].append(tuple(shape))

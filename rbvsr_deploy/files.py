@@ -1,4 +1,8 @@
-"""Files that are either there in full or not at all."""
+"""Files that are either there in full or not at all, and files that are opened as what they are.
+
+What only POSIX systems have (links that are not followed, owners, modes) is used here and nowhere
+else; on Windows, the same functions do what can be done there.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,19 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
-__all__ = ["check_writable", "sha256", "write_atomically"]
+__all__ = [
+    "check_writable",
+    "is_private",
+    "open_folder",
+    "open_no_follow",
+    "sha256",
+    "usual_mode",
+    "write_atomically",
+]
 
 
 def sha256(path: Path) -> str:
@@ -55,13 +68,73 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(
-            0
-        )  # mkstemp makes files private; give this one what open() would have given
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        os.chmod(name, usual_mode())  # mkstemp makes files private
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def usual_mode() -> int:
+    """The mode that ``open`` gives to a new file of this process."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def open_no_follow(
+    path: str | Path, flags: int, *, mode: int = 0o600, dir_fd: int | None = None
+) -> int:
+    """Open a regular file and return its descriptor; a link is not followed, and nobody is waited
+    for at the other end of a FIFO.
+
+    Args:
+        path: of the file.
+        flags: as ``os.open`` takes them.
+        mode: of a file that is made; the umask is taken off.
+        dir_fd: descriptor of the folder that a relative path starts from, where there are such.
+
+    Raises:
+        OSError: it is a link or no regular file, or cannot be opened.
+    """
+    if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
+        raise OSError(errno.EINVAL, "a link is not followed", str(path))
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    handle = os.open(path, flags, mode, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a folder, not a file", str(path))
+    return handle
+
+
+def open_folder(path: str | Path, *, dir_fd: int | None = None) -> int | None:
+    """Open a folder and return its descriptor, which stays with it whatever happens to its name.
+
+    Returns:
+        ``None`` where the system has no descriptors of folders.
+
+    Raises:
+        NotADirectoryError: it is a link or something else.
+        OSError: it cannot be opened.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        return None
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # what some systems call a link here
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+        raise
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user and nobody else can write to it, as far as
+    owner and mode say so; Windows has neither.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -15,6 +15,7 @@ __all__ = [
     "GRAPHS",
     "MAX_CLEANINGS",
     "PRECISIONS",
+    "SCALE",
     "GraphSpec",
     "Precision",
     "TensorSpec",
@@ -24,6 +25,9 @@ __all__ = [
 
 Precision = Literal["float32", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+
+SCALE = 4
+"""The network enlarges height and width this many times."""
 
 MAX_CLEANINGS = 3
 """Dynamic refinement runs ``clean`` at most this often, as the published code does."""
@@ -66,7 +70,7 @@ class GraphSpec:
             if isinstance(name, str):
                 sizes[name] = size
         if "H" in sizes:
-            sizes |= {"4H": 4 * sizes["H"], "4W": 4 * sizes["W"]}
+            sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * sizes["W"]}
         return tuple(
             tuple(size if isinstance(size, int) else sizes[size] for size in item.shape)
             for item in self.outputs
@@ -124,4 +128,4 @@ def head_channels(*, channels: int, single_shuffle: bool) -> int:
     """Numbers per input pixel in the widest map of ``reconstruct``: C maps of the picture's size
     for the published head, the 48 values that become the picture for the compact one.
     """
-    return 3 * 4**2 if single_shuffle else channels * 4**2
+    return (3 if single_shuffle else channels) * SCALE**2

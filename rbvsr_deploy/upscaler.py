@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.models import DEFAULT_BUNDLE
-from rbvsr_deploy.plan import parse_bytes
-from rbvsr_deploy.refinement import RefineScope
-from rbvsr_deploy.scenes import CutDetector
-from rbvsr_deploy.stream import MAX_SCENE, Settings, Stream
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime.refinement import RefineScope
+from rbvsr_deploy.runtime.scenes import CutDetector
+from rbvsr_deploy.runtime.stream import MAX_SCENE, Settings, Stream
+from rbvsr_deploy.units import parse_bytes
 
 if TYPE_CHECKING:
+    from rbvsr_deploy.jobs.summary import Summary
     from rbvsr_deploy.pixels import Image
-    from rbvsr_deploy.upscale_file import Summary
 
 __all__ = ["Upscaler"]
 
@@ -59,7 +59,7 @@ class Upscaler:
         max_scene: longer scenes are propagated in parts of so many frames.
         scene_cuts: whether to look for cuts, where a new scene begins.
         refine_threshold, refine_scope, cleanings: of dynamic refinement; see
-            :class:`~rbvsr_deploy.stream.Settings`.
+            :class:`~rbvsr_deploy.runtime.stream.Settings`.
 
     Raises:
         BundleError, CheckpointError, EngineError: the model or the device is not to be had.
@@ -156,8 +156,8 @@ class Upscaler:
         Args:
             path: video, picture or folder of pictures.
             output: where the result goes.
-            options: those of :func:`rbvsr_deploy.upscale_file.upscale_file`, such as ``writing``
-                and ``overwrite``.
+            options: those of :func:`rbvsr_deploy.jobs.upscale_file.upscale_file`, such as
+                ``writing`` and ``overwrite``.
 
         Returns:
             What was done.
@@ -167,7 +167,7 @@ class Upscaler:
                 behind, and what is finished waits in a job folder beside it for the next call.
             EngineError, RbvsrError, RuntimeError: as :meth:`frames`.
         """
-        from rbvsr_deploy.upscale_file import upscale_file
+        from rbvsr_deploy.jobs.upscale_file import upscale_file
 
         with self._at_work():
             self._refuse_pushed("video")

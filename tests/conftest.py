@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from rbvsr_deploy.export.export import export_bundle
+from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 DATA = Path(__file__).parent / "data"

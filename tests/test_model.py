@@ -1,4 +1,4 @@
-"""The network against the published data flow (``tests/reference.py``) and published sizes."""
+"""The network against the published data flow (``support/reference.py``) and published sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rbvsr_deploy.model import COMPACT, PUBLISHED, RealBasicVSR, RealBasicVSRConfig, warp
-from tests import reference
+from tests.support import reference
 
 SMALL = RealBasicVSRConfig(
     mid_channels=8, propagation_blocks=2, cleaning_blocks=2, flow_channels=(6, 8), flow_levels=3

@@ -15,10 +15,10 @@ import rbvsr_deploy
 from rbvsr_deploy import Upscaler, WriteOptions
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.errors import BundleError, EngineError, MediaError
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
 from tests.conftest import moving_clip, short_clip
-from tests.doubles import ArithmeticEngine
+from tests.support.engine_doubles import ArithmeticEngine
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
-from rbvsr_deploy.training.metrics.packages import installed_file, read_pickle
+from rbvsr_deploy.training.evaluation.metrics.packages import installed_file, read_pickle
 
 __all__ = ["AlexNetDistance", "load_alexnet_distance", "lpips_file"]
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rbvsr_deploy.errors import RbvsrError
-from rbvsr_deploy.training.camera import true_flow
 from rbvsr_deploy.training.config import TrainingConfig
-from rbvsr_deploy.training.data import Sample, TrainingSet
+from rbvsr_deploy.training.data.camera import true_flow
+from rbvsr_deploy.training.data.training_set import Sample, TrainingSet
 
 __all__ = ["ClipDataset", "FlowDataset", "batches", "flow_training_set", "to_frames"]
 

@@ -16,12 +16,12 @@ from msgspec import Meta, Struct
 
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.model import COMPACT, PUBLISHED, RealBasicVSRConfig
-from rbvsr_deploy.training import degradation_config
-from rbvsr_deploy.training.data import DataConfig
-from rbvsr_deploy.training.degradation_config import DegradationConfig
+from rbvsr_deploy.training.data.sources import SourceConfig
+from rbvsr_deploy.training.data.training_set import DataConfig
+from rbvsr_deploy.training.degradations import config as degradation_config
+from rbvsr_deploy.training.degradations.config import DegradationConfig
 from rbvsr_deploy.training.perceptual import LAYER_WEIGHTS, Layer
 from rbvsr_deploy.training.presets import PRESETS
-from rbvsr_deploy.training.sources import SourceConfig
 
 __all__ = ["TrainingConfig", "load_config"]
 

@@ -25,7 +25,6 @@ from lightning_fabric import Fabric
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import CheckpointError, RbvsrError
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.training.alexnet import AlexNetDistance, load_alexnet_distance, lpips_file
@@ -46,6 +45,7 @@ from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
 from rbvsr_deploy.training.phases import FlowPhase, ImagePhase, Phase, RestorationPhase
 from rbvsr_deploy.training.run_folder import make_run_folder, writes
 from rbvsr_deploy.training.validation import Validation
+from rbvsr_deploy.version import __version__
 
 __all__ = ["OnStep", "train"]
 

@@ -19,11 +19,11 @@ from safetensors.numpy import save as safetensors_bytes
 
 from rbvsr_deploy.errors import RbvsrError, first_line
 from rbvsr_deploy.files import sha256, write_atomically
-from rbvsr_deploy.training.camera import true_flow
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.training.clips import Arrays, ClipDataset, Item, Skipped
 from rbvsr_deploy.training.config import TrainingConfig
-from rbvsr_deploy.training.data import DataConfig, Sample, TrainingSet
-from rbvsr_deploy.training.degradations import SCALE
+from rbvsr_deploy.training.data.camera import true_flow
+from rbvsr_deploy.training.data.training_set import DataConfig, Sample, TrainingSet
 from rbvsr_deploy.training.run_folder import writes
 from rbvsr_deploy.training.teacher import load_teacher
 

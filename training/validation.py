@@ -11,7 +11,7 @@ from torch import Tensor
 from rbvsr_deploy.model import RealBasicVSR
 from rbvsr_deploy.training.clips import to_frames
 from rbvsr_deploy.training.config import TrainingConfig
-from rbvsr_deploy.training.data import TrainingSet
+from rbvsr_deploy.training.data.training_set import TrainingSet
 
 __all__ = ["Validation"]
 

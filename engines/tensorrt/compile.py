@@ -179,7 +179,7 @@ def compile_into_bundle(
 
 def _this_machines_driver() -> tuple[CudaDriver | None, str]:
     """A driver; or ``None``, and why there is none."""
-    from rbvsr_deploy.engines.cuda.driver import open_driver
+    from rbvsr_deploy.engines.cuda.open import open_driver
 
     try:
         return open_driver(), ""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.engines.base import Network
-from rbvsr_deploy.engines.cuda.driver import open_driver
+from rbvsr_deploy.engines.cuda.open import open_driver
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions, Progress, describe_gpu
 from rbvsr_deploy.engines.tensorrt.compile import check_installed, flavour_for
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine

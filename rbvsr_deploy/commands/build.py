@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from rbvsr_deploy.commands.compile_options import Compiling, compile_options
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands._compile_options import Compiling, compile_options
 
 __all__ = ["build"]
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
+from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, memory_size
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.compare import Comparison
-    from rbvsr_deploy.differences import Errors
     from rbvsr_deploy.engines import Engine
+    from rbvsr_deploy.parity.compare import Comparison
+    from rbvsr_deploy.parity.differences import Errors
 
 __all__ = ["compare"]
 
 
 def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path, str]:
     """A model file and its device."""
-    from rbvsr_deploy.compare import parse_model
+    from rbvsr_deploy.parity.compare import parse_model
 
     try:
         return parse_model(value)
@@ -91,11 +91,11 @@ def compare(
     differs by more than is allowed.
     """
     with edge(verbose=verbose):
-        from rbvsr_deploy.before_after import check_before_after
-        from rbvsr_deploy.compare import Tolerance, compare_engines
+        from rbvsr_deploy.commands._progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.errors import RbvsrError
-        from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
+        from rbvsr_deploy.jobs.before_after import check_before_after
+        from rbvsr_deploy.parity.compare import Tolerance, compare_engines
         from rbvsr_deploy.video import Source, open_source
 
         def opened(model: Path, device: str, source: Source) -> Engine:

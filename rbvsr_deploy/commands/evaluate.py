@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, require, show
-from rbvsr_deploy.commands.run_options import (
+from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, require, show
+from rbvsr_deploy.commands._run_options import (
     DEVICE,
     NETWORK,
     SCENE_CUTS,
@@ -22,7 +22,7 @@ from rbvsr_deploy.commands.run_options import (
 )
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.training.evaluate import Evaluation
+    from rbvsr_deploy.training.evaluation.evaluate import Evaluation
     from rbvsr_deploy.upscaler import Upscaler
 
 __all__ = ["evaluate"]
@@ -46,7 +46,7 @@ _COLUMNS = 4
 
 def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     """Names of metrics, each once."""
-    from rbvsr_deploy.training.metrics.catalogue import METRICS
+    from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS
 
     names = None if value is None else [name.strip() for name in value.split(",")]
     for name in names or ():
@@ -202,17 +202,17 @@ def evaluate(
     numbers = frames or None
     names = _wanted(metrics, truth=truth is not None, every_frame=numbers is None)
     with edge(verbose=verbose), ExitStack() as stack:
-        from rbvsr_deploy.batch import output_folder
+        from rbvsr_deploy.commands._progress import FramesDisplay
         from rbvsr_deploy.errors import RbvsrError
-        from rbvsr_deploy.progress import FramesDisplay
-        from rbvsr_deploy.training.evaluate import evaluate as evaluate_items
-        from rbvsr_deploy.training.metrics.catalogue import open_metrics
-        from rbvsr_deploy.training.score_report import (
+        from rbvsr_deploy.jobs.batch import output_folder
+        from rbvsr_deploy.training.evaluation.evaluate import evaluate as evaluate_items
+        from rbvsr_deploy.training.evaluation.metrics.catalogue import open_metrics
+        from rbvsr_deploy.training.evaluation.score_report import (
             check_report_folder,
             scores_as_json,
             write_report,
         )
-        from rbvsr_deploy.training.sequences import check_items, pair_up
+        from rbvsr_deploy.training.evaluation.sequences import check_items, pair_up
 
         items = pair_up(results, truth=truth, inputs=inputs)
         size = check_items(items, border=border)
@@ -225,7 +225,7 @@ def evaluate(
             stack.enter_context(output_folder(output))
         if degrade is not None:
             require("msgspec", extra="train", purpose="--degrade")
-            from rbvsr_deploy.training.degraded_inputs import DEGRADATIONS, degrade_items
+            from rbvsr_deploy.training.evaluation.degraded_inputs import DEGRADATIONS, degrade_items
 
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="rbvsr-eval-")))
             with FramesDisplay(len(items)) as progress:
@@ -313,7 +313,7 @@ def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Itera
 
 def _wanted(metrics: list[str] | None, *, truth: bool, every_frame: bool) -> list[str]:
     """Names of the metrics to compute; raises click.UsageError for what does not go together."""
-    from rbvsr_deploy.training.metrics.catalogue import METRICS, default_metrics
+    from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, default_metrics
 
     for name in metrics or ():
         if METRICS[name].needs_truth and not truth:
@@ -327,8 +327,8 @@ def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rbvsr_deploy.training.evaluate import RESULTS
-    from rbvsr_deploy.training.metrics.catalogue import METRICS
+    from rbvsr_deploy.training.evaluation.evaluate import RESULTS
+    from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS
 
     console = Console()
     sequences = evaluation.scores[RESULTS]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbvsr_deploy.commands.compile_options import Compiling, compile_options
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, require
+from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, require
+from rbvsr_deploy.commands._compile_options import Compiling, compile_options
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
@@ -124,15 +124,15 @@ def export(
         for package in ("torch", "onnx", "onnxscript", "safetensors"):
             require(package, extra="export", purpose="exporting")
         require("onnxruntime", extra="cpu", purpose="exporting")
-        from rbvsr_deploy.export.export import export_bundle
-        from rbvsr_deploy.models import DEFAULT_CHECKPOINT
+        from rbvsr_deploy.export.to_bundle import export_bundle
+        from rbvsr_deploy.pretrained import DEFAULT_CHECKPOINT
 
         checkpoint = checkpoint or DEFAULT_CHECKPOINT
         targets = _targets(target, compiling)
 
         verify = None
         if clip is not None:
-            from rbvsr_deploy.compare import Tolerance, verify_bundle
+            from rbvsr_deploy.parity.compare import Tolerance, verify_bundle
             from rbvsr_deploy.video import open_source
 
             open_source(clip).close()  # a missing clip is told before the long export

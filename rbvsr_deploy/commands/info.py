@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest

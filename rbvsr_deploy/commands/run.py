@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, show
-from rbvsr_deploy.commands.run_options import (
+from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, show
+from rbvsr_deploy.commands._run_options import (
     NETWORK,
     READING,
     SECTIONS,
@@ -23,9 +23,9 @@ from rbvsr_deploy.commands.run_options import (
 )
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.batch import Failure
-    from rbvsr_deploy.preview import Preview
-    from rbvsr_deploy.upscale_file import Summary
+    from rbvsr_deploy.jobs.batch import Failure
+    from rbvsr_deploy.jobs.preview import Preview
+    from rbvsr_deploy.jobs.summary import Summary
 
 __all__ = ["run"]
 
@@ -83,19 +83,19 @@ def run(
                 "leave it out, or give one at a time"
             )
     with edge(verbose=verbose):
-        from rbvsr_deploy.batch import (
+        from rbvsr_deploy.commands._progress import CompileDisplay, ProgressDisplay
+        from rbvsr_deploy.engines import open_engine
+        from rbvsr_deploy.jobs.batch import (
             Failure,
             first_frame_size,
             output_folder,
             outputs_for,
             upscale_each,
         )
-        from rbvsr_deploy.engines import open_engine
-        from rbvsr_deploy.models import DEFAULT_BUNDLE
-        from rbvsr_deploy.preview import write_preview
-        from rbvsr_deploy.progress import CompileDisplay, ProgressDisplay
-        from rbvsr_deploy.stream import Settings
-        from rbvsr_deploy.upscale_file import upscale_file
+        from rbvsr_deploy.jobs.preview import write_preview
+        from rbvsr_deploy.jobs.upscale_file import upscale_file
+        from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+        from rbvsr_deploy.runtime.stream import Settings
         from rbvsr_deploy.video import ReadOptions, WriteOptions, default_output
 
         settings = Settings(**values_of(NETWORK, options))
@@ -192,7 +192,7 @@ def _check_preview(ctx: click.Context) -> None:
 
 
 def _show_preview(preview: Preview, *, as_json: bool) -> None:
-    from rbvsr_deploy.duration import show_duration
+    from rbvsr_deploy.units import show_duration
 
     if as_json:
         show(json.dumps(dataclasses.asdict(preview), indent=1))
@@ -205,7 +205,7 @@ def _show_preview(preview: Preview, *, as_json: bool) -> None:
 
 
 def _show(results: Sequence[Summary | Failure], *, err: bool) -> None:
-    from rbvsr_deploy.batch import Failure
+    from rbvsr_deploy.jobs.batch import Failure
 
     failed = 0
     for result in results:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from rbvsr_deploy.commands.edge import PATH, VERBOSE, VERSION, edge, require
+from rbvsr_deploy.commands._common import PATH, VERBOSE, VERSION, edge, require
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.training.sources import SourceConfig
+    from rbvsr_deploy.training.data.sources import SourceConfig
 
 __all__ = ["train"]
 
@@ -112,7 +112,7 @@ def _train(
 ) -> None:
     for package in ("torch", "msgspec", "lightning_fabric", "safetensors"):
         require(package, extra="train", purpose="training")
-    from rbvsr_deploy.progress import TrainingDisplay
+    from rbvsr_deploy.commands._progress import TrainingDisplay
     from rbvsr_deploy.training.config import load_config
     from rbvsr_deploy.training.run import train
 
@@ -140,7 +140,7 @@ def _quoted(path: Path | str) -> str:
 
 def _sources(place: str) -> list[SourceConfig]:
     """``frames:FOLDER`` is taken at its word; of ``FOLDER``, everything that it holds."""
-    from rbvsr_deploy.training.sources import SourceConfig, find_sources
+    from rbvsr_deploy.training.data.sources import SourceConfig, find_sources
 
     kind, colon, path = place.partition(":")
     if colon and kind in _KINDS:

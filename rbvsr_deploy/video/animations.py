@@ -16,7 +16,7 @@ import numpy as np
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.colour import RGB_PICTURE
+from rbvsr_deploy.video.colour.colour import RGB_PICTURE
 from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.options import ReadOptions
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.video.base import Source
-from rbvsr_deploy.video.copied_streams import CopiedStreams
+from rbvsr_deploy.video.copying.copied_streams import CopiedStreams
+from rbvsr_deploy.video.copying.packet_copy import portable_tags
+from rbvsr_deploy.video.copying.time_window import TimeWindow
+from rbvsr_deploy.video.encoding.packets import decoding_times, read_packets
+from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.options import WriteOptions
-from rbvsr_deploy.video.packet_copy import portable_tags
-from rbvsr_deploy.video.packets import decoding_times, read_packets
 from rbvsr_deploy.video.pyav import open_output
-from rbvsr_deploy.video.stream_settings import StreamSettings
-from rbvsr_deploy.video.time_window import TimeWindow
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from rbvsr_deploy.pixels import Image
-    from rbvsr_deploy.video.colour import Colour
-    from rbvsr_deploy.video.hdr import HdrMetadata
-    from rbvsr_deploy.video.job import Job
-    from rbvsr_deploy.video.parts import PartRecord
+    from rbvsr_deploy.video.colour.colour import Colour
+    from rbvsr_deploy.video.colour.hdr import HdrMetadata
+    from rbvsr_deploy.video.staging.job import Job
+    from rbvsr_deploy.video.staging.parts import PartRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,12 @@ from typing import Any
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink
-from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, write_image
-from rbvsr_deploy.video.job import Job
-from rbvsr_deploy.video.opacity import no_room_for_opacity
-from rbvsr_deploy.video.parts import StoredFile
-from rbvsr_deploy.video.publish import sync
+from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
+from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, encode_image
 from rbvsr_deploy.video.pyav import media_errors
+from rbvsr_deploy.video.staging.job import Job
+from rbvsr_deploy.video.staging.parts import StoredFile
+from rbvsr_deploy.video.staging.publish import sync
 
 __all__ = ["ImageSink"]
 
@@ -42,9 +42,8 @@ class ImageSink(Sink):
         job.check(folder=folder)
         kind = "a folder of pictures" if folder else "a picture"
         job.start({"kind of output": kind, "picture size": f"{width}x{height}"})
-        self._pictures = job.folder / _PICTURES
         with media_errors(f"cannot write {path}"):
-            self._pictures.mkdir(exist_ok=True)
+            self._pictures = job.storage.make_folder(_PICTURES)
         self._count = sum(part.frames for part in job.parts)
         self._open: list[Path] = []
 
@@ -59,13 +58,16 @@ class ImageSink(Sink):
                     f"{self.path} can hold one picture only: give a folder or a video as output"
                 )
             path = self._pictures / name
-            if path.exists():
-                raise MediaError(
-                    f"two pictures of the input would both be written as {name}: rename one of them"
-                )
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
-            write_image(path, image=frame.image, opacity=frame.opacity)
+            data = encode_image(frame.image, path.suffix, opacity=frame.opacity)
+            try:
+                with self.job.storage.create(f"{_PICTURES}/{name}", mode=0o666) as file:
+                    file.write(data)
+            except FileExistsError:
+                raise MediaError(
+                    f"two pictures of the input would both be written as {name}: rename one of them"
+                ) from None
             self._open.append(path)
         self._count += 1
 
@@ -73,6 +75,7 @@ class ImageSink(Sink):
         if not self._open and not self._closed:
             raise ValueError("no frame was written since the last part")
         with self._writing():
+            self.job.storage.check()
             for path in self._open:
                 sync(path)
             sync(self._pictures)

@@ -16,18 +16,18 @@ import numpy as np
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image, eight_bits, sixteen_bits
 from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.colour import (
+from rbvsr_deploy.video.colour.colour import (
     BT601,
     FULL,
     RGB_PICTURE,
     Colour,
     colour_of,
 )
-from rbvsr_deploy.video.conversion import from_rgb, opacity_of, to_rgb
+from rbvsr_deploy.video.colour.conversion import from_rgb, opacity_of, to_rgb
+from rbvsr_deploy.video.colour.opacity import keeps_opacity
+from rbvsr_deploy.video.colour.orientation import exif_orientation, upright
 from rbvsr_deploy.video.excerpts import cut_out
-from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.orientation import exif_orientation, upright
 from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import Literal
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp
 from rbvsr_deploy.video.base import Sink, Source
-from rbvsr_deploy.video.encoder import CONTAINERS, choose_encoder
+from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
+from rbvsr_deploy.video.encoding.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
 from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, ImageSource, is_image
-from rbvsr_deploy.video.job import Job
-from rbvsr_deploy.video.opacity import no_room_for_opacity
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
+from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.colour import FULL
-from rbvsr_deploy.video.conversion import from_rgb
-from rbvsr_deploy.video.opacity import no_room_for_opacity
+from rbvsr_deploy.video.colour.colour import FULL
+from rbvsr_deploy.video.colour.conversion import from_rgb
+from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
+from rbvsr_deploy.video.colour.planes import planes_of
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.planes import planes_of
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 from rbvsr_deploy.video.video_source import VideoSource
@@ -31,7 +31,7 @@ from rbvsr_deploy.video.video_source import VideoSource
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-    from rbvsr_deploy.video.parts import PartRecord
+    from rbvsr_deploy.video.staging.parts import PartRecord
 
 __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 

@@ -10,16 +10,16 @@ from typing import Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.encoder import needs_constant_rate
-from rbvsr_deploy.video.encoder_settings import Encoder
-from rbvsr_deploy.video.job import Job
+from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
+from rbvsr_deploy.video.encoding.encoder_settings import Encoder
+from rbvsr_deploy.video.encoding.packets import end_of_presentation
+from rbvsr_deploy.video.encoding.part_encoder import PartEncoder
+from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
-from rbvsr_deploy.video.packets import end_of_presentation
-from rbvsr_deploy.video.part_encoder import PartEncoder
-from rbvsr_deploy.video.publish import sync
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.stream_settings import StreamSettings
+from rbvsr_deploy.video.staging.job import Job
+from rbvsr_deploy.video.staging.publish import sync
 from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 
 __all__ = ["VideoSink"]
@@ -74,17 +74,20 @@ class VideoSink(Sink):
             constant_rate=constant_rate,
         )
         # The suffix stays: some formats look at it.
-        self._joined = job.folder / f"joined{path.suffix}"
+        self._joined = f"joined{path.suffix}"
         self._warned = False
         self._part: PartEncoder | None = None
         job.check(folder=False)
         with media_errors(f"cannot write {path} as {container} with {encoder.name}"):
             # What cannot be written is refused now, not when all frames are made.
-            with Assembly(
-                self._joined, settings=self._settings, source=source, options=options
-            ) as trial:
-                self._extradata = trial.extradata.hex()
-            self._joined.unlink(missing_ok=True)
+            trial_path = job.storage.emptied(self._joined)
+            try:
+                with Assembly(
+                    trial_path, settings=self._settings, source=source, options=options
+                ) as trial:
+                    self._extradata = trial.extradata.hex()
+            finally:
+                job.storage.remove(self._joined)
         job.start({**self._settings.identity(), "encoder's header": self._extradata})
         self._frames = sum(part.frames for part in job.parts)
         self._next_pts = int(job.parts[-1].media["next_pts"]) if job.parts else 0
@@ -135,8 +138,9 @@ class VideoSink(Sink):
                 raise MediaError(f"{self.path} is not written: there was no frame to write")
             files = [self.job.folder / file.name for part in parts for file in part.files]
             base, rate = self._settings.time_base, self._settings.rate
+            joined = self.job.storage.emptied(self._joined)
             with Assembly(
-                self._joined,
+                joined,
                 settings=self._settings,
                 source=self._source,
                 options=self._options,
@@ -149,9 +153,9 @@ class VideoSink(Sink):
                     name=self.path,
                 )
                 assembly.finish()
-            self._tell_aspect()
-            sync(self._joined)
-            self.job.publish(self._joined)
+            self._tell_aspect(joined)
+            sync(joined)
+            self.job.publish(joined)
         self.close()
 
     def close(self) -> None:
@@ -160,17 +164,17 @@ class VideoSink(Sink):
             self._part.close()
             self._part = None
 
-    def _tell_aspect(self) -> None:
+    def _tell_aspect(self, joined: Path) -> None:
         """Says what shape the pixels have, where neither the codec nor FFmpeg's writer does."""
         aspect = self._settings.sample_aspect
         if aspect is None or aspect == 1:
             return
-        with open_input(self._joined) as made:
+        with open_input(joined) as made:
             told = made.streams.video[0].sample_aspect_ratio
         if told == aspect:
             return
         container = self._settings.container
-        if container not in ("matroska", "webm") or not write_sample_aspect(self._joined, aspect):
+        if container not in ("matroska", "webm") or not write_sample_aspect(joined, aspect):
             logger.warning(
                 "%s does not tell that pixels are %s times as wide as high: players will show it "
                 "too narrow or too wide; give the output a name ending in .mp4",

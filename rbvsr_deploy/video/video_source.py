@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
-from rbvsr_deploy.video.colour import colour_of, depth_of, has_alpha, untold_colour
+from rbvsr_deploy.video.colour.colour import colour_of, depth_of, has_alpha, untold_colour
+from rbvsr_deploy.video.colour.conversion import opacity_of, to_rgb
+from rbvsr_deploy.video.colour.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
+from rbvsr_deploy.video.colour.opacity import keeps_opacity
+from rbvsr_deploy.video.colour.orientation import orientation_of, upright
 from rbvsr_deploy.video.completeness import cut_off, refuse_cut_off
-from rbvsr_deploy.video.conversion import opacity_of, to_rgb
 from rbvsr_deploy.video.decoder import first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
-from rbvsr_deploy.video.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
-from rbvsr_deploy.video.opacity import keeps_opacity
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.orientation import orientation_of, upright
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.timestamps import Clock, Discontinuity
 from rbvsr_deploy.video.video_pass import VideoPass

@@ -20,8 +20,8 @@ from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.errors import EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
-from rbvsr_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
-from rbvsr_deploy.stream import SceneRecord, Settings, Stream
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stream
 from tests.conftest import moving_clip
 
 

@@ -14,12 +14,12 @@ import torch
 from rbvsr_deploy.bundle import open_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.errors import BundleError, ExportError
-from rbvsr_deploy.export import export as export_module
+from rbvsr_deploy.export import to_bundle as export_module
 from rbvsr_deploy.export.checks import check_graph
-from rbvsr_deploy.export.export import export_bundle
-from rbvsr_deploy.export.graphs import graph_modules
 from rbvsr_deploy.export.onnx_export import convert_opset, export_graph
+from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.export.verify import SIZES, verify_graphs
+from rbvsr_deploy.graph_modules import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, GraphSpec, Precision
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 

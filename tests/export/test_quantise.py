@@ -25,7 +25,7 @@ from rbvsr_deploy.commands.export import export as export_command
 from rbvsr_deploy.engine_sets import ShapeProfile
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.errors import ExportError, MediaError
-from rbvsr_deploy.export import export as export_module
+from rbvsr_deploy.export import to_bundle as export_module
 from rbvsr_deploy.export.calibration import (
     FRAMES,
     SAMPLES,
@@ -36,7 +36,6 @@ from rbvsr_deploy.export.calibration import (
     read_clip,
 )
 from rbvsr_deploy.export.checks import check_quantisation
-from rbvsr_deploy.export.export import export_bundle
 from rbvsr_deploy.export.int8 import quantise_network
 from rbvsr_deploy.export.onnx_export import convert_opset
 from rbvsr_deploy.export.quantise import (
@@ -46,6 +45,7 @@ from rbvsr_deploy.export.quantise import (
     quantise,
     residual_blocks,
 )
+from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.graphs import GRAPHS, GraphSpec
 from rbvsr_deploy.model import RealBasicVSR
 from tests.conftest import moving_clip

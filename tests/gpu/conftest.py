@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rbvsr_deploy.engines.cuda.driver import CudaDriver, open_driver
+from rbvsr_deploy.engines.cuda.driver import CudaDriver
+from rbvsr_deploy.engines.cuda.open import open_driver
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions, describe_gpu
 from rbvsr_deploy.engines.tensorrt.compile import flavour_for
 from rbvsr_deploy.errors import EngineError
-from rbvsr_deploy.export.export import export_bundle
-from rbvsr_deploy.models import DEFAULT_CHECKPOINT
+from rbvsr_deploy.export.to_bundle import export_bundle
+from rbvsr_deploy.pretrained import DEFAULT_CHECKPOINT
 
 
 @pytest.fixture(scope="session")

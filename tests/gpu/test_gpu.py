@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import open_bundle, write_bundle
-from rbvsr_deploy.compare import compare_engines
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
-from rbvsr_deploy.models import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.parity.compare import compare_engines
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
 from tests.conftest import moving_clip
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.training.config import TrainingConfig, load_config
-from rbvsr_deploy.training.sources import SourceConfig
-from tests.training.runs import SMALL
+from rbvsr_deploy.training.data.sources import SourceConfig
+from tests.support.training_runs import SMALL
 
 Frames = NDArray[np.uint8]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.video import ReadOptions, default_output, open_source
-from tests.video.media import picture, stamps_of
-from tests.video.sinks import job_sink
+from tests.support.media import picture, stamps_of
+from tests.support.sinks import job_sink
 
 
 def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:

@@ -19,8 +19,8 @@ import pytest
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import Frame, Job, Sink, open_source
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 
 @pytest.fixture

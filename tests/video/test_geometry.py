@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video.colour.orientation import UPRIGHT, exif_orientation, upright
 from rbvsr_deploy.video.images import read_image, write_image
-from rbvsr_deploy.video.orientation import UPRIGHT, exif_orientation, upright
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 # Signs (a, b, c, d) of a display matrix, which shows (x, y) at (a x + c y, b x + d y).
 ORIENTATIONS = {

@@ -18,9 +18,9 @@ from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import ReadOptions, WriteOptions, open_source
 from rbvsr_deploy.video.decoder import decoder_for
-from rbvsr_deploy.video.encoder import choose_encoder
+from rbvsr_deploy.video.encoding.encoder import choose_encoder
 from rbvsr_deploy.video.images import write_image
-from tests.video import media
+from tests.support import media
 
 
 def opens(codec: str, *, mode: str) -> bool:

@@ -25,13 +25,13 @@ from pathlib import Path
 import pytest
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
-from rbvsr_deploy.stream import Settings
-from rbvsr_deploy.upscale_file import upscale_file
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, default_output, open_source
-from tests.doubles import BicubicEngine
-from tests.video import corpus, media
-from tests.video.sinks import job_sink
-from tests.video.verdict import Outcome, violations
+from tests.support import corpus, media
+from tests.support.engine_doubles import BicubicEngine
+from tests.support.sinks import job_sink
+from tests.support.verdict import Outcome, violations
 
 COMMAND = [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"]
 

@@ -14,8 +14,8 @@ import pytest
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import Frame, default_output, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, read_image, write_image
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 
 def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> bytes:

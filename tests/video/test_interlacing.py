@@ -12,8 +12,8 @@ import pytest
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import write_image
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 WIDTH, HEIGHT = 192, 96
 DEINTERLACE = ReadOptions(deinterlace=True)

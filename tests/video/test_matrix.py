@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rbvsr_deploy.upscale_file import upscale_file
+from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.video import default_output
 from rbvsr_deploy.video.matroska import write_sample_aspect
-from tests.doubles import BicubicEngine
-from tests.video import media
+from tests.support import media
+from tests.support.engine_doubles import BicubicEngine
 
 WIDTH, HEIGHT = 64, 48
 CORNERS = {

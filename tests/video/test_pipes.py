@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.commands.run import run
-from rbvsr_deploy.video.colour import Colour
-from rbvsr_deploy.video.conversion import from_rgb
+from rbvsr_deploy.video.colour.colour import Colour
+from rbvsr_deploy.video.colour.conversion import from_rgb
 from tests.conftest import short_clip
-from tests.video import media
+from tests.support import media
 
 # Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
 COMMAND = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rbvsr_deploy.video import open_source
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 DATA = Path(__file__).parent.parent / "data"
 SAMPLE = DATA / "sample.mp4"

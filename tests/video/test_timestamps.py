@@ -14,8 +14,8 @@ import pytest
 
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.timestamps import Clock
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 TICK = Fraction(1, 1000)
 

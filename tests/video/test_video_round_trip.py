@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.video import default_output, open_source
-from tests.video import media
-from tests.video.sinks import job_sink
+from tests.support import media
+from tests.support.sinks import job_sink
 
 
 def enlarge(path: Path, out: Path, **options: object) -> Path:

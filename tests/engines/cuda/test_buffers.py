@@ -10,7 +10,7 @@ import pytest
 from rbvsr_deploy.engines.cuda import buffers
 from rbvsr_deploy.engines.cuda.buffers import DevicePool, PinnedPool, host_array
 from rbvsr_deploy.engines.cuda.queues import Queues
-from tests.cuda_double import DriverDouble
+from tests.support.cuda_double import DriverDouble
 
 
 @pytest.fixture

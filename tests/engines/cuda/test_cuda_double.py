@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
-from tests.cuda_double import GARBAGE, DriverDouble, GpuMisuseError
+from tests.support.cuda_double import GARBAGE, DriverDouble, GpuMisuseError
 
 
 class Gpu(DriverDouble):

@@ -16,9 +16,10 @@ import cuda.bindings.runtime as real
 import numpy as np
 import pytest
 
-from rbvsr_deploy.engines.cuda import driver as driver_module
+from rbvsr_deploy.engines.cuda import open as open_module
 from rbvsr_deploy.engines.cuda.cuda_python import CudaPythonDriver
-from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu, open_driver
+from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
+from rbvsr_deploy.engines.cuda.open import open_driver
 from rbvsr_deploy.engines.cuda.pycuda import PycudaDriver
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
@@ -484,7 +485,7 @@ def test_which_package_is_taken(
 ) -> None:
     """cuda-python where both are installed; what the environment says; what is installed."""
     installed = {"cuda.bindings", "pycuda"}
-    monkeypatch.setattr(driver_module, "_is_installed", lambda package: package in installed)
+    monkeypatch.setattr(open_module, "_is_installed", lambda package: package in installed)
     monkeypatch.delenv("RBVSR_CUDA", raising=False)
     assert isinstance(open_driver(), CudaPythonDriver)
     monkeypatch.setenv("RBVSR_CUDA", "pycuda")
@@ -506,6 +507,6 @@ def test_which_package_is_taken(
 
 def test_what_is_installed_is_found_without_loading_it() -> None:
     """Neither a package nor one inside a package that is missing."""
-    assert driver_module._is_installed("cuda.bindings")
-    assert not driver_module._is_installed("no_such_package.bindings")
-    assert not driver_module._is_installed("no_such_package")
+    assert open_module._is_installed("cuda.bindings")
+    assert not open_module._is_installed("no_such_package.bindings")
+    assert not open_module._is_installed("no_such_package")

@@ -9,7 +9,7 @@ import pytest
 
 from rbvsr_deploy.engines.cuda.queues import Block, Queue, Queues
 from rbvsr_deploy.errors import EngineError
-from tests.cuda_double import DriverDouble
+from tests.support.cuda_double import DriverDouble
 
 
 class Bench:

@@ -17,7 +17,7 @@ from rbvsr_deploy.engines.tensorrt.build import BuildOptions, build_engine_set, 
 from rbvsr_deploy.engines.tensorrt.cache import read_cached
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
 from rbvsr_deploy.errors import EngineError
-from tests.engines.tensorrt.bindings import bindings
+from tests.support.tensorrt_bindings import bindings
 
 GPU = Gpu("Ada of a test", "8.9", "12.6", 2**34)
 

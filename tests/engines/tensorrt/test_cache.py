@@ -16,7 +16,7 @@ from rbvsr_deploy.engines.tensorrt.cache import (
     write_cached,
 )
 from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
-from tests.engines.tensorrt.bindings import bindings
+from tests.support.tensorrt_bindings import bindings
 
 
 def config() -> Any:

@@ -98,7 +98,7 @@ def exported(tiny_bundle_float16: Path, monkeypatch: pytest.MonkeyPatch) -> list
         output.write_bytes(tiny_bundle_float16.read_bytes())
         return open_bundle(output).manifest
 
-    monkeypatch.setattr("rbvsr_deploy.export.export.export_bundle", export_bundle)
+    monkeypatch.setattr("rbvsr_deploy.export.to_bundle.export_bundle", export_bundle)
     return checkpoints
 
 

@@ -26,11 +26,11 @@ from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt import launches
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
-from rbvsr_deploy.plan import Plan
-from rbvsr_deploy.stream import Settings, Stream
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.stream import Settings, Stream
 from tests.conftest import moving_clip
-from tests.cuda_double import DriverDouble, Operation
-from tests.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
+from tests.support.cuda_double import DriverDouble, Operation
+from tests.support.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
 
 SCHEDULES = 1000
 
@@ -63,13 +63,13 @@ def made(
     engine: Engine,
     clip: NDArray[np.uint8],
     settings: Settings,
-    plan: Plan,
+    plan: MemoryPlan,
     *,
     cuts: tuple[int, ...] = (),
 ) -> Iterator[NDArray[np.uint8]]:
     """The pictures of a clip, one by one, made as the plan says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rbvsr_deploy.stream.choose_plan", lambda *_, **__: plan)
+        patch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         stream = Stream(engine, settings, size=clip.shape[1:3])
     with stream:
         for i, image in enumerate(clip):
@@ -91,18 +91,18 @@ def check_closed(engine: TensorRTEngine, driver: DriverDouble) -> None:
 @pytest.mark.parametrize(
     ("precision", "settings", "plan"),
     [
-        ("float32", {}, Plan(window=12, batch=4, band=45, in_memory=9)),
-        ("float32", {}, Plan(window=1, batch=1, band=9, in_memory=9)),
-        ("float32", {"lookahead": 2}, Plan(window=1, batch=1, band=45, in_memory=9)),
-        ("float32", {"max_scene": 4}, Plan(window=2, batch=2, band=12, in_memory=2)),
-        ("float32", {"refine_threshold": 0.0}, Plan(window=5, batch=3, band=45, in_memory=1)),
-        ("float32", {"refine_scope": "frame"}, Plan(window=5, batch=3, band=45, in_memory=9)),
-        ("float16", {}, Plan(window=3, batch=2, band=45, in_memory=9)),
-        ("float16", {"cleanings": 0}, Plan(window=5, batch=4, band=20, in_memory=9)),
+        ("float32", {}, MemoryPlan(window=12, batch=4, band=45, in_memory=9)),
+        ("float32", {}, MemoryPlan(window=1, batch=1, band=9, in_memory=9)),
+        ("float32", {"lookahead": 2}, MemoryPlan(window=1, batch=1, band=45, in_memory=9)),
+        ("float32", {"max_scene": 4}, MemoryPlan(window=2, batch=2, band=12, in_memory=2)),
+        ("float32", {"refine_threshold": 0.0}, MemoryPlan(window=5, batch=3, band=45, in_memory=1)),
+        ("float32", {"refine_scope": "frame"}, MemoryPlan(window=5, batch=3, band=45, in_memory=9)),
+        ("float16", {}, MemoryPlan(window=3, batch=2, band=45, in_memory=9)),
+        ("float16", {"cleanings": 0}, MemoryPlan(window=5, batch=4, band=20, in_memory=9)),
     ],
 )
 def test_equals_onnx_runtime(
-    precision: str, settings: dict[str, Any], plan: Plan, request: pytest.FixtureRequest
+    precision: str, settings: dict[str, Any], plan: MemoryPlan, request: pytest.FixtureRequest
 ) -> None:
     """The whole runtime on a real bundle, bit for bit: windows, batches, bands, lookahead, parts,
     scopes of refinement; an odd size, whose parts are not aligned.
@@ -119,7 +119,7 @@ def test_equals_onnx_runtime(
     check_closed(tensorrt, driver)
 
 
-def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, Plan, tuple[int, ...]]:
+def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, MemoryPlan, tuple[int, ...]]:
     """Some frames and a way to work on them."""
     height, width, frames = rng.randint(1, 12), rng.randint(1, 9), rng.randint(1, 7)
     noise = np.random.default_rng(rng.randrange(2**32))
@@ -131,7 +131,7 @@ def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, Plan, tup
         refine_scope=rng.choice(["scene", "scene", "frame"]),
         cleanings=rng.choice([None, None, 0, 1, 2]),
     )
-    plan = Plan(
+    plan = MemoryPlan(
         window=rng.randint(1, 6),
         batch=rng.randint(1, 4),
         band=rng.choice([height, height, 1, 4]),
@@ -254,7 +254,7 @@ def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble
     """As often as values are asked for or frames are sent, not as often as graphs run."""
     with open_double(bundle, driver, size=(6, 8)) as engine:
         before = len(driver.calls)
-        plan = Plan(window=40, batch=4, band=6, in_memory=99)
+        plan = MemoryPlan(window=40, batch=4, band=6, in_memory=99)
         clip = moving_clip(40, 6, 8)
         assert len(list(made(engine, clip, Settings(cleanings=1), plan))) == 40
         calls = Counter(driver.calls[before:])
@@ -268,7 +268,7 @@ def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble
 def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:
     """Within a window, nothing orders the steps of one branch and those of the other."""
     with open_double(bundle, driver) as engine:
-        plan = Plan(window=8, batch=4, band=6, in_memory=99)
+        plan = MemoryPlan(window=8, batch=4, band=6, in_memory=99)
         list(made(engine, moving_clip(16, 6, 8), Settings(cleanings=1), plan))
         log = driver.log
     backward, forward = (
@@ -422,7 +422,7 @@ def test_sizes_outside_the_profile_ask_for_other_engines(
 
 def test_memory_is_allocated_once_per_size(bundle: Bundle, driver: DriverDouble) -> None:
     """A second scene of the same frames allocates nothing, of neither kind, and no event."""
-    plan = Plan(window=5, batch=2, band=6, in_memory=99)
+    plan = MemoryPlan(window=5, batch=2, band=6, in_memory=99)
     with open_double(bundle, driver) as engine:
         clip = moving_clip(10, 6, 8)
         list(made(engine, clip, Settings(), plan))
@@ -557,7 +557,7 @@ def test_a_closed_engine_runs_nothing(bundle: Bundle, driver: DriverDouble) -> N
 def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> None:
     """BasicVSR has six graphs."""
     bundle = small_bundle(tmp_path / "six.plan", cleans=False)
-    plan = Plan(window=3, batch=2, band=6, in_memory=9)
+    plan = MemoryPlan(window=3, batch=2, band=6, in_memory=9)
     clip = moving_clip(5, 6, 5)
     with OnnxRuntimeEngine(bundle, device="cpu") as onnx_runtime:
         want = list(made(onnx_runtime, clip, Settings(), plan))

@@ -16,7 +16,7 @@ from rbvsr_deploy.engines.tensorrt.flavours import (
     made,
 )
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
-from tests.engines.tensorrt.bindings import DataType, bindings
+from tests.support.tensorrt_bindings import DataType, bindings
 
 
 class Context:

@@ -20,8 +20,14 @@ from rbvsr_deploy.engines.tensorrt import open as opening
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.errors import EngineError
 from tests.conftest import short_clip
-from tests.cuda_double import DriverDouble
-from tests.tensorrt_double import ENGINE_SET, PlansDouble, RuntimeDouble, candidate, small_bundle
+from tests.support.cuda_double import DriverDouble
+from tests.support.tensorrt_double import (
+    ENGINE_SET,
+    PlansDouble,
+    RuntimeDouble,
+    candidate,
+    small_bundle,
+)
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""What the pictures of a job depend on: a run that was stopped is continued only where all of it is
+the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.runtime.scenes import SceneCuts
+from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.version import __version__
+from rbvsr_deploy.video import ReadOptions, is_pipe
+
+__all__ = ["job_identity"]
+
+
+def job_identity(
+    path: Path, *, engine: Engine, settings: Settings, reading: ReadOptions, cuts: SceneCuts
+) -> dict[str, str]:
+    """Everything the pictures depend on, by human names; what is the sink's, it adds itself.
+
+    Args:
+        path: the input.
+        engine: by its network, its version and its device.
+        settings: of the stream; without the memory, which changes no picture.
+        reading: how the input is read.
+        cuts: where its scenes begin.
+
+    Raises:
+        OSError: the input cannot be read.
+    """
+    described = engine.describe()
+    threshold = settings.refine_threshold
+    return {
+        "input": "standard input" if is_pipe(path) else _fingerprint(path),
+        **{
+            f"option {name}": "not given" if value is None else str(value)
+            for name, value in dataclasses.asdict(reading).items()
+        },
+        "model": f"{described.model} ({described.weights[:16]})",
+        "engine": f"{described.engine} {described.version} on {described.device}",
+        "version of rbvsr-deploy": __version__,
+        "scene cuts": cuts.identity,
+        "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),
+        "longest scene": str(settings.max_scene),
+        "refinement threshold": "the model's" if threshold is None else f"{threshold:g}",
+        "refinement scope": settings.refine_scope,
+        "number of cleanings": "by refinement"
+        if settings.cleanings is None
+        else str(settings.cleanings),
+    }
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a file or of a folder's files: name, size, time of the last change; and of a file, what is
+    in its first and last megabyte. Reading a long film to the end would take minutes.
+    """
+    digest, size = hashlib.sha256(), 0
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        status = file.lstat()
+        size += status.st_size
+        digest.update(os.fsencode(f"{file.name} {status.st_size} {status.st_mtime_ns}"))
+    if not path.is_dir():
+        with path.open("rb") as opened:
+            digest.update(opened.read(2**20))
+            opened.seek(max(0, path.stat().st_size - 2**20))
+            digest.update(opened.read(2**20))
+    return f"{path.name} of {size} bytes ({digest.hexdigest()[:16]})"

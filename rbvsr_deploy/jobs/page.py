@@ -1,0 +1,213 @@
+"""One page of HTML with chosen frames before and after, and the figures of the run.
+
+Everything is inside the file: it opens from the disk, without a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.jobs.before_after import check_new_file, enlarged, frames_of
+from rbvsr_deploy.video import ReadOptions, open_source
+from rbvsr_deploy.video.images import encode_jpeg
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rbvsr_deploy.jobs.summary import Summary
+
+__all__ = ["Page", "check_comparison_page", "choose_frames", "file_size", "write_comparison_page"]
+
+# Pixels on each side of the line, of all frames together: the page stays at some megabytes.
+_PIXELS = 24_000_000
+_FEWEST, _MOST = 2, 8
+_THUMBNAIL = 144
+"""Height in pixels, twice that of the strip: for fine screens."""
+
+
+def check_comparison_page(
+    path: Path, *, source: Path, output: Path | None = None, overwrite: bool
+) -> None:
+    """Refuse now what could not be written after hours of work.
+
+    Raises:
+        MediaError: the page cannot be written there.
+    """
+    for what, other in (("input", source), ("output", output)):
+        if other is not None and path.resolve() == other.resolve():
+            raise MediaError(f"the page '{path}' is the {what} itself: choose another page")
+    check_new_file(path, what="page", suffixes=(".htm", ".html"), overwrite=overwrite)
+
+
+def choose_frames(frames: int, *, scene_starts: Iterable[int], at_most: int) -> list[int]:
+    """Numbers of frames to show: spread evenly, and up to half of them the first of a scene that
+    follows another.
+    """
+    starts = sorted(set(scene_starts) - {0})
+    chosen = {starts[i] for i in _spread(len(starts), at_most // 2)}
+    return sorted(chosen.union(_spread(frames, at_most - len(chosen))))
+
+
+def write_comparison_page(
+    path: Path, source: Path, output: Path, *, summary: Summary, reading: ReadOptions
+) -> None:
+    """Write the page; the frames are read back from the input and from the finished output.
+
+    Args:
+        path: of the page.
+        source, output: what was read, and what was made of it.
+        summary: of the run.
+        reading: how the source was read.
+
+    Raises:
+        MediaError: input or output cannot be read, or the page not written.
+    """
+    most = min(_MOST, max(_FEWEST, _PIXELS // (summary.width * summary.height)))
+    starts = {scene.first_frame for scene in summary.scenes}
+    numbers = choose_frames(summary.frames, scene_starts=starts, at_most=most)
+    with open_source(output) as shown:
+        aspect = shown.sample_aspect or Fraction(1)
+    page = Page(width=summary.width, height=summary.height, sample_aspect=aspect)
+    both = zip(frames_of(source, numbers, reading), frames_of(output, numbers), strict=True)
+    for number, (before, after) in zip(numbers, both, strict=True):
+        mark = " · new scene" if number in starts and number > 0 else ""
+        page.add(f"Frame {number}", before=before, after=after, mark=mark)
+    page.write(
+        path,
+        title=f"{source.name}, four times larger",
+        figures=_figures(source, output, summary=summary),
+        also=f"; {output} is complete",
+    )
+
+
+class Page:
+    """A page on its way: pictures are added, then it is written.
+
+    Args:
+        width, height: of the pictures after, in pixels.
+        sample_aspect: width of a pixel divided by its height.
+    """
+
+    def __init__(self, *, width: int, height: int, sample_aspect: Fraction) -> None:
+        self._width, self._height = width, height
+        self._aspect = float(width * sample_aspect / height)
+        self._pictures: list[dict[str, str]] = []
+        self._strip: list[str] = []
+
+    def add(
+        self, label: str, *, before: NDArray[np.uint8], after: NDArray[np.uint8], mark: str = ""
+    ) -> None:
+        """Adds one frame.
+
+        Args:
+            label: what it is called.
+            before: (H, W, 3) RGB, which is enlarged by bicubic interpolation.
+            after: (4H, 4W, 3) RGB.
+            mark: what is said of it in the strip, behind the label.
+        """
+        before = enlarged(before, width=self._width, height=self._height)
+        self._pictures.append(
+            {"label": label, "before": _data_uri(before), "after": _data_uri(after)}
+        )
+        thumbnail = enlarged(
+            after, width=max(1, round(_THUMBNAIL * self._aspect)), height=_THUMBNAIL
+        )
+        self._strip.append(
+            f'<li><button type="button"><img src="{_data_uri(thumbnail)}" alt="">'
+            f"{html.escape(label + mark)}</button></li>"
+        )
+
+    def write(
+        self,
+        path: Path,
+        *,
+        title: str,
+        figures: Iterable[tuple[str, str]],
+        note: str = "",
+        also: str = "",
+    ) -> None:
+        """Writes the page, with at least one frame.
+
+        Args:
+            path: of the page.
+            title: its headline.
+            figures: names and values for the table.
+            note: a sentence under the headline, if any.
+            also: what to add to the message if the page cannot be written.
+
+        Raises:
+            MediaError: it cannot be written.
+        """
+        rows = (
+            f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in figures
+        )
+        template = resources.files("rbvsr_deploy.jobs") / "page.html"
+        page = Template(template.read_text(encoding="utf-8")).substitute(
+            title=html.escape(title),
+            note=f'<p class="note">{html.escape(note)}</p>' if note else "",
+            aspect=f"{self._aspect:.6f}",
+            # One picture needs no strip.
+            strip="\n".join(self._strip) if len(self._strip) > 1 else "",
+            figures="\n".join(rows),
+            # A name of a file could hold the end of the script.
+            pictures=json.dumps(self._pictures).replace("<", "\\u003c"),
+        )
+        try:
+            # Names of files may hold what is no text.
+            write_atomically(path, page.encode("utf-8", errors="replace"))
+        except OSError as error:
+            raise MediaError(
+                f"the page '{path}' cannot be written ({error.strerror}){also}"
+            ) from None
+
+
+def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str, str]]:
+    made, total = summary.frames - summary.resumed_frames, summary.seconds["total"]
+    seconds = f"{total:.1f}"
+    rate = [("Frames/s", f"{made / total:.2f}")] if made else []
+    counts = (("Lost to damage", summary.lost_frames), ("Damaged", summary.damaged_frames))
+    damage = [(name, str(number)) for name, number in counts if number]
+    if summary.resumed_frames:
+        seconds += f" for {made} frames; an earlier run had made {summary.resumed_frames}"
+    before = f"{summary.width // 4}×{summary.height // 4}"
+    after = f"{summary.width}×{summary.height}"
+    return [
+        ("Input", f"{source.name}, {before}{file_size(source)}"),
+        ("Output", f"{output.name}, {after}{file_size(output)}"),
+        ("Engine", str(summary.engine)),
+        ("Frames", str(summary.frames)),
+        *damage,
+        ("Scenes", str(len(summary.scenes))),
+        ("Seconds", seconds),
+        *rate,
+    ]
+
+
+def file_size(path: Path) -> str:
+    """Of a file, to be put behind its name; empty for a folder."""
+    if not path.is_file():
+        return ""
+    size = path.stat().st_size
+    return f", {size / 1e6:.1f} MB" if size >= 1e6 else f", {size / 1e3:.1f} kB"
+
+
+def _data_uri(image: NDArray[np.uint8]) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image)).decode()
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """``count`` numbers below ``total``, or all of them: each in the middle of an equal share."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]

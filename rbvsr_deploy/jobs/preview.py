@@ -1,0 +1,227 @@
+"""A preview: some pictures of an input, evenly spread, on a comparison page, and how long all of it
+would take.
+
+Each picture is made in the middle of a short excerpt, with the same stream as a whole video's, so
+that it has frames before and after to draw on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbvsr_deploy.engines.base import Description, Engine
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.jobs.page import Page, check_comparison_page, choose_frames, file_size
+from rbvsr_deploy.jobs.upscale_file import Progress
+from rbvsr_deploy.pixels import Image, eight_bits
+from rbvsr_deploy.runtime.scenes import CutDetector
+from rbvsr_deploy.runtime.stream import Settings, Stage, Stream
+from rbvsr_deploy.units import show_bytes, show_duration
+from rbvsr_deploy.video import Frame, ReadOptions, Source, is_pipe, open_source
+from rbvsr_deploy.video.excerpts import EmptyExcerptError
+
+__all__ = ["Preview", "write_preview"]
+
+_AROUND = 5
+"""Frames before and after the one that is shown: what lies further away changes it little."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a preview shows; ``rbvsr-run --preview --json`` prints it."""
+
+    input: str
+    page: str
+    pictures: list[str]
+    """The times or, of a folder, the names of the frames that are shown."""
+    frames: int
+    """How many the input has, or the part of it that was asked for."""
+    width: int
+    """Of the pictures, in pixels."""
+    height: int
+    engine: Description
+    seconds_per_frame: float
+    """The network's time, without reading and writing, which go on beside it."""
+    estimated_seconds: float
+    """For all frames."""
+
+
+def write_preview(
+    path: Path,
+    page: Path,
+    *,
+    count: int,
+    engine: Engine,
+    settings: Settings | None = None,
+    scene_cuts: bool = True,
+    reading: ReadOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Preview:
+    """Write a page with pictures of an input before and after.
+
+    Args:
+        path: video, picture or folder of pictures.
+        page: where the page goes.
+        count: how many pictures to make; fewer if the input has fewer.
+        engine: stays open; the caller closes it.
+        settings: scenes, lookahead, refinement and memory.
+        scene_cuts: whether to look for cuts.
+        reading: how the input is read.
+        overwrite: replace an existing page.
+        progress: called after every frame of every stage with the frames done and their total.
+        report: called with a line on every choice that was made.
+
+    Raises:
+        MediaError: the input cannot be read or the page not written.
+        EngineError: the engine failed.
+        RbvsrError: the memory does not suffice.
+    """
+    if is_pipe(path):
+        raise MediaError("a preview goes back and forth in its input, which pipes do not allow")
+    check_comparison_page(page, source=path, overwrite=overwrite)
+    reading = reading or ReadOptions()
+    with open_source(path, reading) as source:
+        frames = source.frame_count or sum(1 for _ in source)
+    numbers = choose_frames(frames, scene_starts=(), at_most=count)
+    excerpts = [
+        _around(number, frames=frames, rate=source.rate, reading=reading) for number in numbers
+    ]
+    total = sum(excerpt.frames or 0 for excerpt in excerpts)
+    done: dict[Stage, int] = {}
+
+    def tell(stage: Stage, frames: int) -> None:
+        done[stage] = done.get(stage, 0) + frames
+        progress(stage, done[stage], total)
+
+    width, height = SCALE * source.width, SCALE * source.height
+    shown = Page(width=width, height=height, sample_aspect=source.sample_aspect or Fraction(1))
+    labels: list[str] = []
+    times: list[float] = []
+    with Stream(
+        engine,
+        settings or Settings(),
+        size=(source.height, source.width),
+        deep=source.depth > 8,
+        progress=tell,
+    ) as stream:
+        report(f"Memory: {show_bytes(stream.memory)} for {stream.plan}")
+        for number, excerpt in zip(numbers, excerpts, strict=True):
+            try:
+                part = open_source(path, excerpt)
+            except EmptyExcerptError as error:
+                # At a rate that varies much, a few frames can fill a long time.
+                if number == numbers[-1] and not labels:
+                    raise
+                report(f"One picture less: {error}")
+                continue
+            with part:
+                made = _make(stream, part, middle=min(_AROUND, number), scene_cuts=scene_cuts)
+                labels.append(_label(made.frame, part))
+            times.append(made.seconds_per_frame)
+            shown.add(labels[-1], before=eight_bits(made.frame.image), after=made.picture)
+    # The first excerpt also warms up the engine.
+    per_frame = float(np.mean(times[1:] or times))
+    preview = Preview(
+        input=str(path),
+        page=str(page),
+        pictures=labels,
+        frames=frames,
+        width=width,
+        height=height,
+        engine=engine.describe(),
+        seconds_per_frame=round(per_frame, 6),
+        estimated_seconds=round(frames * per_frame, 1),
+    )
+    _write(shown, page, path, preview=preview)
+    return preview
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """The frame in the middle of an excerpt and its picture, in 8 bits."""
+
+    frame: Frame
+    picture: NDArray[np.uint8]
+    seconds_per_frame: float
+
+
+def _around(number: int, *, frames: int, rate: Fraction, reading: ReadOptions) -> ReadOptions:
+    """How to read the frames around one of them, as if frames came at a constant rate."""
+    first = max(0, number - _AROUND)
+    start = reading.start
+    if first:
+        # Half a frame earlier: time stamps are rounded to the file's ticks.
+        start = (start or 0) + (first - Fraction(1, 2)) / rate
+    return dataclasses.replace(
+        reading, start=start, frames=min(frames, number + _AROUND + 1) - first
+    )
+
+
+def _make(stream: Stream, source: Source, *, middle: int, scene_cuts: bool) -> _Made:
+    """Sends an excerpt through the stream; of its frames and pictures, keeps the middle one, or the
+    last where it is shorter.
+    """
+    cuts = CutDetector() if scene_cuts else None
+    kept: Frame | None = None
+    picture: Image | None = None
+    read = made = 0
+    seconds = 0.0
+    frames = iter(source)
+    while True:
+        frame = next(frames, None)
+        cut = frame is not None and cuts is not None and cuts.is_cut(frame.image)
+        start = time.perf_counter()
+        for result in stream.flush() if frame is None else stream.push(frame.image, cut=cut):
+            if made <= middle:
+                picture = result.image
+            made += 1
+        seconds += time.perf_counter() - start
+        if frame is None:
+            break
+        if read <= middle:
+            kept = frame
+        read += 1
+    assert kept is not None
+    assert picture is not None
+    return _Made(kept, eight_bits(picture), seconds / made)
+
+
+def _label(frame: Frame, source: Source) -> str:
+    """The name of a picture of a folder, else the time from the input's first frame."""
+    if frame.name is not None:
+        return frame.name
+    offset = source.excerpt.offset if source.excerpt is not None else Fraction(0)
+    minutes, seconds = divmod((frame.pts or 0) * source.time_base + offset, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{float(seconds):06.3f}"
+
+
+def _write(shown: Page, page: Path, path: Path, *, preview: Preview) -> None:
+    estimate = show_duration(preview.estimated_seconds)
+    size = f"{preview.width // SCALE}×{preview.height // SCALE}"
+    shown.write(
+        page,
+        title=f"{path.name}, four times larger: a preview",
+        note=f"This is a preview; no video was written. All {preview.frames} frames would take "
+        f"about {estimate} on this machine.",
+        figures=[
+            ("Input", f"{path.name}, {size}{file_size(path)}"),
+            ("Output", f"{preview.width}×{preview.height}"),
+            ("Engine", str(preview.engine)),
+            ("Pictures", f"{len(preview.pictures)}, each with the frames around it"),
+            ("Frames", str(preview.frames)),
+            ("Frames/s", f"{1 / preview.seconds_per_frame:.2f}"),
+            ("All frames", f"about {estimate}"),
+        ],
+    )

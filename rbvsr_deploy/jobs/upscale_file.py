@@ -1,0 +1,172 @@
+"""One job: a video, picture or folder in, the same four times larger out.
+
+What can be refused is refused before any work. Pictures go to the output's job folder in parts; a
+run that was stopped continues behind the last finished part, from the state that was stored with
+it. The output appears when all of them are made, and what is made beside it after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.jobs.before_after import check_before_after, write_before_after
+from rbvsr_deploy.jobs.frames import Progress, Run
+from rbvsr_deploy.jobs.identity import job_identity
+from rbvsr_deploy.jobs.page import check_comparison_page, write_comparison_page
+from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.runtime.scenes import SceneCuts
+from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.video import (
+    ImageSink,
+    Job,
+    ReadOptions,
+    WriteOptions,
+    is_pipe,
+    open_sink,
+    open_source,
+)
+
+__all__ = ["Progress", "upscale_file"]
+
+
+def upscale_file(
+    path: Path,
+    output: Path,
+    *,
+    engine: Engine,
+    settings: Settings | None = None,
+    scene_cuts: bool = True,
+    scene_list: Path | None = None,
+    reading: ReadOptions | None = None,
+    writing: WriteOptions | None = None,
+    overwrite: bool = False,
+    keep_job: bool = False,
+    before_after: Path | None = None,
+    compare: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Upscale a file or folder by four.
+
+    Args:
+        path: video, picture or folder of pictures; "-" is a y4m on standard input, of which a run
+            that was stopped cannot be continued.
+        output: where the result goes; see :func:`rbvsr_deploy.video.open_sink`.
+        engine: stays open; the caller closes it.
+        settings: scenes, lookahead, refinement and memory.
+        scene_cuts: whether to look for cuts; without, the whole input is one scene.
+        scene_list: a file that says where scenes begin, if it exists; else it is written. Frames
+            are numbered from the first that is read.
+        reading: how the input is read.
+        writing: how the output is written.
+        overwrite: replace an existing output.
+        keep_job: leave the job folder with the finished parts after success.
+        before_after: where to write a picture of the middle frame, bicubic on the left and the
+            result on the right.
+        compare: where to write a page of HTML with some frames before and after.
+        progress: called after every frame of every stage with the frames done and, where known, the
+            total.
+        report: called with a line on every choice that was made.
+
+    Raises:
+        MediaError: the input cannot be read or the output not written; no output is left behind.
+        EngineError: the engine failed.
+        RbvsrError: the memory or the disk does not suffice.
+    """
+    start = time.perf_counter()
+    settings = settings or Settings()
+    reading, writing = reading or ReadOptions(), writing or WriteOptions()
+    _check_beside(before_after, compare, path=path, output=output, overwrite=overwrite)
+    cuts = SceneCuts(scene_list, detect=scene_cuts)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_source(path, reading))
+        job = None
+        if not is_pipe(output):
+            job = Job(
+                output,
+                identity=job_identity(
+                    path, engine=engine, settings=settings, reading=reading, cuts=cuts
+                ),
+                overwrite=overwrite,
+                keep=keep_job,
+                resume=not is_pipe(path),
+            )
+            stack.enter_context(job)
+        sink = stack.enter_context(
+            open_sink(
+                output,
+                source=source,
+                width=SCALE * source.width,
+                height=SCALE * source.height,
+                job=job,
+                options=writing,
+            )
+        )
+        if reading.fps is not None and isinstance(sink, ImageSink):
+            raise MediaError(f"fps is for videos, and the output {output} takes pictures")
+        for note in source.notes:
+            report(note)
+        if job is not None and job.started_over is not None:
+            report(f"Starting over: {job.started_over}")
+        run = Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)
+        run.go()
+        sink.finish()
+    cuts.finish(frames=run.frames)
+    if before_after is not None:
+        write_before_after(before_after, path, output, number=run.frames // 2, reading=reading)
+    summary = Summary(
+        input=str(path),
+        output=str(output),
+        frames=run.frames,
+        resumed_frames=run.resumed,
+        width=SCALE * source.width,
+        height=SCALE * source.height,
+        engine=engine.describe(),
+        memory=run.stream.memory,
+        plan=run.stream.plan,
+        scenes=run.scenes,
+        excerpt=_excerpt(reading),
+        lost_frames=source.lost_frames,
+        damaged_frames=source.damaged_frames,
+        seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
+    )
+    if compare is not None:
+        write_comparison_page(compare, path, output, summary=summary, reading=reading)
+    return summary
+
+
+def _check_beside(
+    before_after: Path | None, compare: Path | None, *, path: Path, output: Path, overwrite: bool
+) -> None:
+    """Refuses what could not be made beside the output when it is there."""
+    for name, file in (("before_after", before_after), ("compare", compare)):
+        if file is not None and (is_pipe(path) or is_pipe(output)):
+            raise MediaError(
+                f"{name} looks at input and output a second time, which pipes do not allow: "
+                "use files"
+            )
+    if before_after is not None:
+        check_before_after(before_after, overwrite=overwrite)
+    if compare is not None:
+        check_comparison_page(compare, source=path, output=output, overwrite=overwrite)
+
+
+def _excerpt(reading: ReadOptions) -> dict[str, float] | None:
+    """For the summary."""
+    given = {"start": reading.start, "end": reading.end, "frames": reading.frames}
+    found = {
+        name: value if isinstance(value, int) else float(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    return found or None
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in seconds.items()}

@@ -1,0 +1,1 @@
+"""Measures how far the results of two engines differ."""

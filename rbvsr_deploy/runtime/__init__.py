@@ -1,0 +1,1 @@
+"""Runs a scene: recurrent state, propagation, dynamic refinement and the memory they need."""

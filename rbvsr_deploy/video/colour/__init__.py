@@ -1,0 +1,1 @@
+"""Converts between decoded video frames and upright RGB images."""

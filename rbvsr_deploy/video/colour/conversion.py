@@ -1,0 +1,219 @@
+"""Decoded frames to RGB, and RGB to frames for an encoder.
+
+swscale is exact to rounding where 8 bits of any range become RGB and where RGB becomes 8 bits of
+limited range. Elsewhere it is up to a level of 8 bits off: four codes of 10 bits. There it only
+puts chroma on every pixel, or takes it off, and the matrix of H.273 is applied here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rbvsr_deploy.pixels import WHITE, Image, eight_bits
+from rbvsr_deploy.video.colour.chroma_siting import from_left, lies_left, to_left
+from rbvsr_deploy.video.colour.colour import (
+    FULL,
+    LIMITED,
+    LUMA_WEIGHTS,
+    Colour,
+    depth_of,
+    has_alpha,
+    is_grey,
+)
+from rbvsr_deploy.video.colour.planes import planes_of
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.video.format import VideoFormat
+    from numpy.typing import NDArray
+
+__all__ = ["from_rgb", "opacity_of", "to_rgb"]
+
+# swscale's flags for bicubic, accurate rounding and, both ways, a chroma sample for every pixel:
+# without them it takes the nearest sample and rounds coarsely. PyAV names them from 18 on only.
+_ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
+
+
+def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Image:
+    """Converts a decoded frame to RGB, as it lies in the file.
+
+    Args:
+        frame: a decoded frame of any pixel format.
+        colour: how its numbers are to be read.
+        is_picture: of a file of pictures, where chroma samples lie in the middle of their pixels.
+
+    Returns:
+        ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the frame has more than 8 bits.
+    """
+    video_format = frame.format
+    depth = depth_of(video_format)
+    if not video_format.is_rgb:
+        frame.colorspace, frame.color_range = colour.matrix, colour.range
+    if is_grey(video_format):
+        luma = _reformatted(frame, "gray" if depth == 8 else f"gray{depth}le")
+        image = _transformed(_samples(luma), _rgb_of_luma(colour, depth=depth))
+        return image if depth > 8 else image.astype(np.uint8)
+    if lies_left(video_format) and not is_picture:
+        frame = from_left(frame)
+    if depth <= 8:
+        rgb = _reformatted(frame, "rgb24").to_ndarray()
+        return np.ascontiguousarray(rgb, dtype=np.uint8)
+    if video_format.is_rgb or video_format.name.startswith("xyz"):
+        # Where swscale takes the opacity off planes, the colours are wrong afterwards.
+        alpha = "a" if video_format.is_planar and has_alpha(video_format) else ""
+        gbr = _samples(_reformatted(frame, f"gbr{alpha}p{depth}le"))
+        return _transformed(gbr[..., [2, 0, 1]], _scaling(WHITE / (2**depth - 1)))
+    yuv = _reformatted(frame, f"yuv444p{depth}le")
+    return _transformed(_samples(yuv), _rgb_of_yuv(colour, depth=depth))
+
+
+def opacity_of(frame: VideoFrame) -> Image | None:
+    """The opacity of a decoded frame as it lies in the file; ``None`` where it has none.
+
+    Returns:
+        ``(H, W, 1)`` uint8, or uint16 where the frame has more than 8 bits.
+    """
+    video_format = frame.format
+    depth = depth_of(video_format)
+    if not has_alpha(video_format):
+        return None
+    if depth <= 8:
+        rgba = _reformatted(frame, "rgba").to_ndarray()
+        return np.ascontiguousarray(rgba[..., 3:], dtype=np.uint8)
+    if video_format.is_planar and not is_grey(video_format):
+        return _transformed(planes_of(frame)[3][..., None], _scaling(WHITE / (2**depth - 1), 1))
+    rgba = _reformatted(frame, "rgba64le").to_ndarray()
+    return np.ascontiguousarray(rgba[..., 3:], dtype=np.uint16)
+
+
+def from_rgb(
+    image: Image, *, pix_fmt: str, colour: Colour, opacity: Image | None = None
+) -> VideoFrame:
+    """Converts RGB to a frame for an encoder.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, uint8 or uint16.
+        pix_fmt: FFmpeg's name of the encoder's pixel format.
+        colour: the matrix and range to convert to, and the tags to set.
+        opacity: ``(H, W, 1)`` of the same dtype, for a pixel format with alpha; ``None``: opaque.
+    """
+    from av.video.format import VideoFormat
+
+    target = VideoFormat(pix_fmt, image.shape[1], image.shape[0])
+    if depth_of(target) <= 8 and target.is_rgb:
+        image = eight_bits(image)
+        opacity = None if opacity is None else eight_bits(opacity)
+    by_swscale = target.is_rgb or colour.range == LIMITED
+    if image.dtype == np.uint8 and depth_of(target) <= 8 and by_swscale:
+        frame = _packed(image, opacity)
+    else:
+        frame = _planar(image, opacity, target=target, colour=colour)
+    # The result inherits the tag; for RGB it means nothing.
+    frame.colorspace = colour.matrix
+    wanted = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
+    frame = frame.reformat(format=pix_fmt, **wanted)
+    if lies_left(target):
+        frame = to_left(frame).reformat(format=pix_fmt, **wanted)
+    if not target.is_rgb:
+        frame.colorspace, frame.color_range = colour.matrix, colour.range
+    frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
+    return frame
+
+
+def _reformatted(frame: VideoFrame, pix_fmt: str) -> VideoFrame:
+    return frame.reformat(format=pix_fmt, interpolation=_ACCURATE)
+
+
+def _packed(image: Image, opacity: Image | None) -> VideoFrame:
+    """The numbers as they are, of 8 bits."""
+    from av import VideoFrame
+
+    samples = image if opacity is None else np.concatenate((image, opacity), axis=2)
+    return VideoFrame.from_ndarray(
+        np.ascontiguousarray(samples, dtype=np.uint8), format="rgb24" if opacity is None else "rgba"
+    )
+
+
+def _planar(
+    image: Image, opacity: Image | None, *, target: VideoFormat, colour: Colour
+) -> VideoFrame:
+    """RGB, or YUV with chroma for every pixel, in the depth of a pixel format."""
+    from av import VideoFrame
+
+    height, width = image.shape[:2]
+    depth, white = depth_of(target), np.iinfo(image.dtype).max
+    scale = (2**depth - 1) / white
+    if target.is_rgb:
+        samples = _transformed(image, _scaling(scale)[[1, 2, 0]])
+        name = "gbrp" if opacity is None else "gbrap"
+    else:
+        samples = _transformed(image, _yuv_of_rgb(colour, depth=depth, white=white))
+        # Half a code more than there are: the strongest red and blue of the full range.
+        np.minimum(samples, 2**depth - 1, out=samples)
+        name = "yuv444p" if opacity is None else "yuva444p"
+    frame = VideoFrame(width, height, name if depth == 8 else f"{name}{depth}le")
+    if not target.is_rgb:
+        frame.color_range = colour.range
+    planes = planes_of(frame)
+    for number in range(3):
+        planes[number][...] = samples[..., number]
+    if opacity is not None:
+        planes[3][...] = _transformed(opacity, _scaling(scale, 1))[..., 0]
+    return frame
+
+
+def _samples(frame: VideoFrame) -> NDArray[Any]:
+    """The planes of a frame, all of one size, as (H, W, number of planes)."""
+    import cv2
+
+    return np.asarray(cv2.merge(planes_of(frame)))
+
+
+def _transformed(samples: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """Applies ``matrix`` (M, N + 1), the last column of which is added, to each of (H, W, N):
+    (H, W, M), rounded.
+    """
+    import cv2
+
+    # In 8 bits, OpenCV would calculate with coarse factors.
+    made = cv2.transform(samples.astype(np.uint16, copy=False), matrix)
+    return np.asarray(made, dtype=np.uint16).reshape(*samples.shape[:2], len(matrix))
+
+
+def _scaling(factor: float, count: int = 3) -> NDArray[np.float64]:
+    return factor * np.eye(count, count + 1)
+
+
+def _extent(colour: Colour, *, depth: int) -> tuple[float, float, float, float]:
+    """Code of black, codes from black to white, code of no chroma, codes of all its extent."""
+    step = 2.0 ** (depth - 8)
+    if colour.range == FULL:
+        return 0, 2**depth - 1, 128 * step, 2**depth - 1
+    return 16 * step, 219 * step, 128 * step, 224 * step
+
+
+def _yuv_of_rgb(colour: Colour, *, depth: int, white: int) -> NDArray[np.float64]:
+    """(3, 4): the equations of H.273, to codes of YUV, from RGB up to ``white``."""
+    red, blue = LUMA_WEIGHTS[colour.matrix]
+    luma = np.array([red, 1 - red - blue, blue])
+    black, height, middle, extent = _extent(colour, depth=depth)
+    u = (np.array([0, 0, 1]) - luma) / (2 - 2 * blue)
+    v = (np.array([1, 0, 0]) - luma) / (2 - 2 * red)
+    factors = np.stack((height * luma, extent * u, extent * v)) / white
+    return np.column_stack((factors, [black, middle, middle]))
+
+
+def _rgb_of_yuv(colour: Colour, *, depth: int) -> NDArray[np.float64]:
+    """(3, 4): the way back, to RGB of 16 bits; swscale makes that of 8."""
+    forth = _yuv_of_rgb(colour, depth=depth, white=WHITE)
+    back = np.linalg.inv(forth[:, :3])
+    return np.column_stack((back, -back @ forth[:, 3]))
+
+
+def _rgb_of_luma(colour: Colour, *, depth: int) -> NDArray[np.float64]:
+    """(3, 2): the same where there is nothing but luma, to 8 bits too."""
+    black, height, *_ = _extent(colour, depth=depth)
+    factor = (255 if depth == 8 else WHITE) / height
+    return np.tile([factor, -black * factor], (3, 1))

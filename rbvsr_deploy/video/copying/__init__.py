@@ -1,0 +1,1 @@
+"""Carries audio, subtitles, data and attachments from the source into the output."""

@@ -1,0 +1,1 @@
+"""Keeps unfinished outputs in a job folder and publishes them once they are complete."""

@@ -1,0 +1,339 @@
+"""A job's folder on the disk: whose it is, who holds it, and all that is made or removed there.
+
+It lies beside the output under a name that anybody can foresee, and what is of no use is deleted
+from it. So a folder that was there before is used only if it is this user's own and holds nothing
+but what a job folder can hold; links are never followed; and everything is done relative to the
+folder's descriptor, so that another folder under its name is not taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.files import is_private, open_folder, open_no_follow
+from rbvsr_deploy.video.pyav import reason
+from rbvsr_deploy.video.staging.publish import sync
+
+__all__ = ["JOURNAL", "JobFolder", "is_stored_name"]
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "job.json"
+_LOCK = "lock"
+_FOLDERS = ("pictures", "copy")
+_NAMES = re.compile(
+    r"lock|job\.json|part-\d{6,}\.(json|packets|state)|pictures|(joined|copy)(\.[^.]+)?"
+    r"|\.(job|part-\d{6,})\.json\.[^.]+\.part"  # a record that was being written
+    r"|tmp\w+"  # of ``Spool``, where the system has no files without a name
+)
+_STORED = re.compile(r"part-\d{6,}\.(packets|state)|pictures/(?!\.{1,2}$)[^/\0]+")
+_OF_NFS = ".nfs"  # a removed file that somebody holds open: it goes when they do
+
+
+def is_stored_name(name: str) -> bool:
+    """Whether a file of a finished part can have this name, relative to the job folder."""
+    return _STORED.fullmatch(name) is not None
+
+
+class JobFolder:
+    """A job folder, held by this run until it is closed; made if it is not there.
+
+    Names are relative to it; those in one of its sub-folders have a slash.
+
+    Args:
+        path: of the folder.
+        output: what the job makes, for messages.
+
+    Raises:
+        MediaError: it cannot be made, is a link or no folder, is not this user's own, holds
+            something that no job folder holds, or is held by another run.
+        OSError: here and in all methods, where the disk refuses.
+    """
+
+    def __init__(self, path: Path, *, output: Path) -> None:
+        self.path = path
+        self._output = output
+        self._handle: int | None = None
+        self._lock: int | None = None
+        try:
+            while not self._take():
+                self.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """Refuses to go on if something else has taken the folder's place.
+
+        Raises:
+            MediaError: it has.
+        """
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            raise MediaError(
+                f"{self.path}, where the work on {self._output} is kept, was removed or replaced "
+                "meanwhile: start again, in a folder where nobody else can write"
+            )
+
+    def names(self) -> list[str]:
+        """What is in the folder and its sub-folders, each sub-folder after what is in it."""
+        return [name for name, _ in self._entries()]
+
+    def read(self, name: str, *, at_most: int) -> bytes:
+        """The content of a file.
+
+        Raises:
+            OSError: it is missing, no regular file, or has more bytes.
+        """
+        with self._inside(name) as (folder, last):
+            handle = open_no_follow(last, os.O_RDONLY, dir_fd=folder)
+        with os.fdopen(handle, "rb") as file:
+            data = file.read(at_most + 1)
+        if len(data) > at_most:
+            raise OSError(0, f"{name} is too large")
+        return data
+
+    def create(self, name: str, *, mode: int = 0o600) -> BinaryIO:
+        """Opens a new file for writing.
+
+        Raises:
+            FileExistsError: the name is taken, by whatever it is.
+        """
+        with self._inside(name) as (folder, last):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            return os.fdopen(open_no_follow(last, flags, mode=mode, dir_fd=folder), "wb")
+
+    def emptied(self, name: str) -> Path:
+        """The path of a new and empty file, for a library that opens it by its name; what had the
+        name is removed.
+
+        Raises:
+            MediaError: something else has taken the folder's place.
+        """
+        self.remove(name)
+        self.create(name).close()
+        self.check()
+        return self.path / name
+
+    def make_folder(self, name: str) -> Path:
+        """The path of a sub-folder, which is made unless it is there.
+
+        Raises:
+            MediaError: something else has taken the folder's place.
+        """
+        with self._inside(name) as (folder, last), contextlib.suppress(FileExistsError):
+            os.mkdir(last, dir_fd=folder)
+        self.check()
+        return self.path / name
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a record in one step: when this returns, it is on the disk in full."""
+        temporary = f".{name}.{secrets.token_hex(4)}.part"
+        try:
+            with self.create(temporary) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            with self._inside(temporary) as (folder, old), self._inside(name) as (_, new):
+                os.replace(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove(temporary)
+            raise
+        self.sync()
+
+    def sync(self) -> None:
+        """Brings the names of the folder's files to the disk."""
+        if self._handle is not None:
+            os.fsync(self._handle)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, or a link itself; does nothing where there is none."""
+        with self._inside(name) as (folder, last), contextlib.suppress(FileNotFoundError):
+            os.unlink(last, dir_fd=folder)
+
+    def clear(self, kept: set[str]) -> None:
+        """Removes what a job folder can hold, but the lock and what is to be kept.
+
+        What cannot be removed is left, with a warning.
+        """
+        # The journal last: what is left of the parts without it would be of unknown origin.
+        for name, is_folder in sorted(self._entries(), key=lambda entry: entry[0] == JOURNAL):
+            if name == _LOCK or name in kept or not _NAMES.fullmatch(name.partition("/")[0]):
+                continue
+            try:
+                if not is_folder:
+                    self.remove(name)
+                elif not any(other.startswith(f"{name}/") for other in kept):
+                    with self._inside(name) as (folder, last):
+                        os.rmdir(last, dir_fd=folder)
+            except OSError as error:
+                logger.warning(
+                    "cannot remove the unfinished %s: %s", self.path / name, reason(error)
+                )
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder itself, if nothing is in it but the lock.
+
+        Raises:
+            MediaError: something else has taken the folder's place.
+        """
+        if self.names() == [_LOCK]:
+            self.check()
+            self.remove(_LOCK)
+            os.rmdir(self.path)
+
+    def close(self) -> None:
+        """Lets go of the folder; calling it again does nothing."""
+        for handle in (self._lock, self._handle):
+            if handle is not None:
+                os.close(handle)
+        self._lock = self._handle = None
+
+    def _take(self) -> bool:
+        """Makes, opens, examines and locks the folder; false where it was removed meanwhile."""
+        _make(self.path)
+        try:
+            self._handle = open_folder(self.path)
+            status = os.lstat(self.path) if self._handle is None else os.fstat(self._handle)
+            self._identity = (status.st_dev, status.st_ino)
+            self._refuse_foreign(status)
+            if self._handle is not None:
+                # Earlier versions left its mode to the umask, and some file systems know one only.
+                with contextlib.suppress(OSError):
+                    os.fchmod(self._handle, 0o700)
+            self._remove_special()
+            with self._inside(_LOCK) as (folder, last):
+                self._lock = open_no_follow(last, os.O_RDWR | os.O_CREAT, dir_fd=folder)
+        except FileNotFoundError:
+            return False  # another run has just removed the folder
+        except NotADirectoryError:
+            kind = "a link" if self.path.is_symlink() else "not a folder"
+            raise self._refusal(f"is {kind}: remove it") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MediaError(
+                f"another run is working on {self._output}: wait for its end, or choose another "
+                "output"
+            ) from None
+        except OSError as error:
+            logger.debug("the file system knows no locks: %s", error)
+        return os.fstat(self._lock).st_nlink > 0  # else it was removed before it was locked
+
+    def _refuse_foreign(self, status: os.stat_result) -> None:
+        """Refuses a folder that this program has not made for this user."""
+        if not is_private(status) and not _usual_here(status, parent=self.path.parent):
+            if status.st_uid != os.geteuid():
+                raise self._refusal("belongs to another user: have it removed")
+            raise self._refusal(
+                "can be written to by others: remove it or, if what is in it can be trusted, "
+                f"chmod go-w {self.path}"
+            )
+        entries = [entry for entry in self._entries() if not entry[0].startswith(_OF_NFS)]
+        names = {name for name, _ in entries}
+        for name, is_folder in entries:
+            known = _NAMES.fullmatch(name.partition("/")[0]) is not None
+            if not known or (is_folder and name not in _FOLDERS):
+                raise self._refusal(f"holds '{name}', which is not this program's: move it away")
+        if names and not names & {_LOCK, JOURNAL}:
+            raise self._refusal(f"holds '{min(names)}', but no '{_LOCK}': move it away")
+
+    def _refusal(self, why: str) -> MediaError:
+        return MediaError(
+            f"{self.path}, where the work on {self._output} is to be kept, {why}, or choose "
+            "another output"
+        )
+
+    def _remove_special(self) -> None:
+        """Removes links, FIFOs and devices, which this program makes none of."""
+        for name, is_folder in self._entries():
+            if is_folder:
+                continue
+            with (
+                contextlib.suppress(FileNotFoundError),  # another run may just have removed it
+                self._inside(name) as (folder, last),
+            ):
+                if not stat.S_ISREG(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(last, dir_fd=folder)
+
+    def _entries(self) -> list[tuple[str, bool]]:
+        """Names, each with whether it is a sub-folder; what is in a sub-folder comes before it."""
+        found: list[tuple[str, bool]] = []
+        with os.scandir(self.path if self._handle is None else self._handle) as entries:
+            top = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        for name, is_folder in top:
+            if is_folder:
+                # Another run may just have removed it.
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    self._inside(f"{name}/") as (folder, last),
+                    os.scandir(last if folder is None else folder) as entries,
+                ):
+                    found += sorted(
+                        (f"{name}/{entry.name}", entry.is_dir(follow_symlinks=False))
+                        for entry in entries
+                    )
+            found.append((name, is_folder))
+        return found
+
+    @contextlib.contextmanager
+    def _inside(self, name: str) -> Iterator[tuple[int | None, str | Path]]:
+        """The descriptor of the folder that a name is in, and the name as it is called there."""
+        if self._handle is None:
+            self.check()
+            yield None, self.path / name
+            return
+        folder, _, last = name.rpartition("/")
+        if not folder:
+            yield self._handle, last
+            return
+        handle = open_folder(folder, dir_fd=self._handle)
+        assert handle is not None
+        try:
+            yield handle, last
+        finally:
+            os.close(handle)
+
+
+def _make(path: Path) -> None:
+    """Makes a folder for this user only, unless something is there."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise MediaError(
+            f"cannot write to the folder {path.parent} ({reason(error)}): choose an output folder "
+            "that can be written to"
+        ) from error
+    sync(path.parent)
+
+
+def _usual_here(status: os.stat_result, *, parent: Path) -> bool:
+    """Whether a private folder, made now, gets the same owner and mode: file systems of cameras,
+    Windows and networks may know one of each.
+    """
+    made = tempfile.mkdtemp(prefix=".", suffix=".job", dir=parent)
+    try:
+        usual = os.lstat(made)
+    finally:
+        os.rmdir(made)
+    return (usual.st_uid, stat.S_IMODE(usual.st_mode) & 0o022) == (
+        status.st_uid,
+        stat.S_IMODE(status.st_mode) & 0o022,
+    )

@@ -1,0 +1,136 @@
+"""What the displays show: lines where standard error is no terminal, a bar where it is one."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from rbvsr_deploy.commands import _progress as progress
+from rbvsr_deploy.commands._progress import (
+    CompileDisplay,
+    FramesDisplay,
+    ProgressDisplay,
+    TrainingDisplay,
+)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def test_training_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """One at the start and the end of a phase, and every five seconds; the time left is that of the
+    iterations since the phase's first, whose setting up says nothing of the rest.
+    """
+    with TrainingDisplay() as display:
+        display("flow", 1, 2)
+        clock.now += 1
+        display("flow", 2, 2)
+        for done in range(1, 5):
+            clock.now += 3 if done > 1 else 60
+            display("restoration", done, 2004)
+    assert lines(capsys) == [
+        "flow: 1 of 2 iterations",
+        "flow: 2 of 2 iterations",
+        "restoration: 1 of 2004 iterations",
+        "restoration: 3 of 2004 iterations, 1 h 40 min left",
+    ]
+
+
+def test_frames_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Work that an earlier run had done takes none of this one's time; the last frame is said."""
+    with ProgressDisplay() as display:
+        display("clean", 100, 100)
+        display("backward", 50, 100)
+        clock.now += 10
+        display("backward", 100, 100)  # 0.35 of the work in 10 s, 0.55 to go
+        display("forward", 99, 100)
+        display("forward", 100, 100)
+    assert lines(capsys) == [
+        "backward: 100 of 100 frames, 16 s left",
+        "forward: 100 of 100 frames",
+    ]
+
+
+def test_lines_of_several_sequences(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is said when it begins, and every five seconds how far it is."""
+    with FramesDisplay(2) as display:
+        display("a", 1, None)
+        clock.now += 6
+        display("a", 2, None)
+        display("b", 1, 9)
+    assert lines(capsys) == ["a (1 of 2)", "a (1 of 2): frame 2 of unknown", "b (2 of 2)"]
+
+
+def test_lines_of_a_compilation(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each graph, not for each of its steps."""
+    with CompileDisplay() as display:
+        for graph in ("flow", "clean"):
+            display(graph, "Tactics", 0, 9)
+            display(graph, "Tactics", 1, 9)
+    assert lines(capsys) == ["compiling flow", "compiling clean"]
+
+
+TERMINAL = """
+from rbvsr_deploy.commands._progress import TrainingDisplay
+with TrainingDisplay() as display:
+    for phase, total in (("flow", 2), ("restoration", 3)):
+        for done in range(1, total + 1):
+            display(phase, done, total)
+"""
+
+
+def test_a_bar_for_each_phase_on_a_terminal() -> None:
+    """On a pseudo terminal: what is left on the screen are two full bars, and nothing was written
+    to standard output.
+    """
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL],
+        stderr=its_end,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
+    )
+    os.close(its_end)
+    shown = b""
+    while True:
+        try:
+            block = os.read(terminal, 4096)
+        except OSError:  # how Linux says that the other end was closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(terminal)
+    assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == 0
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).split("\r")
+    last = [line.strip() for line in screen if line.strip()][-2:]
+    assert [re.sub(r" +[━╸╺]+ +", " | ", line) for line in last] == [
+        "flow: 2 of 2 iterations | 0:00:00",
+        "restoration: 3 of 3 iterations | 0:00:00",
+    ]

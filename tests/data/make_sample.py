@@ -1,0 +1,103 @@
+"""Makes tests/data/sample.mp4 from the clip it is taken from.
+
+    npm pack @mmomtchev/ffmpeg@2.0.1
+    python tests/data/make_sample.py mmomtchev-ffmpeg-2.0.1.tgz tests/data/sample.mp4
+
+Needs nothing but this project's own dependencies. tests/data/README.md names author and licence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+from rbvsr_deploy.video.colour.colour import colour_of
+from rbvsr_deploy.video.colour.conversion import from_rgb, to_rgb
+
+MEMBER = "package/test/data/launch.mp4"
+FRAMES = 54
+SIZE = (320, 180)  # a quarter of the original
+BLUR = 0.6  # pixels
+CRF = 29
+
+
+def main() -> None:
+    """Reads the package and writes the sample."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("package", type=Path, help="mmomtchev-ffmpeg-2.0.1.tgz")
+    parser.add_argument("sample", type=Path, help="the file to write, tests/data/sample.mp4")
+    arguments = parser.parse_args()
+    with tarfile.open(arguments.package) as package:
+        member = package.extractfile(MEMBER)
+        if member is None:
+            raise SystemExit(f"{arguments.package} holds no {MEMBER}")
+        make_sample(member.read(), arguments.sample)
+
+
+def make_sample(clip: bytes, sample: Path) -> None:
+    """Reduces and degrades the first frames; the sound is copied."""
+    with (
+        av.open(io.BytesIO(clip)) as source,
+        av.open(str(sample), "w", container_options={"movflags": "faststart"}) as target,
+    ):
+        video, audio = source.streams.video[0], source.streams.audio[0]
+        out = target.add_stream("libx264", rate=video.average_rate)
+        out.codec_context.width, out.codec_context.height = SIZE
+        out.codec_context.time_base = out.time_base = video.time_base
+        # The same bytes from every run: with x264's macroblock tree they differed between runs
+        # on a machine with AVX-512, and did not with asm=AVX2.
+        out.codec_context.thread_count = 1
+        out.options = {"crf": str(CRF), "preset": "medium", "mbtree": "0"}
+        sound = target.add_stream_from_template(audio)
+        end = FRAMES / video.average_rate
+        colour = None
+        for number, frame in enumerate(source.decode(video)):
+            if number == FRAMES:
+                break
+            colour = colour or dataclasses.replace(colour_of(frame), primaries=1, transfer=1)
+            if number == 0:
+                context = out.codec_context
+                context.colorspace, context.color_range = colour.matrix, colour.range
+                context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+            small = frame.reformat(*SIZE, interpolation=Interpolation.AREA)
+            image = blurred(to_rgb(small, colour=colour))
+            picture = from_rgb(image, pix_fmt="yuv420p", colour=colour)
+            picture.pts, picture.time_base = frame.pts, video.time_base
+            target.mux(out.encode(picture))
+        target.mux(out.encode(None))
+        copy_sound(clip, target=target, stream=sound, end=end)
+
+
+def copy_sound(
+    clip: bytes, *, target: av.container.OutputContainer, stream: av.AudioStream, end: Fraction
+) -> None:
+    """Copies the packets of the sound that belong to the excerpt."""
+    with av.open(io.BytesIO(clip)) as source:
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.pts is not None and packet.pts * packet.time_base < end:
+                packet.stream = stream
+                target.mux(packet)
+
+
+def blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A cheap lens: Gaussian blur of ``(H, W, 3)`` uint8."""
+    taps = np.exp(-(np.arange(-2, 3) ** 2) / (2 * BLUR**2))
+    taps /= taps.sum()
+    padded = np.pad(image.astype(np.float64), ((2, 2), (2, 2), (0, 0)), mode="edge")
+    height, width = image.shape[:2]
+    rows = sum(tap * padded[i : i + height] for i, tap in enumerate(taps))
+    both = sum(tap * rows[:, i : i + width] for i, tap in enumerate(taps))
+    return np.rint(both).clip(0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()

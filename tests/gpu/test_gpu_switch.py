@@ -1,0 +1,41 @@
+"""The tests that need a GPU are skipped where there is none, and fail where one is demanded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rbvsr_deploy.engines.cuda.open import open_driver
+from rbvsr_deploy.errors import EngineError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("demanded", [False, True])
+def test_a_skip_becomes_a_failure(demanded: bool) -> None:
+    """With ``RBVSR_REQUIRE_GPU=1``, as ``make test-gpu`` sets it."""
+    try:
+        open_driver()
+    except EngineError:
+        pass
+    else:
+        pytest.skip("this machine has a GPU")
+    environment = {**os.environ, "RBVSR_REQUIRE_GPU": "1" if demanded else ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-k", "float32", "tests/gpu"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if demanded:
+        assert done.returncode == 1
+        assert "RBVSR_REQUIRE_GPU is set, but there is no NVIDIA driver" in done.stdout
+    else:
+        assert done.returncode == 0, done.stdout
+        assert "1 skipped" in done.stdout

@@ -1,0 +1,135 @@
+"""Several inputs in one command: each on its own, one engine, one report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rbvsr_deploy import engines
+from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.errors import EngineError, MediaError
+from rbvsr_deploy.jobs.batch import outputs_for, upscale_each
+from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video.images import write_image
+from tests.conftest import short_clip
+from tests.support import media
+
+
+@pytest.fixture
+def inputs(sample: Path, tmp_path: Path) -> list[Path]:
+    """A video, a text that calls itself a video, a folder of pictures."""
+    clip = short_clip(sample, tmp_path / "clip.mp4", frames=3)
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "frames").mkdir()
+    for number in range(2):
+        write_image(tmp_path / "frames" / f"{number}.png", image=media.picture(number))
+    return [clip, tmp_path / "text.mp4", tmp_path / "frames"]
+
+
+@pytest.fixture
+def go(tiny_bundle: Path):
+    def go(*arguments: object) -> Result:
+        options = ("--engine", tiny_bundle, "--device", "cpu")
+        return CliRunner().invoke(run, [str(a) for a in (*arguments, *options)])
+
+    return go
+
+
+def test_one_that_fails_does_not_stop_the_others(go, inputs, monkeypatch) -> None:
+    """The first and the last are made, beside their inputs; the report names the other one and
+    why; one engine is opened; the command fails.
+    """
+    opened = []
+    real = engines.open_engine
+
+    def open_engine(*arguments, **options):
+        opened.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(engines, "open_engine", open_engine)
+    result = go(*inputs)
+    assert result.exit_code == 1
+    assert len(opened) == 1
+    folder = inputs[0].parent
+    with open_source(folder / "clip_x4.mp4") as made:
+        assert len(list(made)) == 3
+    names = sorted(path.name for path in (folder / "frames_x4").iterdir())
+    assert names == ["0.png", "1.png"]
+    first, second, third, last = result.stdout.splitlines()
+    assert first.startswith(f"{folder / 'clip_x4.mp4'}: 3 frames")
+    assert second.startswith(f"{inputs[1]}: failed: {inputs[1]} is")
+    assert third.startswith(f"{folder / 'frames_x4'}: 2 frames")
+    assert last == "1 of 3 inputs failed"
+    assert "Traceback" not in result.output
+    assert not list(folder.glob(".*"))
+
+
+def test_all_into_one_new_folder_as_json(go, inputs, tmp_path) -> None:
+    """-o makes the folder; --json is a list with a summary or an error for every input."""
+    out = tmp_path / "out"
+    result = go(*inputs, "-o", out, "--json")
+    assert result.exit_code == 1
+    clip, text, frames = json.loads(result.stdout)
+    assert (clip["frames"], frames["frames"]) == (3, 2)
+    assert set(text) == {"input", "output", "error"}
+    assert text["input"] == str(inputs[1])
+    assert sorted(path.name for path in out.iterdir()) == ["clip_x4.mp4", "frames_x4"]
+    clean = go(inputs[0], inputs[2], "-o", out, "--overwrite", "--json")
+    assert clean.exit_code == 0, clean.output
+    assert len(json.loads(clean.stdout)) == 2
+
+
+def test_nothing_is_left_where_all_fail(go, inputs, tmp_path) -> None:
+    """The folder made for the outputs goes again."""
+    result = go(inputs[1], tmp_path / "missing.mp4", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "2 of 2 inputs failed"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--scene-list", "--before-after"])
+def test_options_about_one_input(go, inputs, tmp_path, option) -> None:
+    """Refused before anything is done, in a sentence that names them."""
+    result = go(*inputs, option, tmp_path / "a.png")
+    assert result.exit_code == 2
+    assert f"{option} is about one input, and there are 3" in result.stderr
+    assert not (tmp_path / "clip_x4.mp4").exists()
+
+
+def test_an_output_that_is_no_folder(go, inputs, tmp_path) -> None:
+    """A file, or the name of one, is no place for several."""
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "out.mp4"):
+        result = go(*inputs, "-o", tmp_path / name)
+        assert result.exit_code == 1
+        assert "several inputs need a folder as output" in result.stderr
+    assert not (tmp_path / "out.mp4").exists()
+    assert go(*inputs, "-o", tmp_path / "nowhere" / "out").exit_code == 1
+
+
+def test_two_results_of_one_name(tmp_path) -> None:
+    """Refused before the second replaces the first, also where only the endings differ."""
+    a, b = tmp_path / "a" / "clip.gif", tmp_path / "b" / "clip.wmv"
+    assert outputs_for([a, b], None) == [a.with_name("clip_x4.mkv"), b.with_name("clip_x4.mkv")]
+    for inputs, folder in (([a, b], tmp_path), ([a, a], None)):
+        with pytest.raises(MediaError, match="would both be written as"):
+            outputs_for(inputs, folder)
+
+
+def test_ctrl_c_stops_all(tmp_path) -> None:
+    """Errors of one input are kept for the report; being stopped is none of them."""
+    seen = []
+
+    def upscale(path: Path, output: Path) -> None:
+        seen.append(path.name)
+        raise KeyboardInterrupt if path.name == "b" else EngineError("two\n lines")
+
+    paths = [tmp_path / name for name in "abc"]
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        upscale_each(paths, paths, upscale=upscale, report=lines.append)
+    assert seen == ["a", "b"]
+    assert "Failed: two lines" in lines

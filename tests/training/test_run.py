@@ -1,0 +1,588 @@
+"""Tiny runs: they learn, they go on exactly after any end, and what is wrong is said beforehand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.errors import CheckpointError, MediaError, RbvsrError
+from rbvsr_deploy.model import PUBLISHED, RealBasicVSR, RealBasicVSRConfig
+from rbvsr_deploy.training.config import TrainingConfig, load_config
+from rbvsr_deploy.training.data.sources import SourceConfig
+from rbvsr_deploy.training.data.training_set import Sample, TrainingSet
+from rbvsr_deploy.training.discriminator import Discriminator
+from tests.support.training_runs import changed, lines, saved, state_of, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def stop_at(phase: str, iteration: int, how: Callable[[], None]) -> Callable[[str, int, int], None]:
+    def on_step(name: str, done: int, total: int) -> None:
+        if (name, done) == (phase, iteration):
+            how()
+
+    return on_step
+
+
+@pytest.fixture(scope="session")
+def whole(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(config, output=folder)
+    torch.set_num_threads(before)
+    return folder
+
+
+# ------------------------------------------------------------------------------------ interruption
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Bit for bit: networks, averages, spectral norms, optimisers; and the log."""
+    expected, result = saved(whole), saved(folder)
+    assert expected.keys() == result.keys()
+    differing = [name for name in expected if not torch.equal(expected[name], result[name])]
+    assert differing == []
+    assert len([name for name in expected if "/optimizer/discriminator/" in name]) > 20
+    assert lines(folder) == lines(whole)
+    assert [(v["phase"], v["iteration"]) for v in lines(folder)] == [
+        *(("flow", i) for i in (1, 2, 3)),
+        *(("restoration", i) for i in (1, 2, 3, 4)),
+    ]
+
+
+def test_a_run_that_was_killed_goes_on_exactly(
+    config: TrainingConfig, whole: Path, tmp_path: Path
+) -> None:
+    """kill -9 in a process of its own; what the log has beyond the checkpoint is dropped."""
+    program = """
+import os, signal, sys
+import msgspec, torch
+from pathlib import Path
+from rbvsr_deploy.training.config import TrainingConfig
+from rbvsr_deploy.training.run import train
+
+def kill(phase, done, total):
+    if (phase, done) == ("restoration", 3):  # its own checkpoint is not written yet
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+config = msgspec.json.decode(sys.argv[1], type=TrainingConfig)
+train(config, output=Path(sys.argv[2]), device="cpu", on_step=kill)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, msgspec.json.encode(config).decode(), str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert state_of(tmp_path) == ("restoration", 2)
+    assert lines(tmp_path)[-1]["iteration"] == 3
+    train(config, output=tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+class PowerCutError(Exception):
+    """Comes out of nowhere."""
+
+
+def test_a_run_cut_in_its_first_phase_goes_on_exactly(
+    config: TrainingConfig, whole: Path, tmp_path: Path
+) -> None:
+    """The flow network, its optimiser and its clips go on too."""
+
+    def cut() -> None:
+        raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        train(config, output=tmp_path, on_step=stop_at("flow", 3, cut))
+    assert state_of(tmp_path) == ("flow", 2)
+    train(config, output=tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_ends_the_iteration_and_saves_it(
+    config: TrainingConfig, whole: Path, tmp_path: Path, number: int, error: type[BaseException]
+) -> None:
+    """SIGTERM and Ctrl-C write the checkpoint first, whenever the next one would have been due; the
+    handlers of the caller are put back.
+    """
+    config = changed(config, "output.checkpoint_every=1000")
+    before = signal.getsignal(number)
+    on_step = stop_at("restoration", 2, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(error) as stopped:
+        train(config, output=tmp_path, on_step=on_step)
+    if error is SystemExit:
+        assert stopped.value.args == (128 + signal.SIGTERM,)
+    assert signal.getsignal(number) is before
+    assert state_of(tmp_path) == ("restoration", 2)
+    train(config, output=tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_finished_run_may_be_made_longer(config: TrainingConfig, tmp_path: Path) -> None:
+    """Fewer iterations first and the rest later are the same as all at once, if the learning rate
+    does not depend on their number.
+    """
+    config = changed(config, 'optimizer.schedule="constant"', "flow.iterations=0", "iterations=2")
+    train(config, output=tmp_path / "whole")
+    train(changed(config, "iterations=1"), output=tmp_path / "parts")
+    train(config, output=tmp_path / "parts")
+    expected, result = saved(tmp_path / "whole"), saved(tmp_path / "parts")
+    assert all(torch.equal(expected[name], result[name]) for name in expected)
+
+
+def test_what_may_change_when_a_run_goes_on(
+    config: TrainingConfig, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How fast it learns and how the work is done, which is said with the old and the new value;
+    what changes no weights may change without a word.
+    """
+    folder = shutil.copytree(whole, tmp_path / "run")
+    quiet = ("output.log_every=7", "validation.clips=2", "workers=1", "checkpointing=true")
+    train(changed(config, *quiet), output=folder)
+    assert "until here" not in caplog.text
+    changes = ("batch=1", "accumulate=2", "optimizer.learning_rate=0.001", "iterations=5")
+    train(changed(config, *changes, 'optimizer.schedule="constant"'), output=folder)
+    assert (
+        "until here the run had accumulate = 1, not 2, and batch = 2, not 1, and iterations = 4, "
+        'not 5, and optimizer.learning_rate = 0.002, not 0.001, and optimizer.schedule = "cosine", '
+        'not "constant"' in caplog.text
+    )
+    assert lines(folder)[-1]["generator_rate"] == 0.001
+    assert state_of(folder) == ("restoration", 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.crop=24", r"a run with data\.crop = 16, not 24: repeat"),
+        ("losses.gan_weight=0.1", r"a run with losses\.gan_weight = 0\.05, not 0\.1: repeat"),
+        ("optimizer.betas=[0.5, 0.9]", r"optimizer\.betas = \[0\.9, 0\.99\], not \[0\.5, 0\.9\]:"),
+        ("optimizer.ema_decay=0.5", r"optimizer\.ema_decay = 0\.95, not 0\.5: repeat"),
+        ("seed=1", r"a run with seed = 0, not 1: repeat"),
+        ("batch=1", "a run with 2 clips per iteration, and this one has 1,"),
+        ("accumulate=3", "a run with 2 clips per iteration, and this one has 6,"),
+    ],
+)
+def test_another_recipe_is_refused(
+    config: TrainingConfig, whole: Path, change: str, message: str
+) -> None:
+    """What was learnt belongs to those clips, losses, averages and that batch; the key is named,
+    and both values.
+    """
+    before = (whole / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        train(changed(config, change), output=whole)
+    assert (whole / "config.json").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
+    """One sentence instead of torch's."""
+    (tmp_path / "latest.pth").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(CheckpointError, match=r"latest\.pth' is no checkpoint"):
+        train(config, output=tmp_path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    config: TrainingConfig, whole: Path, tmp_path: Path
+) -> None:
+    """One sentence, and nothing half written; with room again, the same command goes on. A limit to
+    the size of files stands in for the disk: to the program both are the same.
+    """
+    config = changed(config, "output.pictures_every=0")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    try:
+        with pytest.raises(RbvsrError, match=r"latest\.pth' cannot be written \(.*\): make room"):
+            train(config, output=tmp_path, on_step=stop_at("restoration", 2, fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert state_of(tmp_path) == ("restoration", 1)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    train(config, output=tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
+    """Before anything takes long."""
+    (tmp_path / "file").write_text("not a folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RbvsrError, match=r"cannot be written .*choose another output folder"):
+            train(config, output=folder)
+
+
+# ---------------------------------------------------------------------------------------- learning
+
+
+class OneClip(TrainingSet):
+    """The same clip again and again, so that the loss does not depend on the draw."""
+
+    _sample: Sample | None = None
+
+    def sample(self, index: int, *, stream: int = 0, motion_only: bool = False) -> Sample:
+        if self._sample is None:
+            self._sample = super().sample(3, stream=stream, motion_only=motion_only)
+        return self._sample
+
+
+def test_losses_fall(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flow error, and output and cleaning loss beside a discriminator, on a clip that stays."""
+    monkeypatch.setattr("rbvsr_deploy.training.clips.TrainingSet", OneClip)
+    monkeypatch.setattr("rbvsr_deploy.training.phases.TrainingSet", OneClip)
+    config = changed(
+        config,
+        "flow.iterations=12",
+        "iterations=14",
+        "flow.learning_rate=0.01",
+        "optimizer.learning_rate=0.005",
+        "output.checkpoint_every=1000",
+        "output.pictures_every=0",
+    )
+    train(config, output=tmp_path)
+    flow = [line["loss"] for line in lines(tmp_path) if line["phase"] == "flow"]
+    pixel, cleaning, judge = (
+        [line[name] for line in lines(tmp_path) if line["phase"] == "restoration"]
+        for name in ("pixel", "cleaning", "discriminator")
+    )
+    assert flow[-1] < 0.9 * flow[0]
+    assert pixel[-1] < 0.8 * pixel[0]
+    assert cleaning[-1] < 0.85 * cleaning[0]
+    assert judge[0] == pytest.approx(2 * math.log(2), abs=0.1)
+    assert judge[-1] < judge[0]
+
+
+def test_what_a_run_leaves_is_a_checkpoint(whole: Path) -> None:
+    """``latest.pth`` and ``model.safetensors`` are the averaged generator to ``rbvsr-export``."""
+    checkpoint = torch.load(whole / "latest.pth", weights_only=True)
+    prefixes = {name.split(".")[0] for name in checkpoint["state_dict"]}
+    assert prefixes == {"generator", "generator_ema", "discriminator", "step_counter"}
+    assert checkpoint["state_dict"]["step_counter"].tolist() == [4.0]
+    for name in ("latest.pth", "model.safetensors"):
+        model = load_checkpoint(whole / name).model
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, checkpoint["state_dict"][f"generator_ema.{key}"]), key
+    assert not [path for path in whole.iterdir() if path.name.endswith(".part")]
+
+
+def test_the_average_follows_the_published_rule(config: TrainingConfig, tmp_path: Path) -> None:
+    """average = 0.9 average + 0.1 generator after each iteration; a frozen flow network is a copy
+    and does not move.
+    """
+    config = changed(
+        config, "flow.iterations=1", "flow.factor=0", "iterations=2", "optimizer.ema_decay=0.9"
+    )
+    generators, averages = [], []
+
+    def read(phase: str, done: int, total: int) -> None:
+        previous = torch.load(tmp_path / "latest.pth", weights_only=True) if done > 1 else None
+        if phase == "restoration" and previous is not None:
+            generators.append(previous["state_dict"])
+
+    train(config, output=tmp_path, on_step=read)
+    generators.append(torch.load(tmp_path / "latest.pth", weights_only=True)["state_dict"])
+    before, after = generators
+    for name in (k.removeprefix("generator.") for k in before if k.startswith("generator.")):
+        now, average = after[f"generator.{name}"], after[f"generator_ema.{name}"]
+        if "spynet" in name:
+            assert torch.equal(now, before[f"generator.{name}"]), name
+            assert torch.equal(now, average), name
+        else:
+            expected = 0.9 * before[f"generator_ema.{name}"] + 0.1 * now
+            torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+    averages = [k for k in after if k.startswith("generator_ema.")]
+    assert len(averages) == len([k for k in after if k.startswith("generator.")])
+
+
+# -------------------------------------------------------------------------------- starting weights
+
+
+def published_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Random values under the published names and shapes, wrapped as published."""
+    torch.manual_seed(1)
+    generator = RealBasicVSR(PUBLISHED).state_dict()
+    weights = {f"generator.{name}": value for name, value in generator.items()}
+    weights |= {f"generator_ema.{name}": value * 1.001 for name, value in generator.items()}
+    weights |= {f"discriminator.{k}": v for k, v in Discriminator().state_dict().items()}
+    weights["step_counter"] = torch.tensor([300_000.0])
+    weights["perceptual_loss.vgg.mean"] = torch.zeros(1, 3, 1, 1)
+    weights["perceptual_loss.vgg.vgg_layers.0.weight"] = torch.zeros(64, 3, 3, 3)
+    torch.save({"meta": {"epoch": 1}, "state_dict": weights}, path)
+    return weights
+
+
+def test_a_published_checkpoint_goes_into_the_second_stage(
+    clips: list[SourceConfig], tmp_path: Path
+) -> None:
+    """Generator, average and discriminator are taken over, strictly, and learn from there; the
+    result is again a checkpoint of the published size.
+    """
+    weights = published_checkpoint(tmp_path / "published.pth")
+    config = load_config(
+        "published-stage2",
+        changes=[
+            "iterations=1",
+            "workers=0",
+            "data.length=2",
+            "data.crop=8",
+            "losses.perceptual_weight=0",
+            f"load_from={tmp_path / 'published.pth'}",
+        ],
+        sources=clips[:1],
+    )
+    train(config, output=tmp_path / "run")
+    after = torch.load(tmp_path / "run" / "latest.pth", weights_only=True)["state_dict"]
+    kept = {k for k in weights if not k.startswith("perceptual_loss.")}
+    assert after.keys() == kept
+    for name in kept - {"step_counter"}:
+        moved = (after[name] - weights[name]).abs().max()
+        if "spynet" in name:  # frozen; the average's is a copy
+            assert torch.equal(after[name], weights[name.replace("_ema", "")]), name
+        elif name.endswith(("weight", "bias", "weight_orig")):
+            # One step of Adam is at most its learning rate; the average moves by a thousandth of
+            # its distance from the generator.
+            assert moved < (2e-3 if name.startswith("generator_ema.") else 1.1e-4), name
+    assert load_checkpoint(tmp_path / "run" / "latest.pth").model.config == PUBLISHED
+
+
+def test_a_checkpoint_of_another_size_is_refused(
+    config: TrainingConfig, whole: Path, tmp_path: Path
+) -> None:
+    """The sizes that differ are named, of generator and discriminator."""
+    start = f'load_from="{whole / "latest.pth"}"'
+    with pytest.raises(CheckpointError, match=r"another size .*mid_channels 8 instead of 4"):
+        train(changed(config, start, "network.mid_channels=4"), output=tmp_path)
+    with pytest.raises(CheckpointError, match=r"discriminator.*another size.*conv_0\.bias has"):
+        train(changed(config, start, "discriminator_channels=2"), output=tmp_path)
+    torch.save({"state_dict": {"layer.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="holds no RealBasicVSR generator"):
+        train(changed(config, f'load_from="{tmp_path / "other.pth"}"'), output=tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["mmediting", "basicsr", "checkpoint"])
+def test_spynet_is_read_in_every_spelling(
+    config: TrainingConfig, tmp_path: Path, layout: str
+) -> None:
+    """Its own file as of mmediting and BasicSR, or inside a checkpoint; frozen, it stays so."""
+    torch.manual_seed(5)
+    other = RealBasicVSR(config.network)
+    spynet = {k: v for k, v in other.basicvsr.spynet.state_dict().items() if "basic_module" in k}
+    file: dict[str, Any] = dict(spynet)
+    if layout == "basicsr":
+        renamed = {}
+        for name, value in spynet.items():
+            head, number, _, kind = name.rsplit(".", 3)
+            renamed[f"{head}.{2 * int(number)}.{kind}"] = value
+        file = {"params": renamed}
+    elif layout == "checkpoint":
+        raw = {f"generator.{k}": v + 1 for k, v in other.state_dict().items()}
+        file = {
+            "state_dict": raw | {f"generator_ema.{k}": v for k, v in other.state_dict().items()}
+        }
+    torch.save(file, tmp_path / "flow.pth")
+    path = json.dumps(str(tmp_path / "flow.pth"))
+    start = ("flow.iterations=0", "flow.factor=0", "iterations=1", f"flow.weights={path}")
+    train(changed(config, *start), output=tmp_path / "run")
+    after = torch.load(tmp_path / "run" / "latest.pth", weights_only=True)["state_dict"]
+    for name, value in spynet.items():
+        for prefix in ("generator", "generator_ema"):
+            assert torch.equal(after[f"{prefix}.basicvsr.spynet.{name}"], value), name
+
+
+# ----------------------------------------------------------------------------- before and after all
+
+
+def test_a_flow_network_never_stays_random(
+    config: TrainingConfig, clips: list[SourceConfig], tmp_path: Path
+) -> None:
+    """Frozen without weights and without a phase of its own: the trap of early public recipes."""
+    message = "flow network would stay random"
+    with pytest.raises(RbvsrError, match=message):
+        train(changed(config, "flow.iterations=0", "flow.factor=0"), output=tmp_path)
+    videos = msgspec.structs.replace(config.data, sources=(clips[1],))
+    without_photos = msgspec.structs.replace(config, data=videos)
+    with pytest.raises(RbvsrError, match=message):
+        train(changed(without_photos, "flow.factor=0"), output=tmp_path)
+
+
+def test_bad_data_is_refused_before_the_first_iteration(
+    config: TrainingConfig, sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Empty folders, clips too short, crops too large, also among what is held out."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = tmp_path / "run"
+
+    def refused(message: str, *changes: str) -> None:
+        with pytest.raises(MediaError, match=message):
+            train(changed(config, *changes), output=run)
+        assert not (run / "latest.pth").exists()
+
+    refused("holds no videos", f'data.sources=[{{"kind": "videos", "path": "{empty}"}}]')
+    refused("does not exist", 'data.sources=[{"kind": "photos", "path": "/nowhere"}]')
+    refused("crops of 256x256", "data.crop=64")
+    videos = f'[{{"kind": "videos", "path": "{sources[1]}"}}]'
+    refused("10 frames and 15 are needed", f"data.sources={videos}", "data.length=30")
+    refused("does not exist", 'validation.sources=[{"kind": "photos", "path": "/nowhere"}]')
+
+
+def test_other_things_that_cannot_be(config: TrainingConfig, tmp_path: Path) -> None:
+    """Weights of VGG19 that are missing, and a precision that the device has not."""
+    absent = json.dumps(str(tmp_path / "vgg19.pth"))
+    vgg = ("losses.perceptual_weight=1", f"losses.vgg={absent}")
+    with pytest.raises(CheckpointError, match=r"vgg19\.pth' is not a file"):
+        train(changed(config, *vgg), output=tmp_path)
+    with pytest.raises(RbvsrError, match="float16 needs a GPU"):
+        train(changed(config, 'precision="float16"'), output=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    config: TrainingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The clips are saved with the weights they met, the message names the file, and the checkpoint
+    stays as it was.
+    """
+    from rbvsr_deploy.training import phases
+
+    losses: list[float] = []
+    real = phases.charbonnier
+
+    def broken(output: Tensor, target: Tensor) -> Tensor:
+        losses.append(real(output, target).item())  # two in an iteration
+        return real(output, target) * (float("nan") if len(losses) > 4 else 1.0)
+
+    monkeypatch.setattr(phases, "charbonnier", broken)
+    config = changed(config, "flow.iterations=0")
+    with pytest.raises(RbvsrError, match=r"not finite at iteration 2 of restoration.*") as error:
+        train(config, output=tmp_path)
+    (path,) = tmp_path.glob("not_finite_*.pt")
+    assert f"'{path}'" in str(error.value)
+    wrong = torch.load(path, weights_only=True)
+    assert wrong["batches"][0]["index"].tolist() == [4, 5]
+    latest = torch.load(tmp_path / "latest.pth", weights_only=True)
+    assert latest["run"]["state"]["iteration"] == 2
+    for network in ("generator", "generator_ema", "discriminator"):
+        for name, value in wrong[network].items():
+            if name.endswith(("_u", "_v")):  # of spectral norms, which every pass refines
+                continue
+            assert torch.equal(value, latest["state_dict"][f"{network}.{name}"]), name
+
+    # As docs/training.md has it, the losses are computed again from the file.
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "run/not_finite_restoration_123_0.pt" in program
+    exec(program.replace("run/not_finite_restoration_123_0.pt", str(path)), {})
+    printed = [float(value) for value in capsys.readouterr().out.split()]
+    assert printed == pytest.approx(losses[4:6], rel=1e-6)
+
+
+def test_validation_measures_the_average_on_clips_held_out(
+    config: TrainingConfig, sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """PSNR every k iterations and at the end, beside that of bicubic enlargement, which a network
+    that has learnt nothing does not reach.
+    """
+    held_out = f'[{{"kind": "videos", "path": "{sources[1]}"}}]'
+    config = changed(
+        config,
+        "flow.iterations=0",
+        f"validation.sources={held_out}",
+        "validation.every=2",
+        "validation.clips=1",
+        "iterations=3",
+    )
+    train(config, output=tmp_path)
+    measured = [line for line in lines(tmp_path) if "validation_psnr" in line]
+    assert [line["iteration"] for line in measured] == [2, 3]
+    assert len({line["validation_bicubic"] for line in measured}) == 1  # the same clips
+    for line in measured:
+        assert 5 < line["validation_psnr"] < line["validation_bicubic"] < 60
+
+
+def test_kept_checkpoints(whole: Path) -> None:
+    """Besides the latest, every second iteration of the main phase."""
+    assert sorted(p.name for p in whole.glob("*.pth")) == [
+        "iteration_2.pth",
+        "iteration_4.pth",
+        "latest.pth",
+    ]
+
+
+def test_tensorboard_has_curves_and_strips(config: TrainingConfig, whole: Path) -> None:
+    """The curves are those of the log. A strip is a frame degraded (enlarged without smoothing),
+    cleaned, as put out, and as wanted, each as large as the truth.
+    """
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(
+        str(whole / "tensorboard" / "restoration"), size_guidance={"images": 0}
+    )
+    events.Reload()
+    logged = [line for line in lines(whole) if line["phase"] == "restoration"]
+    for name in ("pixel", "cleaning", "gan", "discriminator", "psnr"):
+        curve = events.Scalars(name)
+        assert [point.step for point in curve] == [1, 2, 3, 4]
+        values = [line[name] for line in logged]
+        assert [point.value for point in curve] == pytest.approx(values, rel=1e-4)
+    strips = events.Images("clip")
+    assert [strip.step for strip in strips] == [2, 4]
+    encoded = np.frombuffer(strips[-1].encoded_image_string, np.uint8)
+    strip = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    degraded, cleaned, output, wanted = np.split(strip, 4, axis=1)
+    clips = TrainingSet(config.data, config.degradation, seed=config.seed)
+    clip = clips.sample(6, stream=1)  # the first of the fourth pair
+    middle = config.data.length // 2
+    assert np.array_equal(wanted, clip.sharpened[middle])
+    enlarged = clip.degraded[middle].repeat(4, axis=0).repeat(4, axis=1)
+    assert np.array_equal(degraded, enlarged)
+    assert not np.array_equal(cleaned, degraded)
+    assert np.array_equal(cleaned, cleaned[::4, ::4].repeat(4, axis=0).repeat(4, axis=1))
+    assert not np.array_equal(output[::4, ::4].repeat(4, axis=0).repeat(4, axis=1), output)
+
+
+def test_tiny_network_of_the_preset_is_what_it_says(config: TrainingConfig, whole: Path) -> None:
+    """The configuration of a run lies beside it, and the checkpoint has its sizes."""
+    written = json.loads((whole / "config.json").read_text())
+    assert msgspec.convert(written, TrainingConfig) == config
+    model = load_checkpoint(whole / "latest.pth").model
+    assert isinstance(model.config, RealBasicVSRConfig)
+    assert model.config == config.network
+
+
+def test_weights_that_blow_up_stop_the_run(config: TrainingConfig, tmp_path: Path) -> None:
+    """A flow that is no number is seen before it is followed, which ends torch on a CPU."""
+    config = changed(config, "flow.iterations=0", "optimizer.learning_rate=1e30")
+    with pytest.raises(RbvsrError, match="not finite at iteration 1 of restoration"):
+        train(config, output=tmp_path, device="cpu")
+    assert len(list(tmp_path.glob("not_finite_*.pt"))) == 1

@@ -1,0 +1,101 @@
+"""Opacity: dropped, kept beside the network, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.video import ReadOptions, WriteOptions
+from tests.support import media
+from tests.support.engine_doubles import BicubicEngine
+from tests.video.colour.test_colour import planes
+from tests.video.colour.test_depth import coded, first_frame
+
+
+def transparent(dtype: type, *, opacity: float = 0.25) -> np.ndarray:
+    """(16, 24, 4): one colour, opaque on the left and as said on the right."""
+    top = np.iinfo(dtype).max
+    image = np.full((16, 24, 4), 0.5 * top).astype(dtype)
+    image[..., 3] = top
+    image[:, 12:, 3] = round(opacity * top)
+    return image
+
+
+def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: object) -> None:
+    upscale_file(
+        path,
+        out,
+        engine=BicubicEngine(),
+        reading=ReadOptions(**reading),
+        writing=WriteOptions(codec=codec),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_pictures_keep_it(tmp_path, suffix, dtype):
+    path = media.write_picture(tmp_path / f"a{suffix}", transparent(dtype))
+    out = tmp_path / f"out{suffix}"
+    enlarge(path, out, alpha="keep")
+    found = media.read_picture(out)
+    assert (found.shape, found.dtype) == ((64, 96, 4), dtype)
+    top = np.iinfo(dtype).max
+    np.testing.assert_array_equal(found[:, :40, 3], top)
+    np.testing.assert_array_equal(found[:, 56:, 3], round(0.25 * top))
+
+
+def test_dropped_with_a_warning(tmp_path, caplog):
+    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    enlarge(path, tmp_path / "out.png")
+    assert media.read_picture(tmp_path / "out.png").shape == (64, 96, 3)
+    assert "its opacity is dropped" in caplog.text
+
+
+def test_refused(tmp_path):
+    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    with pytest.raises(MediaError, match="has opacity, which is to be refused"):
+        enlarge(path, tmp_path / "out.png", alpha="refuse")
+    opaque = media.write_picture(tmp_path / "b.png", transparent(np.uint8, opacity=1))
+    enlarge(opaque, tmp_path / "out.png", alpha="refuse")
+
+
+@pytest.mark.parametrize(
+    ("out", "pix_fmt"), [("out.mkv", "yuva444p10le"), ("out.mov", "yuva444p12le")]
+)
+def test_videos_keep_it(tmp_path, out, pix_fmt):
+    """Of the 10 bits of ProRes, FFmpeg decodes 12."""
+    numbers = np.full((16, 24, 4), 512)
+    numbers[:, 12:, 3] = 100
+    path = coded(tmp_path / "in.mkv", [numbers, numbers], pix_fmt="yuva444p10le")
+    enlarge(path, tmp_path / out, alpha="keep")
+    frame = first_frame(tmp_path / out)
+    assert frame.format.name == pix_fmt
+    alpha = planes(frame)[3] / (2 ** int(pix_fmt[-4:-2]) - 1)
+    np.testing.assert_allclose(alpha[:, :40], 512 / 1023, atol=1e-3)
+    np.testing.assert_allclose(alpha[:, 56:], 100 / 1023, atol=1e-3)
+
+
+@pytest.mark.parametrize("out", ["out.mp4", "out.webm", "out.jpg"])
+def test_an_output_that_cannot_hold_it_is_told_at_once(tmp_path, out):
+    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    with pytest.raises(MediaError, match="cannot hold opacity: drop it"):
+        enlarge(path, tmp_path / out, alpha="keep")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_folder_may_hold_some_with_and_some_without(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    media.write_picture(folder / "1.png", transparent(np.uint8)[..., :3].copy())
+    media.write_picture(folder / "2.png", transparent(np.uint8))
+    enlarge(folder, tmp_path / "out", alpha="keep")
+    shapes = [media.read_picture(tmp_path / "out" / f"{n}.png").shape for n in (1, 2)]
+    assert shapes == [(64, 96, 3), (64, 96, 4)]
+    enlarge(folder, tmp_path / "out.mkv", alpha="keep")
+    frame = first_frame(tmp_path / "out.mkv")
+    assert frame.format.name == "yuva420p"
+    assert (planes(frame)[3] == 255).all()

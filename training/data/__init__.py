@@ -1,0 +1,1 @@
+"""Reads footage and photographs and cuts training clips from them."""

@@ -1,0 +1,1 @@
+"""Degrades clean clips the way real low-quality video is degraded."""

@@ -1,0 +1,1 @@
+"""Scores upscaled sequences, with or without ground truth."""
