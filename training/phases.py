@@ -17,10 +17,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from rbvsr_deploy.training.alexnet import AlexNetDistance
 from rbvsr_deploy.training.clips import ClipDataset, FlowDataset, flow_training_set, to_frames
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.data.training_set import TrainingSet
+from rbvsr_deploy.training.evaluation.metrics.alexnet import AlexNetDistance
 from rbvsr_deploy.training.losses import (
     adversarial_loss,
     charbonnier,

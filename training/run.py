@@ -27,7 +27,6 @@ from torch import Tensor
 
 from rbvsr_deploy.errors import CheckpointError, RbvsrError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.training.alexnet import AlexNetDistance, load_alexnet_distance, lpips_file
 from rbvsr_deploy.training.checkpoints import (
     RunState,
     read_checkpoint,
@@ -37,6 +36,11 @@ from rbvsr_deploy.training.checkpoints import (
 )
 from rbvsr_deploy.training.clips import ClipDataset, batches
 from rbvsr_deploy.training.config import TrainingConfig
+from rbvsr_deploy.training.evaluation.metrics.alexnet import (
+    AlexNetDistance,
+    load_alexnet_distance,
+    lpips_file,
+)
 from rbvsr_deploy.training.initial_weights import load_flow, load_stage
 from rbvsr_deploy.training.launch import launch
 from rbvsr_deploy.training.log import RunLog

@@ -1,5 +1,5 @@
 """LPIPS: how different two pictures are to a network that was tuned to human judgement; see
-:mod:`rbvsr_deploy.training.alexnet`.
+:mod:`rbvsr_deploy.training.evaluation.metrics.alexnet`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rbvsr_deploy.training.alexnet import load_alexnet_distance
+from rbvsr_deploy.training.evaluation.metrics.alexnet import load_alexnet_distance
 from rbvsr_deploy.training.evaluation.metrics.base import Shown, the_truth
 
 __all__ = ["Lpips"]
