@@ -15,6 +15,7 @@ from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.training.clips import to_frames
 from rbvsr_deploy.training.config import TrainingConfig, load_config
 from rbvsr_deploy.training.data.sources import SourceConfig
+from rbvsr_deploy.training.evaluation.metrics import alexnet
 from rbvsr_deploy.training.evaluation.metrics.alexnet import load_alexnet_distance
 from rbvsr_deploy.training.losses import cleaning_target, gradient_loss, l1, steadiness_loss
 from tests.support.teachers import make_layers, write_ncnn
@@ -215,9 +216,7 @@ def test_missing_weights_are_named_before_anything_is_trained(
         train(changed(taught, 'distillation.teacher="nowhere.bin"'), output=tmp_path)
     with pytest.raises(RbvsrError, match=r"as distillation\.teacher"):
         train(changed(taught, "distillation.teacher=null"), output=tmp_path)
-    monkeypatch.setattr(
-        "rbvsr_deploy.training.evaluation.metrics.alexnet.installed_file", lambda *_: None
-    )
+    monkeypatch.setattr(alexnet, "installed_file", lambda *_: None)
     with pytest.raises(RbvsrError, match=r"losses\.lpips"):
         train(changed(taught, "losses.lpips=null"), output=tmp_path)
     assert not (tmp_path / "latest.pth").exists()
