@@ -4,7 +4,10 @@ PYTHON ?= python3
 # Plain "torch" takes the newest CUDA build, several gigabytes; this version is what everything here is tested with.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-gpu lint types clean
+# Options for pytest: make test ARGS="-k bundle"
+ARGS ?=
+
+.PHONY: demo check test test-fast test-gpu lint types clean links
 
 # What a user has: the installed wheel with [cpu], no torch.
 demo: .venv-demo/installed
@@ -21,9 +24,28 @@ demo: .venv-demo/installed
 
 # What a developer has: the checkout, editable, with everything. Two processes, as most tests keep one core busy.
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-.venv/installed: pyproject.toml links
+# The tests that take a second or so each, for use while working.
+test-fast: .venv/installed
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+# Lint and types in seconds, from an environment without torch. What mypy cannot see of the missing libraries, it takes
+# as given; `make types` checks those calls too.
+check: .venv-check/installed links
+	.venv-check/bin/ruff check .
+	.venv-check/bin/ruff format --check .
+	.venv-check/bin/python -m mypy -p rbvsr_deploy --cache-dir .mypy_cache/check \
+	    --disable-error-code import-not-found --disable-error-code import-untyped \
+	    --disable-error-code no-any-return --disable-error-code unused-ignore \
+	    --allow-subclassing-any --allow-untyped-decorators
+
+.venv-check/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-check
+	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs
+	touch $@
+
+.venv/installed: pyproject.toml | links
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
 	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,eval,bench,dev]"
@@ -45,9 +67,8 @@ test-gpu: .venv-gpu/installed
 
 # export, engines and training are sub-packages of rbvsr_deploy once installed. The links show them to editors and type
 # checkers in the checkout, where they are folders beside it.
-.PHONY: links
 links:
-	for name in export engines training; do ln -sfn ../$$name rbvsr_deploy/$$name; done
+	@for name in export engines training; do ln -sfn ../$$name rbvsr_deploy/$$name; done
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -57,4 +78,4 @@ types: .venv/installed
 	.venv/bin/python -m mypy
 
 clean:
-	rm -rf .venv .venv-demo .venv-gpu build demo dist *.egg-info
+	rm -rf .venv .venv-check .venv-demo .venv-gpu build demo dist *.egg-info

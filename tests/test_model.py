@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -304,8 +305,10 @@ def test_names_and_shapes_are_the_published_ones(published: RealBasicVSR) -> Non
         SMALL,
         RealBasicVSRConfig(propagation_blocks=30, cleaning_blocks=None),
         RealBasicVSRConfig(mid_channels=4, propagation_blocks=1, cleaning_blocks=1, flow_levels=1),
+        replace(SMALL, flow_reduction=2, reconstruction_blocks=3),
+        replace(SMALL, flow_reduction=4, reconstruction_blocks=1, single_shuffle=True),
     ],
-    ids=["published", "compact", "small", "basicvsr", "least"],
+    ids=["published", "compact", "small", "basicvsr", "least", "reduced flow", "deep head"],
 )
 def test_config_comes_back_from_shapes_and_from_json(config: RealBasicVSRConfig) -> None:
     """Sizes read off a network's tensors, and off a manifest's JSON, are those it was made with."""
@@ -321,6 +324,56 @@ def test_config_refuses_unknown_names_and_incomplete_shapes() -> None:
     del shapes["basicvsr.fusion.weight"]
     with pytest.raises(KeyError, match=r"basicvsr\.fusion\.weight"):
         RealBasicVSRConfig.from_state_dict(shapes)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (21, 30)], ids=["multiple", "odd"])
+def test_flow_of_reduced_frames_is_in_pixels_of_the_frames(size: tuple[int, int]) -> None:
+    """What the finest level adds is counted in its pixels, which are as much larger."""
+    config = replace(SMALL, flow_reduction=2)
+    model = make_model(config)
+    finest = model.basicvsr.spynet.basic_module[-1].basic_module[-1].conv
+    for name, weight in model.basicvsr.spynet.named_parameters():
+        if not name.startswith("reduction"):
+            weight.zero_()
+    finest.bias.copy_(torch.tensor([1.0, -0.5]))
+    frames = make_frames(1, 2, *size)[0]
+    flow = model.flow(frames[:1], frames[1:])
+    assert flow.shape == (1, 2, *size)
+    expected = torch.tensor([2.0, -1.0]) * torch.tensor([size[1] / 32, size[0] / 24])
+    torch.testing.assert_close(flow, expected.view(1, 2, 1, 1).expand_as(flow))
+
+
+def test_fresh_reduction_of_the_flow_averages() -> None:
+    """Flow of reduced frames is, before training, that of frames averaged beforehand."""
+    config = replace(SMALL, flow_reduction=2)
+    model = RealBasicVSR(config).eval().requires_grad_(False)
+    half = RealBasicVSR(SMALL).eval().requires_grad_(False)
+    weights = model.basicvsr.spynet.state_dict()
+    half.basicvsr.spynet.load_state_dict(
+        {k: v for k, v in weights.items() if not k.startswith("reduction")}
+    )
+    frames = make_frames(1, 2, 32, 48)[0]
+    averaged = torch.nn.functional.avg_pool2d(frames, 2)
+    smaller = 2.0 * half.flow(averaged[:1], averaged[1:])
+    expected = torch.nn.functional.interpolate(smaller, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(model.flow(frames[:1], frames[1:]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_of_the_head_come_after_the_fusion() -> None:
+    """A head with blocks that add nothing is the published one, and they can add something."""
+    plain = make_model(SMALL)
+    model = RealBasicVSR(replace(SMALL, reconstruction_blocks=2)).eval().requires_grad_(False)
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert unexpected == []
+    assert all(name.startswith("basicvsr.reconstruction.") for name in missing)
+    frame, states = make_frames(1, 1, 8, 8)[0], torch.rand(2, 1, 8, 8, 8)
+    for block in model.basicvsr.reconstruction:
+        block.conv2.weight.zero_()
+        block.conv2.bias.zero_()
+    expected = plain.reconstruct(frame, *states)
+    torch.testing.assert_close(model.reconstruct(frame, *states), expected)
+    model.basicvsr.reconstruction[1].conv2.bias.fill_(0.1)
+    assert not torch.allclose(model.reconstruct(frame, *states), expected, atol=1e-3)
 
 
 def operations_per_frame(config: RealBasicVSRConfig) -> float:

@@ -29,11 +29,22 @@ __all__ = ["RunState", "read_checkpoint", "restore", "save_batches", "save_check
 
 logger = logging.getLogger(__name__)
 
-_FREE = ("workers", "checkpointing", "compile", "validation", "output", "data.cache")
+_FREE = (
+    "workers",
+    "checkpointing",
+    "compile",
+    "validation",
+    "output",
+    "data.cache",
+    "distillation.folder",
+)
 """Keys of a recipe (or how they begin) that change nothing in a run that goes on."""
 
 _GOES_ON = (
     "iterations",
+    "images.iterations",
+    "images.learning_rate",
+    "distillation.clips",
     "batch",
     "accumulate",
     "precision",

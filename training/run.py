@@ -36,12 +36,17 @@ from rbvsr_deploy.training.checkpoints import (
 )
 from rbvsr_deploy.training.clips import ClipDataset, batches
 from rbvsr_deploy.training.config import TrainingConfig
+from rbvsr_deploy.training.evaluation.metrics.alexnet import (
+    AlexNetDistance,
+    load_alexnet_distance,
+    lpips_file,
+)
 from rbvsr_deploy.training.initial_weights import load_flow, load_stage
 from rbvsr_deploy.training.launch import launch
 from rbvsr_deploy.training.log import RunLog
 from rbvsr_deploy.training.networks import NotFiniteError, build_networks, update_average
 from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
-from rbvsr_deploy.training.phases import FlowPhase, Phase, RestorationPhase
+from rbvsr_deploy.training.phases import FlowPhase, ImagePhase, Phase, RestorationPhase
 from rbvsr_deploy.training.run_folder import make_run_folder, writes
 from rbvsr_deploy.training.validation import Validation
 from rbvsr_deploy.version import __version__
@@ -122,6 +127,8 @@ class _Run:
         kinds: list[type[Phase]] = [RestorationPhase]
         if self._trains_flow():
             kinds.insert(0, FlowPhase)
+        if config.images.iterations:
+            kinds.insert(0, ImagePhase)
         self.datasets: dict[str, ClipDataset] = {}
         for kind in kinds:
             self.datasets[kind.name] = kind.dataset(config)
@@ -131,6 +138,9 @@ class _Run:
         if config.losses.perceptual_weight:
             vgg = load_vgg19(Path(config.losses.vgg) if config.losses.vgg else None)
             self.perceptual = PerceptualLoss(vgg, layer_weights=config.losses.perceptual_layers)
+        self.lpips: AlexNetDistance | None = None
+        if config.losses.lpips_weight:
+            self.lpips = load_alexnet_distance(lpips_file(config.losses.lpips))
 
         self.networks = build_networks(config, fabric.device)
         self.state = RunState(phase=kinds[0].name)
@@ -174,7 +184,8 @@ class _Run:
         optimisers' averages are those of that number.
         """
         state, config = self.state, self.config
-        batch = config.flow.batch if state.phase == FlowPhase.name else config.batch
+        batches = {FlowPhase.name: config.flow.batch, ImagePhase.name: config.images.batch}
+        batch = batches.get(state.phase, config.batch)
         now = self.fabric.world_size * batch * config.accumulate
         if state.clips != state.iteration * now:
             raise CheckpointError(
@@ -194,15 +205,29 @@ class _Run:
 
     def phases(self, received: list[int], on_step: OnStep | None) -> None:
         """Everything from where the run is to its end."""
-        if self.state.phase == FlowPhase.name:
-            self.iterations(FlowPhase(self.fabric, self.config, self.networks), received, on_step)
-            # The average of a network most of which has not been trained says nothing.
-            self.networks.average.load_state_dict(self.networks.generator.state_dict())
-            self.state = RunState(phase=RestorationPhase.name, seconds=self.state.seconds)
-        phase = RestorationPhase(
-            self.fabric, self.config, self.networks, perceptual=self.perceptual
-        )
-        self.iterations(phase, received, on_step)
+        names = list(self.datasets)
+        for name in names[names.index(self.state.phase) :]:
+            if name != self.state.phase:
+                self.state = RunState(phase=name, seconds=self.state.seconds)
+            self.iterations(self._phase(name), received, on_step)
+            if name != names[-1]:
+                self._adopt_average(name)
+
+    def _phase(self, name: str) -> Phase:
+        fabric, config, networks = self.fabric, self.config, self.networks
+        if name == FlowPhase.name:
+            return FlowPhase(fabric, config, networks)
+        kind = ImagePhase if name == ImagePhase.name else RestorationPhase
+        return kind(fabric, config, networks, perceptual=self.perceptual, lpips=self.lpips)
+
+    def _adopt_average(self, name: str) -> None:
+        """What a phase hands to the next one."""
+        generator, average = self.networks.generator, self.networks.average
+        if name == FlowPhase.name:
+            # The average of a network that has learnt this short says nothing.
+            average.load_state_dict(generator.state_dict())
+        else:
+            generator.load_state_dict(average.state_dict())
 
     def iterations(self, phase: Phase, received: list[int], on_step: OnStep | None) -> None:
         """Iterate until the phase is done, or a signal comes."""
@@ -272,7 +297,7 @@ class _Run:
         if every and iteration % every == 0 and (strip := phase.strip()) is not None:
             self.log.picture(phase.name, iteration, strip)
         due = iteration % config.validation.every == 0 or iteration == phase.iterations
-        if self.validation is not None and phase.name == RestorationPhase.name and due:
+        if self.validation is not None and phase.name != FlowPhase.name and due:
             values = self.validation.measure(self.fabric, self.networks.average)
             self.log.scalars(phase.name, iteration, values)
 

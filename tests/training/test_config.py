@@ -56,8 +56,8 @@ def test_a_preset_is_a_file_to_edit(tmp_path: Path) -> None:
     text = PRESETS["compact-stage1"].read_text()
     file.write_text(text)
     assert load_config(str(file), sources=CLIPS) == load_config("compact-stage1", sources=CLIPS)
-    file.write_text(text.replace("crop = 64", "crop = 48"))
-    assert load_config(str(file), sources=CLIPS).data.crop == 48
+    file.write_text(text.replace("crop = 64", "crop = 56"))
+    assert load_config(str(file), sources=CLIPS).data.crop == 56
 
 
 def test_changes_and_presets_of_sections() -> None:

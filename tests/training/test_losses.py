@@ -18,7 +18,9 @@ from rbvsr_deploy.training.losses import (
     charbonnier,
     cleaning_target,
     flow_loss,
+    gradient_loss,
     l1,
+    steadiness_loss,
 )
 from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
 
@@ -85,6 +87,49 @@ def test_flow_loss_by_hand() -> None:
     loss, error = flow_loss(flow, truth, known)
     assert error.item() == pytest.approx((0.5 + 3 + 3) / 3, abs=1e-4)
     assert loss.item() == pytest.approx((0.5 / 4 + 6 + 6) / 3, abs=1e-4)
+
+
+def test_gradient_loss_by_hand() -> None:
+    """Differences between neighbours in both directions; a shift in level costs nothing."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3, 5, 6)), rng.random((2, 3, 5, 6))
+    expected = sum(np.abs(np.diff(a, axis=i) - np.diff(b, axis=i)).mean() for i in (2, 3))
+    assert gradient_loss(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(expected)
+    assert gradient_loss(torch.tensor(a), torch.tensor(a + 0.5)).item() == pytest.approx(0.0)
+
+
+def moving(shift: int, *, frames: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """A texture that moves to the right by so many degraded pixels a frame, its flow to the frame
+    before, and where it is known.
+    """
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.rand(3, 32, 32 + 4 * shift * frames, generator=generator)
+    starts = [4 * shift * (frames - i) for i in range(frames)]
+    clip = torch.stack([wide[:, :, x : x + 32] for x in starts])[None]
+    flow = torch.zeros(1, frames - 1, 2, 8, 8)
+    flow[:, :, 0] = -shift
+    known = torch.ones(1, frames - 1, 8, 8, dtype=torch.bool)
+    known[:, :, :, :shift] = False
+    return clip, flow, known
+
+
+def test_steadiness_loss_follows_the_motion() -> None:
+    """An error that moves along costs nothing, one that stays in place or flickers does; nothing is
+    asked where the motion is not known.
+    """
+    clip, flow, known = moving(2)
+    nothing = torch.zeros_like(clip)
+    assert steadiness_loss(clip, nothing, flow, known).item() == pytest.approx(0.0, abs=1e-6)
+    assert steadiness_loss(clip, nothing, 0 * flow, known).item() > 0.1
+    assert steadiness_loss(clip, clip, 0 * flow, known).item() == 0.0
+    flicker = torch.tensor([0.0, 0.3, 0.0]).view(1, 3, 1, 1, 1).expand_as(clip)
+    assert steadiness_loss(flicker, nothing, flow, known).item() == pytest.approx(0.3)
+    assert steadiness_loss(flicker, nothing, flow, ~known).item() == pytest.approx(0.3)
+    outside = nothing.clone()
+    outside[..., :8] = 1.0  # only where nothing is known
+    outside[:, 0, :, :, :] = 0.0
+    assert steadiness_loss(outside[:, :2], nothing[:, :2], flow[:, :1], known[:, :1]).item() == 0.0
+    assert steadiness_loss(flicker, nothing, flow, known & False).item() == 0.0
 
 
 # ----------------------------------------------------------------------------------- discriminator

@@ -88,6 +88,8 @@ def draw_degradation(
         walk: let parameters walk from frame to frame; else they stay as they are drawn.
     """
     draw = _Draw(rng, length=length, walk=walk)
+    if config.clean and draw.happens(config.clean):
+        return Degradation(length=length, steps=(Reduction(draw.name(config.final_filters)),))
     drawn = [*draw.stage(config.first), draw.video(config.first.video)]
     last = [Reduction(draw.name(config.final_filters)), draw.blur(config.final_blur)]
     if config.second is not None:

@@ -185,6 +185,8 @@ class DegradationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     final_blur: BlurConfig
     final_filters: dict[Filter, Weight]
     """Of the resize to exactly a quarter of the ground truth's size."""
+    clean: Probability = 0.0
+    """Share of the clips that only this resize happens to."""
 
     def __post_init__(self) -> None:
         _check_weights(self.final_filters.values(), of="final filters")

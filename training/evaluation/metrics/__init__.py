@@ -4,6 +4,7 @@
 ``base.py``                   what a metric is given: a frame, its truth, the frame before
 ``fidelity.py``               PSNR and SSIM
 ``lpips.py``                  LPIPS
+``alexnet.py``                its network, which serves as a loss too
 ``niqe.py``                   NIQE
 ``brisque.py``                BRISQUE
 ``temporal.py``               warping error and tOF
