@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -124,7 +125,7 @@ def open_sink(
         return _piped(source, width=width, height=height, options=options)
     if path != job.output:
         raise ValueError(f"the job is for {job.output}, not for {path}")
-    if path.exists() and source.path.exists() and path.samefile(source.path):
+    if is_same_place(path, source.path):
         raise MediaError(f"the output {path} is the input itself: choose another output")
     kind = _kind(path, source=source)
     single = isinstance(source, ImageSource) and not source.is_folder
@@ -133,7 +134,8 @@ def open_sink(
             f"the input {source.path} is in the output folder {path}, where it could be replaced: "
             "choose another output"
         )
-    if kind == "folder" and path.is_dir() and isinstance(source, VideoSource) and not job.overwrite:
+    is_folder = os.path.isdir(path)  # raises nothing, whatever the disk says
+    if kind == "folder" and is_folder and isinstance(source, VideoSource) and not job.overwrite:
         raise MediaError(
             f"the output {path} is a folder: give the name of a file such as "
             f"{default_output(source.path).name}, or of a new folder for the frames as PNG"
@@ -186,7 +188,7 @@ def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"
         return "video"
     if suffix in IMAGE_SUFFIXES:
         return "picture"
-    if not suffix or path.is_dir() or from_folder:
+    if not suffix or os.path.isdir(path) or from_folder:
         return "folder"
     raise MediaError(
         f"the output {path} ends in {path.suffix!r}: videos end in "

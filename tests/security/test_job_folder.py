@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import os
 import stat
@@ -10,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -375,6 +379,55 @@ def as_an_earlier_version_left_it(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o644)
+
+
+class TestFaults:
+    """A call of the system that fails, as they do where disks are on a network."""
+
+    @pytest.mark.parametrize("name", ["scandir", "open", "stat", "lstat"])
+    @pytest.mark.parametrize("output", ["out.mp4", "frames"])
+    def test_one_sentence_and_the_same_result(self, clip, tmp_path, monkeypatch, name, output):
+        """Whichever of the calls it is, of all that a stopped run and the next one make."""
+        plain = tmp_path / "plain"
+        plain.mkdir()
+        write_parts(clip, plain / output, lengths=LENGTHS)
+        real = getattr(os, name)
+        for number in itertools.count():
+            place = tmp_path / f"{number}"
+            place.mkdir()
+            calls = _Failing(real, number=number, below=place)
+            monkeypatch.setattr(os, name, calls)
+            for stop_after in (4, None):
+                with contextlib.suppress(MediaError):
+                    write_parts(clip, place / output, lengths=LENGTHS, stop_after=stop_after)
+            monkeypatch.setattr(os, name, real)
+            if not (place / output).exists():
+                write_parts(clip, place / output, lengths=LENGTHS)
+            found = snapshot(place)
+            assert {key: found.get(key) for key in snapshot(plain)} == snapshot(plain)
+            if not calls.failed:
+                break
+        assert number > 0
+
+
+class _Failing:
+    """A call of the system that fails once, the so-many-th time that it is about a folder."""
+
+    def __init__(self, call: Callable[..., Any], *, number: int, below: Path) -> None:
+        self.failed = False
+        self._call = call
+        self._left = number
+        self._below = str(below)
+
+    def __call__(self, path: Any, *arguments: Any, **options: Any) -> Any:
+        # What is given by a descriptor or relative to one is of the job folder.
+        relative = isinstance(path, int) or {"dir_fd", "src_dir_fd"} & set(options)
+        if relative or self._below in os.fspath(path):
+            self._left -= 1
+            if self._left == -1:
+                self.failed = True
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return self._call(path, *arguments, **options)
 
 
 class TestCommand:

@@ -235,9 +235,9 @@ class Job:
             MediaError: the disk refused, or the output has appeared meanwhile; the finished parts
                 stay.
         """
-        self.storage.check()
-        self.check(folder=finished.is_dir())
         try:
+            self.storage.check()
+            self.check(folder=finished.is_dir())
             if self._keep:
                 finished = self._copied(finished)
             else:
@@ -336,7 +336,8 @@ class Job:
     def _read_parts(self, fits: Callable[[PartRecord], bool]) -> list[PartRecord]:
         """The finished parts up to the first that is damaged."""
         parts: list[PartRecord] = []
-        names = set(self.storage.names())
+        with self._writing():
+            names = set(self.storage.names())
         while (name := f"part-{len(parts) + 1:06d}.json") in names:
             try:
                 record = PartRecord.from_bytes(self.storage.read(name, at_most=_LARGEST_RECORD))
