@@ -95,7 +95,7 @@ class Clock:
                 yield frame, given
         yield from self._place(None)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Says in a warning what was repaired so far, if anything was."""
         if self._frames and self._repaired == self._frames:
             logger.warning(

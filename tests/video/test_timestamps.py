@@ -35,7 +35,7 @@ def given(
     clock = Clock(Path("a.mp4"), time_base=TICK, rate=Fraction(25), discontinuous=discontinuous)
     frames = [Decoded(*times) for times in zip(stamps, dts or [None] * len(stamps), strict=True)]
     found = list(clock.read(frames))  # type: ignore[arg-type]
-    clock.tell()
+    clock.report()
     assert [frame for frame, _ in found] == frames
     return [stamp for _, stamp in found]
 

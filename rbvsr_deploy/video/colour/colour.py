@@ -49,7 +49,7 @@ class Colour:
     """Kept for the output only; 2: unknown."""
 
 
-RGB_PICTURE = Colour(matrix=BT709, range=LIMITED, primaries=BT709, transfer=BT709)
+RGB_COLOUR = Colour(matrix=BT709, range=LIMITED, primaries=BT709, transfer=BT709)
 """What a video made of RGB pictures is written as."""
 
 
@@ -63,7 +63,7 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     """
     matrix = frame.colorspace
     if frame.format.is_rgb:
-        return RGB_PICTURE
+        return RGB_COLOUR
     if matrix not in LUMA_WEIGHTS:
         guess = matrix_if_unknown or (BT709 if frame.height >= 720 else BT601)
         if matrix not in (UNKNOWN, RGB_MATRIX):
@@ -83,7 +83,7 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     )
 
 
-def untold_colour(frame: VideoFrame, *, read_as: Colour) -> str | None:
+def untagged_colour(frame: VideoFrame, *, read_as: Colour) -> str | None:
     """What a decoded frame does not tell of its colour and what is assumed, as the end of a
     sentence; ``None`` where it tells enough.
     """

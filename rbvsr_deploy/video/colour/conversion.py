@@ -36,13 +36,13 @@ __all__ = ["from_rgb", "opacity_of", "to_rgb"]
 _ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 
-def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Image:
+def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Image:
     """Converts a decoded frame to RGB, as it lies in the file.
 
     Args:
         frame: a decoded frame of any pixel format.
         colour: how its numbers are to be read.
-        is_picture: of a file of pictures, where chroma samples lie in the middle of their pixels.
+        is_image: of a file of pictures, where chroma samples lie in the middle of their pixels.
 
     Returns:
         ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the frame has more than 8 bits.
@@ -55,7 +55,7 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Im
         luma = _reformatted(frame, "gray" if depth == 8 else f"gray{depth}le")
         image = _transformed(_samples(luma), _rgb_of_luma(colour, depth=depth))
         return image if depth > 8 else image.astype(np.uint8)
-    if lies_left(video_format) and not is_picture:
+    if lies_left(video_format) and not is_image:
         frame = from_left(frame)
     if depth <= 8:
         rgb = _reformatted(frame, "rgb24").to_ndarray()

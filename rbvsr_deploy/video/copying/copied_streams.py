@@ -70,7 +70,7 @@ class CopiedStreams:
         target: the output; streams are added to it, so its header must not be written yet.
         window: what of the source's time is taken; ``None``: everything.
         options: what is wanted.
-        told: whether the user knows already which streams are left out or changed.
+        reported: whether the user already knows which streams are left out or converted.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class CopiedStreams:
         target: OutputContainer,
         window: TimeWindow | None,
         options: WriteOptions,
-        told: bool,
+        reported: bool,
     ) -> None:
         self._path = source.path
-        self._told = told
+        self._reported = reported
         self._target = target
         self._window = window
         self._options = options
@@ -254,7 +254,7 @@ class CopiedStreams:
         self._ways.pop(index, None)
 
     def _tell(self, message: str, *values: object) -> None:
-        logger.log(logging.DEBUG if self._told else logging.WARNING, message, *values)
+        logger.log(logging.DEBUG if self._reported else logging.WARNING, message, *values)
 
 
 def _problem(make: Callable[[OutputContainer], _Way], *, container: str) -> str | None:

@@ -59,11 +59,11 @@ def test_video_has_chroma_on_the_left(pix_fmt: str) -> None:
     assert abs(written.mean()) < 0.15
 
 
-@pytest.mark.parametrize(("pix_fmt", "is_picture"), [("yuvj420p", False), ("yuv420p", True)])
-def test_pictures_have_chroma_in_the_middle(pix_fmt: str, is_picture: bool) -> None:
+@pytest.mark.parametrize(("pix_fmt", "is_image"), [("yuvj420p", False), ("yuv420p", True)])
+def test_pictures_have_chroma_in_the_middle(pix_fmt: str, is_image: bool) -> None:
     """JPEG in a video or a file, and WebP."""
     colour = Colour(matrix=1, range=2 if "j" in pix_fmt else 1, primaries=1, transfer=1)
-    image = to_rgb(ramp(pix_fmt, place=0.5), colour=colour, is_picture=is_picture)
+    image = to_rgb(ramp(pix_fmt, place=0.5), colour=colour, is_image=is_image)
     inside = slice(16, WIDTH - 32)
     codes = blueness(image)[inside]
     if colour.range == 2:
