@@ -166,7 +166,7 @@ class TestDefaults:
             sink.finish()
         assert codec_of(tmp_path / out) == expected
         rounded = "10" in pix_fmt and "10" not in expected[1]
-        assert ("they are rounded to the 8" in caplog.text) == rounded
+        assert ("the output is rounded to the 8" in caplog.text) == rounded
 
     @pytest.mark.parametrize(
         ("chosen", "expected"),
