@@ -113,10 +113,10 @@ def from_rgb(
         frame = _planar(image, opacity, target=target, colour=colour)
     # The converted frame inherits the tag; it has no meaning for RGB.
     frame.colorspace = colour.matrix
-    wanted = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
-    frame = frame.reformat(format=pix_fmt, **wanted)
+    conversion = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
+    frame = frame.reformat(format=pix_fmt, **conversion)
     if lies_left(target):
-        frame = to_left(frame).reformat(format=pix_fmt, **wanted)
+        frame = to_left(frame).reformat(format=pix_fmt, **conversion)
     if not target.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
