@@ -81,7 +81,7 @@ def test_encoder_without_its_device_names_what_is_missing(codec, software, capfd
 
 @pytest.mark.parametrize("codec", available("h264_v4l2m2m", "hevc_v4l2m2m", "mjpeg_qsv"))
 def test_encoder_without_a_quality_setting_is_refused(codec):
-    with pytest.raises(MediaError, match=f"no quality setting is known for codec {codec}: use lib"):
+    with pytest.raises(MediaError, match=f"no quality setting .* codec {codec}: use libx26"):
         choose_encoder("matroska", WriteOptions(codec=codec), size=(640, 480))
 
 
