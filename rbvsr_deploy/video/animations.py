@@ -16,7 +16,7 @@ import numpy as np
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.colour.colour import RGB_PICTURE
+from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.options import ReadOptions
 
@@ -46,7 +46,7 @@ class WebPAnimation(Source):
         self._options = options
         self.time_base = Fraction(1, 1000)
         self.sample_aspect = None
-        self.colour = RGB_PICTURE
+        self.colour = RGB_COLOUR
         self.depth = 8
         self._frames = _read_webp(path)
         self._first = next(self._frames)

@@ -1,4 +1,4 @@
-"""Files that were cut off, by a download or a power failure: found before any work is done."""
+"""Detects truncated files, such as incomplete downloads, before any work is done."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Boxes of an MP4 that hold frames or tell where they are. What comes behind the last box may be
-# anything, and is read as the length of another.
+# MP4 boxes that hold frames or their index. Trailing garbage after the last box may look like the
+# header of another box.
 _MP4_BOXES = frozenset({b"mdat", b"moof", b"moov"})
 
 
 @dataclass(frozen=True)
 class _Readable:
-    """What is there of a video that was cut off."""
+    """Holds the extent of the readable part of a truncated video."""
 
     frames: int
     seconds: Fraction
@@ -37,62 +37,62 @@ def refuse_cut_off(
     path: Path,
     options: ReadOptions,
 ) -> None:
-    """Checks what the format tells of its own length against the file.
+    """Compare the length that a file declares with its actual length.
 
-    MP4 tells where every frame lies and how long its boxes are; Matroska, WebM and AVI how long the
-    file is. Other formats tell nothing reliable; of them, what is there is read. Nothing is refused
-    if an excerpt is asked for that lies within what is there.
+    MP4 has the position of every frame and the length of its boxes; Matroska, WebM and AVI have the
+    length of the file. Other formats have no reliable length and are read as far as possible. A
+    truncated file is accepted if the requested excerpt lies within its readable part.
 
     Args:
-        container: of the file, newly opened.
-        video: its video.
+        container: the file, newly opened.
+        video: its video stream.
         rate: average frames per second.
-        path: of the file.
-        options: how it is read.
+        path: the path of the file.
+        options: how the file is read.
 
     Raises:
-        MediaError: the file ends too early; names how much of it can be read.
+        MediaError: the file is truncated; names how much of it can be read.
     """
     size = path.stat().st_size
     entries = list(video.index_entries) if _is_mp4(container) else []
     if any(entry.pos + entry.size > size for entry in entries):
-        there = [entry.timestamp for entry in entries if entry.pos + entry.size <= size]
-        readable = _readable(there, time_base=video.time_base, rate=rate)
+        present = [entry.timestamp for entry in entries if entry.pos + entry.size <= size]
+        readable = _readable(present, time_base=video.time_base, rate=rate)
         expected = len(entries)
-    elif size < _announced_size(container, path):
+    elif size < _declared_size(container, path):
         readable = _readable(_stamps(path, video.index), time_base=video.time_base, rate=rate)
         expected = None
     else:
         return
-    if not _suffices(readable, rate=rate, options=options):
+    if not _covers_excerpt(readable, rate=rate, options=options):
         raise cut_off(path, readable=readable.frames, expected=expected)
 
 
 def indexed_frames(container: InputContainer, video: VideoStream) -> int:
-    """How many frames the file lists as far as it has been read; 0 where the format has no list.
+    """Return the number of frames in the file's index so far; 0 if the format has no index.
 
-    The fragments of an MP4 are listed as they are read.
+    Fragments of an MP4 are added to the index as they are read.
     """
     return len(video.index_entries) if _is_mp4(container) else 0
 
 
 def cut_off(path: Path, *, readable: int, expected: int | None = None) -> MediaError:
-    """The error for a file that is to have more frames than it holds.
+    """Return the error for a truncated file.
 
     Args:
-        path: of the file.
-        readable: how many frames it holds.
-        expected: how many it is to have; ``None``: not known.
+        path: the path of the file.
+        readable: number of frames that can be read.
+        expected: number of frames in the complete file; ``None``: unknown.
     """
-    of_how_many = f"of its {expected} frames" if expected is not None else "of its frames"
-    what_to_do = "get the complete file"
+    total = f"of its {expected} frames" if expected is not None else "of its frames"
+    advice = "get the complete file"
     if readable:
-        what_to_do += f", or upscale what is there with --frames {readable}"
-    return MediaError(f"{path} is cut off: only {readable} {of_how_many} can be read; {what_to_do}")
+        advice += f", or limit the number of frames to {readable}"
+    return MediaError(f"{path} is cut off: only {readable} {total} can be read; {advice}")
 
 
-def _suffices(readable: _Readable, *, rate: Fraction, options: ReadOptions) -> bool:
-    """Whether the excerpt that is asked for ends within what is there."""
+def _covers_excerpt(readable: _Readable, *, rate: Fraction, options: ReadOptions) -> bool:
+    """Return whether the requested excerpt ends within the readable part."""
     if options.frames is not None and not options.start and options.frames <= readable.frames:
         return True
     ends = [] if options.end is None else [options.end]
@@ -102,13 +102,13 @@ def _suffices(readable: _Readable, *, rate: Fraction, options: ReadOptions) -> b
 
 
 def _readable(stamps: list[int], *, time_base: Fraction | None, rate: Fraction) -> _Readable:
-    """Of frames whose decoding times are known, in ticks."""
+    """Return the extent of frames with these decoding times, in ticks."""
     length = (max(stamps) - min(stamps)) * (time_base or 0) + 1 / rate if stamps else Fraction(0)
     return _Readable(frames=len(stamps), seconds=length)
 
 
 def _stamps(path: Path, index: int) -> list[int]:
-    """Times of all frames of a video that are there in full."""
+    """Return the decoding times of all complete frames of a video stream."""
     with media_errors(f"cannot read {path} any further"), open_input(path) as container:
         return [
             packet.dts
@@ -117,8 +117,8 @@ def _stamps(path: Path, index: int) -> list[int]:
         ]
 
 
-def _announced_size(container: InputContainer, path: Path) -> int:
-    """The length in bytes that a file gives itself; 0 where it does not."""
+def _declared_size(container: InputContainer, path: Path) -> int:
+    """Return the length in bytes that a file declares; 0 if it declares none."""
     if "matroska" in container.format.name:
         return segment_end(path) or 0
     if container.format.name == "avi":
@@ -127,28 +127,28 @@ def _announced_size(container: InputContainer, path: Path) -> int:
 
 
 def _end_of_boxes(path: Path) -> int:
-    """Where the last box of an MP4 is to end; 0 where that is not told."""
+    """Return the position at which the last box of an MP4 must end; 0 if it is unknown."""
     at, size = 0, path.stat().st_size
     with path.open("rb") as file:
         while at + 8 <= size:
             file.seek(at)
             head = file.read(16)
             length = int.from_bytes(head[:4], "big")
-            if length == 1:  # it is too large for four bytes
+            if length == 1:  # the length does not fit in four bytes
                 length = int.from_bytes(head[8:], "big")
-            if length < 8:  # it goes up to the end of the file, or is none
+            if length < 8:  # the box extends to the end of the file, or this is not a box
                 return 0
             at += length
     return at if at > size and head[4:8] in _MP4_BOXES else 0
 
 
 def _end_of_chunks(path: Path) -> int:
-    """Where the last chunk of an AVI is to end; 0 where that is not told."""
+    """Return the position at which the last chunk of an AVI must end; 0 if it is unknown."""
     at = 0
     with path.open("rb") as file:
         while (head := file.read(8))[:4] == b"RIFF" and len(head) == 8:
             length = int.from_bytes(head[4:], "little")
-            if length in (0, 2**32 - 1):  # not known when the file was begun
+            if length in (0, 2**32 - 1):  # the length was unknown when the header was written
                 return 0
             at += 8 + length
             file.seek(at)

@@ -1,4 +1,4 @@
-"""What is damaged in a video, counted while it is decoded."""
+"""Counts lost and damaged frames while a video is decoded."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ __all__ = ["Damage"]
 
 logger = logging.getLogger(__name__)
 
-# Times that wait for their frames at most; where frames come out at all, no more than 16 do.
+# Maximum number of packet times that wait for their frames; a working decoder delays 16 at most.
 _MOST_WAITING = 10_000
 
 
 class Damage:
-    """Frames that are lost, and frames that come out with parts the decoder made up.
+    """Counts frames that are lost, and frames in which the decoder concealed errors.
 
-    A decoder does not always say that it leaves a frame out. It is lost if a packet had a time and
-    no frame has it: unless frames follow each other without a gap, as where a packet holds only
-    half a frame, or one that is never shown. Where packets have no times, those that the decoder
-    refused are counted.
+    A decoder does not always report a dropped frame. A frame is lost if a packet has a time stamp
+    that no frame has, unless the frames follow each other without a gap: then the packet held half
+    a frame, or one that is never shown. If packets have no time stamps, the packets that the
+    decoder rejected are counted.
 
     Args:
-        path: of the video, for messages.
+        path: the video, for messages.
         time_base: seconds per tick.
         rate: average frames per second.
         strict: whether to raise MediaError at the first damage.
-        from_start: whether the first packet is that of the video, so that a frame is due for it.
+        from_start: whether decoding starts at the first packet of the video, so that a frame is
+            expected for it.
     """
 
     damaged = 0
-    """Frames that came out damaged."""
+    """Number of damaged frames."""
 
     def __init__(
         self, path: Path, *, time_base: Fraction, rate: Fraction, strict: bool, from_start: bool
@@ -48,17 +49,17 @@ class Damage:
         self._period = 1 / (rate * time_base)
         self._strict = strict
         self._from_start = from_start
-        self._waiting: dict[int, bool] = {}  # times of packets; whether they are known as damaged
+        self._waiting: dict[int, bool] = {}  # packet time: whether the packet is marked as corrupt
         self._last: int | None = None
         self._frames = self._refused = self._missing = 0
 
     @property
     def lost(self) -> int:
-        """Frames that did not come out."""
+        """Number of lost frames."""
         return max(self._refused, self._missing)
 
     def packet(self, packet: Packet[VideoStream]) -> None:
-        """Takes note of a packet before it is decoded."""
+        """Record a packet before it is decoded."""
         if packet.size and packet.pts is not None and not packet.is_discard:
             if len(self._waiting) == _MOST_WAITING:
                 self._waiting.clear()
@@ -66,25 +67,25 @@ class Damage:
             self._waiting[packet.pts] = packet.is_corrupt
 
     def refused(self, error: FFmpegError) -> None:
-        """Takes note that the decoder refused a packet.
+        """Record that the decoder rejected a packet.
 
         Raises:
-            MediaError: reading is strict.
+            MediaError: in strict mode.
         """
         self._refused += 1
         logger.debug("after frame %d of %s: %s", self._frames, self._path, reason(error))
         self._stop("cannot be decoded")
 
     def frame(self, frame: VideoFrame) -> None:
-        """Takes note of a decoded frame.
+        """Record a decoded frame.
 
         Raises:
-            MediaError: reading is strict, and the frame or one before it is damaged.
+            MediaError: in strict mode, if this frame or an earlier one is damaged.
         """
         known = False
         if frame.pts is not None:
             if self._last is not None and frame.pts < self._last and frame.pts not in self._waiting:
-                self._missing -= self._missing > 0  # it comes late
+                self._missing -= self._missing > 0  # it was only late
             known = self._waiting.pop(frame.pts, False)
             passed = [pts for pts in self._waiting if pts < frame.pts]
             for pts in passed:
@@ -97,10 +98,10 @@ class Damage:
         self._frames += 1
 
     def finish(self) -> None:
-        """Takes note of the end, and says in a warning what was damaged, if anything was.
+        """Count frames lost at the end, and log a warning if anything was damaged.
 
         Raises:
-            MediaError: reading is strict, and a frame at the end is lost.
+            MediaError: in strict mode, if a frame at the end is lost.
         """
         if self._waiting and self._last is not None:
             self._count(len(self._waiting), until=max(self._waiting))
@@ -110,7 +111,7 @@ class Damage:
             logger.warning("damaged frames of %s that are kept: %d", self._path, self.damaged)
 
     def _count(self, passed: int, *, until: Fraction | int) -> None:
-        """Counts packets as lost frames, as many as there is time for since the frame before."""
+        """Count packets as lost frames, limited by the time since the previous frame."""
         if self._last is None:
             missing = passed if self._from_start else 0
         else:
@@ -122,6 +123,6 @@ class Damage:
     def _stop(self, what: str) -> None:
         if self._strict:
             raise MediaError(
-                f"frame {self._frames + 1} of {self._path} {what}: get an undamaged file, or "
-                "leave strict out to go on as players do"
+                f"frame {self._frames + 1} of {self._path} {what}: get an undamaged file, or turn "
+                "strict off to decode damaged videos as players do"
             )

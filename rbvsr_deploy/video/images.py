@@ -19,7 +19,7 @@ from rbvsr_deploy.video.base import Frame, Source
 from rbvsr_deploy.video.colour.colour import (
     BT601,
     FULL,
-    RGB_PICTURE,
+    RGB_COLOUR,
     Colour,
     colour_of,
 )
@@ -129,7 +129,7 @@ class ImageSource(Source):
         self.depth = 8 * first.itemsize
         self.frame_count = len(self._files)
         self.sample_aspect = None
-        self.colour = RGB_PICTURE
+        self.colour = RGB_COLOUR
 
     def __iter__(self) -> Iterator[Frame]:
         for number, file in enumerate(self._files):
@@ -193,7 +193,7 @@ def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
             raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
         frame, orientation = frames[0], exif_orientation(data)
         colour = colour_of(frame, matrix_if_unknown=BT601)
-        image, opacity = to_rgb(frame, colour=colour, is_picture=True), opacity_of(frame)
+        image, opacity = to_rgb(frame, colour=colour, is_image=True), opacity_of(frame)
         return upright(image, orientation), (
             None if opacity is None else upright(opacity, orientation)
         )
@@ -263,7 +263,7 @@ def _encode(
     context.options = options
     if name == "mjpeg":
         context.color_range = FULL
-    colour = _JPEG_COLOUR if name == "mjpeg" else RGB_PICTURE
+    colour = _JPEG_COLOUR if name == "mjpeg" else RGB_COLOUR
     frame = from_rgb(image, pix_fmt=pix_fmt, colour=colour, opacity=opacity)
     frame.pts = 0
     return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()])

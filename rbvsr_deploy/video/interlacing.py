@@ -1,4 +1,4 @@
-"""Interlaced videos, whose frames hold two moments each: telling that one is, and deinterlacing."""
+"""Detects and deinterlaces interlaced video, whose frames consist of two fields."""
 
 from __future__ import annotations
 
@@ -20,82 +20,82 @@ __all__ = ["CombWatch", "Deinterlacer"]
 
 logger = logging.getLogger(__name__)
 
-# Frames that are looked at where none is marked as interlaced. A tenth of what reading them takes.
-_LOOK = 100
-# The same before the first frame is deinterlaced; so many are held in memory meanwhile.
+# Frames to analyse if none is marked as interlaced. This adds a tenth to the time for reading them.
+_ANALYSED = 100
+# Frames to analyse before the first one is deinterlaced; these are held in memory.
 _LOOK_AHEAD = 25
-# By how much the fields must be closer to the frame on one side than to that on the other. With
-# FFmpeg's own 1.04, vertical motion in soft pictures looks like combs; at 1.4, much that is
-# interlaced is overlooked.
-_CLOSER = "1.1"
-# Share of frames that are combed in the order of an interlaced video, and in the other order.
+# Factor by which the fields must be closer to the frame on one side than to that on the other. At
+# 1.04, FFmpeg's default, vertical motion in soft images is mistaken for combing; at 1.4, much
+# interlaced video is missed.
+_THRESHOLD = "1.1"
+# Minimum share of frames combed in the video's field order, and maximum share in the other order.
 _COMBED, _OTHERWISE = 0.6, 0.1
 _FEWEST = 8
 
 
 class CombWatch:
-    """Warns once if a video is interlaced, or looks so.
+    """Warns once if a video is marked as interlaced or appears to be.
 
     Args:
-        path: of the file, for the warning.
+        path: the file, for the warning.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._said = False
+        self._warned = False
 
     def over(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Passes decoded frames on."""
-        combs: _Combs | None = None
+        """Yield the decoded frames unchanged."""
+        combs: _CombDetector | None = None
         try:
             for frame in frames:
-                if not self._said:
+                if not self._warned:
                     if frame.interlaced_frame:
-                        self._say("is marked as interlaced: if it has combs, use --deinterlace")
+                        self._warn("is marked as interlaced: if it shows combing, deinterlace it")
                     elif combs is None and _may_be_interlaced(frame):
-                        combs = _Combs(frame)
-                    if combs is not None and combs.frames < _LOOK:
-                        combs.look_at(frame)
-                        if combs.frames == _LOOK:
+                        combs = _CombDetector(frame)
+                    if combs is not None and combs.frames < _ANALYSED:
+                        combs.analyse(frame)
+                        if combs.frames == _ANALYSED:
                             self._conclude(combs)
                 yield frame
-        finally:  # also where no more frames are asked for
-            if combs is not None and combs.frames < _LOOK:
+        finally:  # also if the caller stops early
+            if combs is not None and combs.frames < _ANALYSED:
                 self._conclude(combs)
 
-    def _conclude(self, combs: _Combs) -> None:
+    def _conclude(self, combs: _CombDetector) -> None:
         if combs.order is not None:
             first = {"tff": "top", "bff": "bottom"}[combs.order]
-            self._say(f"looks interlaced, {first} field first: use --deinterlace")
+            self._warn(f"looks interlaced, {first} field first: deinterlace it")
 
-    def _say(self, what: str) -> None:
-        if not self._said:
-            logger.warning("%s %s, or its combs are enlarged", self._path, what)
-        self._said = True
+    def _warn(self, finding: str) -> None:
+        if not self._warned:
+            logger.warning("%s %s, or combing artefacts are upscaled", self._path, finding)
+        self._warned = True
 
 
 class Deinterlacer:
-    """Makes a whole picture of the first field of every frame; all else stays as it is.
+    """Converts the first field of every frame to a progressive frame.
 
-    Where one of the first frames is marked as interlaced, those that are not stay as they are.
-    Where none is, all frames are deinterlaced, in the order of fields that they look like.
+    If one of the first frames is marked as interlaced, only marked frames are deinterlaced. If none
+    is, all frames are deinterlaced, with the field order that is detected.
 
     Args:
-        path: of the file, for messages.
+        path: the file, for messages.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._said = False
+        self._warned = False
 
     def over(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """As many frames as come in, with their time stamps.
+        """Yield one progressive frame for every frame, with the same time stamp.
 
         Raises:
             MediaError: the frames are too small to have fields.
         """
-        coming = iter(frames)
-        start = list(itertools.islice(coming, _LOOK_AHEAD))
+        upcoming = iter(frames)
+        start = list(itertools.islice(upcoming, _LOOK_AHEAD))
         options = {"mode": "send_frame", "parity": "auto", "deint": "interlaced"}
         guess = False
         with media_errors(f"cannot deinterlace {self._path}"):
@@ -103,37 +103,35 @@ class Deinterlacer:
                 order = self._order(start)
                 options |= {"parity": order or "auto", "deint": "all"}
                 guess = order is None
-            # A filter cannot take frames that change their size.
-            for _, alike in itertools.groupby(itertools.chain(start, coming), key=_shape):
+            # Filters do not support a change of frame size.
+            for _, alike in itertools.groupby(itertools.chain(start, upcoming), key=_shape):
                 yield from _deinterlaced(alike, options, guess=guess)
 
     def _order(self, frames: Sequence[VideoFrame]) -> str | None:
-        combs = _Combs(frames[0])
+        combs = _CombDetector(frames[0])
         for frame in frames:
-            combs.look_at(frame)
-        if combs.order is None and not self._said:
-            self._said = True
-            logger.warning(
-                "%s does not look interlaced; it is deinterlaced nevertheless", self._path
-            )
+            combs.analyse(frame)
+        if combs.order is None and not self._warned:
+            self._warned = True
+            logger.warning("%s does not look interlaced; it is deinterlaced anyway", self._path)
         return combs.order
 
 
-class _Combs:
-    """How many frames of a video look combed."""
+class _CombDetector:
+    """Counts the frames of a video that show combing."""
 
     frames: int
-    """That were looked at."""
+    """Number of frames analysed."""
 
     def __init__(self, first: VideoFrame) -> None:
         self.frames = 0
         self._shape = _shape(first)
         self._graph, self._input = _graph_for(first)
-        detector, split = self._graph.add("idet", intl_thres=_CLOSER), self._graph.add("split")
+        detector, split = self._graph.add("idet", intl_thres=_THRESHOLD), self._graph.add("split")
         self._input.link_to(detector)
         detector.link_to(split)
-        # PyAV 17 cannot read what a filter says about a frame, hence the filters that let pass
-        # those frames only of which a certain thing is said.
+        # PyAV 17 cannot read the metadata that a filter attaches to a frame, hence a filter for
+        # each field order that passes only the frames with that metadata.
         self._outputs = {}
         self._combed = {"tff": 0, "bff": 0}
         for number, order in enumerate(self._combed):
@@ -147,15 +145,15 @@ class _Combs:
 
     @property
     def order(self) -> str | None:
-        """ "tff" or "bff", top or bottom field first; ``None``: not interlaced."""
+        """Field order: "tff" (top first) or "bff" (bottom first); ``None``: not interlaced."""
         order = max(self._combed, key=lambda order: self._combed[order])
         combed, otherwise = self._combed[order], sum(self._combed.values()) - self._combed[order]
         many = combed >= max(_FEWEST, _COMBED * self.frames)
         return order if many and otherwise <= _OTHERWISE * self.frames else None
 
-    def look_at(self, frame: VideoFrame) -> None:
+    def analyse(self, frame: VideoFrame) -> None:
         self.frames += 1
-        # A video whose size changes is none that is interlaced.
+        # A video with changing frame size is not interlaced.
         if _shape(frame) == self._shape:
             self._input.push(frame)
             for order, output in self._outputs.items():
@@ -165,37 +163,37 @@ class _Combs:
 def _deinterlaced(
     frames: Iterable[VideoFrame], options: dict[str, str], *, guess: bool
 ) -> Iterator[VideoFrame]:
-    """Frames of one shape; ``guess``: in the order that each looks like."""
+    """Yield deinterlaced frames of one size; ``guess``: detect the field order of each frame."""
     frames = iter(frames)
     first = next(frames)
     graph, input_ = _graph_for(first)
     last = input_
-    for name, wishes in ([("idet", {"intl_thres": _CLOSER})] if guess else []) + [
+    for name, settings in ([("idet", {"intl_thres": _THRESHOLD})] if guess else []) + [
         ("bwdif", options)
     ]:
-        added = graph.add(name, **wishes)
+        added = graph.add(name, **settings)
         last.link_to(added)
         last = added
     output = graph.add("buffersink")
     last.link_to(output)
     graph.configure()
-    # One frame comes out for each that went in, later, and with time stamps of another unit.
+    # The filter returns one frame per input frame, delayed and with a different time base.
     waiting: deque[VideoFrame] = deque()
     for frame in itertools.chain([first], frames, [None]):
         if frame is not None:
             waiting.append(frame)
         input_.push(frame)
-        for whole in _pulled(output):
-            yield _described_as(waiting.popleft(), whole)
+        for progressive in _pulled(output):
+            yield _with_properties(progressive, like=waiting.popleft())
 
 
-def _described_as(frame: VideoFrame, picture: VideoFrame) -> VideoFrame:
-    """``picture`` with the times and colours of ``frame``."""
-    picture.pts, picture.time_base = frame.pts, frame.time_base
-    picture.dts, picture.duration = frame.dts, frame.duration
-    picture.colorspace, picture.color_range = frame.colorspace, frame.color_range
-    picture.color_primaries, picture.color_trc = frame.color_primaries, frame.color_trc
-    return picture
+def _with_properties(frame: VideoFrame, *, like: VideoFrame) -> VideoFrame:
+    """Copy the times and colour tags of ``like`` to ``frame``, and return it."""
+    frame.pts, frame.time_base = like.pts, like.time_base
+    frame.dts, frame.duration = like.dts, like.duration
+    frame.colorspace, frame.color_range = like.colorspace, like.color_range
+    frame.color_primaries, frame.color_trc = like.color_primaries, like.color_trc
+    return frame
 
 
 def _shape(frame: VideoFrame) -> tuple[int, int, str]:
@@ -203,12 +201,12 @@ def _shape(frame: VideoFrame) -> tuple[int, int, str]:
 
 
 def _may_be_interlaced(frame: VideoFrame) -> bool:
-    """Whether it is in the colours of television."""
+    """Return whether a frame is YUV without alpha, as interlaced video always is."""
     return not frame.format.is_rgb and len(frame.format.components) == 3
 
 
 def _graph_for(frame: VideoFrame) -> tuple[Graph, FilterContext]:
-    """A graph of filters and its input, for frames like this one."""
+    """Return a filter graph and its input, for frames like this one."""
     from av.filter import Graph
 
     graph = Graph()
@@ -216,14 +214,14 @@ def _graph_for(frame: VideoFrame) -> tuple[Graph, FilterContext]:
         "buffer",
         video_size=f"{frame.width}x{frame.height}",
         pix_fmt=frame.format.name,
-        time_base="1/1000",  # no filter here looks at times
+        time_base="1/1000",  # none of the filters uses time stamps
         colorspace=str(int(frame.colorspace)),
         range=str(int(frame.color_range)),
     )
 
 
 def _pulled(output: FilterContext) -> Iterator[VideoFrame]:
-    """What a filter has ready."""
+    """Yield the frames that a filter has ready."""
     import av
 
     while True:

@@ -1,6 +1,6 @@
-"""What FFmpeg's reader and writer of Matroska and WebM leave to us, in the file's own terms.
+"""Reads and edits details of Matroska and WebM files that PyAV does not expose.
 
-The format is EBML (RFC 8794): elements of a number, a length and a content, nested in each other.
+The format is EBML (RFC 8794): nested elements, each with an ID, a length and its content.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["segment_end", "write_sample_aspect"]
 _EBML_HEADER, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 _TRACKS, _TRACK_ENTRY, _VIDEO, _CRC32 = 0x1654AE6B, 0xAE, 0xE0, 0xBF
 _PIXEL_WIDTH, _DISPLAY_WIDTH, _DISPLAY_UNIT = 0xB0, 0x54B0, 0x54B2
-_HEAD = 1 << 16  # bytes that hold everything up to the tracks in what FFmpeg writes
+_HEAD = 1 << 16  # bytes; in files written by FFmpeg, this includes the tracks
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class _Element:
     number: int
     start: int
     content: int
-    """Where the content begins."""
+    """Position of the first byte of the content."""
     end: int | None
-    """``None``: not known when the file was begun, as in live streams."""
+    """Position after the content; ``None``: unknown, as in live streams."""
 
 
 def segment_end(path: Path) -> int | None:
-    """How long the file is by its own account, in bytes; ``None`` where it does not tell."""
+    """Return the length in bytes that a file declares; ``None`` if it declares none."""
     with path.open("rb") as file:
         start = file.read(4096)
     header = _element(start, 0)
@@ -41,17 +41,17 @@ def segment_end(path: Path) -> int | None:
 
 
 def write_sample_aspect(path: Path, aspect: Fraction) -> bool:
-    """Tells the shape of the first video track's pixels, which PyAV cannot for want of a field.
+    """Write the pixel aspect ratio of the first video track, for which PyAV has no field.
 
-    The track's entry has a length of eight bytes where fewer do: what they give is taken for the
-    width that is to be shown. Nothing else in the file moves.
+    FFmpeg writes the length of the track entry in eight bytes although fewer are enough. The bytes
+    saved there are used for the display width, so that nothing else in the file moves.
 
     Args:
-        path: a complete file that FFmpeg has written.
+        path: a complete file written by FFmpeg.
         aspect: width of a pixel divided by its height.
 
     Returns:
-        Whether there was such a track, with room.
+        Whether the file has such a track with enough room.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -66,7 +66,7 @@ def write_sample_aspect(path: Path, aspect: Fraction) -> bool:
             new = _DISPLAY_WIDTH.to_bytes(2, "big") + bytes([0x80 | len(shown)]) + shown
             assert entry.end is not None
             assert video.end is not None
-            room = entry.content - entry.start - 1  # bytes of the entry's length
+            room = entry.content - entry.start - 1  # size of the length field of the entry
             length = room - len(new)
             size, inner = entry.end - entry.content + len(new), video.end - video.content + len(new)
             if length < 1 or size >= 1 << 7 * length or inner > 126:
@@ -77,7 +77,7 @@ def write_sample_aspect(path: Path, aspect: Fraction) -> bool:
                 bytes([0x80 | inner]) + data[video.content : video.end] + new
             )
             data[entry.start + 1 : entry.content] = (size | 1 << 7 * length).to_bytes(length, "big")
-            _renew_checksum(data, tracks)
+            _update_checksum(data, tracks)
             file.seek(0)
             file.write(data)
             return True
@@ -85,7 +85,7 @@ def write_sample_aspect(path: Path, aspect: Fraction) -> bool:
 
 
 def _video_entries(data: bytearray) -> Iterator[tuple[_Element, _Element, _Element]]:
-    """Entry and video settings of every video track, with the list of tracks they are in."""
+    """Yield the entry and video settings of every video track, and the track list."""
     header = _element(data, 0)
     if header is None or header.end is None:
         return
@@ -97,13 +97,13 @@ def _video_entries(data: bytearray) -> Iterator[tuple[_Element, _Element, _Eleme
             continue
         for entry in _children(data, tracks):
             for video in _children(data, entry):
-                # A length of one byte is what FFmpeg writes.
+                # FFmpeg writes a length of one byte.
                 if video.number == _VIDEO and video.content == video.start + 2:
                     yield entry, video, tracks
 
 
-def _renew_checksum(data: bytearray, tracks: _Element) -> None:
-    """The first element of a list may be a checksum over the rest of it."""
+def _update_checksum(data: bytearray, tracks: _Element) -> None:
+    """Update the checksum of the track list, which is its first element if there is one."""
     first = next(iter(_children(data, tracks)), None)
     if first is not None and first.number == _CRC32 and first.end is not None:
         checksum = zlib.crc32(data[first.end : tracks.end])
@@ -111,7 +111,7 @@ def _renew_checksum(data: bytearray, tracks: _Element) -> None:
 
 
 def _children(data: bytes | bytearray, parent: _Element) -> Iterator[_Element]:
-    """The elements within another, as far as they lie whole in the data."""
+    """Yield the children of an element that are completely within the data."""
     at, end = parent.content, len(data) if parent.end is None else min(parent.end, len(data))
     while at < end:
         child = _element(data, at)
@@ -122,7 +122,7 @@ def _children(data: bytes | bytearray, parent: _Element) -> Iterator[_Element]:
 
 
 def _element(data: bytes | bytearray, at: int) -> _Element | None:
-    """The element at a place; ``None`` where there is none, or the data ends too early."""
+    """Return the element at a position; ``None`` if there is none, or it is truncated."""
     if at + 12 > len(data) or not data[at]:
         return None
     id_length = 9 - data[at].bit_length()

@@ -1,4 +1,4 @@
-"""Packets of a video from shortly before a time on, without decoding what comes before."""
+"""Seeks to the key frame before a time, so that earlier packets need not be decoded."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["has_index", "packets_around"]
 
 # Formats with an index of key frames and their times.
 _INDEXED = ("mp4", "matroska", "avi")
-# Seconds between packets in a row that no clock jumps.
+# Seconds between consecutive packets; a longer gap counts as a jump of the clock.
 _LONGEST_GAP = 10
-# Pictures that can be stored before one that is shown earlier; H.264 and HEVC allow no more.
+# Maximum number of frames that can be stored before one that is shown earlier, in H.264 and HEVC.
 _REORDERED = 16
-# Packets between two key frames that are kept in memory at most.
+# Maximum number of packets between two key frames to keep in memory.
 _LONGEST_HELD = 2000
 
 
 def has_index(container: InputContainer) -> bool:
-    """Whether the format tells where in the file a time is, so that seeking to it can be trusted.
+    """Return whether the format has an index of times, so that seeking is reliable.
 
-    In others FFmpeg guesses it from the length of the file.
+    In other formats, FFmpeg estimates the position from the length of the file.
     """
     return any(name in container.format.name for name in _INDEXED)
 
@@ -36,14 +36,14 @@ def has_index(container: InputContainer) -> bool:
 def packets_around(
     container: InputContainer, stream: VideoStream, *, target: Fraction, period: Fraction
 ) -> Iterator[Packet[VideoStream]]:
-    """Yields the packets from the last key frame that is shown at or before a time.
+    """Yield the packets from the last key frame that is shown at or before a time.
 
-    Where the times of packets are missing or jump, more packets come: from a key frame before on.
+    If packet times are missing or jump, the packets start at an earlier key frame.
 
     Args:
-        container: newly opened.
-        stream: its video.
-        target: in ticks of the stream.
+        container: a newly opened container.
+        stream: its video stream.
+        target: the time in ticks of the stream.
         period: average duration of a frame, in the same ticks.
 
     Raises:
@@ -56,7 +56,7 @@ def packets_around(
     packets = _seek(container, stream, to=target - margin)
     for packet in packets:
         stamp = _stamp(packet)
-        # Where only decoding times are told, frames are shown later by some packets.
+        # If only decoding times are known, frames are shown some packets later.
         limit = target if packet.pts is not None else target - margin
         if packet.is_keyframe and stamp is not None and stamp <= limit:
             held.clear()
@@ -72,8 +72,9 @@ def packets_around(
 def _seek(
     container: InputContainer, stream: VideoStream, *, to: Fraction
 ) -> Iterator[Packet[VideoStream]]:
-    """The packets from a key frame on, at or before a time; where the format has no index, all,
-    which is quick without decoding.
+    """Return the packets from a key frame at or before a time.
+
+    Without an index, all packets are returned, which is fast as they are not decoded.
     """
     start = stream.start_time or 0
     if to > start and has_index(container):

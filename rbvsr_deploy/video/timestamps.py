@@ -1,4 +1,4 @@
-"""Time stamps of a video's frames: copied where they can be true, repaired where they cannot."""
+"""Assigns time stamps to frames: keeps plausible ones and repairs the others."""
 
 from __future__ import annotations
 
@@ -18,85 +18,85 @@ __all__ = ["NOTABLE_SHIFT", "Clock", "Discontinuity", "Follower"]
 logger = logging.getLogger(__name__)
 
 NOTABLE_SHIFT = Fraction(1, 2000)
-"""Seconds by which a frame may move unsaid: nobody sees it, and formats of a constant frame rate
-round to less.
+"""Seconds by which a frame may move without a warning: this is invisible, and more than the
+rounding in formats with a constant frame rate.
 """
 
-# Frames that wait for the next good stamp at most: the memory for them must stay small.
+# Maximum number of frames that wait for the next plausible stamp; limits memory use.
 _LONGEST_WAIT = 8
-# Seconds. FFmpeg's programs take a longer gap in such formats for a discontinuity, too.
+# Seconds. FFmpeg's tools also treat a longer gap in such formats as a discontinuity.
 _LONGEST_GAP = 10
 
 
 @dataclass(frozen=True)
 class Discontinuity:
-    """Where the clock of a file is set anew."""
+    """Describes a clock reset in a file."""
 
     time: Fraction
-    """Seconds, as they go on."""
+    """Time of the reset in seconds, on the continuous clock."""
     offset: Fraction
-    """Seconds that are added to the file's own times from here on."""
+    """Seconds to add to the file's own times after the reset."""
 
 
 class Clock:
-    """Gives every frame of a video its time stamp; the stamps increase.
+    """Assigns increasing time stamps to the frames of a video.
 
-    Stamps that increase are taken as they are, however they vary. A frame without one, or with one
-    that is not above that of the frame before, is put behind the frame before by the average
-    duration, or evenly between its neighbours where that is too long. Where the clock itself is set
-    anew, all that follows is moved so that it goes on where it was.
+    Stamps that increase are kept, however irregular they are. A frame whose stamp is missing or
+    does not increase follows the previous frame by the average duration, or is spaced evenly
+    between its neighbours if there is not enough room. If the clock itself is reset, all later
+    times are shifted to continue the previous ones.
 
     Args:
-        path: of the file, for warnings.
+        path: the file, for warnings.
         time_base: seconds per tick.
         rate: average frames per second.
-        discontinuous: whether a gap of more than ten seconds means a clock that was set anew, as it
-            does in transport streams joined from several recordings.
+        discontinuous: whether a gap of more than ten seconds means a clock reset, as in transport
+            streams joined from several recordings.
     """
 
     def __init__(
         self, path: Path, *, time_base: Fraction, rate: Fraction, discontinuous: bool
     ) -> None:
         self._path = path
-        self._period = 1 / (rate * time_base)  # in ticks, as all that follows
+        self._period = 1 / (rate * time_base)  # in ticks, like all times below
         self._rate = rate
         self._time_base = time_base
         self._gap = _LONGEST_GAP / time_base
         self._discontinuous = discontinuous
-        self._last: Fraction | None = None  # of the frame before, before rounding
-        self._given = 0  # the same as it was given out
-        self._offset = 0  # what is added since the clock was set anew
+        self._last: Fraction | None = None  # stamp of the previous frame, before rounding
+        self._assigned = 0  # the same stamp, as it was returned
+        self._offset = 0  # added to all stamps since the last clock reset
         self._waiting: list[VideoFrame] = []
         self._by_decoding = False
         self._frames = self._repaired = 0
         self.discontinuities: list[Discontinuity] = []
-        """Where the clock was set anew, as far as frames were read."""
+        """Clock resets in the frames read so far."""
 
     def read(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int]]:
-        """Yields the frames, each with its stamp in ticks.
+        """Yield the frames, each with its stamp in ticks.
 
         Args:
-            frames: as they leave the decoder, in order of presentation.
+            frames: decoded frames in presentation order.
         """
-        coming = _Peekable(frames)
-        for frame in coming:
+        upcoming = _Peekable(frames)
+        for frame in upcoming:
             self._frames += 1
             stamp = self._own_stamp(frame)
             if stamp is not None and self._last is not None:
-                stamp = self._plausible(stamp, coming)
+                stamp = self._plausible(stamp, upcoming)
             if stamp is None:
                 self._waiting.append(frame)
                 if len(self._waiting) == _LONGEST_WAIT:
                     yield from self._place(None)
             else:
                 yield from self._place(stamp)
-                given = self._next(Fraction(stamp))
-                self._repaired += given != stamp
-                yield frame, given
+                assigned = self._next(Fraction(stamp))
+                self._repaired += assigned != stamp
+                yield frame, assigned
         yield from self._place(None)
 
-    def tell(self) -> None:
-        """Says in a warning what was repaired so far, if anything was."""
+    def report(self) -> None:
+        """Log a warning about the repairs so far, if there were any."""
         if self._frames and self._repaired == self._frames:
             logger.warning(
                 "%s has no time stamps; its frames are shown at %.6g per second",
@@ -112,8 +112,7 @@ class Clock:
             )
         if self.discontinuities:
             logger.warning(
-                "times at which the clock of %s is set anew: %d; what follows goes on without a "
-                "gap",
+                "clock resets in %s: %d; the video continues without a gap",
                 self._path,
                 len(self.discontinuities),
             )
@@ -121,27 +120,28 @@ class Clock:
     def _own_stamp(self, frame: VideoFrame) -> int | None:
         stamp = _stamp(frame)
         if stamp is None:
-            # There, the last frames leave it after the last packet, hence without a time.
+            # With decoding times, the last frames leave the decoder after the last packet, hence
+            # without a time.
             self._repaired += not self._by_decoding
             return None
         self._by_decoding |= frame.pts is None
         return stamp + self._offset
 
-    def _plausible(self, stamp: int, coming: _Peekable) -> int | None:
-        """The stamp, moved if the clock is set anew with it; ``None`` if it cannot be true."""
+    def _plausible(self, stamp: int, upcoming: _Peekable) -> int | None:
+        """Return the stamp, shifted if it starts a clock reset; ``None`` if it is implausible."""
         assert self._last is not None
         expected = self._last + self._period * (len(self._waiting) + 1)
-        if self._given < stamp and not (self._discontinuous and stamp - expected > self._gap):
+        if self._assigned < stamp and not (self._discontinuous and stamp - expected > self._gap):
             return stamp
-        upcoming = coming.peek()
-        after = None if upcoming is None else _stamp(upcoming)
-        if stamp > self._given:
-            goes_on = after is None or after + self._offset > stamp
+        following = upcoming.peek()
+        after = None if following is None else _stamp(following)
+        if stamp > self._assigned:
+            is_reset = after is None or after + self._offset > stamp
         else:
-            # A little back is mere disorder, which the next stamps make good.
-            back = self._given - stamp > _LONGEST_WAIT * self._period
-            goes_on = back and after is not None and stamp < after + self._offset <= self._given
-        if not goes_on:
+            # A small step back is just disorder, which the next stamps resolve.
+            back = self._assigned - stamp > _LONGEST_WAIT * self._period
+            is_reset = back and after is not None and stamp < after + self._offset <= self._assigned
+        if not is_reset:
             self._repaired += 1
             return None
         self._offset += round(expected) - stamp
@@ -151,7 +151,7 @@ class Clock:
         return round(expected)
 
     def _place(self, stamp: int | None) -> Iterator[tuple[VideoFrame, int]]:
-        """Gives stamps to the frames that wait, up to that of the frame behind them."""
+        """Assign stamps to the waiting frames, up to the stamp of the frame after them."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
@@ -167,44 +167,47 @@ class Clock:
 
     def _next(self, exact: Fraction) -> int:
         stamp = round(exact)
-        if self._last is not None and stamp <= self._given:
-            # There is no tick left between the neighbours.
-            stamp = self._given + 1
+        if self._last is not None and stamp <= self._assigned:
+            # No free tick is left between the neighbours.
+            stamp = self._assigned + 1
             exact = Fraction(stamp)
-        self._last, self._given = exact, stamp
+        self._last, self._assigned = exact, stamp
         return stamp
 
 
 def _stamp(frame: VideoFrame) -> int | None:
-    # Formats without presentation times, such as AVI, tell when a frame leaves the decoder.
+    # Formats without presentation times, such as AVI, only give the time of decoding.
     return frame.pts if frame.pts is not None else frame.dts
 
 
 class Follower:
-    """Moves the packets of one stream beside the video as the video's frames were moved.
+    """Shifts the packets of another stream at clock resets, as the video's frames were shifted.
 
     Args:
-        discontinuities: where the clock is set anew, in order.
+        discontinuities: the clock resets, in order.
     """
 
     def __init__(self, discontinuities: Sequence[Discontinuity]) -> None:
         self._ahead = deque(discontinuities)
         self._offset = Fraction(0)
-        self._last: Fraction | None = None  # time of the packet before, moved
+        self._last: Fraction | None = None  # shifted time of the previous packet
 
     def move(self, packet: Packet[Any]) -> bool:
-        """Moves a packet; ``False`` if it then lies before the one before, as where a recording is
-        joined to one whose sound is longer than its pictures.
+        """Shift a packet in place.
 
         Args:
-            packet: the next one.
+            packet: the next packet of the stream.
+
+        Returns:
+            ``False`` if its time is now before that of the previous packet. This happens where
+            recordings are joined and the audio of the first is longer than its video.
         """
         base = packet.time_base
         stamp = packet.dts if packet.dts is not None else packet.pts
-        if stamp is None:  # cover pictures belong to no time
+        if stamp is None:  # cover images have no time stamp
             return True
         time = stamp * base
-        while self._ahead and self._is_over(time + self._offset):
+        while self._ahead and self._is_after_reset(time + self._offset):
             self._offset = self._ahead.popleft().offset
         if not self._offset:
             self._last = time
@@ -218,14 +221,14 @@ class Follower:
         self._last = time
         return True
 
-    def _is_over(self, time: Fraction) -> bool:
-        """Whether a time is of the other side of the next discontinuity."""
+    def _is_after_reset(self, time: Fraction) -> bool:
+        """Return whether a time is after the next clock reset."""
         back = self._last is not None and time < self._last
         return back or time > self._ahead[0].time + _LONGEST_GAP / 2
 
 
 class _Peekable(Iterator["VideoFrame"]):
-    """Frames, of which the next one can be looked at."""
+    """Iterates over frames and can look ahead by one."""
 
     def __init__(self, frames: Iterable[VideoFrame]) -> None:
         self._frames = iter(frames)
@@ -235,7 +238,7 @@ class _Peekable(Iterator["VideoFrame"]):
         return self._seen.popleft() if self._seen else next(self._frames)
 
     def peek(self) -> VideoFrame | None:
-        """The next frame, which stays to come; ``None`` at the end."""
+        """Return the next frame without consuming it; ``None`` at the end."""
         if not self._seen:
             self._seen.extend(frame for frame in (next(self._frames, None),) if frame is not None)
         return self._seen[0] if self._seen else None

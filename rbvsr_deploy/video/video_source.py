@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
-from rbvsr_deploy.video.colour.colour import colour_of, depth_of, has_alpha, untold_colour
+from rbvsr_deploy.video.colour.colour import colour_of, depth_of, has_alpha, untagged_colour
 from rbvsr_deploy.video.colour.conversion import opacity_of, to_rgb
 from rbvsr_deploy.video.colour.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
 from rbvsr_deploy.video.colour.opacity import keeps_opacity
@@ -156,9 +156,9 @@ class VideoSource(Source):
             logger.warning("the %s metadata of %s cannot be kept", dynamic, self.path)
 
     def _assumptions(self, first: VideoFrame) -> Iterator[str]:
-        untold = untold_colour(first, read_as=self.colour)
-        if untold is not None:
-            yield f"{self.path} tells {untold}"
+        untagged = untagged_colour(first, read_as=self.colour)
+        if untagged is not None:
+            yield f"{self.path} has {untagged}"
         if self.colour.transfer in TRANSFERS:
             yield (
                 f"{self.path} is HDR ({TRANSFERS[self.colour.transfer]}): it is enlarged as it is "
@@ -202,7 +202,7 @@ class VideoSource(Source):
                         start=begin * self.time_base, offset=(begin - zero) * self.time_base
                     )
                 yield frame, stamp - begin
-        self._clock.tell()
+        self._clock.report()
 
     def _stamped(self, *, target: Fraction | None = None) -> Iterator[tuple[VideoFrame, int]]:
         """All frames with their time stamps; with a target, those from shortly before it on."""

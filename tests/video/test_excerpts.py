@@ -1,4 +1,4 @@
-"""Excerpts: exactly the frames between two times, as if everything had been decoded."""
+"""Excerpts: exactly the frames between two times, as if the whole input had been decoded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Form(NamedTuple):
     stamps: list[int] = EVEN
     time_base: Fraction = MS
     seeks: bool = True
-    """Whether decoding begins at a key frame in the middle."""
+    """Whether decoding can start at a key frame in the middle."""
 
 
 FORMS = [
@@ -50,7 +50,7 @@ FORMS = [
 
 
 def make(form: Form, folder: Path) -> Path:
-    """A picture of noise that moves, so that every frame leans on those around it."""
+    """Write a video of moving noise, in which every frame depends on those around it."""
     noise = np.random.default_rng(1).integers(0, 255, (128, 192, 3)).astype(np.uint8)
     path = folder / form.name
     with av.open(str(path), "w") as out:
@@ -69,15 +69,15 @@ Shown = list[tuple[Fraction, int, NDArray[Any]]]
 
 
 def shown(path: Path, **options: Any) -> tuple[Shown, VideoSource]:
-    """Time in seconds, duration in ticks and picture of every frame, and the source."""
+    """Return the time in seconds, duration in ticks and image of every frame, and the source."""
     with open_source(path, ReadOptions(**options)) as source:
         assert isinstance(source, VideoSource)
         return [(f.pts * source.time_base, f.duration, f.image) for f in source], source
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])
-def test_excerpts_are_those_of_decoding_everything(form, tmp_path, monkeypatch):
-    """The same frames, bit by bit, at their times; without decoding all that comes before."""
+def test_excerpts_match_those_of_full_decoding(form, tmp_path, monkeypatch):
+    """Frames are bit-identical and have their times, without decoding everything before them."""
     decoded: list[int] = []
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -122,8 +122,8 @@ def test_excerpts_are_those_of_decoding_everything(form, tmp_path, monkeypatch):
 
 
 def test_open_groups_are_open(tmp_path):
-    """What the test above relies on: pictures that are decoded after a key frame but shown
-    before it, and need what is before it."""
+    """The test above relies on frames that are decoded after a key frame but shown before it, and
+    that need frames before the key frame."""
     with av.open(str(make(FORMS[1], tmp_path))) as container:
         packets = list(container.demux(video=0))
     key = next(i for i, packet in enumerate(packets) if i and packet.is_keyframe)
@@ -131,7 +131,7 @@ def test_open_groups_are_open(tmp_path):
 
 
 def test_frames_of_an_excerpt_are_counted(tmp_path):
-    """For progress, before they are read."""
+    """Progress needs the number of frames before they are read."""
     path = make(Form("a.mp4", "libx264", {}), tmp_path)
     for options, count in (
         ({"start": Fraction(1)}, 35),
@@ -169,7 +169,7 @@ def test_a_folder_has_the_times_of_its_rate(tmp_path):
 )
 @pytest.mark.parametrize("kind", ["video", "folder"])
 def test_empty_excerpts_are_refused(kind, options, words, tmp_path):
-    """Before any work: when the input is opened, in one sentence."""
+    """They are refused when the input is opened, in one sentence."""
     path = tmp_path / "in"
     path.mkdir()
     if kind == "video":

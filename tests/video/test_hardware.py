@@ -1,6 +1,6 @@
-"""Decoders and encoders by name: devices that a machine has not, and what works everywhere.
+"""Decoders and encoders chosen by name: missing devices, and what works on every machine.
 
-What works on a device is not tested here: it needs one.
+Hardware coding itself is not tested here, as that requires the devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support import media
 
 
 def opens(codec: str, *, mode: str) -> bool:
-    """Whether this machine has the device that a codec needs, by PyAV alone."""
+    """Return whether this machine has the device that a codec needs, using PyAV only."""
     context = av.CodecContext.create(codec, mode)
     context.width, context.height, context.pix_fmt = 640, 480, "nv12"
     if mode == "w":
@@ -75,33 +75,33 @@ def test_encoder_without_its_device_names_what_is_missing(codec, software, capfd
         choose_encoder("matroska", WriteOptions(codec=codec, crf=30), size=(640, 480))
     message = str(caught.value)
     assert message.startswith(f"codec {codec} cannot encode 640x480 in ")
-    assert message.endswith(f"and its driver; use {software} to do without")
+    assert message.endswith(f"and its driver; use {software} instead")
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("codec", available("h264_v4l2m2m", "hevc_v4l2m2m", "mjpeg_qsv"))
-def test_encoder_that_knows_bit_rates_only_is_refused(codec):
-    with pytest.raises(MediaError, match=f"codec {codec} cannot be told a quality.*use libx26"):
+def test_encoder_without_a_quality_setting_is_refused(codec):
+    with pytest.raises(MediaError, match=f"no quality setting .* codec {codec}: use libx26"):
         choose_encoder("matroska", WriteOptions(codec=codec), size=(640, 480))
 
 
 @pytest.mark.parametrize(("codec", "largest"), [("libx264", 16384), ("mpeg4", 8190)])
 @pytest.mark.parametrize("across", [True, False])
-def test_too_large_pictures_are_refused_before_any_work(codec, largest, across):
-    wishes = WriteOptions(codec=codec)
+def test_too_large_frames_are_refused_before_any_work(codec, largest, across):
+    options = WriteOptions(codec=codec)
     for length in (largest, largest + 4):
         size = (length, 16) if across else (16, length)
         if length == largest:
-            assert choose_encoder("matroska", wishes, size=size).name == codec
+            assert choose_encoder("matroska", options, size=size).name == codec
         else:
-            with pytest.raises(MediaError, match=f"codec {codec} cannot encode .*use ffv1"):
-                choose_encoder("matroska", wishes, size=size)
+            with pytest.raises(MediaError, match=f"codec {codec} cannot encode .*use codec ffv1"):
+                choose_encoder("matroska", options, size=size)
             choose_encoder("matroska", WriteOptions(codec="ffv1"), size=size)
 
 
 @pytest.mark.skipif("hevc_nvenc" not in av.codecs_available, reason="not in this build of FFmpeg")
-def test_command_says_in_one_line_that_there_is_no_device(clip, tmp_path, capfd):
-    """Before any frame is made, and with nothing of FFmpeg's own messages."""
+def test_command_reports_a_missing_device_in_one_line(clip, tmp_path, capfd):
+    """The error comes before any work, without FFmpeg's own messages."""
     if opens("hevc_nvenc", mode="w"):
         pytest.skip("this machine has the device")
     out = tmp_path / "out.mp4"
@@ -109,14 +109,14 @@ def test_command_says_in_one_line_that_there_is_no_device(clip, tmp_path, capfd)
     result = CliRunner().invoke(run, [str(a) for a in arguments])
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert "an NVIDIA GPU that encodes such pictures, and its driver; use libx265" in line
+    assert "an NVIDIA GPU that supports this format, and its driver; use libx265" in line
     assert "hevc_nvenc @" not in result.stderr
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", hwdevices_available())
-def test_decoder_without_its_device_is_said(clip, kind, capfd):
+def test_decoder_without_its_device_is_reported(clip, kind, capfd):
     if device_exists(kind):
         pytest.skip("this machine has the device")
     with pytest.raises(MediaError, match=f"decoder {kind} .*: leave it out"):
@@ -125,16 +125,16 @@ def test_decoder_without_its_device_is_said(clip, kind, capfd):
 
 
 @pytest.mark.parametrize("name", available("h264_cuvid", "h264_qsv", "h264_v4l2m2m"))
-def test_decoder_of_a_device_that_is_missing_is_said(clip, name, capfd):
+def test_decoder_of_a_missing_device_is_reported(clip, name, capfd):
     if opens(name, mode="r"):
-        pytest.skip("this machine has the device, or finds out later that it has not")
+        pytest.skip("this machine has the device, or only detects later that it has not")
     with pytest.raises(MediaError, match=f"decoder {name} finds no device.*: leave it out"):
         open_source(clip, ReadOptions(decoder=name))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", hwdevices_available())
-def test_codec_that_no_device_decodes_is_said(tmp_path, kind):
+def test_codec_without_hardware_support_is_reported(tmp_path, kind):
     path = media.make_video(tmp_path / "in.mkv", codec="ffv1", time_base=Fraction(1, 1000))
     with pytest.raises(MediaError, match=f"decoder {kind} cannot decode ffv1, which "):
         open_source(path, ReadOptions(decoder=kind))
@@ -142,24 +142,24 @@ def test_codec_that_no_device_decodes_is_said(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["nothing", "libdav1d", "libx264"])
 def test_decoder_that_is_unknown_or_for_another_codec(clip, name):
-    """The message tells those that could be taken."""
+    """The message lists the decoders that are suitable."""
     with pytest.raises(MediaError, match=f"decoder '{name}' is not .*for h264.* one of .*h264,"):
         open_source(clip, ReadOptions(decoder=name))
 
 
-def test_usual_decoder_by_its_name(clip):
+def test_default_decoder_by_its_name(clip):
     with (
-        open_source(clip) as usual,
-        open_source(clip, ReadOptions(decoder=usual.codec)) as asked,
+        open_source(clip) as default,
+        open_source(clip, ReadOptions(decoder=default.codec)) as chosen,
     ):
-        for a, b in zip(usual, asked, strict=True):
+        for a, b in zip(default, chosen, strict=True):
             np.testing.assert_array_equal(a.image, b.image)
 
 
 @pytest.mark.parametrize("options", [{}, {"start": Fraction(1, 5)}, {"deinterlace": True}])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_another_decoder_gives_the_same_frames(tmp_path, options, suffix):
-    """What the container alone tells, orientation and colours, is kept."""
+    """Orientation and colours, which only the container specifies, are kept."""
     path = media.make_video(
         tmp_path / "in.mp4",
         codec="libvpx-vp9",
@@ -169,20 +169,20 @@ def test_another_decoder_gives_the_same_frames(tmp_path, options, suffix):
     )
     if suffix != ".mp4":
         path = media.remux(path, tmp_path / f"in{suffix}")
-    with open_source(path, ReadOptions(**options)) as usual:
-        expected = list(usual)
-        size = (usual.width, usual.height)
+    with open_source(path, ReadOptions(**options)) as default:
+        expected = list(default)
+        size = (default.width, default.height)
         assert size == (96, 128)
     with open_source(path, ReadOptions(decoder="libvpx-vp9", **options)) as source:
         assert (source.width, source.height) == size
-        assert source.colour == usual.colour
+        assert source.colour == default.colour
         for frame, like in zip(source, expected, strict=True):
             assert (frame.pts, frame.duration) == (like.pts, like.duration)
             np.testing.assert_array_equal(frame.image, like.image)
 
 
-def test_another_decoder_keeps_to_the_largest_size(tmp_path, monkeypatch):
-    """Told before it is opened; options reach it before that, too: later ones have no effect."""
+def test_another_decoder_obeys_the_size_limit(tmp_path, monkeypatch):
+    """Options are set before the decoder is opened, as later ones have no effect."""
     path = media.make_video(tmp_path / "in.mp4", codec="libvpx-vp9", size=(128, 96))
     with av.open(path) as container:
         (stream,) = container.streams.video
@@ -194,7 +194,7 @@ def test_another_decoder_keeps_to_the_largest_size(tmp_path, monkeypatch):
         open_source(path, ReadOptions(decoder="libvpx-vp9"))
 
 
-def test_pictures_have_no_decoder(tmp_path):
+def test_images_and_pipes_have_no_decoder(tmp_path):
     write_image(tmp_path / "a.png", image=media.picture(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="decoder is for videos"):

@@ -1,4 +1,4 @@
-"""Interlaced videos: warnings, and deinterlacing, by what the frames show and by their times."""
+"""Interlaced videos: detection, and the content and times of deinterlaced frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STAMPS = [1001 * number + 100 * (number % 3) for number in range(30)]
 
 
 def bar(moment: float) -> np.ndarray:
-    """A white bar that moves by 12 pixels to the right from frame to frame, before a ramp."""
+    """Return a white bar on a ramp; it moves right by 12 pixels per frame."""
     ramp = np.arange(WIDTH, dtype=np.uint8)[:, None] // 4 + 30
     image = np.broadcast_to(ramp, (HEIGHT, WIDTH, 3)).copy()
     left = int(8 + 12 * moment) % (WIDTH - 24)
@@ -30,7 +30,7 @@ def bar(moment: float) -> np.ndarray:
 
 
 def interlaced(number: int, *, order: str) -> np.ndarray:
-    """Two moments in one frame: the first one in the even lines, for "tff"."""
+    """Return a frame with two moments in time; for "tff", the first is in the even lines."""
     first, second = bar(number), bar(number + 0.5)
     if order == "bff":
         first, second = second, first
@@ -40,19 +40,19 @@ def interlaced(number: int, *, order: str) -> np.ndarray:
 
 
 def combs(image: np.ndarray) -> float:
-    """Mean difference of neighbouring lines: none in frames that show one moment."""
+    """Return the mean difference of neighbouring lines, which is small in progressive frames."""
     return float(np.abs(np.diff(image.astype(int), axis=0)).mean())
 
 
 def make_video(
     path: Path,
-    pictures: list[np.ndarray],
+    images: list[np.ndarray],
     *,
     marks: str = "",
     pix_fmt: str = "yuv420p",
     tags: tuple[int, int, int, int] = (1, 1, 1, 1),
 ) -> Path:
-    """Times are uneven; ``marks``: "tff" or "bff", where the frames are marked as interlaced."""
+    """Write a video with a variable frame rate; ``marks``: field order to mark, "tff" or "bff"."""
     with av.open(str(path), "w") as out:
         params = f"interlaced={int(bool(marks))}"
         options = {"preset": "ultrafast", "crf": "4", "x264-params": params}
@@ -63,8 +63,8 @@ def make_video(
         context.sample_aspect_ratio = Fraction(16, 11)
         context.colorspace, context.color_range = tags[:2]
         context.color_primaries, context.color_trc = tags[2:]
-        for stamp, picture in zip(STAMPS, pictures, strict=False):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for stamp, image in zip(STAMPS, images, strict=False):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.colorspace = tags[0]
             frame = frame.reformat(format=pix_fmt, dst_color_range=tags[1])
             if marks:
@@ -76,7 +76,7 @@ def make_video(
 
 
 def marked_as(frame: av.VideoFrame, order: str) -> av.VideoFrame:
-    """With the flags that PyAV cannot set."""
+    """Set the interlacing flags of a frame, which PyAV does not expose."""
     graph = av.filter.Graph()
     buffer = graph.add_buffer(template=frame, time_base=Fraction(1, 25))
     graph.link_nodes(buffer, graph.add("setfield", mode=order), graph.add("buffersink"))
@@ -86,32 +86,32 @@ def marked_as(frame: av.VideoFrame, order: str) -> av.VideoFrame:
 
 
 def make_interlaced(path: Path, *, order: str = "tff", marked: bool = False, **others) -> Path:
-    pictures = [interlaced(number, order=order) for number in range(len(STAMPS))]
-    return make_video(path, pictures, marks=order if marked else "", **others)
+    images = [interlaced(number, order=order) for number in range(len(STAMPS))]
+    return make_video(path, images, marks=order if marked else "", **others)
 
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("order", ["tff", "bff"])
-def test_interlaced_video_is_said_once(tmp_path, caplog, order, marked):
+def test_interlaced_video_is_reported_once(tmp_path, caplog, order, marked):
     path = make_interlaced(tmp_path / "in.mp4", order=order, marked=marked)
     with open_source(path) as source:
         assert min(combs(frame.image) for frame in source) > 6
     (record,) = caplog.records
     assert ("is marked as interlaced" if marked else "looks interlaced") in record.message
-    assert "use --deinterlace" in record.message
+    assert "deinterlace it" in record.message
     if not marked:
         assert f"{'top' if order == 'tff' else 'bottom'} field first" in record.message
 
 
-def test_excerpt_is_looked_at_as_far_as_it_is_read(tmp_path, caplog):
+def test_excerpt_is_analysed_as_far_as_it_is_read(tmp_path, caplog):
     path = make_interlaced(tmp_path / "in.mp4")
     with open_source(path, ReadOptions(frames=12)) as source:
         assert len(list(source)) == 12
     assert caplog.text.count("looks interlaced, top field first") == 1
 
 
-def test_marks_in_mid_video_are_said(tmp_path, caplog):
-    """A broadcast whose first frames are not interlaced."""
+def test_marks_in_mid_video_are_reported(tmp_path, caplog):
+    """The first frames of a broadcast may not be interlaced."""
     whole = make_video(tmp_path / "a.mp4", [bar(n) for n in range(12)])
     marked = make_interlaced(tmp_path / "b.mp4", marked=True)
     with av.open(str(whole)) as a, av.open(str(marked)) as b:
@@ -125,7 +125,7 @@ def test_marks_in_mid_video_are_said(tmp_path, caplog):
 
 
 def texture(*, height: int) -> np.ndarray:
-    """Clouds, as natural pictures have them."""
+    """Return soft random texture that resembles natural images."""
     small = np.random.default_rng(0).integers(0, 255, (height // 4, WIDTH // 4, 3), np.uint8)
     frame = av.VideoFrame.from_ndarray(small, format="rgb24")
     return frame.reformat(width=WIDTH, height=height, interpolation="BICUBIC").to_ndarray()
@@ -141,24 +141,24 @@ OTHERS = {
     "moving down fast": lambda: [texture(height=192)[3 * n : 3 * n + HEIGHT] for n in range(30)],
     "noise": lambda: [noise(number) for number in range(30)],
     "still": lambda: [bar(0)] * 30,
-    "too short to tell": lambda: [interlaced(number, order="tff") for number in range(5)],
+    "too short to detect": lambda: [interlaced(number, order="tff") for number in range(5)],
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_videos_are_not_called_interlaced(tmp_path, caplog, name):
-    pictures = [np.ascontiguousarray(picture) for picture in OTHERS[name]()]
-    path = make_video(tmp_path / "in.mp4", pictures)
+def test_other_videos_are_not_reported_as_interlaced(tmp_path, caplog, name):
+    images = [np.ascontiguousarray(image) for image in OTHERS[name]()]
+    path = make_video(tmp_path / "in.mp4", images)
     with open_source(path) as source:
-        assert len(list(source)) == len(pictures)
+        assert len(list(source)) == len(images)
     assert "interlaced" not in caplog.text
 
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("order", ["tff", "bff"])
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
-def test_deinterlaced_frames_show_one_moment(tmp_path, caplog, order, marked, pix_fmt):
-    """That of the first field: as many frames as before, the last one included, at their times."""
+def test_deinterlaced_frames_show_the_first_field(tmp_path, caplog, order, marked, pix_fmt):
+    """The number of frames and their times are unchanged, including the last one."""
     path = make_interlaced(
         tmp_path / "in.mkv", order=order, marked=marked, pix_fmt=pix_fmt, tags=(9, 2, 9, 14)
     )
@@ -178,7 +178,7 @@ def test_deinterlaced_frames_show_one_moment(tmp_path, caplog, order, marked, pi
         assert np.abs(image - bar(number)).mean() < 3
 
 
-def test_only_marked_frames_are_deinterlaced_where_some_are(tmp_path):
+def test_only_marked_frames_are_deinterlaced_if_there_are_any(tmp_path):
     from rbvsr_deploy.video.interlacing import Deinterlacer
 
     whole = make_video(tmp_path / "a.mp4", [interlaced(n, order="tff") for n in range(8)])
@@ -195,7 +195,7 @@ def test_progressive_video_is_deinterlaced_with_a_note(tmp_path, caplog):
     path = make_video(tmp_path / "in.mp4", [bar(number) for number in range(30)])
     with open_source(path, DEINTERLACE) as source:
         frames = list(source)
-    assert caplog.text.count("does not look interlaced; it is deinterlaced nevertheless") == 1
+    assert caplog.text.count("does not look interlaced; it is deinterlaced anyway") == 1
     for number, frame in enumerate(frames):
         assert np.abs(frame.image.astype(int) - bar(number)).mean() < 3
 
@@ -209,8 +209,8 @@ def test_short_video_keeps_its_frames(tmp_path, frames):
     assert len(found) == frames
 
 
-def test_size_that_changes_is_said_as_without(tmp_path):
-    """The filter works on frames of one size."""
+def test_frames_of_changing_size_pass_through(tmp_path):
+    """The filter only supports one size, so that each size needs its own."""
     from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 
     small = media.make_video(tmp_path / "small.mp4", stamps=[0, 1001])
@@ -222,7 +222,7 @@ def test_size_that_changes_is_said_as_without(tmp_path):
         assert [(f.width, f.pts) for f in out] == [(f.width, f.pts) for f in frames]
 
 
-def test_output_is_not_marked(tmp_path):
+def test_output_is_not_marked_as_interlaced(tmp_path):
     path = make_interlaced(tmp_path / "in.mp4", marked=True)
     out = tmp_path / "out.mp4"
     with open_source(path, DEINTERLACE) as source:
@@ -247,7 +247,7 @@ def test_frames_without_fields_are_refused(tmp_path):
         list(source)
 
 
-def test_pictures_are_not_deinterlaced(tmp_path):
+def test_images_are_not_deinterlaced(tmp_path):
     write_image(tmp_path / "a.png", image=media.picture(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="deinterlace is for videos"):

@@ -1,6 +1,6 @@
-"""Every codec with everything that a file can have beside plain pictures: what goes in comes out.
+"""Round trips of every codec with everything that a file can hold in addition to plain video.
 
-Inputs are written, and outputs read back, with plain PyAV; bicubic enlargement stands in for the
+Inputs are written, and outputs read back, with plain PyAV; bicubic upscaling stands in for the
 network.
 """
 
@@ -32,7 +32,7 @@ CORNERS = {
 
 @dataclass(frozen=True)
 class Format:
-    """How a codec is written, and what can lie beside it."""
+    """Describes how a codec is written, and the streams that can accompany it."""
 
     encoder: str
     suffix: str
@@ -40,9 +40,9 @@ class Format:
     audio: str = "aac"
     subtitles: str = "mov_text"
     ticks: int = 30000
-    """Per second, as the container counts."""
+    """Ticks per second of the container's clock."""
     rotates_as: str = ".mov"
-    """Container in which a display matrix can be written, to be copied from there."""
+    """Suffix of a container in which a display matrix can be written, to be remuxed from there."""
 
 
 FORMATS = {
@@ -67,7 +67,7 @@ CASES = [
     "two audio tracks",
     "subtitles",
 ]
-# Matrix, range, primaries and transfer as H.273 counts them.
+# H.273 codes of matrix, range, primaries and transfer.
 TAGS = {
     "bt601": (6, 1, 6, 6),
     "bt709": (1, 1, 1, 1),
@@ -93,11 +93,11 @@ ENCODER_OPTIONS = {
         (codec, case)
         for codec in FORMATS
         for case in CASES
-        # FFV1 is for Matroska, into which PyAV can write no rotation.
+        # FFV1 is written to Matroska, for which PyAV cannot write a rotation.
         if (codec, case) != ("ffv1", "rotated")
     ],
 )
-def test_what_goes_in_comes_out(tmp_path: Path, codec: str, case: str) -> None:
+def test_properties_are_kept(tmp_path: Path, codec: str, case: str) -> None:
     form = FORMATS[codec]
     path = write_input(tmp_path, form, case=case)
     output = default_output(path)
@@ -108,24 +108,24 @@ def test_what_goes_in_comes_out(tmp_path: Path, codec: str, case: str) -> None:
         assert [f.pts * f.time_base for f in after] == [f.pts * f.time_base for f in before]
         assert len(after) == 8
         first, last = before[0], after[0]
-        turned = case == "rotated"
-        width, height = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
+        rotated = case == "rotated"
+        width, height = (HEIGHT, WIDTH) if rotated else (WIDTH, HEIGHT)
         assert (last.width, last.height) == (4 * width, 4 * height)
-        assert (first.rotation, last.rotation) == (-90 if turned else 0, 0)
+        assert (first.rotation, last.rotation) == (-90 if rotated else 0, 0)
         aspects = [c.streams.video[0].sample_aspect_ratio or 1 for c in (given, made)]
         assert aspects == [ASPECT if case == "anamorphic" else 1] * 2
         if case in TAGS:
-            check_tags(told(first), told(last), case=case)
+            check_tags(tags_of(first), tags_of(last), case=case)
         deep = first.format.components[0].bits > 8
         assert (last.format.components[0].bits > 8) == deep
-    check_corners(path, output, turned=turned)
+    check_corners(path, output, rotated=rotated)
     streams = media.companions_of(output)
     assert len(streams) == {"two audio tracks": 2, "subtitles": 2}.get(case, 0)
     assert streams == media.companions_of(path)
 
 
 def write_input(folder: Path, form: Format, *, case: str) -> Path:
-    """Eight frames whose corners have colours of their own."""
+    """Write eight frames with a different colour in each corner."""
     steps = [0, 1, 2, 3, 5, 9, 10, 13] if case == "vfr" else list(range(8))
     tags = TAGS.get(case, TAGS["bt709"])
     matrix, extent = tags[:2] if form.encoder != "mjpeg" else JPEG
@@ -164,12 +164,12 @@ def write_input(folder: Path, form: Format, *, case: str) -> Path:
         if text is not None:
             write_text(out, text, form=form)
     if case == "anamorphic" and path.suffix in (".mkv", ".webm"):
-        # PyAV tells the codec only, and neither VP9 nor FFV1 passes it on.
+        # PyAV only sets it in the codec context, and neither VP9 nor FFV1 stores it.
         assert write_sample_aspect(path, ASPECT)
     if case != "rotated":
         return path
     media._set_display_matrix(path, (0, 1, -1, 0))
-    return remuxed(path, folder / f"turned{form.suffix}")
+    return remuxed(path, folder / f"rotated{form.suffix}")
 
 
 def corner_chart() -> NDArray[np.uint8]:
@@ -214,7 +214,7 @@ def write_text(out: av.container.OutputContainer, stream, *, form: Format) -> No
 
 
 def remuxed(path: Path, target: Path) -> Path:
-    """The same packets in another container."""
+    """Copy the packets to another container."""
     with av.open(str(path)) as given, av.open(str(target), "w") as out:
         copy = out.add_stream_from_template(given.streams.video[0])
         for packet in given.demux(given.streams.video[0]):
@@ -224,20 +224,20 @@ def remuxed(path: Path, target: Path) -> Path:
     return target
 
 
-def told(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def tags_of(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
 
 
 def check_tags(
     given: tuple[int, int, int, int], made: tuple[int, int, int, int], *, case: str
 ) -> None:
-    """What the input tells is told alike; what it cannot, as the case has it or not at all."""
-    for before, after, wished in zip(given, made, TAGS[case], strict=True):
-        assert after == before or (before in UNKNOWN and after in (*UNKNOWN, wished))
+    """Tags of the input are kept; a missing one has the value of the case, or stays missing."""
+    for before, after, expected in zip(given, made, TAGS[case], strict=True):
+        assert after == before or (before in UNKNOWN and after in (*UNKNOWN, expected))
 
 
 def corners_of(path: Path, *, number: int) -> list[NDArray[np.float64]]:
-    """Mean colours in the corners of a frame: top left, top right, bottom left, bottom right."""
+    """Return the mean colours in the corners: top left, top right, bottom left, bottom right."""
     image = media.pictures_of(path)[number].astype(float)
     height, width = image.shape[:2]
     return [
@@ -247,12 +247,12 @@ def corners_of(path: Path, *, number: int) -> list[NDArray[np.float64]]:
     ]
 
 
-def check_corners(given: Path, made: Path, *, turned: bool) -> None:
-    """Each corner has its colour; turned by a quarter clockwise, the bottom left one is on top."""
+def check_corners(given: Path, made: Path, *, rotated: bool) -> None:
+    """Each corner has its colour; rotated clockwise, the bottom left one becomes the top left."""
     for number in (0, -1):
         before, after = corners_of(given, number=number), corners_of(made, number=number)
-        # ProRes cannot tell its range: its full one is read as limited, by everybody.
+        # ProRes has no range tag: every decoder reads full range as limited.
         assert np.abs(np.subtract(before, list(CORNERS.values()))).max() < 18
-        if turned:
+        if rotated:
             before = [before[i] for i in (2, 0, 3, 1)]
         assert np.abs(np.subtract(after, before)).max() < 6

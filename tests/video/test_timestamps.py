@@ -1,4 +1,4 @@
-"""Time stamps: copied where they can be true, repaired where they cannot."""
+"""Time stamps: kept where they are plausible, repaired where they are not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TICK = Fraction(1, 1000)
 
 @dataclass
 class Decoded:
-    """A frame as it leaves a decoder, of which only the times matter."""
+    """Stands in for a decoded frame, of which only the times matter."""
 
     pts: int | None
     dts: int | None = None
@@ -31,17 +31,17 @@ class Decoded:
 def given(
     stamps: list[int | None], *, dts: list[int | None] | None = None, discontinuous: bool = False
 ) -> list[int]:
-    """What frames with these stamps are given, at 25 per second in milliseconds."""
+    """Return the stamps that a clock assigns to these frames, in milliseconds at 25 fps."""
     clock = Clock(Path("a.mp4"), time_base=TICK, rate=Fraction(25), discontinuous=discontinuous)
     frames = [Decoded(*times) for times in zip(stamps, dts or [None] * len(stamps), strict=True)]
     found = list(clock.read(frames))  # type: ignore[arg-type]
-    clock.tell()
+    clock.report()
     assert [frame for frame, _ in found] == frames
     return [stamp for _, stamp in found]
 
 
 def test_stamps_that_increase_are_not_touched(caplog):
-    """However they vary: with a gap of a minute, before 0, a tick apart."""
+    """Gaps of a minute, times before 0 and distances of one tick are all kept."""
     stamps = [-80, -79, 3, 40, 60_040, 60_041, 60_100]
     assert given(stamps) == stamps
     assert given([5 * s for s in (0, 8, 9, 2000)], discontinuous=True) == [0, 40, 45, 10_000]
@@ -54,57 +54,57 @@ def test_stamps_that_increase_are_not_touched(caplog):
         pytest.param([0, 40, 40, 120], [0, 40, 80, 120], 1, id="twice"),
         pytest.param([0, 40, 40, 41], [0, 40, 41, 42], 2, id="no room"),
         pytest.param([0, 40, 40, 40, 100], [0, 40, 60, 80, 100], 2, id="three times, close"),
-        pytest.param([0, 40, 10, 120], [0, 40, 80, 120], 1, id="back"),
+        pytest.param([0, 40, 10, 120], [0, 40, 80, 120], 1, id="backwards"),
         pytest.param([0, None, None, 120], [0, 40, 80, 120], 2, id="missing"),
         pytest.param([0, None, 1000], [0, 40, 1000], 1, id="missing before a gap"),
         pytest.param([None, None, 500, 540], [420, 460, 500, 540], 2, id="missing at first"),
         pytest.param([0, 40, None, None], [0, 40, 80, 120], 2, id="missing at last"),
-        pytest.param([0, 40, 90_000, 120, 160], [0, 40, 90_000, 90_040, 90_080], 0, id="set back"),
+        pytest.param([0, 40, 90_000, 120, 160], [0, 40, 90_000, 90_040, 90_080], 0, id="reset"),
     ],
 )
 def test_repaired_stamps_lie_between_their_neighbours(stamps, expected, count, caplog):
-    """At the average rate where there is room for it, else evenly; and they are counted."""
+    """They follow at the average rate if there is room, else evenly; and they are counted."""
     assert given(stamps) == expected
     if count:
         assert f"of a.mp4 that were missing or did not increase: {count};" in caplog.text
     else:
-        assert "clock of a.mp4 is set anew: 1;" in caplog.text
+        assert "clock resets in a.mp4: 1;" in caplog.text
 
 
 @pytest.mark.parametrize(
     "second", [pytest.param(5_000_000, id="later"), pytest.param(0, id="earlier")]
 )
-def test_a_clock_that_is_set_anew_goes_on(second, caplog):
-    """Two recordings joined into one transport stream: no gap, and the spacing stays."""
+def test_times_continue_after_a_clock_reset(second, caplog):
+    """Two recordings joined into one transport stream have no gap, and keep their spacing."""
     first = [1_000_000, 1_000_040, 1_000_080]
     stamps = [*first, second, second + 40, second + 90]
     expected = [*first, 1_000_120, 1_000_160, 1_000_210]
     assert given(stamps, discontinuous=True) == expected
-    assert "the clock of a.mp4 is set anew: 1;" in caplog.text
+    assert "clock resets in a.mp4: 1;" in caplog.text
 
 
-def test_one_wild_stamp_is_no_new_clock(caplog):
-    """Far ahead or far behind, and the next ones in line again."""
-    for wild in (90_000_000, -90_000_000):
-        assert given([0, 40, wild, 120, 160], discontinuous=True) == [0, 40, 80, 120, 160]
-    assert "anew" not in caplog.text
+def test_a_single_outlier_is_not_a_clock_reset(caplog):
+    """One stamp is far ahead or far back, and the next ones continue the sequence."""
+    for outlier in (90_000_000, -90_000_000):
+        assert given([0, 40, outlier, 120, 160], discontinuous=True) == [0, 40, 80, 120, 160]
+    assert "clock resets" not in caplog.text
 
 
-def test_decoding_times_stand_in_for_others(caplog):
-    """As of AVI, whose last frames leave the decoder after the last packet: nothing to repair."""
+def test_decoding_times_replace_missing_presentation_times(caplog):
+    """In AVI, the last frames leave the decoder after the last packet: nothing is repaired."""
     assert given([None] * 5, dts=[80, 120, 160, None, None]) == [80, 120, 160, 200, 240]
     assert caplog.text == ""
 
 
-def test_without_any_time_the_rate_decides(caplog):
-    """As of raw streams; more frames than wait at once."""
+def test_without_any_stamps_the_rate_is_used(caplog):
+    """This is the case for raw streams; there are more frames than are held at once."""
     assert given([None] * 30) == [40 * number for number in range(30)]
     assert "a.mp4 has no time stamps; its frames are shown at 25 per second" in caplog.text
     assert len(caplog.records) == 1
 
 
-def test_whatever_comes_increases(caplog):
-    """Stamps at random: every frame comes out once, in order, each later than the one before."""
+def test_stamps_always_increase(caplog):
+    """With random stamps, every frame is returned once, in order, later than the previous one."""
     caplog.set_level(logging.CRITICAL)
     chance = random.Random(5)
     for _ in range(300):
@@ -117,8 +117,8 @@ def test_whatever_comes_increases(caplog):
         assert all(a < b for a, b in pairwise(found))
 
 
-def test_a_clock_that_runs_over(tmp_path):
-    """Transport streams count to 2^33 and begin at 0 again, every 26.5 hours."""
+def test_a_clock_that_wraps_around(tmp_path):
+    """The clock of transport streams wraps around at 2^33, every 26.5 hours."""
     stamps = [2**33 - 5 * 3003 + 3003 * number for number in range(12)]
     path = media.make_video(
         tmp_path / "in.ts",
@@ -132,7 +132,7 @@ def test_a_clock_that_runs_over(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".h264", "libx264"), (".m2v", "mpeg2video")])
-def test_raw_streams_have_a_rate_only(tmp_path, suffix, codec, caplog):
+def test_raw_streams_only_have_a_rate(tmp_path, suffix, codec, caplog):
     path = media.make_video(
         tmp_path / f"in{suffix}",
         codec=codec,
@@ -147,7 +147,7 @@ def test_raw_streams_have_a_rate_only(tmp_path, suffix, codec, caplog):
 
 
 def test_delays_of_a_gif_are_kept(tmp_path):
-    """In hundredths of a second, each its own."""
+    """Every frame has its own delay, in hundredths of a second."""
     stamps = [0, 10, 12, 50, 57, 200]
     path = tmp_path / "in.gif"
     with av.open(str(path), "w") as out:
@@ -166,7 +166,7 @@ def test_delays_of_a_gif_are_kept(tmp_path):
 
 
 def times(path: Path, kind: str) -> list[tuple[bytes, Fraction]]:
-    """Payload and decoding time in seconds of all packets of a stream, as the file has them."""
+    """Return the payload and decoding time in seconds of all packets of a stream."""
     with av.open(str(path)) as container:
         (stream,) = (stream for stream in container.streams if stream.type == kind)
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -176,11 +176,9 @@ def times(path: Path, kind: str) -> list[tuple[bytes, Fraction]]:
 @pytest.mark.parametrize(
     "starts", [pytest.param((50, 9000), id="later"), pytest.param((9000, 50), id="earlier")]
 )
-@pytest.mark.parametrize("blocks", [19, 60], ids=["less sound", "more sound"])
-def test_sound_stays_with_the_picture_over_a_seam(tmp_path, starts, blocks, caplog):
-    """Two transport streams written into one file, each with a clock of its own: in each half,
-    sound lies where it lay beside the picture.
-    """
+@pytest.mark.parametrize("blocks", [19, 60], ids=["shorter audio", "longer audio"])
+def test_audio_stays_in_sync_across_a_clock_reset(tmp_path, starts, blocks, caplog):
+    """Two transport streams with separate clocks are concatenated: each half stays in sync."""
     halves = []
     for number, start in enumerate(starts):
         half = media.make_video(
@@ -202,7 +200,7 @@ def test_sound_stays_with_the_picture_over_a_seam(tmp_path, starts, blocks, capl
         for frame in source:
             sink.write(frame)
         sink.finish()
-    assert "the clock of" in caplog.text
+    assert "clock resets in" in caplog.text
     shown = media.stamps_of(out)
     assert len(shown) == 50
     assert all(b - a == Fraction(40, 1000) for a, b in pairwise(shown))
@@ -213,7 +211,7 @@ def test_sound_stays_with_the_picture_over_a_seam(tmp_path, starts, blocks, capl
         shift = shown[25 * number] - media.stamps_of(half)[0]
         written = times(half, "audio")
         part = sound[: len(written)] if number == 0 else sound[len(times(halves[0], "audio")) :]
-        # Sound that reaches over the discontinuity takes the place of what would lie below it.
+        # Audio that extends past the discontinuity replaces the audio that it overlaps.
         dropped = len(written) - len(part)
         assert 0 <= dropped <= (blocks - 19 if number else 0)
         for (data, time), (old, at) in zip(part, written[dropped:], strict=True):
@@ -237,10 +235,10 @@ NTSC = [1001 * number for number in range(24)]
         pytest.param(".flv", [200 + 40 * n for n in range(24)], TICK, 2, id="flv"),
     ],
 )
-@pytest.mark.parametrize("late", [0, Fraction(1, 4)], ids=["", "late sound"])
-def test_picture_and_sound_keep_their_times(tmp_path, suffix, stamps, time_base, b_frames, late):
-    """Exactly, in an MP4, whose tracks have clocks of their own; within half a millisecond in a
-    Matroska, which counts milliseconds.
+@pytest.mark.parametrize("late", [0, Fraction(1, 4)], ids=["", "late audio"])
+def test_video_and_audio_keep_their_times(tmp_path, suffix, stamps, time_base, b_frames, late):
+    """Times are exact in MP4, where each track has its own time base, and within half a
+    millisecond in Matroska, whose time base is a millisecond.
     """
     path = media.make_video(
         tmp_path / f"in{suffix}",
@@ -268,15 +266,15 @@ def test_picture_and_sound_keep_their_times(tmp_path, suffix, stamps, time_base,
         assert max(abs(a - b) for a, b in zip(found, shown, strict=True)) <= tolerance
         copied = times(out, "audio")
         assert [data for data, _ in copied] == [data for data, _ in sound]
-        slack = tolerance or Fraction(1, 96000)  # ticks of sound differ from container to container
+        slack = tolerance or Fraction(1, 96000)  # audio time bases differ between containers
         assert max(abs(a[1] - b[1]) for a, b in zip(copied, sound, strict=True)) <= slack
 
 
 @pytest.mark.parametrize("b_frames", [0, 2])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_frames_of_an_avi_come_with_its_packets(tmp_path, codec, b_frames):
-    """It tells no times but those of packets: the first frame is due with the first packet,
-    however many frames the decoder holds back, and sound begins with it.
+def test_frames_of_an_avi_have_the_times_of_its_packets(tmp_path, codec, b_frames):
+    """AVI only has packet times: the first frame is due with the first packet, however many frames
+    the decoder holds back, and audio starts with it.
     """
     path = media.make_video(
         tmp_path / "in.avi",

@@ -1,8 +1,8 @@
-"""Where chroma samples lie: swscale takes and puts them in the middle of the pixels they are for.
+"""Shifts chroma samples between left siting, which video uses, and the centre siting of swscale.
 
-Video has them on the left ones of these pixels where nothing else is told (H.264, H.265 and VP9 as
-players read them; PyAV does not tell what a file says), JPEG and WebP pictures in the middle. Half
-a pixel of the input would be two of the output.
+Unless tagged otherwise, players assume that H.264, H.265 and VP9 chroma is sited on the left pixel
+of each pair; PyAV does not expose the tag. JPEG and WebP images use centre siting. Half a pixel in
+the input would become two pixels in the output.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["from_left", "lies_left", "to_left"]
 
-# A quarter of a chroma sample to the right, by the cubic of Catmull and Rom: exact on ramps.
+# Shifts by a quarter of a chroma sample to the right. Catmull-Rom cubic, so it is exact on ramps.
 _QUARTER = np.array([[-9, 111, 29, -3]]) / 128
 
 
 def lies_left(video_format: VideoFormat) -> bool:
-    """Whether chroma has half as many samples across, on the left ones of their pixels."""
+    """Return whether chroma has half the horizontal resolution and is sited on the left."""
     return (
         not video_format.is_rgb
         and len(video_format.components) > 2
@@ -36,31 +36,31 @@ def lies_left(video_format: VideoFormat) -> bool:
 
 
 def from_left(frame: VideoFrame) -> VideoFrame:
-    """The same picture with chroma samples in the middle of their pixels; a new frame.
+    """Return a copy of a left-sited frame with centre-sited chroma.
 
     Args:
-        frame: of a format of which ``lies_left`` is true.
+        frame: a frame in a format for which ``lies_left`` is true.
     """
     from av import VideoFrame
 
-    given = _planar(frame)
-    made = VideoFrame(given.width, given.height, given.format.name)
-    made.colorspace, made.color_range = frame.colorspace, frame.color_range
-    for number, (old, new) in enumerate(zip(planes_of(given), planes_of(made), strict=True)):
-        new[...] = _moved(old, _QUARTER, anchor=1) if number in (1, 2) else old
-    return made
+    source = _planar(frame)
+    shifted = VideoFrame(source.width, source.height, source.format.name)
+    shifted.colorspace, shifted.color_range = frame.colorspace, frame.color_range
+    for number, (old, new) in enumerate(zip(planes_of(source), planes_of(shifted), strict=True)):
+        new[...] = _filtered(old, _QUARTER, anchor=1) if number in (1, 2) else old
+    return shifted
 
 
 def to_left(frame: VideoFrame) -> VideoFrame:
-    """The way back; changes a planar frame in place."""
-    made = _planar(frame)
-    for plane in planes_of(made)[1:3]:
-        plane[...] = _moved(plane, _QUARTER[:, ::-1], anchor=2)
-    return made
+    """Shift centre-sited chroma to the left; changes a planar frame in place."""
+    planar = _planar(frame)
+    for plane in planes_of(planar)[1:3]:
+        plane[...] = _filtered(plane, _QUARTER[:, ::-1], anchor=2)
+    return planar
 
 
 def _planar(frame: VideoFrame) -> VideoFrame:
-    """Each kind of sample in a plane of its own, which decoders of devices do not give."""
+    """Convert a frame to a fully planar format; hardware decoders return semi-planar frames."""
     if frame.format.is_planar and len(frame.planes) > 2:
         return frame
     depth = depth_of(frame.format)
@@ -68,7 +68,7 @@ def _planar(frame: VideoFrame) -> VideoFrame:
     return frame.reformat(format=name if depth == 8 else f"{name}{depth}le")
 
 
-def _moved(plane: NDArray[Any], kernel: NDArray[np.float64], *, anchor: int) -> NDArray[Any]:
+def _filtered(plane: NDArray[Any], kernel: NDArray[np.float64], *, anchor: int) -> NDArray[Any]:
     import cv2
 
     return np.asarray(

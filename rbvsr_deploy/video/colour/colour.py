@@ -1,6 +1,6 @@
-"""Colour: what the numbers of a video mean.
+"""Describes the colour coding of a video: matrix, range, primaries and transfer.
 
-The numbers are those of ITU-T H.273, which FFmpeg and every container use.
+Codes are those of ITU-T H.273, which FFmpeg and all containers use.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ LUMA_WEIGHTS = {
     7: (0.212, 0.087),
     BT2020: (0.2627, 0.0593),
 }
-"""Weights of red and blue in luma, by the matrices that can be read: BT.709, FCC, BT.601 twice,
+"""Luma weights of red and blue for each supported matrix: BT.709, FCC, BT.601 (two codes),
 SMPTE 240M and BT.2020."""
 
 
 @dataclass(frozen=True)
 class Colour:
-    """How the numbers of a video are to be read, as H.273 codes."""
+    """Holds the colour description of a video as H.273 codes."""
 
     matrix: int
-    """1: BT.709, 5 and 6: BT.601, 9: BT.2020; never unknown (2) and never RGB (0)."""
+    """1: BT.709, 5 and 6: BT.601, 9: BT.2020; never unknown (2) or RGB (0)."""
     range: int
     """1: limited (luma 16 to 235), 2: full."""
     primaries: int
-    """Kept for the output only; 2: unknown."""
+    """Passed through to the output only; 2: unknown."""
     transfer: int
-    """Kept for the output only; 2: unknown."""
+    """Passed through to the output only; 2: unknown."""
 
 
-RGB_PICTURE = Colour(matrix=BT709, range=LIMITED, primaries=BT709, transfer=BT709)
-"""What a video made of RGB pictures is written as."""
+RGB_COLOUR = Colour(matrix=BT709, range=LIMITED, primaries=BT709, transfer=BT709)
+"""Colour description of a video encoded from RGB images."""
 
 
 def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Colour:
-    """Reads the colour description of a decoded frame and guesses what it does not tell.
+    """Return the colour description of a decoded frame, with guesses for missing tags.
 
     Args:
         frame: a decoded frame.
-        matrix_if_unknown: the matrix of an untagged frame; ``None``: guessed from the height as
-            players do, BT.709 from 720 lines on, BT.601 below.
+        matrix_if_unknown: matrix to assume for an untagged frame; ``None`` guesses from the height
+            as players do: BT.709 for 720 lines or more, BT.601 below.
     """
     matrix = frame.colorspace
     if frame.format.is_rgb:
-        return RGB_PICTURE
+        return RGB_COLOUR
     if matrix not in LUMA_WEIGHTS:
         guess = matrix_if_unknown or (BT709 if frame.height >= 720 else BT601)
         if matrix not in (UNKNOWN, RGB_MATRIX):
-            logger.warning("colour matrix %d is not supported and read as %d", matrix, guess)
+            logger.warning("colour matrix %d is not supported; using %d instead", matrix, guess)
         matrix = guess
-    # The yuvj formats are full range by definition, whatever the tag says; grey is unless told.
+    # The yuvj formats are full range by definition, whatever the tag says; grey is by default.
     full = (
         frame.color_range == FULL
         or frame.format.name.startswith("yuvj")
@@ -83,37 +83,43 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
     )
 
 
-def untold_colour(frame: VideoFrame, *, read_as: Colour) -> str | None:
-    """What a decoded frame does not tell of its colour and what is assumed, as the end of a
-    sentence; ``None`` where it tells enough.
+def untagged_colour(frame: VideoFrame, *, read_as: Colour) -> str | None:
+    """Describe missing colour tags and the values assumed for them, for use after "<path> has".
+
+    Args:
+        frame: a decoded frame.
+        read_as: the colour description in use, as ``colour_of`` returned it.
+
+    Returns:
+        The end of a sentence; ``None`` if matrix and range are both tagged.
     """
     if frame.format.is_rgb:
         return None
-    untold, assumed = [], []
+    missing, assumed = [], []
     if frame.colorspace not in LUMA_WEIGHTS and not is_grey(frame.format):
-        untold.append("colour matrix")
+        missing.append("colour matrix")
         high = read_as.matrix == BT709
         lines = "720 lines or more" if high else "fewer than 720 lines"
-        assumed.append(f"{'BT.709' if high else 'BT.601'}, as it has {lines}")
+        assumed.append(f"{'BT.709' if high else 'BT.601'} ({lines})")
     if frame.color_range not in (LIMITED, FULL) and not frame.format.name.startswith("yuvj"):
-        untold.append("range")
-        assumed.append("of full range" if read_as.range == FULL else "of limited range")
-    if not untold:
+        missing.append("range")
+        assumed.append("full range" if read_as.range == FULL else "limited range")
+    if not missing:
         return None
-    return f"no {' and no '.join(untold)}: read as {', and '.join(assumed)}"
+    return f"no {' or '.join(missing)} tag: assuming {' and '.join(assumed)}"
 
 
 def is_grey(video_format: VideoFormat) -> bool:
-    """Whether there is luma only, with or without opacity."""
+    """Return whether a format has luma only, with or without alpha."""
     return video_format.name.startswith(("gray", "ya"))
 
 
 def has_alpha(video_format: VideoFormat) -> bool:
-    """Whether there is a channel of opacity."""
+    """Return whether a format has an alpha channel."""
     return any(part.is_alpha for part in video_format.components)
 
 
 def depth_of(video_format: VideoFormat) -> int:
-    """Bits per sample, 8 at least; 16 for floating point."""
+    """Return the bits per sample, at least 8; 16 for floating point."""
     bits = (part.bits for part in video_format.components if not part.is_alpha)
     return min(16, max(8, *bits))

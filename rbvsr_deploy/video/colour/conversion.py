@@ -1,8 +1,8 @@
-"""Decoded frames to RGB, and RGB to frames for an encoder.
+"""Converts decoded frames to RGB, and RGB to frames for an encoder.
 
-swscale is exact to rounding where 8 bits of any range become RGB and where RGB becomes 8 bits of
-limited range. Elsewhere it is up to a level of 8 bits off: four codes of 10 bits. There it only
-puts chroma on every pixel, or takes it off, and the matrix of H.273 is applied here.
+swscale is exact to rounding when it converts 8 bits of any range to RGB, or RGB to limited-range
+8 bits. In all other cases its error reaches one 8-bit level, which is four codes at 10 bits. For
+those, swscale only resamples chroma and the H.273 matrix is applied here.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 __all__ = ["from_rgb", "opacity_of", "to_rgb"]
 
-# swscale's flags for bicubic, accurate rounding and, both ways, a chroma sample for every pixel:
-# without them it takes the nearest sample and rounds coarsely. PyAV names them from 18 on only.
+# SWS_BICUBIC, SWS_ACCURATE_RND and full chroma interpolation for input and output. Without them,
+# swscale takes the nearest chroma sample and rounds coarsely. PyAV names the flags only from 18 on.
 _ACCURATE = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 
-def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Image:
-    """Converts a decoded frame to RGB, as it lies in the file.
+def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Image:
+    """Convert a decoded frame to RGB, in the orientation in which it is stored.
 
     Args:
-        frame: a decoded frame of any pixel format.
-        colour: how its numbers are to be read.
-        is_picture: of a file of pictures, where chroma samples lie in the middle of their pixels.
+        frame: a decoded frame in any pixel format.
+        colour: the colour description to apply.
+        is_image: whether the frame is from an image file, where chroma is centre-sited.
 
     Returns:
-        ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the frame has more than 8 bits.
+        ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 if the frame has more than 8 bits.
     """
     video_format = frame.format
     depth = depth_of(video_format)
@@ -55,13 +55,13 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Im
         luma = _reformatted(frame, "gray" if depth == 8 else f"gray{depth}le")
         image = _transformed(_samples(luma), _rgb_of_luma(colour, depth=depth))
         return image if depth > 8 else image.astype(np.uint8)
-    if lies_left(video_format) and not is_picture:
+    if lies_left(video_format) and not is_image:
         frame = from_left(frame)
     if depth <= 8:
         rgb = _reformatted(frame, "rgb24").to_ndarray()
         return np.ascontiguousarray(rgb, dtype=np.uint8)
     if video_format.is_rgb or video_format.name.startswith("xyz"):
-        # Where swscale takes the opacity off planes, the colours are wrong afterwards.
+        # If swscale drops the alpha plane of a planar format, it returns wrong colours.
         alpha = "a" if video_format.is_planar and has_alpha(video_format) else ""
         gbr = _samples(_reformatted(frame, f"gbr{alpha}p{depth}le"))
         return _transformed(gbr[..., [2, 0, 1]], _scaling(WHITE / (2**depth - 1)))
@@ -70,10 +70,10 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_picture: bool = False) -> Im
 
 
 def opacity_of(frame: VideoFrame) -> Image | None:
-    """The opacity of a decoded frame as it lies in the file; ``None`` where it has none.
+    """Return the alpha channel of a decoded frame, in the orientation in which it is stored.
 
     Returns:
-        ``(H, W, 1)`` uint8, or uint16 where the frame has more than 8 bits.
+        ``(H, W, 1)`` uint8, or uint16 if the frame has more than 8 bits; ``None`` without alpha.
     """
     video_format = frame.format
     depth = depth_of(video_format)
@@ -91,13 +91,14 @@ def opacity_of(frame: VideoFrame) -> Image | None:
 def from_rgb(
     image: Image, *, pix_fmt: str, colour: Colour, opacity: Image | None = None
 ) -> VideoFrame:
-    """Converts RGB to a frame for an encoder.
+    """Convert RGB to a frame for an encoder.
 
     Args:
         image: ``(H, W, 3)`` RGB, uint8 or uint16.
-        pix_fmt: FFmpeg's name of the encoder's pixel format.
-        colour: the matrix and range to convert to, and the tags to set.
-        opacity: ``(H, W, 1)`` of the same dtype, for a pixel format with alpha; ``None``: opaque.
+        pix_fmt: FFmpeg name of the encoder's pixel format.
+        colour: matrix and range to convert to, and the tags to set.
+        opacity: ``(H, W, 1)`` alpha of the same dtype, for a pixel format with alpha; ``None``:
+            opaque.
     """
     from av.video.format import VideoFormat
 
@@ -110,12 +111,12 @@ def from_rgb(
         frame = _packed(image, opacity)
     else:
         frame = _planar(image, opacity, target=target, colour=colour)
-    # The result inherits the tag; for RGB it means nothing.
+    # The converted frame inherits the tag; it has no meaning for RGB.
     frame.colorspace = colour.matrix
-    wanted = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
-    frame = frame.reformat(format=pix_fmt, **wanted)
+    conversion = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
+    frame = frame.reformat(format=pix_fmt, **conversion)
     if lies_left(target):
-        frame = to_left(frame).reformat(format=pix_fmt, **wanted)
+        frame = to_left(frame).reformat(format=pix_fmt, **conversion)
     if not target.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
@@ -127,7 +128,7 @@ def _reformatted(frame: VideoFrame, pix_fmt: str) -> VideoFrame:
 
 
 def _packed(image: Image, opacity: Image | None) -> VideoFrame:
-    """The numbers as they are, of 8 bits."""
+    """Return a packed 8-bit RGB or RGBA frame with the samples unchanged."""
     from av import VideoFrame
 
     samples = image if opacity is None else np.concatenate((image, opacity), axis=2)
@@ -139,7 +140,7 @@ def _packed(image: Image, opacity: Image | None) -> VideoFrame:
 def _planar(
     image: Image, opacity: Image | None, *, target: VideoFormat, colour: Colour
 ) -> VideoFrame:
-    """RGB, or YUV with chroma for every pixel, in the depth of a pixel format."""
+    """Return a planar RGB or YUV 4:4:4 frame with the bit depth of ``target``."""
     from av import VideoFrame
 
     height, width = image.shape[:2]
@@ -150,7 +151,7 @@ def _planar(
         name = "gbrp" if opacity is None else "gbrap"
     else:
         samples = _transformed(image, _yuv_of_rgb(colour, depth=depth, white=white))
-        # Half a code more than there are: the strongest red and blue of the full range.
+        # Full-range chroma of pure red and blue exceeds the largest code by half a code.
         np.minimum(samples, 2**depth - 1, out=samples)
         name = "yuv444p" if opacity is None else "yuva444p"
     frame = VideoFrame(width, height, name if depth == 8 else f"{name}{depth}le")
@@ -165,21 +166,22 @@ def _planar(
 
 
 def _samples(frame: VideoFrame) -> NDArray[Any]:
-    """The planes of a frame, all of one size, as (H, W, number of planes)."""
+    """Stack the planes of a frame, all of the same size, to (H, W, planes)."""
     import cv2
 
     return np.asarray(cv2.merge(planes_of(frame)))
 
 
 def _transformed(samples: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """Applies ``matrix`` (M, N + 1), the last column of which is added, to each of (H, W, N):
-    (H, W, M), rounded.
+    """Apply an affine map to every pixel of (H, W, N) and round: (H, W, M).
+
+    ``matrix`` is (M, N + 1); its last column is the offset.
     """
     import cv2
 
-    # In 8 bits, OpenCV would calculate with coarse factors.
-    made = cv2.transform(samples.astype(np.uint16, copy=False), matrix)
-    return np.asarray(made, dtype=np.uint16).reshape(*samples.shape[:2], len(matrix))
+    # For 8-bit input, OpenCV would use low-precision coefficients.
+    result = cv2.transform(samples.astype(np.uint16, copy=False), matrix)
+    return np.asarray(result, dtype=np.uint16).reshape(*samples.shape[:2], len(matrix))
 
 
 def _scaling(factor: float, count: int = 3) -> NDArray[np.float64]:
@@ -187,7 +189,7 @@ def _scaling(factor: float, count: int = 3) -> NDArray[np.float64]:
 
 
 def _extent(colour: Colour, *, depth: int) -> tuple[float, float, float, float]:
-    """Code of black, codes from black to white, code of no chroma, codes of all its extent."""
+    """Return the code of black, the span from black to white, and the chroma centre and span."""
     step = 2.0 ** (depth - 8)
     if colour.range == FULL:
         return 0, 2**depth - 1, 128 * step, 2**depth - 1
@@ -195,7 +197,7 @@ def _extent(colour: Colour, *, depth: int) -> tuple[float, float, float, float]:
 
 
 def _yuv_of_rgb(colour: Colour, *, depth: int, white: int) -> NDArray[np.float64]:
-    """(3, 4): the equations of H.273, to codes of YUV, from RGB up to ``white``."""
+    """Return the (3, 4) affine map of H.273 from RGB with maximum ``white`` to YUV codes."""
     red, blue = LUMA_WEIGHTS[colour.matrix]
     luma = np.array([red, 1 - red - blue, blue])
     black, height, middle, extent = _extent(colour, depth=depth)
@@ -206,14 +208,14 @@ def _yuv_of_rgb(colour: Colour, *, depth: int, white: int) -> NDArray[np.float64
 
 
 def _rgb_of_yuv(colour: Colour, *, depth: int) -> NDArray[np.float64]:
-    """(3, 4): the way back, to RGB of 16 bits; swscale makes that of 8."""
+    """Return the (3, 4) affine map from YUV codes to 16-bit RGB; swscale handles 8 bits."""
     forth = _yuv_of_rgb(colour, depth=depth, white=WHITE)
     back = np.linalg.inv(forth[:, :3])
     return np.column_stack((back, -back @ forth[:, 3]))
 
 
 def _rgb_of_luma(colour: Colour, *, depth: int) -> NDArray[np.float64]:
-    """(3, 2): the same where there is nothing but luma, to 8 bits too."""
+    """Return the (3, 2) affine map from luma codes to 8-bit or 16-bit RGB."""
     black, height, *_ = _extent(colour, depth=depth)
     factor = (255 if depth == 8 else WHITE) / height
     return np.tile([factor, -black * factor], (3, 1))

@@ -1,4 +1,4 @@
-"""What videos of high dynamic range tell of the display they were made on."""
+"""Reads HDR metadata from decoded frames and converts it to encoder options."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 __all__ = ["TRANSFERS", "HdrMetadata", "dynamic_metadata", "hdr_metadata", "options_for"]
 
 TRANSFERS = {16: "PQ", 18: "HLG"}
-"""Transfer characteristics of high dynamic range, by their numbers in H.273."""
-# PyAV's names of what is told for every frame anew, and what people call it. Encoders take none.
+"""Names of the HDR transfer characteristics, by H.273 code."""
+# PyAV's names for per-frame metadata, and their common names. No encoder accepts these.
 _DYNAMIC = {
     "DOVI_METADATA": "Dolby Vision",
     "DOVI_RPU_BUFFER": "Dolby Vision",
     "DYNAMIC_HDR_PLUS": "HDR10+",
     "DYNAMIC_HDR_VIVID": "HDR Vivid",
 }
-# Encoders that can be told: the option, and the parameters in it.
+# Encoders that accept static metadata: the option, and the parameters within it.
 _PARAMETERS = {
     "libx264": ("x264-params", "mastering-display", "cll"),
     "libx265": ("x265-params", "master-display", "max-cll"),
@@ -32,22 +32,23 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class HdrMetadata:
-    """Of the whole video."""
+    """Holds the static HDR metadata of a video."""
 
     display: tuple[float, ...] | None
-    """x and y of red, green, blue and white, then least and greatest luminance in cd/m2: of the
-    display that the video was made on (SMPTE ST 2086)."""
+    """Mastering display (SMPTE ST 2086): x and y of red, green, blue and white, then minimum and
+    maximum luminance in cd/m2."""
     light: tuple[int, int] | None
-    """Greatest luminance of a pixel, and of the mean of a frame, in cd/m2 (CTA-861.3)."""
+    """Content light level (CTA-861.3): MaxCLL, the maximum of any pixel, and MaxFALL, the maximum
+    frame average, in cd/m2."""
 
 
 def hdr_metadata(frame: VideoFrame) -> HdrMetadata | None:
-    """Of a decoded frame; ``None`` where it tells nothing."""
+    """Return the static HDR metadata of a decoded frame; ``None`` if it has none."""
     display = light = None
     data = _side_data(frame, "MASTERING_DISPLAY_METADATA")
     if data is not None:
-        # FFmpeg's AVMasteringDisplayMetadata: ten fractions, and whether colours and luminance
-        # are told.
+        # FFmpeg's AVMasteringDisplayMetadata: ten fractions, then the flags has_primaries and
+        # has_luminance.
         numbers = np.frombuffer(data, np.int32)
         if numbers[20] and numbers[21]:
             display = tuple(float(n) for n in numbers[0:20:2] / numbers[1:20:2])
@@ -59,13 +60,13 @@ def hdr_metadata(frame: VideoFrame) -> HdrMetadata | None:
 
 
 def dynamic_metadata(frame: VideoFrame) -> str | None:
-    """What a decoded frame has that is told for every frame anew, for people."""
+    """Return the common names of the per-frame HDR metadata of a decoded frame, if any."""
     kinds = {text for name, text in _DYNAMIC.items() if _side_data(frame, name) is not None}
     return " and ".join(sorted(kinds)) or None
 
 
 def options_for(codec: str, metadata: HdrMetadata) -> dict[str, str]:
-    """Options that make an encoder tell the same; none where it cannot."""
+    """Return encoder options that write the metadata; empty if the encoder cannot write it."""
     names = _PARAMETERS.get(codec)
     if names is None:
         return {}
@@ -79,7 +80,10 @@ def options_for(codec: str, metadata: HdrMetadata) -> dict[str, str]:
 
 
 def _show(display: tuple[float, ...], *, whole: bool) -> str:
-    """As these encoders read it: in 1/50000 and 1/10000 cd/m2 where in whole numbers."""
+    """Format mastering display data as the encoders expect it.
+
+    ``whole``: as integers in units of 1/50000 (chromaticity) and 1/10000 cd/m2 (luminance).
+    """
 
     def number(value: float, scale: int) -> str:
         return str(round(value * scale)) if whole else f"{value:.6g}"
@@ -96,6 +100,6 @@ def _side_data(frame: VideoFrame, name: str) -> bytes | None:
     try:
         data = frame.side_data.get(name)
     except ValueError:
-        # PyAV knows no name for some newer kinds of side data and gives up on all of them.
+        # PyAV has no name for some newer kinds of side data, and then fails for all kinds.
         return None
     return None if data is None else bytes(cast("SideData", data))

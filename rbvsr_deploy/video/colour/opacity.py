@@ -1,4 +1,4 @@
-"""What becomes of opacity, which the network knows nothing of."""
+"""Applies the alpha option: the network upscales RGB only, so alpha bypasses it or is dropped."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ __all__ = ["keeps_opacity", "no_room_for_opacity"]
 logger = logging.getLogger(__name__)
 
 
-def keeps_opacity(path: Path, wish: Alpha, *, readable: bool = True) -> bool:
-    """Whether the opacity of an input that has some is kept; a warning tells where it is not.
+def keeps_opacity(path: Path, alpha: Alpha, *, readable: bool = True) -> bool:
+    """Return whether to keep the alpha channel of an input; warn if it is dropped.
 
     Args:
-        path: of the input.
-        wish: of the user.
-        readable: whether the opacity can be read.
+        path: the input, for messages.
+        alpha: the requested handling.
+        readable: whether the alpha channel can be decoded.
 
     Raises:
-        MediaError: it is to be refused, or to be kept and cannot be read.
+        MediaError: alpha is to be refused, or to be kept but cannot be decoded.
     """
-    if wish == "refuse":
+    if alpha == "refuse":
         raise MediaError(
-            f"{path} has opacity, which is to be refused: drop or keep it by the option alpha"
+            f"{path} has an alpha channel, which is to be refused: set alpha to drop or keep"
         )
-    if wish == "keep" and not readable:
+    if alpha == "keep" and not readable:
         raise MediaError(
-            f"the opacity of {path} cannot be read: drop it, or convert the file to PNG pictures"
+            f"the alpha channel of {path} cannot be read: drop it, or convert the file to PNG "
+            "images"
         )
-    if wish == "drop":
-        logger.warning("%s may be transparent in parts; its opacity is dropped", path)
-    return wish == "keep"
+    if alpha == "drop":
+        logger.warning("%s may be partly transparent; its alpha channel is dropped", path)
+    return alpha == "keep"
 
 
 def no_room_for_opacity(output: object) -> MediaError:
-    """The error for an output that cannot hold what is to be kept."""
+    """Return the error for an output format without alpha when alpha is to be kept."""
     return MediaError(
-        f"{output} cannot hold opacity: drop it by the option alpha, or write PNG, TIFF or WebP "
-        "pictures, FFV1 in .mkv or ProRes in .mov"
+        f"{output} does not support alpha: set alpha to drop, or write PNG, TIFF or WebP images, "
+        "FFV1 in .mkv or ProRes in .mov"
     )

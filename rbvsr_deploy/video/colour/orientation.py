@@ -1,4 +1,4 @@
-"""How pictures have to be turned and mirrored to stand upright."""
+"""Reads the orientation of frames and images, and rotates and mirrors them upright."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["UPRIGHT", "Orientation", "exif_orientation", "orientation_of", "upri
 logger = logging.getLogger(__name__)
 
 Orientation = tuple[int, int, int, int]
-"""The signs ``(a, b, c, d)`` of a display matrix: a pixel at (x, y) is shown at
+"""Signs ``(a, b, c, d)`` of a display matrix: a pixel at (x, y) is shown at
 (a x + c y, b x + d y)."""
 
 _Sample = TypeVar("_Sample", bound=np.generic)
 
 UPRIGHT: Orientation = (1, 0, 0, 1)
 
-# By the number that EXIF gives them.
+# Keyed by the value of the EXIF orientation tag.
 _EXIF: dict[int, Orientation] = {
     1: UPRIGHT,
     2: (-1, 0, 0, 1),
@@ -36,18 +36,22 @@ _EXIF: dict[int, Orientation] = {
     7: (0, -1, -1, 0),
     8: (0, -1, 1, 0),
 }
-_EXIF_ORIENTATION = 274  # number of its tag
-# By degrees counterclockwise.
+_EXIF_ORIENTATION = 274  # tag number
+# Keyed by degrees counterclockwise.
 _TURNS: dict[int, Orientation] = {0: UPRIGHT, 90: _EXIF[8], 180: _EXIF[3], 270: _EXIF[6]}
 
 
 def orientation_of(frame: VideoFrame) -> Orientation | None:
-    """Of a frame of a video, by its display matrix; ``None``: at no multiple of 90 degrees."""
+    """Return the orientation of a video frame from its display matrix.
+
+    Returns:
+        The orientation; ``None`` if the rotation is not a multiple of 90 degrees.
+    """
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV knows no name for some newer kinds of side data and gives up on all of them; the
-        # angle still comes through, though not whether the frame is mirrored.
+        # PyAV has no name for some newer kinds of side data, and then fails for all kinds. The
+        # angle is still available, but not whether the frame is mirrored.
         return _TURNS.get(frame.rotation % 360)
     if data is None:
         return UPRIGHT
@@ -57,13 +61,16 @@ def orientation_of(frame: VideoFrame) -> Orientation | None:
     return signs if signs in _EXIF.values() else None
 
 
-def exif_orientation(picture: bytes) -> Orientation:
-    """Of a whole JPEG, PNG, WebP or TIFF, by its EXIF data, if any.
+def exif_orientation(data: bytes) -> Orientation:
+    """Return the orientation of an image from its EXIF data; upright if there is none.
 
-    FFmpeg's decoders read it too, but PyAV cannot tell what they found.
+    FFmpeg's decoders read it too, but PyAV does not expose the result.
+
+    Args:
+        data: a complete JPEG, PNG, WebP or TIFF file.
     """
     try:
-        for exif in _exif_blocks(picture):
+        for exif in _exif_blocks(data):
             order = {b"II*\0": "<", b"MM\0*": ">"}[exif[:4]]
             (start,) = struct.unpack_from(f"{order}I", exif, 4)
             (count,) = struct.unpack_from(f"{order}H", exif, start)
@@ -73,41 +80,49 @@ def exif_orientation(picture: bytes) -> Orientation:
                     size = {1: "B", 3: "H", 4: "I"}[kind]
                     return _EXIF[struct.unpack_from(f"{order}{size}", exif, entry + 8)[0]]
     except (struct.error, IndexError, KeyError):
-        logger.debug("EXIF data is damaged: the picture is taken for upright")
+        logger.debug("EXIF data is damaged: assuming that the image is upright")
     return UPRIGHT
 
 
-def _exif_blocks(picture: bytes) -> Iterator[bytes]:
-    """EXIF data of a picture, each block in the form of a TIFF."""
-    if picture.startswith(b"\xff\xd8"):
+def _exif_blocks(data: bytes) -> Iterator[bytes]:
+    """Yield the EXIF blocks of an image file, each in TIFF format."""
+    if data.startswith(b"\xff\xd8"):
         at = 2
-        # Segments follow each other until the compressed picture starts.
-        while picture[at : at + 1] == b"\xff" and picture[at + 1] != 0xDA:
-            (length,) = struct.unpack_from(">H", picture, at + 2)
-            if picture[at + 1] == 0xE1 and picture[at + 4 : at + 10] == b"Exif\0\0":
-                yield picture[at + 10 : at + 2 + length]
+        # Segments follow each other up to the compressed image data.
+        while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                yield data[at + 10 : at + 2 + length]
             at += 2 + length
-    elif picture.startswith(b"\x89PNG"):
+    elif data.startswith(b"\x89PNG"):
         at = 8
-        while at < len(picture):
-            length, name = struct.unpack_from(">I4s", picture, at)
+        while at < len(data):
+            length, name = struct.unpack_from(">I4s", data, at)
             if name == b"eXIf":
-                yield picture[at + 8 : at + 8 + length]
+                yield data[at + 8 : at + 8 + length]
             at += 12 + length
-    elif picture.startswith(b"RIFF"):
+    elif data.startswith(b"RIFF"):
         at = 12
-        while at < len(picture):
-            name, length = struct.unpack_from("<4sI", picture, at)
+        while at < len(data):
+            name, length = struct.unpack_from("<4sI", data, at)
             if name == b"EXIF":
-                # Some writers begin it as JPEGs do.
-                yield picture[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+                # Some encoders add the prefix that JPEG uses.
+                yield data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
             at += 8 + length + length % 2
     else:
-        yield picture
+        yield data
 
 
 def upright(image: NDArray[_Sample], orientation: Orientation | None) -> NDArray[_Sample]:
-    """Turns and mirrors ``(H, W, C)``; the result is contiguous. ``None``: left as it is."""
+    """Rotate and mirror an image upright.
+
+    Args:
+        image: ``(H, W, C)``.
+        orientation: how the image is stored; ``None`` leaves it unchanged.
+
+    Returns:
+        The upright image, contiguous.
+    """
     a, b, c, d = orientation or UPRIGHT
     if a == 0:
         image = image.transpose(1, 0, 2)

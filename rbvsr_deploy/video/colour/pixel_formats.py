@@ -1,4 +1,4 @@
-"""Which of an encoder's pixel formats comes closest to an input's."""
+"""Picks the encoder pixel format closest to that of the input."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["closest"]
 def closest(
     names: Iterable[str], *, depth: int, like: str = "yuv420p", alpha: bool = False
 ) -> str | None:
-    """The pixel format that loses least, and among those the one that is least in excess.
+    """Return the pixel format that loses the least and, among equals, adds the least.
 
     Args:
-        names: of the formats to choose from, as FFmpeg calls them.
-        depth: bits per sample that are wanted.
-        like: the name of a format whose chroma is wanted.
-        alpha: whether opacity has to be held.
+        names: FFmpeg names of the formats to choose from.
+        depth: required bits per sample.
+        like: name of a format with the required chroma subsampling.
+        alpha: whether the format must have an alpha channel.
 
     Returns:
-        ``None`` where none of them does.
+        The FFmpeg name; ``None`` if no format is suitable.
     """
     wanted = _format(like)
     across, down = _chroma(wanted)
@@ -40,7 +40,7 @@ def closest(
             found.is_rgb != wanted.is_rgb,
             depth_of(found),
             sum(chroma),
-            # Formats for full range only, and for semi-planar hardware, come last.
+            # Formats limited to full range, and semi-planar hardware formats, come last.
             name.startswith("yuvj") or not name.startswith(("yuv", "gbr")),
         )
 
@@ -61,7 +61,7 @@ def _format(name: str) -> VideoFormat:
 
 
 def _chroma(video_format: VideoFormat) -> tuple[int, int]:
-    """Samples of chroma across and down for 16 pixels."""
+    """Return the horizontal and vertical number of chroma samples for 16x16 pixels."""
     if video_format.is_rgb:
         return 16, 16
     return video_format.chroma_width(16), video_format.chroma_height(16)

@@ -1,4 +1,4 @@
-"""The numbers of a frame, as they lie in its memory."""
+"""Gives NumPy access to the samples of a frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["planes_of"]
 
 
 def planes_of(frame: VideoFrame) -> list[NDArray[Any]]:
-    """Views on the planes of a planar frame, little-endian: (H, W) uint8 or uint16 each."""
+    """Return views of the planes of a planar little-endian frame: (H, W) uint8 or uint16 each."""
     dtype = np.dtype(np.uint8 if depth_of(frame.format) == 8 else np.uint16)
     views = []
     for plane in frame.planes:

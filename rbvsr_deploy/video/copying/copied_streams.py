@@ -1,4 +1,4 @@
-"""Everything beside the pictures: sound, subtitles, data, attachments, chapters and titles."""
+"""Copies everything except the video: audio, subtitles, data, attachments, chapters and tags."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ __all__ = ["CopiedStreams"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds before an excerpt in which subtitles that reach into it are looked for, and seconds behind
-# it in which badly interleaved packets are.
-_BEFORE, _BEHIND = 10, 10
-_DISCARD_ALL = 48  # as FFmpeg counts
-# Formats whose muxer writes the time code that the video's tags tell.
+# Seconds to read before an excerpt, for subtitles that reach into it, and after it, for badly
+# interleaved packets.
+_BEFORE, _AFTER = 10, 10
+_DISCARD_ALL = 48  # AVDISCARD_ALL
+# Formats whose muxer writes the time code from the video's tags.
 _TIMECODES = ("matroska", "mov", "mp4")
 
 
-class _Way(Protocol):
-    """How the packets of a stream get into the output."""
+class _StreamWriter(Protocol):
+    """Converts the packets of one stream for the output."""
 
     output: Stream
 
     @property
     def damage(self) -> str | None: ...
 
-    def take(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]: ...
+    def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]: ...
 
 
 class CopiedStreams:
-    """What goes from the source's file into the output besides the video.
+    """Copies the other streams, chapters and tags of a video source into the output.
 
-    Packets are copied as they are; what the container cannot hold is encoded anew where that is
-    possible. The file is opened a second time and read along with the video, so that memory stays
+    Packets are copied unchanged; streams that the container cannot hold are re-encoded if possible.
+    The file is opened a second time and read in step with the video, so that memory use stays
     bounded however the file interleaves its streams.
 
     Args:
-        source: the video whose companions are copied.
-        target: the output; streams are added to it, so its header must not be written yet.
-        window: what of the source's time is taken; ``None``: everything.
-        options: what is wanted.
-        told: whether the user knows already which streams are left out or changed.
+        source: the video source.
+        target: the output, to which streams are added; its header must not be written yet.
+        window: the time span of the source to copy; ``None``: everything.
+        options: whether to keep audio and subtitles.
+        reported: whether the user already knows which streams are left out or converted.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class CopiedStreams:
         target: OutputContainer,
         window: TimeWindow | None,
         options: WriteOptions,
-        told: bool,
+        reported: bool,
     ) -> None:
         self._path = source.path
-        self._told = told
+        self._reported = reported
         self._target = target
         self._window = window
         self._options = options
-        self._ways: dict[int, _Way] = {}
+        self._writers: dict[int, _StreamWriter] = {}
         self._clocks: defaultdict[int, Follower] = defaultdict(
             lambda: Follower(source.discontinuities)
         )
@@ -103,24 +103,24 @@ class CopiedStreams:
 
     @property
     def start(self) -> Fraction | None:
-        """Decoding time in seconds of the packet that is written next, ``None`` at the end."""
+        """Decoding time in seconds of the next packet to write; ``None`` at the end."""
         return None if self._held is None else _seconds(self._held[1])
 
     def advance(self, until: Fraction | None) -> None:
-        """Writes the packets up to a time.
+        """Write the packets up to a time.
 
         Args:
-            until: seconds on the output's clock; ``None``: everything that is left.
+            until: time in seconds on the output's clock; ``None``: all remaining packets.
 
         Raises:
-            MediaError: the source cannot be read, or the output not be written.
+            MediaError: the source cannot be read, or the output cannot be written.
         """
         while self._held is not None and (until is None or _seconds(self._held[1]) <= until):
             self._write(*self._held)
             self._held = next(self._packets, None)
 
     def close(self) -> None:
-        """Frees the source's file."""
+        """Close the source's file."""
         self._packets.close()
         self._container.close()
 
@@ -133,22 +133,22 @@ class CopiedStreams:
         if stream.type == "data" and (
             _is_chapter_list(stream) or ("timecode" in stream.metadata and container in _TIMECODES)
         ):
-            return  # written from the chapters, and from the video's own tag
+            return  # the muxer writes it from the chapters, or from the video's tag
         if stream.type == "video" and not is_cover(stream):
-            self._tell("%s is left out: only one video stream is enlarged", _describe(stream))
+            self._report("%s is left out: only one video stream is upscaled", _describe(stream))
             return
         problem = None
-        for make in self._ways_for(stream):
-            found = _problem(make, container=container)
+        for open_writer in self._candidates(stream):
+            found = _problem(open_writer, container=container)
             if found is None:
-                way = make(self._target)
-                copy_tags(stream, way.output, container=container)
-                self._ways[stream.index] = way
+                writer = open_writer(self._target)
+                copy_tags(stream, writer.output, container=container)
+                self._writers[stream.index] = writer
                 if problem is not None:
-                    self._tell(
-                        "%s becomes %s: %s cannot hold it as it is",
+                    self._report(
+                        "%s is converted to %s: %s cannot hold it unchanged",
                         _describe(stream),
-                        getattr(way, "description", ""),
+                        getattr(writer, "description", ""),
                         container,
                     )
                 return
@@ -156,41 +156,41 @@ class CopiedStreams:
         if problem != NO_DECODER:
             problem = f"{container} cannot hold it ({problem})"
             if container != "matroska" and stream.type != "data":
-                problem += "; an .mkv can"
-        self._tell("%s is left out: %s", _describe(stream), problem)
+                problem += "; .mkv can"
+        self._report("%s is left out: %s", _describe(stream), problem)
 
-    def _ways_for(self, stream: Stream) -> list[Callable[[OutputContainer], _Way]]:
-        """How the stream may get into the output, the best way first."""
+    def _candidates(self, stream: Stream) -> list[Callable[[OutputContainer], _StreamWriter]]:
+        """Return the writers to try for a stream, the best one first."""
         from av.audio.stream import AudioStream
         from av.subtitles.stream import SubtitleStream
 
         window = self._window
         if is_cover(stream) and self._target.format.name == "matroska":
             return [lambda target: CoverAttachment(stream, target, self._path)]
-        ways: list[Callable[[OutputContainer], _Way]] = [
+        candidates: list[Callable[[OutputContainer], _StreamWriter]] = [
             lambda target: PacketCopy(stream, target, window)
         ]
-        if codec_name(stream) is None:  # nor can it be decoded
-            return ways
+        if codec_name(stream) is None:  # it cannot be decoded either
+            return candidates
         if isinstance(stream, AudioStream):
-            ways.append(lambda target: TranscodedAudio(stream, target, window))
+            candidates.append(lambda target: TranscodedAudio(stream, target, window))
         if isinstance(stream, SubtitleStream):
-            ways.append(lambda target: ConvertedText(stream, target, window))
-        return ways
+            candidates.append(lambda target: ConvertedText(stream, target, window))
+        return candidates
 
     def _convert(self) -> Generator[tuple[int, Packet[Any]], None, None]:
-        """Yields the packets to write, each with the number of its stream in the source."""
+        """Yield the packets to write, each with the index of its stream in the source."""
         for packet in self._demux():
             yield from self._converted(packet.stream.index, packet)
-        for index in list(self._ways):
+        for index in list(self._writers):
             yield from self._converted(index, None)
-        for index, way in self._ways.items():
-            if way.damage is not None:
+        for index, writer in self._writers.items():
+            if writer.damage is not None:
                 logger.warning(
                     "%s of %s is damaged; %s",
                     _describe(self._container.streams[index]),
                     self._path,
-                    way.damage,
+                    writer.damage,
                 )
 
     def _converted(
@@ -198,33 +198,33 @@ class CopiedStreams:
     ) -> Iterator[tuple[int, Packet[Any]]]:
         import av
 
-        way = self._ways.get(index)
-        if way is None:
+        writer = self._writers.get(index)
+        if writer is None:
             return
         try:
-            for made in way.take(packet):
-                yield index, made
+            for converted in writer.convert(packet):
+                yield index, converted
         except (av.FFmpegError, ValueError) as error:
-            self._give_up(index, error)
+            self._abandon(index, error)
 
     def _demux(self) -> Iterator[Packet[Any]]:
         streams = [
             stream
             for stream in self._container.streams
-            if stream.index in self._ways and stream.type != "attachment"
+            if stream.index in self._writers and stream.type != "attachment"
         ]
         if not streams:
             return
-        awaited = {stream.index for stream in streams if not is_cover(stream)}
+        pending = {stream.index for stream in streams if not is_cover(stream)}
         end = None if self._window is None else self._window.source_end
         with media_errors(f"cannot read {self._path} any further"):
             self._skip_to_window()
             for packet in self._container.demux(streams):
                 if packet.size and self._clocks[packet.stream.index].move(packet):
-                    yield packet  # the last ones are empty
+                    yield packet  # the final flush packets are empty
                 if end is not None and packet.size and _seconds(packet) >= end:
-                    awaited.discard(packet.stream.index)
-                    if not awaited or _seconds(packet) >= end + _BEHIND:
+                    pending.discard(packet.stream.index)
+                    if not pending or _seconds(packet) >= end + _AFTER:
                         return
 
     def _skip_to_window(self) -> None:
@@ -233,41 +233,43 @@ class CopiedStreams:
         if self._window is None or self._window.start <= _BEFORE:
             return
         if has_index(self._container):
-            with contextlib.suppress(av.FFmpegError):  # then everything before is read too
+            with contextlib.suppress(av.FFmpegError):  # if seeking fails, read from the start
                 self._container.seek(int((self._window.start - _BEFORE) * av.time_base))
 
     def _write(self, index: int, packet: Packet[Any]) -> None:
         import av
 
-        if index not in self._ways:
+        if index not in self._writers:
             return
         with media_errors(f"cannot write the output ({_describe(self._container.streams[index])})"):
             try:
                 self._target.mux_one(packet)
             except (av.InvalidDataError, av.ArgumentError) as error:
-                # The muxer looks into some codecs' packets; the video must not suffer from them.
-                self._give_up(index, error)
+                # The muxer parses packets of some codecs; a bad one must not stop the video.
+                self._abandon(index, error)
 
-    def _give_up(self, index: int, error: Exception) -> None:
+    def _abandon(self, index: int, error: Exception) -> None:
         stream = self._container.streams[index]
-        logger.warning("%s is left out from here: %s", _describe(stream), reason(error))
-        self._ways.pop(index, None)
+        logger.warning("the rest of %s is left out: %s", _describe(stream), reason(error))
+        self._writers.pop(index, None)
 
-    def _tell(self, message: str, *values: object) -> None:
-        logger.log(logging.DEBUG if self._told else logging.WARNING, message, *values)
+    def _report(self, message: str, *values: object) -> None:
+        logger.log(logging.DEBUG if self._reported else logging.WARNING, message, *values)
 
 
-def _problem(make: Callable[[OutputContainer], _Way], *, container: str) -> str | None:
-    """Why the container cannot hold a stream, or ``None`` where it can; found by trying."""
+def _problem(
+    open_writer: Callable[[OutputContainer], _StreamWriter], *, container: str
+) -> str | None:
+    """Return why the container cannot hold a stream, found by trying; ``None`` if it can."""
     import av
 
     try:
         trial = av.open(io.BytesIO(), "w", format=container)
         try:
-            make(trial)
+            open_writer(trial)
             trial.start_encoding()
         finally:
-            # A file without one packet is no valid file in some formats; only the header counts.
+            # In some formats, a file without packets is invalid; only the header matters here.
             with contextlib.suppress(Exception):
                 trial.close()
     except (av.FFmpegError, ValueError) as error:
@@ -276,7 +278,7 @@ def _problem(make: Callable[[OutputContainer], _Way], *, container: str) -> str 
 
 
 def _chapters(chapters: list[Chapter], window: TimeWindow | None) -> list[Chapter]:
-    """The chapters of which something is in the window, clipped to it."""
+    """Return the chapters that overlap the window, clipped to it."""
     if window is None:
         return chapters
     kept: list[Chapter] = []
@@ -291,9 +293,9 @@ def _chapters(chapters: list[Chapter], window: TimeWindow | None) -> list[Chapte
 
 
 def _is_chapter_list(stream: Stream) -> bool:
-    """Whether it is the track in which MP4 and MOV keep the titles of their chapters.
+    """Return whether a stream is the track in which MP4 and MOV keep their chapter titles.
 
-    FFmpeg has read it with the header, and discards its packets; PyAV 17 does not tell.
+    FFmpeg reads it with the header and discards its packets; PyAV 17 does not expose this.
     """
     return getattr(stream, "discard", None) == _DISCARD_ALL
 

@@ -1,4 +1,4 @@
-"""Streams whose packets go from the source into the output as they are."""
+"""Copies the packets of a stream from the source to the output unchanged."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ __all__ = [
     "portable_tags",
 ]
 
-# Written by the muxer itself, or true of the source's file only.
+# Written by the muxer itself, or only valid for the source file.
 _OWN_TAGS = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "vendor_id", "duration"}
 )
 _STATISTICS = ("bps", "number_of_", "_statistics")
 
-# FFmpeg's MPEG-TS takes anything, but nobody can tell afterwards what it was.
-_TOLD_IN_TS = frozenset(
+# FFmpeg's MPEG-TS muxer accepts any codec, but only these can be identified in the file.
+_TS_CODECS = frozenset(
     {
         *("aac", "aac_latm", "ac3", "dts", "eac3", "mp1", "mp2", "mp3", "opus", "s302m", "truehd"),
         *("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "hdmv_text_subtitle"),
         *("bin_data", "klv", "smpte_2038", "timed_id3"),
     }
 )
-# What FFmpeg reads back from an AVI as it was, besides PCM.
-_TOLD_IN_AVI = frozenset({"aac", "ac3", "dts", "mp2", "mp3", "wmav1", "wmav2", "wmapro"})
-NO_DECODER = "this build of FFmpeg does not know its codec"
+# Codecs, besides PCM, that FFmpeg reads back from an AVI unchanged.
+_AVI_CODECS = frozenset({"aac", "ac3", "dts", "mp2", "mp3", "wmav1", "wmav2", "wmapro"})
+NO_DECODER = "this build of FFmpeg does not support its codec"
 
-_EMPTY_TEXT = 2  # bytes that tell the length of what follows
-# Seconds by which sound in an AVI, which has no times, may begin early or late.
+_EMPTY_TEXT = 2  # bytes: only the length field
+# Seconds by which audio may start early or late in an AVI, which has no time stamps.
 _NOTABLE_SHIFT = 0.005
-# Of two codes that ISO 639-2 has for a language, MOV knows the older one.
+# MOV uses the bibliographic ISO 639-2 code of languages that have two codes.
 _OLDER_CODES = {
     "bod": "tib",
     "ces": "cze",
@@ -69,20 +69,20 @@ _OLDER_CODES = {
     "sqi": "alb",
     "zho": "chi",
 }
-# What FFmpeg's MP4 and MOV can tell of timed data: the positions that cameras record.
-_TOLD_IN_MP4 = frozenset({"bin_data"})
+# Timed data that FFmpeg's MP4 and MOV muxers support: positions recorded by cameras.
+_MP4_DATA_CODECS = frozenset({"bin_data"})
 
 
 class PacketCopy:
-    """A stream that is copied packet by packet.
+    """Copies a stream packet by packet.
 
     Args:
         source: the stream to copy.
-        target: the output, which a stream is added to.
-        window: what of the source is taken; ``None``: everything.
+        target: the output, to which a stream is added.
+        window: the time span of the source to copy; ``None``: everything.
 
     Raises:
-        av.FFmpegError, ValueError: the container cannot hold it.
+        av.FFmpegError, ValueError: the container cannot hold the stream.
     """
 
     output: Stream
@@ -92,31 +92,31 @@ class PacketCopy:
     def __init__(self, source: Stream, target: OutputContainer, window: TimeWindow | None) -> None:
         from av.audio.stream import AudioStream
 
-        _check_told(source, container=target.format.name)
+        _check_supported(source, container=target.format.name)
         self._window = None if is_cover(source) else window
         self._clip = source.type == "subtitle"
-        # MP4's text has an empty one after each, which the muxer writes itself.
-        self._rests = codec_name(source) == "mov_text"
+        # In MP4, each text is followed by an empty one, which the muxer writes itself.
+        self._skips_empty = codec_name(source) == "mov_text"
         self.output = target.add_stream_from_template(source)
         if isinstance(source, AudioStream) and target.format.name == "mp4":
-            # Which has to tell where the loudspeakers stand.
+            # MP4 requires a channel layout, not only a number of channels.
             context = cast("AudioStream", self.output).codec_context
             context.layout = named_layout(source.codec_context.layout)
         self.output.time_base = source.time_base
 
-    def take(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
-        """Yields the packets to write after another one of the source.
+    def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
+        """Yield the packets to write for the next packet of the source.
 
         Args:
-            packet: the next of the stream; ``None``: there are no more.
+            packet: the next packet of the stream; ``None`` after the last one.
         """
         if packet is None:
             return
         if packet.dts is None and packet.pts is None:
             if not packet.size:
                 return
-            packet.dts = packet.pts = 0  # cover pictures belong to no time
-        if self._rests and packet.size <= _EMPTY_TEXT:
+            packet.dts = packet.pts = 0  # cover images have no time stamp
+        if self._skips_empty and packet.size <= _EMPTY_TEXT:
             return
         if self._window is None or self._window.place(packet, clip=self._clip):
             packet.stream = self.output
@@ -124,15 +124,15 @@ class PacketCopy:
 
 
 class CoverAttachment:
-    """A cover picture as an attached file, as Matroska has it.
+    """Copies a cover image to an attachment, which is how Matroska stores it.
 
     Args:
-        source: the stream that holds the picture.
-        target: the output, which an attachment is added to.
-        path: of the source's file.
+        source: the stream that holds the image.
+        target: the output, to which an attachment is added.
+        path: the source file.
 
     Raises:
-        av.FFmpegError, OSError: it cannot be read.
+        av.FFmpegError, OSError: the image cannot be read.
     """
 
     output: Stream
@@ -144,18 +144,18 @@ class CoverAttachment:
         kind = "jpeg" if codec == "mjpeg" else codec
         name = source.metadata.get("filename", f"cover.{'jpg' if kind == 'jpeg' else kind}")
         with open_input(path) as container:
-            picture = next(container.demux(container.streams[source.index]))
+            image = next(container.demux(container.streams[source.index]))
             self.output = target.add_attachment(
-                name, source.metadata.get("mimetype", f"image/{kind}"), bytes(picture)
+                name, source.metadata.get("mimetype", f"image/{kind}"), bytes(image)
             )
 
-    def take(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
-        """Yields nothing: the picture is in the output's header."""
+    def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
+        """Yield nothing: the image is in the output's header."""
         return iter(())
 
 
 def portable_tags(tags: dict[str, str]) -> dict[str, str]:
-    """The tags of a file or stream that are still true of a copy."""
+    """Return the tags of a file or stream that remain valid for a copy."""
     return {
         name: value
         for name, value in tags.items()
@@ -164,45 +164,46 @@ def portable_tags(tags: dict[str, str]) -> dict[str, str]:
 
 
 def is_cover(stream: Stream) -> bool:
-    """Whether a stream is a picture that stands for the whole file."""
+    """Return whether a stream is a cover image."""
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)
 
 
 def codec_name(stream: Stream) -> str | None:
-    """FFmpeg's name of a stream's codec, whichever decoder there is; ``None`` without a decoder.
+    """Return the FFmpeg name of a stream's codec, or the file name of an attachment.
 
-    Of an attachment it is the name of the file.
+    Returns:
+        The codec's name, not that of a decoder; ``None`` without a decoder.
     """
     context: CodecContext | None = stream.codec_context
     return getattr(stream, "name", None) if context is None else context.codec.canonical_name
 
 
 def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
-    """Gives a copy the language, title and the like of its original, and its disposition."""
+    """Copy language, title, other tags and the disposition of a stream to its copy."""
     tags = portable_tags(source.metadata)
-    if "name" in tags:  # as MP4 calls it, and FFmpeg only where it reads
+    if "name" in tags:  # FFmpeg reads this tag from MP4, but writes it as "title"
         tags.setdefault("title", tags.pop("name"))
     if container == "mov" and "language" in tags:
         tags["language"] = _OLDER_CODES.get(tags["language"], tags["language"])
     output.metadata.update(tags)
-    output.disposition = cast("Disposition", source.disposition.value)  # PyAV 17 wants a number
+    output.disposition = cast("Disposition", source.disposition.value)  # PyAV 17 expects an int
 
 
-def _check_told(stream: Stream, *, container: str) -> None:
+def _check_supported(stream: Stream, *, container: str) -> None:
     codec = codec_name(stream) or ""
     if not codec and stream.type not in ("data", "attachment"):
         raise ValueError(NO_DECODER)
     if is_cover(stream) and container != "mp4":
-        raise ValueError("it knows no cover pictures")
+        raise ValueError("cover images are not supported")
     if (
-        (container == "mpegts" and codec not in _TOLD_IN_TS)
-        or (container == "avi" and codec not in _TOLD_IN_AVI and not codec.startswith("pcm_"))
-        or (container in ("mp4", "mov") and stream.type == "data" and codec not in _TOLD_IN_MP4)
+        (container == "mpegts" and codec not in _TS_CODECS)
+        or (container == "avi" and codec not in _AVI_CODECS and not codec.startswith("pcm_"))
+        or (container in ("mp4", "mov") and stream.type == "data" and codec not in _MP4_DATA_CODECS)
     ):
-        raise ValueError("it has no name for the format")
+        raise ValueError("the codec has no identifier there")
     if container == "avi" and stream.start_time is not None and stream.time_base is not None:
         start = stream.start_time * stream.time_base
         if abs(start) > _NOTABLE_SHIFT:
-            raise ValueError(f"it cannot tell that the sound begins at {float(start):.3f} s")
+            raise ValueError(f"audio must start at 0 s, not at {float(start):.3f} s")

@@ -1,4 +1,4 @@
-"""Subtitles as text that the output's container holds in another format only."""
+"""Converts text subtitles to the format that the output container supports."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ __all__ = ["ConvertedText"]
 
 logger = logging.getLogger(__name__)
 
-# Containers that hold text, and the encoder of the format they hold it in.
+# Containers that support text subtitles, and the encoder for their format.
 _TEXT_FORMATS = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
 
 
 class ConvertedText:
-    """A stream of text subtitles in the format of the output's container.
+    """Converts a text subtitle stream to the text format of the output container.
 
-    What it can say of bold, italics and the like is kept.
+    Bold, italics and other styles are kept as far as the format supports them.
 
     Args:
         source: the stream to convert.
-        target: the output, which a stream is added to.
-        window: what of the source is taken; ``None``: everything.
+        target: the output, to which a stream is added.
+        window: the time span of the source to convert; ``None``: everything.
 
     Raises:
-        av.FFmpegError, ValueError: the subtitles are no text, or the container holds none.
+        av.FFmpegError, ValueError: the subtitles are not text, or the container does not support
+            text subtitles.
     """
 
     output: Stream
@@ -46,16 +47,16 @@ class ConvertedText:
     ) -> None:
         decoder = source.codec_context
         if not decoder.codec.text_sub:
-            raise ValueError("its subtitles are pictures")
+            raise ValueError("its subtitles are bitmaps")
         name = _TEXT_FORMATS.get(target.format.name)
         if name is None:
-            raise ValueError("it holds no subtitles as text")
+            raise ValueError("text subtitles are not supported")
         decoder.open(strict=False)
         self._decoder = decoder
         self._window = window
         self._stream = cast("SubtitleStream", target.add_stream(name))
         self._encoder = self._stream.codec_context
-        # Styles and their names, from which the encoder starts.
+        # The encoder needs the style definitions of the source.
         self._encoder.subtitle_header = decoder.subtitle_header
         base = source.time_base or Fraction(1, 1000)
         self._encoder.time_base = self._stream.time_base = base
@@ -64,19 +65,19 @@ class ConvertedText:
 
     @property
     def description(self) -> str:
-        """What is written, for people."""
+        """Human-readable name of the format that is written."""
         return self._encoder.name
 
     @property
     def damage(self) -> str | None:
-        """What could not be taken along, for people."""
-        return f"texts that cannot be read: {self._damaged}" if self._damaged else None
+        """Human-readable summary of unreadable texts; ``None`` if there are none."""
+        return f"unreadable texts: {self._damaged}" if self._damaged else None
 
-    def take(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
-        """Yields the packets to write after another one of the source.
+    def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
+        """Yield the packets to write for the next packet of the source.
 
         Args:
-            packet: the next of the stream; ``None``: there are no more.
+            packet: the next packet of the stream; ``None`` after the last one.
         """
         import av
 
@@ -91,7 +92,7 @@ class ConvertedText:
             converted = self._encoder.encode_subtitle(text)
         except av.FFmpegError as error:
             self._damaged += 1
-            logger.debug("a subtitle that cannot be read: %s", reason(error))
+            logger.debug("unreadable subtitle: %s", reason(error))
             return
         converted.stream = self._stream
         converted.time_base = packet.time_base

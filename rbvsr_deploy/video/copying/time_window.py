@@ -1,4 +1,4 @@
-"""Which part of a source's time goes into the output, for what is copied beside the pictures."""
+"""Maps packet times of a source to those of an excerpt, for the streams that are copied."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["TimeWindow"]
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """The time of the pictures that are written, where they are not all of the source's."""
+    """Describes the time span of the source that goes into an excerpt."""
 
     start: Fraction
-    """Seconds on the source's clock that become 0."""
+    """Time in seconds on the source's clock that becomes 0 in the output."""
     end: Fraction | None
-    """Seconds on the output's clock, where the last picture ends; ``None``: not known yet."""
+    """End of the last frame, in seconds on the output's clock; ``None``: not known yet."""
     holds_negative: bool
-    """Whether the output can hold what begins before 0 and reaches beyond."""
+    """Whether the output can hold packets that begin before 0 and end after it."""
 
     @property
     def source_end(self) -> Fraction | None:
@@ -29,14 +29,14 @@ class TimeWindow:
         return None if self.end is None else self.start + self.end
 
     def place(self, packet: Packet[Any], *, clip: bool) -> bool:
-        """Moves a packet to its time in the output.
+        """Move a packet to its time in the output, in place.
 
         Args:
-            packet: of the source, with at least one time stamp.
-            clip: whether to shorten what reaches over the borders; sound and data cannot be.
+            packet: a packet of the source with at least one time stamp.
+            clip: whether to clip the packet to the window; not possible for audio and data.
 
         Returns:
-            Whether any of it lies in the window.
+            Whether to write the packet.
         """
         base = packet.time_base
         stamp = packet.pts if packet.pts is not None else packet.dts

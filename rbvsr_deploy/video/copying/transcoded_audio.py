@@ -1,4 +1,4 @@
-"""Sound that the output's container cannot hold, encoded anew as the packets come by."""
+"""Re-encodes audio that the output container cannot hold, packet by packet."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ __all__ = ["TranscodedAudio", "named_layout"]
 
 logger = logging.getLogger(__name__)
 
-# Bits per second and channel with which the encoders cannot be told from the original, and what
-# AAC takes at most for each sample of low rates.
+# Bits per second and channel at which the encoders are transparent, and the maximum number of bits
+# per sample for AAC, which limits low sample rates.
 _BIT_RATE, _BITS_PER_SAMPLE = 96_000, 4
-# The same loudspeakers under the name that every decoder knows.
+# The same channels under the names that every decoder supports.
 _COMMON_LAYOUTS = {"5.0(side)": "5.0", "5.1(side)": "5.1"}
-# The one layout that Opus knows for each number of channels, and what a number alone stands for.
-_USUAL_LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
-# Seconds by which time stamps may be off before silence is put in or sound taken out: more than
-# any container rounds by, less than a lost packet leaves.
+# The only layout that Opus supports for each number of channels, and the default for that number.
+_DEFAULT_LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
+# Seconds by which time stamps may be off before silence is inserted or samples are dropped: more
+# than the rounding of any container, less than the gap that a lost packet leaves.
 _TOLERANCE = 0.01
-# Seconds that decoders need to find in.
+# Seconds that decoders need to converge.
 _PREROLL = 1
 
 
 class TranscodedAudio:
-    """An audio stream as AAC, or as Opus in WebM.
+    """Re-encodes an audio stream to AAC, or to Opus in WebM.
 
-    The sound keeps its place in time, and silence takes the place of what is missing or damaged.
-    Channels stay, and so does the sample rate where the encoder takes it.
+    The audio keeps its timing; missing or damaged parts are replaced by silence. The channels are
+    kept, and so is the sample rate if the encoder supports it.
 
     Args:
-        source: the stream to encode anew.
-        target: the output, which a stream is added to.
-        window: what of the source is taken, to the sample; ``None``: everything.
+        source: the stream to re-encode.
+        target: the output, to which a stream is added.
+        window: the time span of the source to encode, exact to the sample; ``None``: everything.
 
     Raises:
-        av.FFmpegError, ValueError: here and in ``take``, where the encoder cannot.
+        av.FFmpegError, ValueError: here and in ``convert``: the encoder does not support the audio.
     """
 
     output: Stream
@@ -74,26 +74,26 @@ class TranscodedAudio:
         self.output = self._stream
         self._graph: Graph | None = None
         self._input: tuple[object, ...] = ()
-        self._next = Fraction(0)  # second at which the next frame begins if it does not say
+        self._next = Fraction(0)  # start in seconds of the next frame if it has no time stamp
         self._damaged = 0
         self._timeless = target.format.name == "avi"
 
     @property
     def description(self) -> str:
-        """What is written, for people."""
+        """Human-readable description of the format that is written."""
         encoder = self._stream.codec_context
         return f"{encoder.name}, {encoder.layout.name}, {(encoder.bit_rate or 0) // 1000} kbit/s"
 
     @property
     def damage(self) -> str | None:
-        """What could not be taken along, for people."""
-        return f"packets that cannot be decoded: {self._damaged}" if self._damaged else None
+        """Human-readable summary of undecodable packets; ``None`` if there are none."""
+        return f"undecodable packets: {self._damaged}" if self._damaged else None
 
-    def take(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
-        """Yields the packets to write after another one of the source.
+    def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
+        """Yield the packets to write for the next packet of the source.
 
         Args:
-            packet: the next of the stream; ``None``: there are no more.
+            packet: the next packet of the stream; ``None`` after the last one.
         """
         import av
 
@@ -103,16 +103,16 @@ class TranscodedAudio:
             frames = self._source.codec_context.decode(packet)
         except av.FFmpegError as error:
             self._damaged += 1
-            logger.debug("sound that cannot be decoded: %s", reason(error))
+            logger.debug("undecodable audio packet: %s", reason(error))
             frames = []
         for frame in frames:
-            yield from self._encode(self._fitted(frame))
+            yield from self._encode(self._resampled(frame))
         if packet is None:
-            yield from self._encode(self._drained())
+            yield from self._encode(self._flushed())
             yield from self._stream.encode(None)
 
     def _is_before(self, packet: Packet[Any]) -> bool:
-        """Whether a packet lies so long before the window that decoding it changes nothing."""
+        """Return whether a packet is so far before the window that it need not be decoded."""
         if self._window is None or packet.pts is None:
             return False
         return packet.pts * packet.time_base < self._window.start - _PREROLL
@@ -120,34 +120,34 @@ class TranscodedAudio:
     def _encode(self, frames: Iterator[AudioFrame]) -> Iterator[Packet[Any]]:
         for frame in frames:
             for packet in self._stream.encode(frame):
-                # What AAC begins with, only to begin with something, is of no time.
+                # AAC starts with priming samples, for which AVI has no time.
                 if not self._timeless or packet.pts is None or packet.pts >= 0:
                     yield packet
 
-    def _fitted(self, frame: AudioFrame) -> Iterator[AudioFrame]:
-        """Yields decoded sound as the encoder takes it, in the window and without gaps."""
+    def _resampled(self, frame: AudioFrame) -> Iterator[AudioFrame]:
+        """Yield decoded audio in the format of the encoder, within the window, without gaps."""
         if frame.pts is None:
             frame.time_base = Fraction(1, frame.sample_rate)
             frame.pts = round(self._next * frame.sample_rate)
         base = frame.time_base or Fraction(1, frame.sample_rate)
         self._next = frame.pts * base + Fraction(frame.samples, frame.sample_rate)
-        given = (frame.sample_rate, frame.format.name, frame.layout.name, base)
-        if given != self._input:
-            yield from self._drained()
-            self._input = given
-            self._graph = self._make_graph(*given)
+        input_format = (frame.sample_rate, frame.format.name, frame.layout.name, base)
+        if input_format != self._input:
+            yield from self._flushed()
+            self._input = input_format
+            self._graph = self._make_graph(*input_format)
         assert self._graph is not None
         self._graph.push(frame)
-        yield from self._pulled()
+        yield from self._filtered()
 
-    def _drained(self) -> Iterator[AudioFrame]:
-        """Yields what the filters still hold, and gives them up."""
+    def _flushed(self) -> Iterator[AudioFrame]:
+        """Yield the frames buffered in the filter graph, and discard the graph."""
         if self._graph is not None:
             self._graph.push(None)
-            yield from self._pulled()
+            yield from self._filtered()
             self._graph = None
 
-    def _pulled(self) -> Iterator[AudioFrame]:
+    def _filtered(self) -> Iterator[AudioFrame]:
         import av
 
         assert self._graph is not None
@@ -165,7 +165,7 @@ class TranscodedAudio:
         from av.filter import Graph
 
         encoder = self._stream.codec_context
-        # A container without times begins with the first sample.
+        # In a container without time stamps, playback begins with the first sample.
         start = 0 if self._window is None else self._samples(self._window.start)
         first = f":first_pts={start}" if self._timeless else ""
         graph = Graph()
@@ -186,10 +186,10 @@ class TranscodedAudio:
             ),
         ]
         if self._window is not None:
-            borders = f"start_pts={start}"
+            limits = f"start_pts={start}"
             if self._window.source_end is not None:
-                borders += f":end_pts={self._samples(self._window.source_end)}"
-            chain.append(graph.add("atrim", borders))
+                limits += f":end_pts={self._samples(self._window.source_end)}"
+            chain.append(graph.add("atrim", limits))
         chain.append(graph.add("abuffersink"))
         graph.link_nodes(*chain).configure()
         return graph
@@ -198,23 +198,23 @@ class TranscodedAudio:
         return round(seconds * self._rate)
 
 
-def _rate(wanted: int, possible: Sequence[int]) -> int:
-    """The sample rate itself, or the next one above, or the highest there is."""
-    if not possible or wanted in possible:
-        return wanted
-    return min((rate for rate in possible if rate > wanted), default=max(possible))
+def _rate(requested: int, supported: Sequence[int]) -> int:
+    """Return the sample rate itself, or the next higher supported one, or the highest."""
+    if not supported or requested in supported:
+        return requested
+    return min((rate for rate in supported if rate > requested), default=max(supported))
 
 
 def named_layout(layout: AudioLayout) -> str:
-    """The layout's name; of a number of channels alone, what they usually are."""
+    """Return the layout's name; the default one if only the number of channels is known."""
     number = layout.nb_channels
-    if layout.name.endswith(" channels") and number <= len(_USUAL_LAYOUTS):
-        return _USUAL_LAYOUTS[number - 1]
+    if layout.name.endswith(" channels") and number <= len(_DEFAULT_LAYOUTS):
+        return _DEFAULT_LAYOUTS[number - 1]
     return layout.name
 
 
 def _layout(layout: AudioLayout, *, opus: bool) -> str:
-    if opus and layout.nb_channels <= len(_USUAL_LAYOUTS):
-        return _USUAL_LAYOUTS[layout.nb_channels - 1]
+    if opus and layout.nb_channels <= len(_DEFAULT_LAYOUTS):
+        return _DEFAULT_LAYOUTS[layout.nb_channels - 1]
     name = named_layout(layout)
     return _COMMON_LAYOUTS.get(name, name)

@@ -1,4 +1,4 @@
-"""Which encoder writes a container, and in which pixel format."""
+"""Chooses the encoder and pixel format of a video output."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ CONTAINERS = {
     ".ts": "mpegts",
     ".webm": "webm",
 }
-"""Suffixes of the videos that can be written, and FFmpeg's names of their containers."""
+"""Suffixes of supported video outputs, and the FFmpeg names of their containers."""
 
-# Codecs of inputs of more than 8 bits that are kept, and their encoders: those for further work on
-# a film, with its chroma and all its bits.
+# Codecs of deep inputs that the output keeps, and their encoders: intermediate codecs for further
+# processing, which hold the full chroma and bit depth.
 _INTERMEDIATE = {"prores": "prores_ks", "ffv1": "ffv1", "dnxhd": "dnxhd"}
-# Encoders of more than 8 bits for other inputs. In AVI and FLV nobody expects any.
+# Encoders for other inputs with more than 8 bits. Players do not expect deep video in AVI and FLV.
 _DEEP_CODECS = {
     "matroska": ("libx265",),
     "mov": ("libx265",),
@@ -49,41 +49,41 @@ _DEEP_CODECS = {
     "webm": ("libvpx-vp9", "libsvtav1", "libaom-av1"),
 }
 _ALPHA_CODECS = {"matroska": "ffv1", "mov": "prores_ks"}
-"""Containers of videos with opacity, and their encoders."""
+"""Containers for videos with alpha, and their encoders."""
 _DELIVERED_DEPTH = 10
-"""Bits that players can be expected to read."""
+"""Bits per sample that players commonly support."""
 
-# x265 4.2 writes beyond its buffers in pictures of up to 48 pixels in width, of any height, which
-# glibc's malloc notices (MALLOC_CHECK_=3); at 52 and above it does not.
+# x265 4.2 overruns its buffers for frames up to 48 pixels wide, whatever their height; glibc's
+# malloc detects it (MALLOC_CHECK_=3). From 52 pixels on it does not.
 _NARROWEST_X265 = 52
 
 
 def choose_encoder(
     container: str,
-    wishes: WriteOptions,
+    options: WriteOptions,
     *,
     size: tuple[int, int],
     source: Source | None = None,
 ) -> Encoder:
-    """Checks the wishes against what the encoder and the container can do.
+    """Choose the encoder, and check the options against what it and the container support.
 
     Args:
-        container: FFmpeg's name of the output's container.
-        wishes: codec, quality and pixel format.
-        size: width and height of the output.
-        source: whose depth and codec decide where nothing is wished for; ``None``: 8 bits.
+        container: FFmpeg name of the output container.
+        options: codec, quality and pixel format.
+        size: width and height of the output in pixels.
+        source: the input, whose depth and codec determine the defaults; ``None``: 8 bits.
 
     Raises:
-        MediaError: one sentence that names the wish and what is allowed.
+        MediaError: an option is not supported; names the option and the allowed values.
     """
-    name = wishes.codec or default_codec(container, source)
+    name = options.codec or default_codec(container, source)
     found = _find_codec(name, container=container)
     if runs_on_device(found) and not takes_quality(found.name):
         raise MediaError(
-            f"codec {found.name} cannot be told a quality here: use {software_for(found)}"
+            f"no quality setting is known for codec {found.name}: use {software_for(found)}"
         )
     formats = [video_format.name for video_format in found.video_formats or ()]
-    pix_fmt = wishes.pix_fmt
+    pix_fmt = options.pix_fmt
     if source is not None and source.keeps_opacity:
         if found.name not in _ALPHA_CODECS.values():
             raise no_room_for_opacity(f"{found.name} in {container}")
@@ -92,20 +92,20 @@ def choose_encoder(
     if pix_fmt is None:
         pix_fmt = DEFAULT_PIX_FMT
         if formats:
-            pix_fmt = _pix_fmt_for(source, formats, codec=found.name, chosen=bool(wishes.codec))
+            pix_fmt = _pix_fmt_for(source, formats, codec=found.name, chosen=bool(options.codec))
     elif formats and pix_fmt not in formats:
         raise MediaError(
             f"codec {found.name} cannot write pixel format {pix_fmt!r}: choose from "
             + ", ".join(formats)
         )
     _check_size(pix_fmt, size=size, codec=found.name)
-    encoder = settings_for(found.name, pix_fmt=pix_fmt, crf=wishes.crf, source=source)
+    encoder = settings_for(found.name, pix_fmt=pix_fmt, crf=options.crf, source=source)
     try_encoder(found, encoder, size=size)
     return encoder
 
 
 def default_codec(container: str, source: Source | None = None) -> str:
-    """The codec that is written when none is asked for."""
+    """Return the encoder to use when none is requested."""
     if source is not None and source.keeps_opacity and container in _ALPHA_CODECS:
         return _ALPHA_CODECS[container]
     if source is not None and source.depth > 8:
@@ -117,7 +117,7 @@ def default_codec(container: str, source: Source | None = None) -> str:
 
 
 def _writes_deep(name: str) -> bool:
-    """Whether this build of FFmpeg has the encoder, for more than 8 bits."""
+    """Return whether this FFmpeg build has the encoder, with support for more than 8 bits."""
     from av.codec import Codec
     from av.codec.codec import UnknownCodecError
 
@@ -129,13 +129,13 @@ def _writes_deep(name: str) -> bool:
 
 
 def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chosen: bool) -> str:
-    """The pixel format that suits an input; where it holds fewer bits, a warning says so.
+    """Return the pixel format that suits an input; warn if it has fewer bits per sample.
 
     Args:
         source: the input; ``None``: 8 bits.
-        formats: what the codec can write.
+        formats: pixel formats that the encoder supports.
         codec: name of the encoder.
-        chosen: whether the user chose the codec; the default one keeps 8 bits.
+        chosen: whether the user chose the codec; the default codec stays at 8 bits.
     """
     from av.video.format import VideoFormat
 
@@ -150,7 +150,7 @@ def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chose
     kept = depth_of(VideoFormat(pix_fmt, 16, 16))
     if source is not None and kept < min(depth, _DELIVERED_DEPTH):
         logger.warning(
-            "%s has %d bits per sample; they are rounded to the %d of %s",
+            "%s has %d bits per sample; the output is rounded to the %d bits of %s",
             source.path,
             depth,
             kept,
@@ -160,7 +160,7 @@ def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chose
 
 
 def needs_constant_rate(container: str, *, codec: str) -> bool:
-    """Whether the output has no time stamps of its own, only a number of frames per second."""
+    """Return whether the output stores a frame rate instead of a time stamp per frame."""
     from av.format import ContainerFormat, Flags
 
     variable = Flags(ContainerFormat(container, "w").flags) & Flags.variable_fps
@@ -168,13 +168,16 @@ def needs_constant_rate(container: str, *, codec: str) -> bool:
 
 
 def _fits(name: str, *, container: str) -> bool:
-    """Whether the container can hold the codec; found by trying, since some do not tell."""
+    """Return whether the container can hold the codec.
+
+    It is tried out, as some formats do not list their codecs.
+    """
     import io
 
     import av
 
     try:
-        # Leaving it without a header or packets writes nothing.
+        # Nothing is written before the header.
         av.open(io.BytesIO(), "w", format=container).add_stream(name)
     except (av.FFmpegError, ValueError):
         return False
@@ -189,15 +192,17 @@ def _find_codec(name: str, *, container: str) -> Codec:
         found = Codec(name, "w")
     except UnknownCodecError:
         raise MediaError(
-            f"codec {name!r} is not known to this build of FFmpeg as an encoder: "
-            "use for example libx264, libx265, libvpx-vp9 or libsvtav1"
+            f"this build of FFmpeg has no encoder {name!r}: use for example libx264, libx265, "
+            "libvpx-vp9 or libsvtav1"
         ) from None
     if found.type != "video":
-        raise MediaError(f"codec {name!r} is for {found.type}: use a video encoder such as libx264")
+        raise MediaError(
+            f"codec {name!r} encodes {found.type}: use a video encoder such as libx264"
+        )
     if not _fits(found.name, container=container):
         raise MediaError(
-            f"codec {found.name} cannot be written into {container}: leave the codec out for "
-            f"{default_codec(container)}, or give the output a name ending in .mkv"
+            f"{container} cannot hold codec {found.name}: use {default_codec(container)}, or give "
+            "the output a name ending in .mkv"
         )
     return found
 
@@ -208,7 +213,8 @@ def _check_size(pix_fmt: str, *, size: tuple[int, int], codec: str) -> None:
     width, height = size
     if codec == "libx265" and width < _NARROWEST_X265:
         raise MediaError(
-            f"libx265 cannot write pictures that are {width} pixels wide: use codec libx264 or ffv1"
+            f"libx265 cannot encode a width of {width} pixels, only {_NARROWEST_X265} or more: use "
+            "codec libx264 or ffv1"
         )
     video_format = VideoFormat(pix_fmt, width, height)
     if video_format.is_rgb:
@@ -217,6 +223,6 @@ def _check_size(pix_fmt: str, *, size: tuple[int, int], codec: str) -> None:
     down = height % 2 and video_format.chroma_height(2) == 1
     if across or down:
         raise MediaError(
-            f"{width}x{height} cannot be written as {pix_fmt}, which takes even sizes only: "
-            "use pixel format yuv444p"
+            f"{width}x{height} cannot be written as {pix_fmt}, which requires an even size: use "
+            "pixel format yuv444p"
         )

@@ -1,4 +1,4 @@
-"""How an encoder is set before it is opened: quality, threads, and what it needs besides."""
+"""Prepares the settings of an encoder before it is opened: quality, threads and special options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Quality:
-    """How an encoder is told the quality to keep: the smaller the number, the better."""
+    """Describes the constant-quality option of an encoder; smaller values are better."""
 
     option: str
     default: float
@@ -29,7 +29,7 @@ class _Quality:
     highest: float
 
 
-# Defaults look alike: visually close to the input of the encoder.
+# The defaults give similar results: visually close to the frames that are encoded.
 _QUALITY = {
     "libx264": _Quality("crf", 18, 0, 51),
     "libx264rgb": _Quality("crf", 18, 0, 51),
@@ -38,7 +38,7 @@ _QUALITY = {
     "libvpx-vp9": _Quality("crf", 24, 0, 63),
     "libaom-av1": _Quality("crf", 22, 0, 63),
     "libsvtav1": _Quality("crf", 24, 1, 63),
-    # Those of devices: none was at hand to try them on.
+    # Hardware encoders: not tested, for lack of the devices.
     "h264_nvenc": _Quality("cq", 19, 1, 51),
     "hevc_nvenc": _Quality("cq", 21, 1, 51),
     "av1_nvenc": _Quality("cq", 24, 1, 51),
@@ -53,63 +53,64 @@ _SPEED = {
     "libvpx-vp9": {"row-mt": "1", "cpu-used": "2"},
     "libvpx": {"cpu-used": "2"},
 }
-# Those of DNxHD are for a few sizes only.
+# The plain DNxHD profiles support only a few sizes.
 _DNXHR = {
     "yuv422p": "dnxhr_hq",
     "yuv422p10le": "dnxhr_hqx",
     "yuv444p10le": "dnxhr_444",
     "gbrp10le": "dnxhr_444",
 }
-# Otherwise it writes twenty lines to the terminal for every part.
+# Otherwise x265 prints twenty lines to the terminal for every segment.
 _QUIET = {"libx265": {"x265-params": "log-level=error"}}
-# A run that is continued must give the bytes of one that was not, also where the machine is given
-# other cores meanwhile. With one number of threads all encoders tried do (those of devices could
-# not be), with another libx264, libvpx, libvpx-vp9 and mpeg4 do not; ffv1 and prores_ks do.
+# A resumed run must give the same bytes as an uninterrupted one, even if the number of available
+# cores has changed in between. With a fixed number of threads, all encoders tested do so (hardware
+# encoders could not be tested). With another number, ffv1 and prores_ks still do, but libx264,
+# libvpx, libvpx-vp9 and mpeg4 do not.
 _THREADS = 8
 _OTHER_THREADS = {
-    # Divide the work among threads of their own, and give the same bytes with any number.
+    # These manage their own threads, and give the same bytes with any number of them.
     "libx265": 0,
     "libsvtav1": 0,
-    # Its threads wait for each other without sleeping: hardly anything moves where cores are few.
+    # Its threads spin while they wait, which stalls machines with few cores.
     "libvpx": 1,
 }
-# Encoders of fixed quantiser: without it they aim at a bit rate far too low for large pictures.
+# Encoders that need a fixed quantiser: their default bit rate is far too low for large frames.
 _FIXED_QUANTISER = frozenset({"mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "msmpeg4", "wmv2"})
 _QUANTISER_2 = {"flags": "+qscale", "global_quality": str(2 * 118)}  # 118 is FF_QP2LAMBDA
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder with everything that has to be set before it is opened."""
+    """Names an encoder and holds all settings it needs before it is opened."""
 
     name: str
     pix_fmt: str
     options: dict[str, str] = field(default_factory=dict)
     threads: int = 0
-    """0: as many as the encoder likes."""
+    """Number of threads; 0: chosen by the encoder."""
     processor_options: dict[str, str] = field(default_factory=dict)
-    """What this machine's processor needs beside ``options``; changes no byte."""
+    """Additional options for the processor of this machine; they do not change the output."""
 
 
 def takes_quality(name: str) -> bool:
-    """Whether it is known how an encoder is told a quality."""
+    """Return whether a constant-quality option is known for an encoder."""
     return name in _QUALITY
 
 
 def settings_for(name: str, *, pix_fmt: str, crf: float | None, source: Source | None) -> Encoder:
-    """An encoder with all its settings.
+    """Return an encoder with all its settings.
 
     Args:
-        name: FFmpeg's, of the encoder.
-        pix_fmt: one it can write.
+        name: FFmpeg name of the encoder.
+        pix_fmt: a pixel format that the encoder supports.
         crf: quality on the encoder's own scale; ``None``: its default.
-        source: what is told of its display is told again; ``None``: nothing is.
+        source: the input, whose HDR metadata is passed on; ``None``: none is written.
 
     Raises:
         MediaError: the encoder has no such quality.
     """
     if name == "libsvtav1":
-        os.environ.setdefault("SVT_LOG", "1")  # errors only; it takes no option for that
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; not available as an option
     return Encoder(
         name=name,
         pix_fmt=pix_fmt,
@@ -126,7 +127,7 @@ def settings_for(name: str, *, pix_fmt: str, crf: float | None, source: Source |
 
 
 def merged(*options: dict[str, str]) -> dict[str, str]:
-    """All of them; of those that are lists of parameters, both."""
+    """Merge options; later ones win, except that lists of parameters are concatenated."""
     result: dict[str, str] = {}
     for name, value in itertools.chain.from_iterable(some.items() for some in options):
         listed = name in result and name.endswith("-params")
@@ -139,19 +140,19 @@ def _quality_options(name: str, *, crf: float | None) -> dict[str, str]:
     if quality is None:
         if crf is not None:
             raise MediaError(
-                f"codec {name} has no crf: leave it out, or use one of "
+                f"codec {name} has no crf: leave crf unset, or use one of "
                 + ", ".join(sorted(_QUALITY))
             )
         return dict(_QUANTISER_2) if name in _FIXED_QUANTISER else {}
     value = quality.default if crf is None else crf
     if not quality.lowest <= value <= quality.highest:
         raise MediaError(
-            f"crf {value:g} is out of range for {name}: it takes {quality.lowest:g} (best) to "
-            f"{quality.highest:g}, and {quality.default:g} by default"
+            f"crf {value:g} is out of range for {name}: use {quality.lowest:g} (best) to "
+            f"{quality.highest:g}; the default is {quality.default:g}"
         )
     options = {quality.option: f"{value:g}"}
     if quality.option == "cq":
-        options |= {"rc": "vbr", "b": "0"}  # otherwise it keeps to 2 Mb/s
+        options |= {"rc": "vbr", "b": "0"}  # otherwise the bit rate is limited to 2 Mb/s
     elif quality.option == "qp_i":
         options |= {"rc": "cqp", "qp_p": options["qp_i"]}
     return options
@@ -163,8 +164,7 @@ def _hdr_options(codec: str, *, source: Source | None) -> dict[str, str]:
     options = options_for(codec, source.hdr)
     if not options:
         logger.warning(
-            "what %s tells of the display it was made on is lost: libx265 and libsvtav1 can tell "
-            "it, %s cannot",
+            "the HDR display metadata of %s is lost: %s cannot write it, libx265 and libsvtav1 can",
             source.path,
             codec,
         )
@@ -172,20 +172,21 @@ def _hdr_options(codec: str, *, source: Source | None) -> dict[str, str]:
 
 
 def _processor_options(name: str) -> dict[str, str]:
-    """Options without which an encoder gives other bytes each time on some processors."""
-    # x264's macroblock tree (core 165) does not always give the same with AVX-512: tests/data/
-    # sample.mp4 came out in other bytes each of 24 times at 320x180, three of four times at
-    # 960x540, never at 1280x720. Restricted to AVX2, it always gives the bytes of a processor
-    # that has nothing newer, at the same size, quality (568.8 KB and 47.54 dB at 960x540, crf 18,
-    # for 568.8 to 570.6 KB and 47.54 to 47.55 dB) and speed. Doing without the macroblock tree
-    # would cost 19 % of the size (60 other frames of 1280x720: 701 KB for 592 KB, 0.46 dB better).
+    """Return the options that make an encoder deterministic on this processor."""
+    # x264's macroblock tree (core 165) is not deterministic with AVX-512: encoding
+    # tests/data/sample.mp4 repeatedly gave different bytes each of 24 times at 320x180, three of
+    # four times at 960x540, never at 1280x720. Restricted to AVX2, it always gives the bytes of a
+    # processor without AVX-512, at the same size, quality (568.8 KB and 47.54 dB at 960x540, crf
+    # 18, compared to 568.8 to 570.6 KB and 47.54 to 47.55 dB) and speed. Disabling the macroblock
+    # tree would add 19 % to the size (60 other frames of 1280x720: 701 KB instead of 592 KB, and
+    # 0.46 dB better).
     if name in ("libx264", "libx264rgb") and _has_avx512():
         return {"x264-params": "asm=AVX2"}
     return {}
 
 
 def _has_avx512() -> bool:
-    """Whether the processor has AVX-512, hence AVX2; told by Linux only."""
+    """Return whether the processor has AVX-512 and hence AVX2; only Linux reports it."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             return any(line.startswith("flags") and " avx512f" in line for line in file)

@@ -1,4 +1,4 @@
-"""Opening an encoder before any work, where it may well fail: devices, and large pictures."""
+"""Opens encoders that may fail, on devices or for large frames, before any work is done."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
 
 __all__ = ["runs_on_device", "software_for", "try_encoder"]
 
-# Pixels across or down that any encoder in software takes.
+# Width or height in pixels that every software encoder supports.
 _LARGE = 4096
-# By the end of an encoder's name.
+# Keyed by the suffix of the encoder's name.
 _NEEDS = {
-    "nvenc": "an NVIDIA GPU that encodes such pictures, and its driver",
-    "qsv": "an Intel GPU that encodes such pictures, and its driver",
-    "amf": "an AMD GPU that encodes such pictures, and its driver",
+    "nvenc": "an NVIDIA GPU that supports this format, and its driver",
+    "qsv": "an Intel GPU that supports this format, and its driver",
+    "amf": "an AMD GPU that supports this format, and its driver",
 }
 _IN_SOFTWARE = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9"}
 
 
 def runs_on_device(codec: Codec) -> bool:
-    """Whether an encoder is one of a GPU or another device."""
+    """Return whether an encoder runs on a GPU or another device."""
     from av.codec.codec import Capabilities
 
     return bool(codec.capabilities & (Capabilities.hardware | Capabilities.hybrid))
 
 
 def try_encoder(codec: Codec, encoder: Encoder, *, size: tuple[int, int]) -> None:
-    """Opens an encoder and closes it again, unless nothing speaks against it.
+    """Open an encoder and close it again, if it runs on a device or the frames are large.
 
     Args:
-        codec: of the encoder.
-        encoder: with its settings.
-        size: width and height of the pictures.
+        codec: the encoder's codec.
+        encoder: the encoder with its settings.
+        size: width and height of the frames in pixels.
 
     Raises:
-        MediaError: it cannot be opened on this machine, or for pictures of this size.
+        MediaError: the encoder cannot be opened on this machine, or for frames of this size.
     """
     import av
 
@@ -60,15 +60,15 @@ def try_encoder(codec: Codec, encoder: Encoder, *, size: tuple[int, int]) -> Non
         what = f"codec {codec.name} cannot encode {size[0]}x{size[1]} in {encoder.pix_fmt}"
         if not on_device:
             raise MediaError(
-                f"{what}: scale the input down, or use ffv1, which has no limit, and an output "
-                "that ends in .mkv"
+                f"{what}: scale the input down, or use codec ffv1, which has no limit, and an "
+                "output name ending in .mkv"
             ) from error
         needs = _NEEDS[codec.name.rpartition("_")[2]]
         raise MediaError(
-            f"{what} on this machine: it needs {needs}; use {software_for(codec)} to do without"
+            f"{what} on this machine: it needs {needs}; use {software_for(codec)} instead"
         ) from error
 
 
 def software_for(codec: Codec) -> str:
-    """An encoder that needs no device, of the same codec where there is one."""
+    """Return a software encoder, for the same codec if there is one."""
     return _IN_SOFTWARE.get(codec.canonical_name, "libx264")

@@ -1,4 +1,4 @@
-"""Encoded packets on the disk between encoding and joining, and their decoding times."""
+"""Stores encoded packets on disk until they are joined, and computes their decoding times."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
     "reordered",
 ]
 
-# Presentation time, duration, bytes that follow, whether a decoder can begin here.
+# Presentation time, duration, number of bytes that follow, whether it is a key frame.
 _HEADER = struct.Struct("<qqI?")
 
 
 @dataclass(frozen=True)
 class StoredPacket:
-    """A packet as the encoder gave it; times are ticks of the encoder's time base."""
+    """Holds a packet as the encoder returned it; times are in ticks of the encoder's time base."""
 
     pts: int
     duration: int
@@ -40,10 +40,10 @@ class StoredPacket:
 
 
 class PacketWriter:
-    """A new file of packets, written one after the other so that memory holds none of them.
+    """Writes packets to a new file, one by one so that none of them stays in memory.
 
     Raises:
-        OSError: here and in all methods, where the disk refuses; the file is there already.
+        OSError: here and in all methods: the file cannot be written, or already exists.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class PacketWriter:
         self._size = 0
 
     def write(self, packet: StoredPacket) -> None:
-        """Adds a packet, in decoding order."""
+        """Append a packet, in decoding order."""
         header = _HEADER.pack(packet.pts, packet.duration, len(packet.data), packet.is_keyframe)
         for block in (header, packet.data):
             self._file.write(block)
@@ -62,56 +62,56 @@ class PacketWriter:
             self._size += len(block)
 
     def finish(self) -> StoredFile:
-        """Brings the file to the disk and closes it."""
+        """Flush the file to disk and close it."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return StoredFile(self._path.name, self._size, self._digest.hexdigest())
 
     def close(self) -> None:
-        """Closes the file, whatever state it is in."""
-        # What it still holds may not fit on the disk; the part is given up anyway.
+        """Close the file, whatever state it is in."""
+        # The buffered data may not fit on the disk; the segment is discarded anyway.
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def read_packets(path: Path, *, data: bool = True) -> Iterator[StoredPacket]:
-    """Yields the packets of a file.
+    """Yield the packets of a file.
 
     Args:
-        path: as ``PacketWriter`` wrote it.
-        data: whether to read more than the times; without, ``StoredPacket.data`` is empty.
+        path: a file written by ``PacketWriter``.
+        data: whether to read the payload; without it, ``StoredPacket.data`` is empty.
 
     Raises:
         OSError: the file cannot be read.
-        MediaError: it ends too early.
+        MediaError: the file is truncated.
     """
     with path.open("rb") as file:
         while header := file.read(_HEADER.size):
             if len(header) < _HEADER.size:
-                raise MediaError(f"{path} is damaged: start again without it")
+                raise MediaError(f"{path} is damaged: delete it and start again")
             pts, duration, size, is_keyframe = _HEADER.unpack(header)
             content = file.read(size) if data else b""
             if not data:
                 file.seek(size, os.SEEK_CUR)
             elif len(content) < size:
-                raise MediaError(f"{path} is damaged: start again without it")
+                raise MediaError(f"{path} is damaged: delete it and start again")
             yield StoredPacket(pts, duration, is_keyframe, content)
 
 
 def end_of_presentation(path: Path, *, usual: Fraction) -> Fraction:
-    """The tick at which the last picture of a file of packets ends.
+    """Return the tick at which the last frame of a packet file ends.
 
     Args:
-        path: as ``PacketWriter`` wrote it.
-        usual: how many ticks a picture lasts that does not tell.
+        path: a file written by ``PacketWriter``.
+        usual: duration in ticks to assume if the packet has none.
     """
     last = max(read_packets(path, data=False), key=lambda packet: packet.pts)
     return Fraction(last.pts) + (last.duration or usual)
 
 
 def reordered(stamps: list[int]) -> int:
-    """By how many packets decoding has to run ahead of presentation.
+    """Return the reorder delay: by how many packets decoding must run ahead of presentation.
 
     Args:
         stamps: presentation times in decoding order.
@@ -121,16 +121,16 @@ def reordered(stamps: list[int]) -> int:
 
 
 def decoding_times(stamps: Iterable[int], *, delay: int) -> Iterator[int]:
-    """Decoding times for packets whose presentation times are known.
+    """Yield decoding times for packets whose presentation times are known.
 
-    They are the presentation times in order, ``delay`` packets late; the first ones, which have
-    none before them, are as far before the start as the stream is late. At a constant rate that is
-    what encoders themselves choose. At a varying one, what each encoder chooses for the start of
-    its part could come before the end of the part before.
+    These are the presentation times in order, delayed by ``delay`` packets. The first ``delay``
+    packets get times before the start of the stream, shifted back by the same delay. At a constant
+    frame rate, encoders choose the same times. At a variable rate, the times that an encoder
+    chooses for the start of a segment could precede the end of the previous segment.
 
     Args:
         stamps: all presentation times, increasing.
-        delay: by how many packets decoding has to run ahead, at least 0.
+        delay: by how many packets decoding must run ahead, at least 0.
     """
     rest = iter(stamps)
     first = list(itertools.islice(rest, delay + 1))

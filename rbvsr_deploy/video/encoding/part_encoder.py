@@ -1,4 +1,4 @@
-"""Encoding one part of a video, on its own, into a file of packets."""
+"""Encodes one segment of a video independently into a packet file."""
 
 from __future__ import annotations
 
@@ -21,75 +21,77 @@ __all__ = ["PartEncoder"]
 
 
 class PartEncoder:
-    """A fresh encoder for a part, so that nothing before the part decides about its bytes.
+    """Encodes a segment with a new encoder, so that its bytes do not depend on earlier segments.
 
     Args:
-        settings: of the stream.
-        path: the file for the packets.
+        settings: the settings of the stream.
+        path: the packet file to write.
 
     Raises:
-        OSError, av.FFmpegError: here and in all methods, where disk or encoder refuse.
+        OSError, av.FFmpegError: here and in all methods: writing or encoding failed.
     """
 
     frames: int
-    """How many have been given."""
+    """Number of frames encoded so far."""
 
     def __init__(self, settings: StreamSettings, *, path: Path) -> None:
         self.frames = 0
         self._settings = settings
-        self._output, self._stream = settings.stream_of_its_own()
+        self._output, self._stream = settings.standalone_stream()
         self._stamps: list[int] = []
         self._writer = PacketWriter(path)
 
     def encode(
         self, image: Image, *, pts: int, duration: int, opacity: Image | None = None
     ) -> None:
-        """Encodes one frame.
+        """Encode one frame.
 
         Args:
             image: ``(H, W, 3)`` RGB, uint8 or uint16.
             pts: presentation time in ticks of the settings' time base.
-            duration: in the same ticks; 0: not known.
-            opacity: ``(H, W, 1)`` of the same dtype, where the pixel format has alpha.
+            duration: duration in the same ticks; 0: unknown.
+            opacity: ``(H, W, 1)`` alpha of the same dtype, if the pixel format has alpha.
         """
         settings = self._settings
-        picture = from_rgb(
+        frame = from_rgb(
             image,
             pix_fmt=settings.encoder.pix_fmt,
             colour=settings.frame_colour,
             opacity=opacity,
         )
-        picture.pts, picture.time_base = pts, settings.time_base
-        picture.duration = duration
-        self._take(picture)
+        frame.pts, frame.time_base = pts, settings.time_base
+        frame.duration = duration
+        self._encode(frame)
         self.frames += 1
 
     def finish(self) -> tuple[StoredFile, dict[str, Any]]:
-        """Completes the part.
+        """Complete the segment.
 
         Returns:
-            The file, on the disk, and the record that joining needs.
+            The file, flushed to disk, and the metadata needed for joining.
         """
-        self._take(None)
+        self._encode(None)
         context = self._stream.codec_context
         media = {
             "extradata": bytes(context.extradata or b"").hex(),
-            # The encoder's own word is the same for all parts, whatever happens in them.
+            # The encoder reports the same depth for all segments, whatever they contain.
             "delay": max(context.reorder_depth, reordered(self._stamps)),
         }
         return self._writer.finish(), media
 
     def close(self) -> None:
-        """Frees file and encoder; does nothing after ``finish``."""
+        """Release the file and the encoder; does nothing after ``finish``."""
         self._writer.close()
         self._output.close()
 
-    def _take(self, picture: VideoFrame | None) -> None:
-        for packet in self._stream.encode(picture):
+    def _encode(self, frame: VideoFrame | None) -> None:
+        """Write the packets that a frame yields; ``None`` flushes the encoder."""
+        for packet in self._stream.encode(frame):
             pts = packet.pts if packet.pts is not None else packet.dts
             if pts is None:
                 raise MediaError(
-                    f"codec {self._settings.encoder.name} tells no times: choose another"
+                    f"codec {self._settings.encoder.name} returns packets without time stamps: "
+                    "choose another codec"
                 )
             scale = Fraction(packet.time_base) / self._settings.time_base
             self._stamps.append(round(pts * scale))

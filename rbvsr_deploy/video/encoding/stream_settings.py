@@ -1,4 +1,4 @@
-"""How a video stream is written: the same for every part, and for the file they are joined to."""
+"""Holds the settings of a video stream, shared by all its segments and the joined file."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ __all__ = ["StreamSettings"]
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Everything that decides about the bytes of an encoded stream but the frames."""
+    """Holds everything other than the frames that determines the bytes of an encoded stream."""
 
     container: str
-    """FFmpeg's name of the output's format."""
+    """FFmpeg name of the output format."""
     encoder: Encoder
     width: int
-    """Pixels."""
+    """Width in pixels."""
     height: int
-    """Pixels."""
+    """Height in pixels."""
     time_base: Fraction
     """Seconds per tick."""
     rate: Fraction
     """Average frames per second."""
     sample_aspect: Fraction | None
-    """Width of a pixel divided by its height; ``None``: not told."""
+    """Width of a pixel divided by its height; ``None``: unknown."""
     colour: Colour
-    """Of the source."""
+    """Colour description of the source."""
     constant_rate: bool
-    """Whether the format has no time stamps of its own."""
+    """Whether the format stores a frame rate instead of time stamps."""
 
     @property
     def frame_colour(self) -> Colour:
-        """How frames have to be converted for the encoder."""
-        # JPEG knows no other range.
+        """Colour description to convert frames to for the encoder."""
+        # JPEG is always full range.
         if self.encoder.pix_fmt.startswith("yuvj") or self.encoder.name == "mjpeg":
             return dataclasses.replace(self.colour, range=FULL)
         return self.colour
 
     def add_to(self, output: OutputContainer) -> VideoStream:
-        """Adds the stream, its encoder not opened yet."""
+        """Add the stream to an output, without opening its encoder."""
         from av.codec.context import Flags
         from av.video.format import VideoFormat
 
@@ -65,7 +65,7 @@ class StreamSettings:
         context.width, context.height = self.width, self.height
         context.pix_fmt = self.encoder.pix_fmt
         if self.container in ("mp4", "mov") and context.codec.canonical_name == "hevc":
-            # Players of Apple's know HEVC by this name only.
+            # Apple players only recognise HEVC with this tag.
             context.codec_tag = "hvc1"
         context.time_base = stream.time_base = self.time_base
         context.flags |= Flags.frame_duration
@@ -73,7 +73,7 @@ class StreamSettings:
         if self.sample_aspect is not None:
             context.sample_aspect_ratio = self.sample_aspect
         if self.constant_rate:
-            # Without time stamps in the file, pictures must be stored in the order shown.
+            # Without time stamps in the file, frames must be stored in presentation order.
             context.max_b_frames = 0
         rgb = VideoFormat(self.encoder.pix_fmt, 16, 16).is_rgb
         context.colorspace = RGB_MATRIX if rgb else self.colour.matrix
@@ -82,15 +82,21 @@ class StreamSettings:
         context.color_trc = self.colour.transfer
         return stream
 
-    def stream_of_its_own(self) -> tuple[OutputContainer, VideoStream]:
-        """A stream for encoding only: its container is never written, and must stay alive."""
+    def standalone_stream(self) -> tuple[OutputContainer, VideoStream]:
+        """Return a stream for encoding only.
+
+        Its container is never written, but must be kept open while the stream is in use.
+        """
         import av
 
         output = av.open(io.BytesIO(), "w", format=self.container)
         return output, self.add_to(output)
 
     def identity(self) -> dict[str, str]:
-        """All of it in words, to tell whether parts fit together."""
+        """Return all settings as text, to check that segments fit together.
+
+        The keys are stored in job folders: changing one makes interrupted jobs start over.
+        """
         import av
 
         codec = av.library_versions["libavcodec"]

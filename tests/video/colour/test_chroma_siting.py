@@ -1,4 +1,4 @@
-"""Where chroma samples lie: colours must not move against the light and dark they belong to."""
+"""Chroma siting: colours must stay aligned with luma."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ COLOUR = Colour(matrix=1, range=1, primaries=1, transfer=1)
 
 
 def blueness_at(x: np.ndarray) -> np.ndarray:
-    """Codes of U in 8 bits at pixel x; a slope at which rounding errors cancel out."""
+    """Return 8-bit U codes at pixel x, with a slope at which rounding errors cancel out."""
     return 50 + 1.15 * x
 
 
-def ramp(pix_fmt: str, *, place: float) -> av.VideoFrame:
-    """Grey, and blueness that rises along the rows: chroma sample j says how much there is at pixel
-    2 j + ``place``.
-    """
+def ramp(pix_fmt: str, *, siting: float) -> av.VideoFrame:
+    """Return a frame with a horizontal U ramp; chroma sample j is sited at 2 j + ``siting``."""
     frame = av.VideoFrame(WIDTH, 16, pix_fmt)
     deep = "10" in pix_fmt
     scale = 4 if deep else 1
@@ -31,13 +29,13 @@ def ramp(pix_fmt: str, *, place: float) -> av.VideoFrame:
         rows[:] = 126 * scale
         if number == 1:
             rows[:, : plane.width] = np.rint(
-                scale * blueness_at(2 * np.arange(plane.width) + place)
+                scale * blueness_at(2 * np.arange(plane.width) + siting)
             )
     return frame
 
 
 def blueness(image: np.ndarray) -> np.ndarray:
-    """Codes of U in 8 bits along the middle row, by the equation of H.273."""
+    """Return 8-bit U codes along the middle row, by the equation of H.273."""
     red, green, blue = (image[8, :, i] / np.iinfo(image.dtype).max for i in range(3))
     luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return 224 * (blue - luma) / 1.8556 + 128
@@ -45,8 +43,8 @@ def blueness(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv420p10le", "yuv422p10le"])
 def test_video_has_chroma_on_the_left(pix_fmt: str) -> None:
-    """Read, and written: half a pixel beside would be 0.6 of a code beside here."""
-    image = to_rgb(ramp(pix_fmt, place=0), colour=COLOUR)
+    """Reading and writing: an offset of half a pixel would change the codes by 0.6 here."""
+    image = to_rgb(ramp(pix_fmt, siting=0), colour=COLOUR)
     inside = slice(16, WIDTH - 32)
     found = blueness(image)[inside] - blueness_at(np.arange(WIDTH)[inside])
     assert abs(found.mean()) < 0.15
@@ -59,11 +57,11 @@ def test_video_has_chroma_on_the_left(pix_fmt: str) -> None:
     assert abs(written.mean()) < 0.15
 
 
-@pytest.mark.parametrize(("pix_fmt", "is_picture"), [("yuvj420p", False), ("yuv420p", True)])
-def test_pictures_have_chroma_in_the_middle(pix_fmt: str, is_picture: bool) -> None:
-    """JPEG in a video or a file, and WebP."""
+@pytest.mark.parametrize(("pix_fmt", "is_image"), [("yuvj420p", False), ("yuv420p", True)])
+def test_images_have_centred_chroma(pix_fmt: str, is_image: bool) -> None:
+    """This holds for JPEG in a video or a file, and for WebP."""
     colour = Colour(matrix=1, range=2 if "j" in pix_fmt else 1, primaries=1, transfer=1)
-    image = to_rgb(ramp(pix_fmt, place=0.5), colour=colour, is_picture=is_picture)
+    image = to_rgb(ramp(pix_fmt, siting=0.5), colour=colour, is_image=is_image)
     inside = slice(16, WIDTH - 32)
     codes = blueness(image)[inside]
     if colour.range == 2:
@@ -72,9 +70,9 @@ def test_pictures_have_chroma_in_the_middle(pix_fmt: str, is_picture: bool) -> N
     assert abs(found.mean()) < 0.15
 
 
-def test_a_decoded_frame_is_not_changed() -> None:
-    """The decoder predicts other frames from it."""
-    frame = ramp("yuv420p", place=0)
+def test_a_decoded_frame_is_not_modified() -> None:
+    """The decoder still uses it as a reference for other frames."""
+    frame = ramp("yuv420p", siting=0)
     before = [bytes(plane) for plane in frame.planes]
     to_rgb(frame, colour=COLOUR)
     assert [bytes(plane) for plane in frame.planes] == before

@@ -1,4 +1,4 @@
-"""Colours in and out, checked against the equations of ITU-R BT.601, BT.709 and BT.2020."""
+"""Colour conversion, checked against the equations of ITU-R BT.601, BT.709 and BT.2020."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rbvsr_deploy.video.colour.conversion import from_rgb, opacity_of, to_rgb
 from tests.support import media
 from tests.support.sinks import job_sink
 
-# Matrix code of H.273 to the weights of red and blue in luma.
+# Luma weights of red and blue by H.273 matrix code.
 WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 COLOURS = [(200, 40, 30), (30, 180, 60), (40, 60, 190), (128, 128, 128), (235, 220, 20)]
 
@@ -21,7 +21,7 @@ COLOURS = [(200, 40, 30), (30, 180, 60), (40, 60, 190), (128, 128, 128), (235, 2
 def yuv_of(
     rgb: tuple[float, float, float] | np.ndarray, *, matrix: int, full: bool, depth: int = 8
 ) -> np.ndarray:
-    """The three numbers that the standard gives for colours of 0 to 255, (..., 3)."""
+    """Return the YUV codes that the standard gives for RGB from 0 to 255, (..., 3)."""
     red, blue = WEIGHTS[matrix]
     r, g, b = np.moveaxis(np.asarray(rgb, float) / 255, -1, 0)
     y = red * r + (1 - red - blue) * g + blue * b
@@ -34,7 +34,7 @@ def yuv_of(
 
 
 def rgb_of(yuv: np.ndarray, *, matrix: int, full: bool, depth: int) -> np.ndarray:
-    """The way back, 0 to 1 and beyond."""
+    """Return RGB for YUV codes, nominally 0 to 1 but not clipped."""
     red, blue = WEIGHTS[matrix]
     if full:
         y, u, v = np.moveaxis(
@@ -48,7 +48,7 @@ def rgb_of(yuv: np.ndarray, *, matrix: int, full: bool, depth: int) -> np.ndarra
 
 
 def chart() -> np.ndarray:
-    """Colours in a row of squares of 16 pixels: (16, 16 N, 3), 0 to 255."""
+    """Return a row of 16x16 colour patches: (16, 16 N, 3), 0 to 255."""
     corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
     between = np.random.default_rng(0).uniform(0, 255, (40, 3))
     colours = np.concatenate([corners, COLOURS, between])
@@ -56,15 +56,15 @@ def chart() -> np.ndarray:
 
 
 def planes(frame: av.VideoFrame) -> list[np.ndarray]:
-    """Views on the planes of a planar frame."""
+    """Return views of the planes of a planar frame."""
     dtype = np.uint8 if frame.format.components[0].bits == 8 else np.uint16
     rows = [np.frombuffer(p, dtype).reshape(p.height, -1) for p in frame.planes]
     return [row[:, : p.width] for row, p in zip(rows, frame.planes, strict=True)]
 
 
-def fill(frame: av.VideoFrame, numbers: np.ndarray) -> None:
-    """Writes rounded numbers (H, W, planes), flat over every sample of chroma, into a frame."""
-    for plane, values in zip(planes(frame), np.moveaxis(numbers, -1, 0), strict=True):
+def fill(frame: av.VideoFrame, codes: np.ndarray) -> None:
+    """Write rounded codes (H, W, planes), constant within each chroma sample, into a frame."""
+    for plane, values in zip(planes(frame), np.moveaxis(codes, -1, 0), strict=True):
         down, across = (n // m for n, m in zip(values.shape, plane.shape, strict=True))
         plane[...] = np.rint(values[::down, ::across])
 
@@ -76,8 +76,8 @@ def flat_frame(yuv: np.ndarray, pix_fmt: str = "yuv420p") -> av.VideoFrame:
     return frame
 
 
-def middles(image: np.ndarray) -> np.ndarray:
-    """The colours in the middle of the chart's squares."""
+def centres(image: np.ndarray) -> np.ndarray:
+    """Return the colours at the centres of the chart's patches."""
     step = image.shape[0]
     return image[step // 2, step // 2 :: step]
 
@@ -87,7 +87,7 @@ def middles(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("matrix", sorted(WEIGHTS))
 def test_conversions_are_exact_to_rounding(matrix, full, depth, chroma):
-    """Within 0.01 of the half that rounding costs; swscale's own 8 bits within 0.05."""
+    """The error is within 0.01 of the rounding error of 0.5; within 0.05 for swscale's 8 bits."""
     pix_fmt = f"yuv{chroma}p" + (f"{depth}le" if depth > 8 else "")
     colour = Colour(matrix=matrix, range=2 if full else 1, primaries=9, transfer=14)
     kind = {"matrix": matrix, "full": full, "depth": depth}
@@ -97,14 +97,14 @@ def test_conversions_are_exact_to_rounding(matrix, full, depth, chroma):
     image = to_rgb(frame, colour=colour)
     assert image.dtype == (np.uint8 if depth == 8 else np.uint16)
     top = np.iinfo(image.dtype).max
-    wanted = np.clip(rgb_of(np.rint(exact), **kind), 0, 1) * top
-    assert np.abs(middles(image) - middles(wanted)).max() <= (0.55 if depth == 8 else 0.51)
+    expected = np.clip(rgb_of(np.rint(exact), **kind), 0, 1) * top
+    assert np.abs(centres(image) - centres(expected)).max() <= (0.55 if depth == 8 else 0.51)
 
     for dtype in (np.uint8, np.uint16):
         top = np.iinfo(dtype).max
         image = np.rint(chart() / 255 * top).astype(dtype)
         frame = from_rgb(image, pix_fmt=pix_fmt, colour=colour)
-        wanted = np.minimum(yuv_of(image / top * 255, **kind), 2**depth - 1)
+        expected = np.minimum(yuv_of(image / top * 255, **kind), 2**depth - 1)
         for number, plane in enumerate(planes(frame)):
             step = plane.shape[0]
             found = plane[
@@ -113,7 +113,7 @@ def test_conversions_are_exact_to_rounding(matrix, full, depth, chroma):
                 * plane.shape[1]
                 // chart().shape[1],
             ]
-            assert np.abs(found - middles(wanted[..., number])).max() <= 0.55
+            assert np.abs(found - centres(expected[..., number])).max() <= 0.55
         tags = (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
         assert tags == (matrix, 2 if full else 1, 9, 14)
 
@@ -122,7 +122,7 @@ def test_conversions_are_exact_to_rounding(matrix, full, depth, chroma):
     "pix_fmt",
     ["gbrp10le", "gbrp12le", "gbrap12le", "rgb48be", "rgba64le", "x2rgb10le"],
 )
-def test_deep_rgb_comes_back(pix_fmt):
+def test_deep_rgb_round_trips(pix_fmt):
     video_format = VideoFormat(pix_fmt, 32, 16)
     depth = video_format.components[0].bits
     ramp = np.linspace(0, 65535, 32).astype(np.uint16)
@@ -144,7 +144,7 @@ def test_deep_rgb_comes_back(pix_fmt):
 
 @pytest.mark.parametrize("depth", [8, 10, 16])
 @pytest.mark.parametrize(("range_tag", "full"), [(0, True), (1, False), (2, True)])
-def test_grey_is_of_full_range_unless_tagged(range_tag, full, depth):
+def test_grey_is_full_range_unless_tagged(range_tag, full, depth):
     ramp = np.linspace(0, 1, 32)
     frame = av.VideoFrame(32, 16, "gray" if depth == 8 else f"gray{depth}le")
     unit = 2.0 ** (depth - 8)
@@ -217,7 +217,7 @@ def test_video_keeps_colours_and_tags(tmp_path, suffix, tags):
 
 
 def test_guessed_matrix_is_tagged(tmp_path):
-    """Four times as high, the output would be guessed differently by players."""
+    """Players would guess differently for the output, which is four times as high."""
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001])
     out = tmp_path / "out.mp4"
     with open_source(path) as source, job_sink(out, source=source, width=64, height=48) as sink:

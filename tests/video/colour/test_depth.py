@@ -1,4 +1,4 @@
-"""More than 8 bits, HDR and a colour chart, from file to file."""
+"""More than 8 bits per sample, HDR and a colour chart, from file to file."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ NUMBERS = [0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329, 0.005, 1000]
 
 def coded(
     path: Path,
-    pictures: list[np.ndarray],
+    images: list[np.ndarray],
     *,
     codec: str = "ffv1",
     pix_fmt: str = "yuv420p10le",
     tags: tuple[int, int, int, int] = (1, 1, 1, 1),
     options: dict[str, str] | None = None,
 ) -> Path:
-    """A video of these numbers, (H, W, planes) each, which are codes of the pixel format."""
+    """Write a video with these codes of the pixel format, (H, W, planes) each."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25, options=options or {})
-        height, width = pictures[0].shape[:2]
+        height, width = images[0].shape[:2]
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = width, height, pix_fmt
         context.colorspace, context.color_range = tags[:2]
         context.color_primaries, context.color_trc = tags[2:]
-        for number, picture in enumerate(pictures):
+        for number, image in enumerate(images):
             frame = av.VideoFrame(width, height, pix_fmt)
-            fill(frame, picture)
+            fill(frame, image)
             frame.pts, frame.time_base = number, Fraction(1, 25)
             frame.colorspace, frame.color_range = tags[:2]
             out.mux(stream.encode(frame))
@@ -56,7 +56,7 @@ def coded(
 
 
 def ramps(count: int, *, size: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
-    """Pictures of 10 bits that move: ramps of luma, even chroma."""
+    """Return moving 10-bit images: luma ramps with constant chroma."""
     height, width = size
     luma = np.linspace(64, 900, width)[None] + np.linspace(0, 40, height)[:, None]
     return [
@@ -71,7 +71,7 @@ def first_frame(path: Path) -> av.VideoFrame:
 
 
 def codec_of(path: Path) -> tuple[str, str]:
-    """Codec and pixel format."""
+    """Return the codec and the pixel format."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt
@@ -81,24 +81,24 @@ class TestStream:
     @pytest.mark.parametrize(
         "plan", [MemoryPlan(8, 4, 12, 8), MemoryPlan(3, 2, 5, 2)], ids=["whole", "cut up"]
     )
-    def test_sixteen_bits_give_what_eight_do(self, plan):
-        """Within the rounding of the latter, whatever the plan."""
+    def test_sixteen_bits_match_eight(self, plan):
+        """16-bit results match 8-bit ones to within 8-bit rounding, whatever the plan."""
         images = [media.picture(number, width=16, height=12) for number in range(7)]
         made: dict[bool, list[np.ndarray]] = {}
         for deep in (False, True):
             with Stream(BicubicEngine(), Settings(), size=(12, 16), deep=deep) as stream:
                 stream.plan = plan
-                pictures = []
+                outputs = []
                 for image in images:
                     image = image * np.uint16(257) if deep else image
-                    pictures += [p.image for p in stream.push(image)]
-                made[deep] = pictures + [p.image for p in stream.flush()]
+                    outputs += [frame.image for frame in stream.push(image)]
+                made[deep] = outputs + [frame.image for frame in stream.flush()]
         assert len(made[True]) == 7
         for eight, sixteen in zip(made[False], made[True], strict=True):
             assert (eight.dtype, sixteen.dtype) == (np.uint8, np.uint16)
             assert np.abs(sixteen / 257 - eight).max() <= 0.51
 
-    def test_goes_on_from_a_state(self):
+    def test_resumes_from_a_state(self):
         images = [media.picture(n, width=16, height=12) * np.uint16(200) for n in range(6)]
         settings = Settings(lookahead=1)
 
@@ -108,26 +108,26 @@ class TestStream:
         whole, states = [], []
         with stream() as first:
             made = itertools.chain(*(first.push(image) for image in images), first.flush())
-            for picture in made:
-                whole.append(picture.image)
-                states.append(picture.state().to_bytes())
+            for frame in made:
+                whole.append(frame.image)
+                states.append(frame.state().to_bytes())
         with stream(StreamState.from_bytes(states[2])) as second:
             made = itertools.chain(*(second.push(image) for image in images[3:]), second.flush())
-            rest = [picture.image for picture in made]
+            rest = [frame.image for frame in made]
         assert len(rest) == 3
         np.testing.assert_array_equal(np.stack(rest), np.stack(whole[3:]))
 
-    def test_upscaler_gives_back_the_dtype(self):
+    def test_upscaler_keeps_the_dtype(self):
         image = np.full((12, 16, 3), 30000, np.uint16)
         with Upscaler(BicubicEngine()) as upscaler:
-            (picture,) = upscaler.frames([image])
-            assert picture.dtype == np.uint16
-            assert np.abs(picture.astype(int) - 30000).max() <= 1
+            (upscaled,) = upscaler.frames([image])
+            assert upscaled.dtype == np.uint16
+            assert np.abs(upscaled.astype(int) - 30000).max() <= 1
             upscaler.push(image)
             with pytest.raises(ValueError, match="one dtype, uint16 here, got uint8"):
                 upscaler.push(image.astype(np.uint8))
 
-    def test_cuts_are_those_of_eight_bits(self):
+    def test_cuts_match_those_of_eight_bits(self):
         dark, light = (np.full((36, 64, 3), value, np.uint8) for value in (20, 220))
         clip = [dark, dark, light, light, dark]
         eight, sixteen = CutDetector(), CutDetector()
@@ -151,7 +151,7 @@ class TestDefaults:
             ("prores_ks", "yuv422p10le", "a.mov", "o.mov", ("prores", "yuv422p10le")),
         ],
     )
-    def test_depth_is_kept_where_the_container_can(
+    def test_depth_is_kept_if_the_container_allows(
         self, tmp_path, caplog, codec, pix_fmt, name, out, expected
     ):
         options = quiet() if codec == "libx265" else {}
@@ -166,10 +166,10 @@ class TestDefaults:
             sink.finish()
         assert codec_of(tmp_path / out) == expected
         rounded = "10" in pix_fmt and "10" not in expected[1]
-        assert ("they are rounded to the 8" in caplog.text) == rounded
+        assert ("the output is rounded to the 8" in caplog.text) == rounded
 
     @pytest.mark.parametrize(
-        ("wishes", "expected"),
+        ("chosen", "expected"),
         [
             ({"codec": "libx264"}, "yuv420p10le"),
             ({"codec": "libx265"}, "yuv420p10le"),
@@ -181,17 +181,17 @@ class TestDefaults:
             ({"pix_fmt": "yuv420p"}, "yuv420p"),
         ],
     )
-    def test_a_codec_gets_its_best_pixel_format(self, tmp_path, wishes, expected):
+    def test_a_codec_gets_its_best_pixel_format(self, tmp_path, chosen, expected):
         numbers = np.full((48, 64, 3), 2048)
         path = coded(tmp_path / "a.mkv", [numbers], codec="ffv1", pix_fmt="yuv422p12le")
         with open_source(path) as source:
-            wishes = WriteOptions(**wishes)
-            container = "mov" if wishes.codec == "dnxhd" else "matroska"
-            encoder = choose_encoder(container, wishes, size=(256, 192), source=source)
+            options = WriteOptions(**chosen)
+            container = "mov" if options.codec == "dnxhd" else "matroska"
+            encoder = choose_encoder(container, options, size=(256, 192), source=source)
         assert encoder.pix_fmt == expected
 
     @pytest.mark.parametrize("out", ["o.mp4", "o.mov"])
-    def test_hevc_is_tagged_as_apple_players_know_it(self, tmp_path, out):
+    def test_hevc_has_the_tag_that_apple_players_require(self, tmp_path, out):
         path = coded(tmp_path / "a.mkv", ramps(5))
         write_parts(path, tmp_path / out, lengths=[2, 3], codec="libx265")
         with av.open(str(tmp_path / out)) as container:
@@ -199,7 +199,7 @@ class TestDefaults:
             assert len(list(container.decode(video=0))) == 5
 
     @pytest.mark.parametrize("out", ["o.mp4", "o.webm"])
-    def test_a_continued_run_gives_the_same_bytes(self, tmp_path, out):
+    def test_a_resumed_run_gives_the_same_bytes(self, tmp_path, out):
         path = coded(tmp_path / "a.mp4", ramps(8), codec="libx265", options=quiet())
         write_parts(path, tmp_path / f"plain-{out}", lengths=[3, 3, 2])
         write_parts(path, tmp_path / out, lengths=[3, 3, 2], stop_after=4)
@@ -209,7 +209,7 @@ class TestDefaults:
 
 
 def quiet(*parameters: str) -> dict[str, str]:
-    """Without B-frames, as x265 makes up the decoding times of a few frames with them."""
+    """Return x265 options without B-frames, with which it invents some decoding times."""
     return {"x265-params": ":".join(["log-level=error", "bframes=0", *parameters])}
 
 
@@ -217,8 +217,8 @@ class TestUpscaled:
     @pytest.mark.parametrize("depth", [8, 10])
     @pytest.mark.parametrize("full", [False, True])
     @pytest.mark.parametrize("matrix", [1, 6, 9])
-    def test_flat_colours_come_back(self, tmp_path, matrix, full, depth):
-        """Within 2 of 255, read back by the equations of the standard."""
+    def test_flat_colours_are_kept(self, tmp_path, matrix, full, depth):
+        """The error is at most 2 of 255 levels, decoded with the equations of the standard."""
         kind = {"matrix": matrix, "full": full, "depth": depth}
         levels = np.array(list(itertools.product((0, 128, 255), repeat=3)), float)
         chart = levels.reshape(3, 9, 3).repeat(16, axis=0).repeat(16, axis=1)
@@ -236,7 +236,7 @@ class TestUpscaled:
         found = 255 * rgb_of(np.stack([y, u, v], axis=-1), **kind)[32::64, 32::64]
         assert np.abs(found - chart[8::16, 8::16]).max() <= 2
 
-    def test_more_levels_than_eight_bits_have(self, tmp_path):
+    def test_output_has_more_levels_than_eight_bits(self, tmp_path):
         path = coded(tmp_path / "in.mkv", ramps(2, size=(16, 320)))
         out = tmp_path / "out.mkv"
         upscale_file(path, out, engine=BicubicEngine())
@@ -245,7 +245,7 @@ class TestUpscaled:
         assert len(np.unique(planes(frame)[0])) > 800
 
     @pytest.mark.parametrize("suffix", [".png", ".tif"])
-    def test_pictures_of_sixteen_bits(self, tmp_path, suffix):
+    def test_sixteen_bit_images_keep_their_depth(self, tmp_path, suffix):
         folder, out = tmp_path / "in", tmp_path / "out"
         folder.mkdir()
         image = np.random.default_rng(0).integers(0, 65536, (1, 1, 3)).astype(np.uint16)
@@ -263,13 +263,13 @@ class TestHdr:
     def test_side_data_and_tags_are_kept(self, tmp_path, out, codec):
         parameters = quiet(f"master-display={DISPLAY}", "max-cll=1000,400")
         path = coded(tmp_path / "in.mp4", ramps(2), codec="libx265", tags=PQ, options=parameters)
-        said: list[str] = []
+        messages: list[str] = []
         upscale_file(
             path,
             tmp_path / out,
             engine=BicubicEngine(),
             writing=WriteOptions(codec=codec),
-            report=said.append,
+            report=messages.append,
         )
         frame = first_frame(tmp_path / out)
         tags = (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
@@ -278,26 +278,26 @@ class TestHdr:
         np.testing.assert_allclose(numbers[0:20:2] / numbers[1:20:2], NUMBERS, atol=1e-4)
         light = np.frombuffer(frame.side_data["CONTENT_LIGHT_LEVEL"], np.uint32)
         assert list(light) == [1000, 400]
-        assert sum("is HDR (PQ)" in line for line in said) == 1
+        assert sum("is HDR (PQ)" in line for line in messages) == 1
 
-    def test_what_an_encoder_cannot_tell_is_said(self, tmp_path, caplog):
+    def test_hdr_metadata_that_an_encoder_cannot_write_is_reported(self, tmp_path, caplog):
         parameters = quiet(f"master-display={DISPLAY}")
         path = coded(tmp_path / "in.mp4", ramps(1), codec="libx265", tags=PQ, options=parameters)
         with open_source(path) as source:
             choose_encoder("mov", WriteOptions(codec="prores_ks"), size=(256, 192), source=source)
-        assert "tells of the display it was made on is lost" in caplog.text
+        assert "the HDR display metadata of" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("height", "tags", "words"),
     [
-        (48, (2, 0), "no colour matrix and no range: read as BT.601, as it has fewer than 720"),
-        (720, (2, 1), "no colour matrix: read as BT.709, as it has 720 lines or more"),
-        (48, (1, 0), "no range: read as of limited range"),
+        (48, (2, 0), "no colour matrix or range tag: assuming BT.601 (fewer than 720 lines) and "),
+        (720, (2, 1), "no colour matrix tag: assuming BT.709 (720 lines or more)"),
+        (48, (1, 0), "no range tag: assuming limited range"),
         (48, (1, 2), None),
     ],
 )
-def test_what_is_assumed_of_colour_is_told(tmp_path, height, tags, words):
+def test_assumed_colour_tags_are_reported(tmp_path, height, tags, words):
     numbers = np.full((height, 64, 3), 128)
     path = coded(tmp_path / "a.mkv", [numbers], pix_fmt="yuv420p", tags=(*tags, 2, 2))
     with open_source(path, ReadOptions()) as source:

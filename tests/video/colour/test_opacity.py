@@ -1,4 +1,4 @@
-"""Opacity: dropped, kept beside the network, or refused."""
+"""Alpha channels: dropped, kept outside the network, or refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.video.colour.test_depth import coded, first_frame
 
 
 def transparent(dtype: type, *, opacity: float = 0.25) -> np.ndarray:
-    """(16, 24, 4): one colour, opaque on the left and as said on the right."""
+    """Return (16, 24, 4): one colour, opaque on the left, ``opacity`` on the right."""
     top = np.iinfo(dtype).max
     image = np.full((16, 24, 4), 0.5 * top).astype(dtype)
     image[..., 3] = top
@@ -37,7 +37,7 @@ def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: objec
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_pictures_keep_it(tmp_path, suffix, dtype):
+def test_images_keep_alpha(tmp_path, suffix, dtype):
     path = media.write_picture(tmp_path / f"a{suffix}", transparent(dtype))
     out = tmp_path / f"out{suffix}"
     enlarge(path, out, alpha="keep")
@@ -48,16 +48,16 @@ def test_pictures_keep_it(tmp_path, suffix, dtype):
     np.testing.assert_array_equal(found[:, 56:, 3], round(0.25 * top))
 
 
-def test_dropped_with_a_warning(tmp_path, caplog):
+def test_alpha_is_dropped_with_a_warning(tmp_path, caplog):
     path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
     enlarge(path, tmp_path / "out.png")
     assert media.read_picture(tmp_path / "out.png").shape == (64, 96, 3)
-    assert "its opacity is dropped" in caplog.text
+    assert "its alpha channel is dropped" in caplog.text
 
 
-def test_refused(tmp_path):
+def test_alpha_is_refused(tmp_path):
     path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
-    with pytest.raises(MediaError, match="has opacity, which is to be refused"):
+    with pytest.raises(MediaError, match="has an alpha channel, which is to be refused"):
         enlarge(path, tmp_path / "out.png", alpha="refuse")
     opaque = media.write_picture(tmp_path / "b.png", transparent(np.uint8, opacity=1))
     enlarge(opaque, tmp_path / "out.png", alpha="refuse")
@@ -66,8 +66,8 @@ def test_refused(tmp_path):
 @pytest.mark.parametrize(
     ("out", "pix_fmt"), [("out.mkv", "yuva444p10le"), ("out.mov", "yuva444p12le")]
 )
-def test_videos_keep_it(tmp_path, out, pix_fmt):
-    """Of the 10 bits of ProRes, FFmpeg decodes 12."""
+def test_videos_keep_alpha(tmp_path, out, pix_fmt):
+    """FFmpeg decodes 10-bit ProRes to 12 bits."""
     numbers = np.full((16, 24, 4), 512)
     numbers[:, 12:, 3] = 100
     path = coded(tmp_path / "in.mkv", [numbers, numbers], pix_fmt="yuva444p10le")
@@ -80,14 +80,14 @@ def test_videos_keep_it(tmp_path, out, pix_fmt):
 
 
 @pytest.mark.parametrize("out", ["out.mp4", "out.webm", "out.jpg"])
-def test_an_output_that_cannot_hold_it_is_told_at_once(tmp_path, out):
+def test_an_output_without_alpha_is_refused_at_once(tmp_path, out):
     path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
-    with pytest.raises(MediaError, match="cannot hold opacity: drop it"):
+    with pytest.raises(MediaError, match="does not support alpha: set alpha to drop"):
         enlarge(path, tmp_path / out, alpha="keep")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_folder_may_hold_some_with_and_some_without(tmp_path):
+def test_a_folder_may_mix_images_with_and_without_alpha(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     media.write_picture(folder / "1.png", transparent(np.uint8)[..., :3].copy())

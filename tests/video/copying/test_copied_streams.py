@@ -1,4 +1,4 @@
-"""What is in a video file beside the pictures: copied, or encoded anew where it has to be."""
+"""Streams, chapters and tags other than the video: copied, or re-encoded if necessary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINES = ((200, 400, r"Hallo {\i1}Welt{\i0}\Nzwei"), (800, 500, r"Ünïcode & meh
 def through(
     path: Path, out: Path, *, reading: ReadOptions | None = None, **options: object
 ) -> Path:
-    """Sends a video through source and sink as it is."""
+    """Send a video through source and sink without upscaling."""
     with (
         open_source(path, reading or ReadOptions()) as source,
         job_sink(out, source=source, width=source.width, height=source.height, **options) as sink,
@@ -50,23 +50,23 @@ def through(
         (Sound("vorbis", start=0.4), ".mkv", ".avi", "aac", "stereo", 48000),
     ],
 )
-def test_sound_that_does_not_fit_is_encoded_in_its_place(
+def test_unsupported_audio_is_re_encoded_with_its_timing(
     tmp_path, caplog, sound, suffix, out, codec, layout, rate
 ):
-    """Every click within a millisecond of where it was, relative to the picture."""
+    """Every click stays within a millisecond of its time relative to the video."""
     path = write(tmp_path / f"in{suffix}", sound)
     result = through(path, tmp_path / f"out{out}")
     before, after = heard(path), heard(result)
-    # An AVI has no times: FFmpeg gives the picture those at which the decoder has it.
+    # AVI has no time stamps: FFmpeg gives frames the times at which the decoder returns them.
     shift = float(media.stamps_of(result)[0] - media.stamps_of(path)[0]) if out != ".avi" else 0
     assert len(before.clicks) == 2
     expected = [sound.start + click + shift for click in sound.clicks]
     # AAC spreads a click over some samples, and Matroska and FLV count milliseconds.
     assert after.clicks == pytest.approx(expected, abs=0.001)
     assert (after.codec, after.layout, after.rate) == (codec, layout, rate)
-    told = [r.getMessage() for r in caplog.records if "becomes" in r.getMessage()]
-    assert len(told) == 1
-    assert "cannot hold it as it is" in told[0]
+    messages = [r.getMessage() for r in caplog.records if "is converted to" in r.getMessage()]
+    assert len(messages) == 1
+    assert "cannot hold it unchanged" in messages[0]
 
 
 @pytest.mark.parametrize("out", [".mp4", ".mov", ".webm", ".mkv"])
@@ -74,11 +74,11 @@ def test_sound_that_does_not_fit_is_encoded_in_its_place(
     ("codec", "suffix"),
     [("subrip", ".mkv"), ("ass", ".mkv"), ("webvtt", ".mkv"), ("mov_text", ".mp4")],
 )
-def test_text_comes_as_text(tmp_path, codec, suffix, out):
-    """Words, italics, lines and times, in whatever format the container has for text."""
+def test_text_subtitles_remain_text(tmp_path, codec, suffix, out):
+    """Words, italics, line breaks and times are kept in the container's text format."""
     path = write(tmp_path / f"in{suffix}", Text(codec, LINES, disposition=Disposition.forced.value))
     result = through(path, tmp_path / f"out{out}")
-    # MP4's text has a reset where others have the end of italics.
+    # In MP4 text, a reset takes the place of the end of italics.
     found = [(a, b, t.replace(r"{\r}", r"{\i0}")) for a, b, t in texts(result)]
     assert found == [(start / 1000, length / 1000, text) for start, length, text in LINES]
     with av.open(str(result)) as container:
@@ -87,7 +87,7 @@ def test_text_comes_as_text(tmp_path, codec, suffix, out):
         assert out == ".mov" or stream.disposition & Disposition.forced
 
 
-def test_pictures_of_text_go_into_matroska_only(tmp_path, caplog):
+def test_bitmap_subtitles_are_copied_to_matroska_only(tmp_path, caplog):
     path = tmp_path / "in.mkv"
     plain = write(tmp_path / "plain.mkv")
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
@@ -98,7 +98,7 @@ def test_pictures_of_text_go_into_matroska_only(tmp_path, caplog):
             if packet.size:
                 packet.stream = copy
                 target.mux(packet)
-        # Of a Blu-ray: an empty composition of 1920x1080, and its end.
+        # Blu-ray segments: an empty composition of 1920x1080, and its end.
         packet = av.Packet(bytes.fromhex("16000b 0780 0438 10 0000 80 00 00 00 800000"))
         packet.stream, packet.time_base, packet.pts, packet.dts = bitmaps, Fraction(1, 1000), 9, 9
         target.mux(packet)
@@ -112,8 +112,8 @@ def test_pictures_of_text_go_into_matroska_only(tmp_path, caplog):
     assert ".mkv" in message
 
 
-def test_codec_that_ffmpeg_does_not_know_is_told(tmp_path, caplog):
-    """Teletext, as in recordings of broadcasts; the rest is copied."""
+def test_codec_that_ffmpeg_does_not_support_is_reported(tmp_path, caplog):
+    """Teletext, as in recorded broadcasts, is left out; the other streams are copied."""
     plain, path = write(tmp_path / "plain.ts", Sound("aac")), tmp_path / "in.ts"
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
         copies = [target.add_stream_from_template(stream) for stream in source.streams]
@@ -131,7 +131,7 @@ def test_codec_that_ffmpeg_does_not_know_is_told(tmp_path, caplog):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("out", [".mp4", ".mkv"])
 def test_cover_is_copied(tmp_path, suffix, out):
-    """Byte by byte, still no video, and without moving a picture of the video."""
+    """The bytes are unchanged, it is still a cover, and no video frame moves in time."""
     path = write(tmp_path / f"in{suffix}", Sound("aac"), cover=jpeg())
     result = through(path, tmp_path / f"out{out}")
     with av.open(str(result)) as container:
@@ -145,7 +145,7 @@ def test_cover_is_copied(tmp_path, suffix, out):
 
 
 @pytest.mark.parametrize("out", [".mov", ".webm", ".ts", ".avi", ".flv"])
-def test_cover_that_cannot_be_held_is_told(tmp_path, caplog, out):
+def test_unsupported_cover_is_reported(tmp_path, caplog, out):
     path = write(tmp_path / "in.mp4", cover=jpeg())
     with av.open(str(through(path, tmp_path / f"out{out}"))) as container:
         assert len(container.streams) == 1
@@ -157,7 +157,7 @@ def test_cover_that_cannot_be_held_is_told(tmp_path, caplog, out):
     [("bin_data", ".mp4", ".mp4"), ("bin_data", ".mp4", ".mov"), ("klv", ".ts", ".ts")],
 )
 def test_timed_data_is_copied(tmp_path, codec, suffix, out):
-    """Positions of a camera, and metadata of a drone."""
+    """Camera positions and drone metadata are copied packet by packet."""
     path = write(tmp_path / f"in{suffix}", Data(codec), start=2)
     result = through(path, tmp_path / f"out{out}")
     before, after = packets(path, "data"), packets(result, "data")
@@ -166,7 +166,7 @@ def test_timed_data_is_copied(tmp_path, codec, suffix, out):
     assert [(time + shift, data) for time, data in before] == after
 
 
-def test_timed_data_that_cannot_be_held_is_told(tmp_path, caplog):
+def test_unsupported_timed_data_is_reported(tmp_path, caplog):
     path = write(tmp_path / "in.ts", Data("klv"))
     with av.open(str(through(path, tmp_path / "out.mp4"))) as container:
         assert not container.streams.data
@@ -184,7 +184,7 @@ def test_time_code_is_kept(tmp_path, caplog, out):
     assert not caplog.records
 
 
-def test_only_one_video_is_enlarged_and_the_other_is_told(tmp_path, caplog):
+def test_only_one_video_is_upscaled_and_the_other_is_reported(tmp_path, caplog):
     path = tmp_path / "two.mkv"
     plain = write(tmp_path / "plain.mkv")
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
@@ -200,7 +200,7 @@ def test_only_one_video_is_enlarged_and_the_other_is_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_tags_languages_and_dispositions_are_kept(tmp_path, suffix):
-    """Two sound tracks, forced subtitles, titles of the file, of tracks and of chapters."""
+    """Two audio tracks, forced subtitles, and titles of the file, tracks and chapters are kept."""
     tags = {
         "title": "Été à Köln",
         "artist": "某人",
@@ -245,40 +245,40 @@ def _streams(path: Path) -> list[dict[str, object]]:
 
 
 def _description(stream: dict[str, object]) -> dict[str, object]:
-    """Without what the muxer writes itself."""
+    """Return a stream's properties without the tags that the muxer writes itself."""
     own = ("duration", "encoder", "vendor_id", "handler_name")
     tags = {name: text for name, text in stream["tags"].items() if name.lower() not in own}
     return {**stream, "tags": tags}
 
 
-def test_sound_and_subtitles_can_be_left_out(tmp_path, caplog):
+def test_audio_and_subtitles_can_be_left_out(tmp_path, caplog):
     path = write(tmp_path / "in.mkv", Sound("aac"), Text("subrip", LINES), cover=jpeg())
-    for wishes, kinds in (
+    for options, kinds in (
         ({"audio": False}, ["video", "subtitle", "video"]),
         ({"subtitles": False}, ["video", "audio", "video"]),
         ({"audio": False, "subtitles": False}, ["video", "video"]),
     ):
-        out = through(path, tmp_path / f"out{len(kinds)}{kinds[1]}.mkv", **wishes)
+        out = through(path, tmp_path / f"out{len(kinds)}{kinds[1]}.mkv", **options)
         with av.open(str(out)) as container:
             assert [stream.type for stream in container.streams] == kinds
     assert not caplog.records
 
 
-def test_what_is_left_out_may_change_when_a_run_is_continued(tmp_path):
-    """Only the end of a run puts the streams together: nothing has to be made again."""
+def test_streams_to_leave_out_may_change_when_a_run_is_resumed(tmp_path):
+    """Streams are only joined at the end of a run, so that no work has to be repeated."""
     path = write(tmp_path / "in.mkv", Sound("aac"), seconds=0.48)
     out = tmp_path / "out.mkv"
-    stopped = write_parts(path, out, lengths=[6, 6], stop_after=6)
-    first = [file.sha256 for part in stopped.parts for file in part.files]
-    continued = write_parts(path, out, lengths=[6, 6], audio=False, keep=True)
-    assert [file.sha256 for file in continued.parts[0].files] == first
-    assert continued.started_over is None
+    interrupted = write_parts(path, out, lengths=[6, 6], stop_after=6)
+    first = [file.sha256 for part in interrupted.parts for file in part.files]
+    resumed = write_parts(path, out, lengths=[6, 6], audio=False, keep=True)
+    assert [file.sha256 for file in resumed.parts[0].files] == first
+    assert resumed.started_over is None
     with av.open(str(out)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 
 
-def test_damaged_sound_leaves_silence_and_a_warning(tmp_path, caplog):
-    """What is before and behind the damage stays in its place, and the video is complete."""
+def test_damaged_audio_becomes_silence_with_a_warning(tmp_path, caplog):
+    """Audio before and after the damage keeps its timing, and the video is complete."""
     path = write(tmp_path / "in.mkv", Sound("flac", clicks=(0.2, 1.4)))
     data = bytearray(path.read_bytes())
     sounds = [payload for time, payload in packets(path, "audio") if 0.6 < time < 1]
@@ -332,8 +332,8 @@ CUT = ReadOptions(start=Fraction("0.4"), end=Fraction("1.2"))
     ],
 )
 @pytest.mark.parametrize("start", [0, 3])
-def test_sound_of_an_excerpt_stays_with_its_pictures(tmp_path, codec, suffix, out, coded, start):
-    """Copied: the packets that reach into it. Encoded anew: cut at the sample."""
+def test_audio_of_an_excerpt_stays_in_sync(tmp_path, codec, suffix, out, coded, start):
+    """Copied audio has the packets that overlap the excerpt; re-encoded audio is cut exactly."""
     sound = Sound(codec, clicks=(0.2, 0.5, 1.1, 1.4), start=start)
     path = write(tmp_path / f"in{suffix}", sound, start=start)
     result = through(path, tmp_path / f"out{out}", reading=CUT)
@@ -364,11 +364,11 @@ def test_packets_of_an_excerpt_are_those_of_the_input(tmp_path):
 
 @pytest.mark.parametrize("out", [".mkv", ".mp4"])
 def test_subtitles_and_chapters_of_an_excerpt_are_clipped(tmp_path, out):
-    """What reaches over a border ends there; what is outside is gone; the cover stays."""
+    """Entries that cross a border end there, those outside are dropped, and the cover is kept."""
     lines = [(100, 200, "before"), (300, 200, "into"), (600, 100, "in"), (1000, 500, "out")]
     path = write(
         tmp_path / "in.mkv",
-        Text("subrip", [*lines, (1300, 100, "behind")]),
+        Text("subrip", [*lines, (1300, 100, "after")]),
         chapters=((0, 400, "before"), (400, 700, "one"), (700, 1600, "two")),
         cover=jpeg(),
         timecode="01:00:00:00",
@@ -383,19 +383,19 @@ def test_subtitles_and_chapters_of_an_excerpt_are_clipped(tmp_path, out):
         assert chapters == [("one", 0, Fraction("0.3")), ("two", Fraction("0.3"), Fraction("0.8"))]
         assert bytes(next(iter(container.demux(container.streams.video[1])))) == jpeg()
         tags = {name.lower() for name in container.streams.video[0].metadata}
-        assert "timecode" not in tags  # it told the time of another picture
+        assert "timecode" not in tags  # it was the time of another frame
 
 
 def test_excerpt_reads_only_what_is_near_it(tmp_path, monkeypatch):
     path = write(tmp_path / "in.mkv", Sound("flac"), seconds=40)
     times = []
-    take = packet_copy.PacketCopy.take
+    convert = packet_copy.PacketCopy.convert
 
     def spy(copy, packet):
         times.extend([packet.pts * packet.time_base] if packet else [])
-        return take(copy, packet)
+        return convert(copy, packet)
 
-    monkeypatch.setattr(packet_copy.PacketCopy, "take", spy)
+    monkeypatch.setattr(packet_copy.PacketCopy, "convert", spy)
     reading = ReadOptions(start=Fraction(20), end=Fraction(21))
     assert heard(through(path, tmp_path / "out.mkv", reading=reading)).end == pytest.approx(
         1, abs=0.1
