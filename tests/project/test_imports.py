@@ -51,7 +51,16 @@ def test_importing_the_package_is_light() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["errors", "graphs", "files", "bundle", "models", "scenes", "engine_sets", "commands.run"],
+    [
+        "errors",
+        "graphs",
+        "files",
+        "bundle",
+        "pretrained",
+        "runtime.scenes",
+        "engine_sets",
+        "commands.run",
+    ],
 )
 def test_modules_without_arrays_are_light(module: str) -> None:
     """Modules that handle no arrays, or not at once, load none of the libraries that do."""
