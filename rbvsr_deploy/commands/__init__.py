@@ -8,17 +8,31 @@ from __future__ import annotations
 import os
 import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__: list[str] = []
 
 
-def _exit_on_interrupt(
+# Ctrl-C while a command is still being imported: exit without a traceback. Where the interrupt hits
+# a callback, Python would ignore it.
+
+
+def _excepthook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Exit with 130 instead of a traceback on Ctrl-C while a command is still being imported."""
     if issubclass(kind, KeyboardInterrupt):
         os._exit(130)
     _show_error(kind, error, trace)
 
 
-_show_error, sys.excepthook = sys.excepthook, _exit_on_interrupt
+def _unraisablehook(unraisable: UnraisableHookArgs) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        os._exit(130)
+    _show_ignored(unraisable)
+
+
+_show_error, sys.excepthook = sys.excepthook, _excepthook
+_show_ignored, sys.unraisablehook = sys.unraisablehook, _unraisablehook

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
-from rbvsr_deploy.commands._process import discard, handle_signals, prepare_streams
+from rbvsr_deploy.commands._process import discard, exit_on_signals, prepare_streams
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 from rbvsr_deploy.version import __version__
 
@@ -99,13 +99,7 @@ def command_errors(*, verbose: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line_errors(*, verbose: bool) -> Iterator[None]:
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> NoReturn:
-        received.append(number)
-        raise SystemExit(128 + number)  # unwinds, so that unfinished outputs are removed
-
-    with handle_signals(stop):
+    with exit_on_signals() as received:
         try:
             yield
         except BaseException as error:

@@ -7,9 +7,14 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
 
-__all__ = ["discard", "handle_signals", "prepare_streams"]
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = ["discard", "exit_on_signals", "prepare_streams"]
 
 
 def prepare_streams() -> None:
@@ -38,17 +43,47 @@ def discard(descriptor: int) -> None:
     os.close(null)
 
 
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread, which may be waiting."""
+    main = threading.main_thread().ident
+    if main is not None and sys.platform != "win32":
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
+
+
 @contextlib.contextmanager
-def handle_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle Ctrl-C, termination and hang-up, except those the process was started to ignore."""
+def exit_on_signals() -> Iterator[list[int]]:
+    """Exit on Ctrl-C, termination and hang-up, but not on those the process has to ignore.
+
+    The exit is an exception, so that unfinished outputs are removed.
+
+    Yields:
+        The signals that were received.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> NoReturn:
+        received.append(number)
+        raise SystemExit(128 + number)
+
+    def stop_later(unraisable: UnraisableHookArgs) -> None:
+        # Python ignores exceptions in some callbacks: the signal has to come again, outside.
+        if isinstance(unraisable.exc_value, SystemExit) and received:
+            threading.Timer(0.5, _send_again, received[-1:]).start()
+        else:
+            show_ignored(unraisable)
+
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     handled = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
+    show_ignored, sys.unraisablehook = sys.unraisablehook, stop_later
     for number in handled:
-        signal.signal(number, handler)
+        signal.signal(number, stop)
     try:
-        yield
+        yield received
     finally:
         for number in handled:
             signal.signal(number, before[number])
+        sys.unraisablehook = show_ignored

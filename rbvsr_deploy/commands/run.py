@@ -73,10 +73,10 @@ def run(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Upscale videos, images and image folders by a factor of four.
+    """Upscale a video, image or image folder by a factor of four.
 
     Audio, subtitles and time stamps of a video are kept. An interrupted run resumes with the same
-    command. If one of several inputs fails, the others are still upscaled. INPUT may be - for y4m
+    command. Of several inputs, each is upscaled even if another one fails. INPUT may be - for y4m
     on standard input.
     """
     _check_usage(click.get_current_context())
