@@ -43,15 +43,6 @@ def discard(descriptor: int) -> None:
     os.close(null)
 
 
-def _send_again(number: int) -> None:
-    """Send a signal to the main thread, which may be waiting."""
-    main = threading.main_thread().ident
-    if main is not None and sys.platform != "win32":
-        signal.pthread_kill(main, number)
-    else:
-        signal.raise_signal(number)
-
-
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[list[int]]:
     """Exit on Ctrl-C, termination and hang-up, but not on those the process has to ignore.
@@ -87,3 +78,12 @@ def exit_on_signals() -> Iterator[list[int]]:
         for number in handled:
             signal.signal(number, before[number])
         sys.unraisablehook = show_ignored
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread, which may be waiting."""
+    main = threading.main_thread().ident
+    if main is not None and sys.platform != "win32":
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)

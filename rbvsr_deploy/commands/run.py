@@ -246,6 +246,11 @@ def _show_excerpt(summary: Summary) -> str:
     """Describe the excerpt of the input, for the line about the run."""
     if summary.excerpt is None:
         return ""
-    words = {"start": "from {:g} s", "end": "up to {:g} s", "frames": "at most {:g} frames"}
+    plural = "s" * (summary.excerpt.get("frames") != 1)
+    words = {
+        "start": "from {:g} s",
+        "end": "up to {:g} s",
+        "frames": f"at most {{:g}} frame{plural}",
+    }
     parts = [words[name].format(value) for name, value in summary.excerpt.items()]
     return f", {', '.join(parts)}"

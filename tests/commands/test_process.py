@@ -1,4 +1,4 @@
-"""Tests commands whose standard streams are closed or limited, and signals at any time."""
+"""Tests commands with closed or limited standard streams, and under signals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_closed_streams_are_silent(closed: tuple[int, ...], bundle: Path, code: 
 
 @pytest.mark.parametrize("stream", [1, 2])
 def test_files_do_not_take_the_place_of_closed_streams(stream: int, tmp_path: Path) -> None:
-    """What a C library prints on a closed stream must not end up in an output file."""
+    """Output of a C library on a closed stream must not end up in an output file."""
     path = tmp_path / "output"
     body = f"file = open(path, 'wb', buffering=0); os.write({stream}, b'noise'); file.write(b'ok')"
     done = subprocess.run(
@@ -208,7 +208,7 @@ IGNORES_THE_EXIT_IN_A_CALLBACK = """class Callback:
     ],
 )
 def test_signals_end_a_command(name: str, body: str) -> None:
-    """128 and the signal's number, whatever libraries make of the exit."""
+    """The exit code is 128 plus the signal, even if a library catches or ignores the exit."""
     number = getattr(signal, name)
     program = LISTEN + PROGRAM.format(body=body)
     code, output, errors = signalled(program, "path", number=number)
