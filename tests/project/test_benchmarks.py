@@ -208,8 +208,8 @@ def test_training_claims_length(tmp_path: Path) -> None:
 
 
 def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Fixed numbers are kept; a threshold below every change cleans three times, one above once, and
-    the images are then those of that number.
+    """Fixed numbers are kept; a threshold below every change cleans three times, one above once;
+    the images are those of that number.
     """
     clips = make_clips(tmp_path / "clips", size=(56, 32), frames=4)
     result = run_benchmark(
