@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rbvsr_deploy.checkpoint import load_checkpoint
-from rbvsr_deploy.commands._common import edge
+from rbvsr_deploy.commands._common import command_errors
 from rbvsr_deploy.commands._progress import TrainingDisplay
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.errors import RbvsrError
@@ -371,7 +371,7 @@ def compare(
     plot_path: Path | None,
 ) -> None:
     """Train all variants of a recipe and hold them against each other."""
-    with edge(verbose=False):
+    with command_errors(verbose=False):
         common = [f"iterations={iterations}", *changes]
         sources = sources_of(data)
         configs = {
@@ -443,7 +443,7 @@ def refinement(
     ways |= {f"threshold {level:g}": Settings(refine_threshold=level) for level in levels}
     rows: Rows = {}
     residues: dict[str, dict[str, list[float]]] = {}
-    with edge(verbose=False):
+    with command_errors(verbose=False):
         scorers, missing = open_metrics(("niqe", "brisque"), niqe_parameters=niqe_parameters)
         for name, reason in missing.items():
             print(f"without {name}: {reason}")

@@ -31,8 +31,8 @@ __all__ = [
     "flavour_for",
 ]
 
-Wish = Literal["here", "tensorrt", "tensorrt-rtx"]
-"""``here``: whichever TensorRT compiles for this machine's GPU."""
+Wish = Literal["auto", "tensorrt", "tensorrt-rtx"]
+"""``auto``: whichever TensorRT compiles for this machine's GPU."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def choose_targets(
     driver, no_gpu = _this_machines_driver()
     gpu = None if driver is None else describe_gpu(driver)
     wanted = list(dict.fromkeys(compute_capabilities))
-    if wish == "here":
+    if wish == "auto":
         if gpu is None:
             raise EngineError(
                 f"there is no GPU here to compile for ({no_gpu}): name the GPUs that will run the "

@@ -1,39 +1,62 @@
-"""Where the commands meet the user: shared options, and the library's errors turned into one line
-and an exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
+"""Shared options of the commands, and how they print results and report errors.
 
-With ``progress.py`` the modules of this folder are the only ones that know click and rich: they
-parse, call the library and show. Everything heavy is imported inside the command that needs it.
+An error of the library becomes one line and an exit code: 0 success, 1 failure, 2 wrong usage, 130
+interrupted by Ctrl-C. Everything heavy is imported inside the command that needs it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-import os
+import math
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from rbvsr_deploy.commands._process import discard, exit_on_signals, prepare_streams
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 from rbvsr_deploy.version import __version__
 
-__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require", "show"]
+__all__ = [
+    "JSON",
+    "PATH",
+    "VERBOSE",
+    "VERSION",
+    "Command",
+    "command_errors",
+    "memory_size",
+    "report",
+    "require",
+    "show",
+    "show_json",
+]
 
 PATH = click.Path(path_type=Path)
 VERSION = click.version_option(__version__, package_name="rbvsr-deploy")
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show more detail.")
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
 
+_PASSED_THROUGH = (
+    SystemExit,
+    click.ClickException,
+    click.exceptions.Exit,
+    click.Abort,
+    BrokenPipeError,
+)
+"""Exceptions that click itself turns into an exit code."""
+
 
 def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Callback of an option that takes a size of memory, such as 4GiB."""
+    """Parse the value of an option that takes a memory size, such as 4GiB, into bytes."""
     from rbvsr_deploy.units import parse_bytes
 
     try:
@@ -42,58 +65,111 @@ def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -
         raise click.BadParameter(str(error)) from None
 
 
+class Command(click.Command):
+    """A command that ends with one line and an exit code even while its options are parsed."""
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        prepare_streams()
+        with _one_line_errors(verbose=False):
+            return super().main(*args, **settings)
+
+
 class _Echo(logging.Handler):
-    """Logs to standard error as it is at the time: a progress bar puts its own in the way, which
-    writes above the bar.
-    """
+    """Writes log records to the current standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        report(self.format(record))
 
 
 @contextlib.contextmanager
-def edge(*, verbose: bool = False) -> Iterator[None]:
-    """The library's errors become one line and an exit code."""
+def command_errors(*, verbose: bool = False) -> Iterator[None]:
+    """Turn errors and signals inside the block into one line and an exit code.
 
-    def stop(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)  # unwinds, so that unfinished outputs are removed
-
-    signal.signal(signal.SIGTERM, stop)
+    Args:
+        verbose: also print the traceback of an error, and the library's messages of level INFO.
+    """
     logging.basicConfig(
         format="%(message)s",
         level=logging.INFO if verbose else logging.WARNING,
         handlers=[_Echo()],
     )
-    try:
+    with _one_line_errors(verbose=verbose):
         yield
-    except RbvsrError as error:
-        if verbose:
-            logging.getLogger(__name__).info("where it happened:", exc_info=True)
-        _fail(str(error))
-    except MemoryError:
-        _fail("the memory of this machine does not suffice: allow less with --memory")
-    except KeyboardInterrupt:
-        click.echo("Stopped; the same command continues where it can.", err=True)
-        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _one_line_errors(*, verbose: bool) -> Iterator[None]:
+    with exit_on_signals() as received:
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                received.append(signal.SIGINT)
+            if received:  # some libraries turn an interruption into an error of their own
+                report("Interrupted; run the same command again to continue.")
+                sys.exit(128 + received[0])
+            if isinstance(error, _PASSED_THROUGH):
+                raise
+            if verbose:
+                report(traceback.format_exc())
+            _fail(_sentence(error, verbose=verbose))
+
+
+def _sentence(error: BaseException, *, verbose: bool) -> str:
+    """Describe an error to the user, in one sentence."""
+    if isinstance(error, RbvsrError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        context = click.get_current_context(silent=True)
+        if context is not None and "memory" in context.params:
+            return "out of memory: lower --memory"
+        return "out of memory: close other programs, or use a machine with more memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"system error: {error.strerror}{f': {error.filename}' if error.filename else ''}"
+    what = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    how = "" if verbose else "run with -v for the traceback, and "
+    return f"internal error: {what}; {how}please report it"
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    report(f"Error: {' '.join(message.split())}")
     sys.exit(1)
 
 
+def report(line: str) -> None:
+    """Print a line on standard error; if that fails, the work continues without it."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        discard(2)
+
+
 def show(text: str, *, err: bool = False) -> None:
-    """Print a result; where it cannot be, the command ends with a sentence that says so."""
+    """Print a result; if that fails, the command ends with one sentence."""
     try:
         click.echo(text, err=err)
     except OSError as error:
-        # What waits to be printed would fail again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)
-        _fail(f"the work is done, and its result cannot be printed ({error.strerror})")
+        discard(2 if err else 1)
+        _fail(f"the work is done, but its result cannot be printed ({error.strerror})")
+
+
+def show_json(value: Any) -> None:
+    """Print a result as JSON, with null for numbers that are not finite."""
+    show(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def require(package: str, *, extra: str, purpose: str) -> None:
-    """Refuse to begin without a package that will be needed.
+    """Check that an optional package is installed, before long work begins.
 
     Raises:
         MissingDependencyError: it is not installed.

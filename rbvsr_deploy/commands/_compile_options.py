@@ -1,4 +1,4 @@
-"""The options of compiling engines, the same for every command that does."""
+"""Defines the options for compiling engines, shared by ``rbvsr-build`` and ``rbvsr-export``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbvsr_deploy.commands._common import memory_size
+from rbvsr_deploy.commands._common import memory_size, report
 from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
 
 if TYPE_CHECKING:
@@ -25,18 +25,28 @@ _Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Compiling:
-    """What was asked of the compiler."""
+    """Holds the values of the options for compiling."""
 
     compute_capabilities: tuple[str, ...]
     profile: ShapeProfile
     options: dict[str, Any]
-    """Of :class:`~rbvsr_deploy.engines.tensorrt.build.BuildOptions`, which --help need not load."""
+    """Arguments for :class:`~rbvsr_deploy.engines.tensorrt.build.BuildOptions`, whose module is
+    too heavy to import for ``--help``.
+    """
 
-    def targets(self, wish: Wish) -> list[Target]:
-        """See :func:`~rbvsr_deploy.engines.tensorrt.compile.choose_targets`."""
+    def check_usage(self, target: str | None) -> None:
+        """Raise click.UsageError for options that do not fit the target."""
+        if self.compute_capabilities and target not in ("tensorrt", "tensorrt-rtx"):
+            problem = f"cannot be combined with --target {target}" if target else "needs --target"
+            raise click.UsageError(
+                f"--compute-capability {problem}: use --target tensorrt-rtx or --target tensorrt"
+            )
+
+    def targets(self, name: Wish) -> list[Target]:
+        """Call :func:`~rbvsr_deploy.engines.tensorrt.compile.choose_targets` with the options."""
         from rbvsr_deploy.engines.tensorrt.compile import choose_targets
 
-        return choose_targets(wish, self.compute_capabilities, options=self._build_options())
+        return choose_targets(name, self.compute_capabilities, options=self._build_options())
 
     def into_bundle(
         self,
@@ -46,7 +56,7 @@ class Compiling:
         output: Path | None = None,
         remove: tuple[str, ...] = (),
     ) -> tuple[EngineSet, ...]:
-        """Compile into a bundle and show how far that is, on standard error."""
+        """Compile engines into a bundle, with progress on standard error."""
         from rbvsr_deploy.commands._progress import CompileDisplay
         from rbvsr_deploy.engines.tensorrt.compile import compile_into_bundle
 
@@ -59,7 +69,7 @@ class Compiling:
                 remove=remove,
                 output=output,
                 progress=progress,
-                report=lambda line: click.echo(line, err=True),
+                report=report,
             )
 
     def _build_options(self) -> BuildOptions:
@@ -69,24 +79,24 @@ class Compiling:
 
 
 def _capabilities(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Numbers such as 8.6,8.9."""
+    """Parse numbers such as 8.6,8.9."""
     if value is None:
         return ()
     found = tuple(part.strip() for part in value.split(","))
     if wrong := [part for part in found if not re.fullmatch(r"\d+\.\d", part)]:
         raise click.BadParameter(
-            f"{wrong[0]!r} is no compute capability: write them like 8.6,8.9,12.0"
+            f"{wrong[0]!r} is not a compute capability: use numbers such as 8.6,8.9,12.0"
         )
     return found
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> _Size | None:
-    """Height and width of WxH."""
+    """Parse WxH into height and width."""
     if value is None:
         return None
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
     if match is None:
-        raise click.BadParameter(f"{value!r} is no size: write width and height like 1280x720")
+        raise click.BadParameter(f"{value!r} is not a size: use width x height, such as 1280x720")
     return int(match[2]), int(match[1])
 
 
@@ -96,59 +106,62 @@ _OPTIONS = (
         "compute_capabilities",
         metavar="X.Y[,X.Y...]",
         callback=_capabilities,
-        help="GPUs to compile for, one engine set each (TensorRT-RTX).  [default: this machine's]",
+        help="Compute capabilities of the GPUs to compile for, one engine set each (TensorRT-RTX)."
+        "  [default: this machine's]",
     ),
     click.option(
         "--min-size",
         metavar="WxH",
         callback=_size,
-        help="Smallest frames the engines take.  [default: 64x64]",
+        help="Smallest frame size the engines accept.  [default: 64x64]",
     ),
     click.option(
         "--opt-size",
         metavar="WxH",
         callback=_size,
-        help="Frames the engines are tuned for.  [default: 320x180]",
+        help="Frame size the engines are tuned for.  [default: 320x180]",
     ),
     click.option(
         "--max-size",
         metavar="WxH",
         callback=_size,
-        help="Largest frames the engines take.  [default: 1280x720]",
+        help="Largest frame size the engines accept.  [default: 1280x720]",
     ),
     click.option(
         "--batch",
+        metavar="N",
         type=click.IntRange(min=1),
         default=4,
-        help="Most frames at a time, and the usual number, where there is no recurrence.",
+        help="Largest batch of the graphs without recurrence, and the one they are tuned for.",
     ),
     click.option(
         "--workspace",
         metavar="SIZE",
         callback=memory_size,
-        help="Device memory a kernel may use, such as 4GiB.  [default: all]",
+        help="Device memory that a kernel may use, such as 4GiB.  [default: all]",
     ),
     click.option(
         "--optimization-level",
+        metavar="LEVEL",
         type=click.IntRange(0, 5),
-        help="How long TensorRT looks for fast kernels.  [default: its own, 3]",
+        help="Effort that TensorRT spends on finding fast kernels.  [default: TensorRT's own, 3]",
     ),
     click.option(
         "--version-compatible",
         is_flag=True,
-        help="Engines that later versions of TensorRT run too, if RBVSR_TRUST_ENGINES=1 is set "
-        "there: they bring code of their own.",
+        help="Build engines that also run on later versions of TensorRT; they contain code, so "
+        "RBVSR_TRUST_ENGINES=1 must be set to run them.",
     ),
     click.option(
         "--hardware-compatible",
         is_flag=True,
-        help="Engines that any GPU from compute capability 8.0 on runs (TensorRT).",
+        help="Build engines that run on any GPU of compute capability 8.0 or higher (TensorRT).",
     ),
 )
 
 
 def compile_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these options; it gets them as ``compiling``."""
+    """Add these options to a command, which receives them as ``compiling``."""
 
     @functools.wraps(command)
     def collected(
@@ -163,13 +176,13 @@ def compile_options(command: Callable[..., None]) -> Callable[..., None]:
         hardware_compatible: bool,
         **others: Any,
     ) -> None:
-        usual = ShapeProfile()
-        opt = opt_size or _within(usual.opt_size, min_size, max_size)
+        default = ShapeProfile()
+        opt = opt_size or _within(default.opt_size, min_size, max_size)
         try:
             profile = ShapeProfile(
-                min_size=min_size or _within(usual.min_size, None, opt),
+                min_size=min_size or _within(default.min_size, None, opt),
                 opt_size=opt,
-                max_size=max_size or _within(usual.max_size, opt, None),
+                max_size=max_size or _within(default.max_size, opt, None),
                 batch=batch,
             )
         except ValueError as error:
@@ -188,7 +201,7 @@ def compile_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _within(size: _Size, least: _Size | None, most: _Size | None) -> _Size:
-    """A default moved to where the sizes that were given allow it."""
+    """Clip a default size to the range set by the sizes that were given."""
     height, width = size
     if most is not None:
         height, width = min(height, most[0]), min(width, most[1])

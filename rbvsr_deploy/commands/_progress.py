@@ -1,5 +1,5 @@
-"""How far a job is and how long it still takes: one bar on a terminal, now and then a plain line
-elsewhere. Everything goes to standard error.
+"""Shows the progress of a job and the time left on standard error: a bar on a terminal, an
+occasional plain line elsewhere.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import click
-
+from rbvsr_deploy.commands._common import report
 from rbvsr_deploy.units import show_duration
 
 if TYPE_CHECKING:
@@ -21,18 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileDisplay", "FramesDisplay", "ProgressDisplay", "TrainingDisplay"]
 
-# Share of a frame's work per stage, from the arithmetic of the compact network; only the estimate
-# of the time left depends on it.
+# Share of each stage in a frame's work, counted for the compact network; used only to estimate the
+# time left.
 _SHARES: dict[Stage, float] = {"clean": 0.1, "backward": 0.35, "forward": 0.55}
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class _Display:
-    """A context manager that shows nothing before it is called.
+    """A context manager that shows nothing until it is called.
 
     Args:
-        transient: the bar disappears at the end.
+        transient: remove the bar at the end.
     """
 
     def __init__(self, *, transient: bool = False) -> None:
@@ -55,7 +54,7 @@ class _Display:
             self._bars.stop()
 
     def _bar(self, text: str, *, done: float, total: float | None, note: str = "") -> bool:
-        """Move the bar; False if standard error is no terminal and has none."""
+        """Move the bar; return False if there is none, as standard error is not a terminal."""
         if not self._began:
             self._began, self._bars = True, _start_bars(transient=self._transient)
         if self._bars is None:
@@ -66,42 +65,42 @@ class _Display:
         return True
 
     def _line(self, text: str, *, due: bool) -> None:
-        """Write a line if it is due, or if the last one was long ago."""
+        """Print a line if it is due, or if the last one was long ago."""
         now = time.monotonic()
         if due or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            click.echo(text, err=True)
+            report(text)
 
 
 class ProgressDisplay(_Display):
-    """A callable for :data:`rbvsr_deploy.jobs.upscale_file.Progress`."""
+    """Shows the progress of a video; for :data:`rbvsr_deploy.jobs.upscale_file.Progress`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._start = time.monotonic()
-        self._part: dict[Stage, float] = {}
+        self._fractions: dict[Stage, float] = {}
         self._first: float | None = None
 
     def __call__(self, stage: Stage, done: int, total: int | None) -> None:
         now = time.monotonic()
-        part = self._done(stage, done, total)
-        if self._first is None:  # what an earlier run had done took none of this one's time
-            self._first, self._start = part, now
-        here, finished = part - self._first, stage == "forward" and done == total
-        left = "" if here <= 0.01 or finished else _left((now - self._start) * (1 - part) / here)
+        whole = self._fraction_done(stage, done, total)
+        if self._first is None:  # resumed work takes no time in this run
+            self._first, self._start = whole, now
+        here, finished = whole - self._first, stage == "forward" and done == total
+        left = "" if here <= 0.01 or finished else _left((now - self._start) * (1 - whole) / here)
         text = f"{stage}: {done} of {total or 'unknown'} frames"
-        if not self._bar(text, done=part, total=1.0, note=left):
+        if not self._bar(text, done=whole, total=1.0, note=left):
             self._line(", ".join(filter(None, (text, left))), due=finished)
 
-    def _done(self, stage: Stage, done: int, total: int | None) -> float:
-        """Part of the whole job that is done, 0 to 1."""
+    def _fraction_done(self, stage: Stage, done: int, total: int | None) -> float:
+        """Return the fraction of the whole job that is done, 0 to 1."""
         if total:
-            self._part[stage] = min(1.0, done / total)
-        return sum(_SHARES[name] * part for name, part in self._part.items())
+            self._fractions[stage] = min(1.0, done / total)
+        return sum(_SHARES[name] * fraction for name, fraction in self._fractions.items())
 
 
 class CompileDisplay(_Display):
-    """A callable for :data:`rbvsr_deploy.engines.tensorrt.build.Progress`."""
+    """Shows the progress of compiling; for :data:`rbvsr_deploy.engines.tensorrt.build.Progress`."""
 
     def __init__(self) -> None:
         super().__init__(transient=True)
@@ -115,10 +114,10 @@ class CompileDisplay(_Display):
 
 
 class FramesDisplay(_Display):
-    """Shows which sequence of several is worked on, and how far it is.
+    """Shows which of several sequences is being processed, and its progress.
 
     Args:
-        sequences: how many there are.
+        sequences: their number.
     """
 
     def __init__(self, sequences: int) -> None:
@@ -127,7 +126,13 @@ class FramesDisplay(_Display):
         self._names: list[str] = []
 
     def __call__(self, name: str, done: int, total: int | None) -> None:
-        """Takes the sequence's name, its frames that are done, and, where known, all of them."""
+        """Show the progress of a sequence.
+
+        Args:
+            name: the sequence.
+            done: number of its frames that are done.
+            total: number of all its frames, if known.
+        """
         new = name not in self._names[-1:]
         if new:
             self._names.append(name)
@@ -138,7 +143,7 @@ class FramesDisplay(_Display):
 
 
 class TrainingDisplay(_Display):
-    """A callable for :data:`rbvsr_deploy.training.run.OnStep`; a bar for each phase."""
+    """Shows a bar for each phase of a training; for :data:`rbvsr_deploy.training.run.OnStep`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +154,7 @@ class TrainingDisplay(_Display):
         now = time.monotonic()
         new = phase != self._phase
         if new:
-            # The first iteration, with everything that is set up in it, says nothing of the rest.
+            # The first iteration includes setup, so the estimate starts after it.
             self._phase, self._first, self._start, self._task = phase, done, now, None
         here = done - self._first
         left = _left((now - self._start) * (total - done) / here) if here and done < total else ""
@@ -163,7 +168,7 @@ def _left(seconds: float) -> str:
 
 
 def _start_bars(*, transient: bool) -> Bars | None:
-    """Bars on standard error, with a field for a note; ``None`` if that is no terminal."""
+    """Start bars with a field for a note on standard error; ``None`` if it is not a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -173,9 +178,9 @@ def _start_bars(*, transient: bool) -> Bars | None:
     from rich.progress import Progress as Bars
 
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         console=console,
         transient=transient,

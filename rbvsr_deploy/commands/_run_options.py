@@ -1,6 +1,4 @@
-"""The options of ``rbvsr-run``, in the sections in which ``--help`` shows them; some of them are
-those of ``rbvsr-eval`` too.
-"""
+"""Defines the options of ``rbvsr-run`` by section of its help; ``rbvsr-eval`` shares some."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any
 
 import click
 
-from rbvsr_deploy.commands._common import PATH, memory_size
+from rbvsr_deploy.commands._common import PATH, Command, memory_size
 
 __all__ = [
     "DEVICE",
@@ -26,21 +24,21 @@ __all__ = [
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 
-# Plain seconds, or below 60 where minutes come before, and those below 60 where hours do.
+# Seconds are below 60 after minutes, and minutes are below 60 after hours.
 _TIME = re.compile(r"(?:(?:(\d+):(?=[0-5]?\d:))?(\d+):(?=[0-5]?\d(?:\.|$)))?(\d+(?:\.\d*)?|\.\d+)")
 
 
 def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """A number of frames, or "all", which is ``None``."""
+    """Parse a number of frames, or "all" into ``None``."""
     if value == "all":
         return None
     if value.isdecimal():
         return int(value)
-    raise click.BadParameter(f"{value!r} is neither a number of frames, 0 or more, nor 'all'")
+    raise click.BadParameter(f"{value!r} is not valid: use 'all', or a number of frames from 0 on")
 
 
 def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
-    """Frames per second, as a decimal number or a fraction."""
+    """Parse a frame rate, a decimal number or a fraction."""
     if value is None:
         return None
     try:
@@ -49,21 +47,21 @@ def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
         rate = Fraction(0)
     if not _SLOWEST <= rate <= _FASTEST:
         raise click.BadParameter(
-            f"{value!r} is no rate: give a number such as 24, 23.976 or 30000/1001, from "
-            f"{_SLOWEST} to {_FASTEST}"
+            f"{value!r} is not a valid frame rate: use a number from {_SLOWEST} to {_FASTEST}, "
+            "such as 24, 23.976 or 30000/1001"
         )
     return rate.limit_denominator(1001)
 
 
 def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
-    """Seconds, from a number of them or hours, minutes and seconds."""
+    """Parse a time, seconds or [H:]MM:SS, into seconds."""
     if value is None:
         return None
     found = _TIME.fullmatch(value)
     if found is None:
         raise click.BadParameter(
-            f"{value!r} is no time: give seconds such as 12.5, or minutes and seconds or hours too "
-            "as in 1:02:03.25"
+            f"{value!r} is not a valid time: use seconds such as 12.5, or [H:]MM:SS such as "
+            "1:02:03.25"
         )
     hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
@@ -74,98 +72,106 @@ READING = (
         ["--start"],
         metavar="TIME",
         callback=_time,
-        help="Begin with the first frame at this time: seconds such as 12.5, or [H:]MM:SS such as "
-        "1:02:03.25, counted from the input's first frame.",
+        help="Start with the first frame at or after this time, in seconds such as 12.5 or "
+        "[H:]MM:SS such as 1:02:03.25, counted from the input's first frame.",
     ),
     click.Option(
-        ["--end"], metavar="TIME", callback=_time, help="End before the first frame at this time."
+        ["--end"],
+        metavar="TIME",
+        callback=_time,
+        help="Stop before the first frame at or after this time.",
     ),
     click.Option(
-        ["--frames"], metavar="N", type=click.IntRange(min=1), help="End after so many frames."
+        ["--frames"], metavar="N", type=click.IntRange(min=1), help="Stop after N frames."
     ),
     click.Option(
         ["--fps"],
         metavar="RATE",
         callback=_rate,
-        help="Frames per second of a video made of a folder, such as 24 or 30000/1001.  "
+        help="Frame rate of a video made from an image folder, such as 24 or 30000/1001.  "
         "[default: 25]",
     ),
     click.Option(
         ["--deinterlace"],
         is_flag=True,
-        help="Make whole frames of a video's fields: where frames are marked as interlaced, else "
-        "of all.",
+        help="Convert interlaced video to progressive frames: those flagged as interlaced, or all "
+        "if none is flagged.",
     ),
     click.Option(
         ["--alpha"],
         type=click.Choice(["drop", "keep", "refuse"]),
         default="drop",
-        help="What becomes of opacity; kept, it is enlarged without the network.",
+        help='How to handle an alpha channel; "keep" upscales it bicubically.',
     ),
     click.Option(
         ["--strict"],
         is_flag=True,
-        help="Stop where a video is damaged, instead of leaving out what cannot be decoded.",
+        help="Stop at damage in a video instead of skipping frames that cannot be decoded.",
     ),
     click.Option(
         ["--decoder"],
         metavar="NAME",
-        help="Decode a video on a device such as cuda, or with another decoder of FFmpeg's.",
+        help="Decode video on a device such as cuda, or with the FFmpeg decoder of this name.",
     ),
 )
-"""Fields of :class:`~rbvsr_deploy.video.ReadOptions`."""
+"""Options for the fields of :class:`~rbvsr_deploy.video.ReadOptions`."""
 
 _OUTPUT = (
     click.Option(
         ["-o", "--output"],
         type=PATH,
-        help="Video, picture or folder to write; of several inputs, the folder for all; - for y4m "
-        "on standard output.  [default: <name>_x4 beside INPUT]",
+        help="Video, image or image folder to write; with several inputs, the folder for all "
+        "outputs; - writes y4m to standard output.  [default: <name>_x4 next to INPUT]",
     ),
-    click.Option(["--overwrite"], is_flag=True, help="Replace an existing output."),
+    click.Option(["--overwrite"], is_flag=True, help="Replace existing outputs."),
 )
 
 WRITING = (
     click.Option(
         ["--codec"],
-        help="Encoder of a video.  [default: libx264, or libvpx-vp9 for .webm; for more than 8 "
-        "bits libx265, or libsvtav1 for .webm; prores_ks, ffv1 and dnxhd for inputs of these]",
+        metavar="NAME",
+        help="Video encoder.  [default: libx264, or libvpx-vp9 for .webm; above 8 bits libx265, or "
+        "libsvtav1 for .webm; prores_ks, ffv1 or dnxhd if the input is ProRes, FFV1 or DNxHR]",
     ),
     click.Option(
         ["--crf"],
+        metavar="VALUE",
         type=float,
-        help="Quality of a video, smaller is better.  [default: 18 for libx264]",
+        help="Video quality; lower values are better and make larger files.  [default: 18 for "
+        "libx264]",
     ),
     click.Option(
         ["--pix-fmt"],
-        help="Pixel format of a video.  [default: yuv420p, or yuv420p10le for more than 8 bits]",
+        metavar="FORMAT",
+        help="Pixel format of the video.  [default: yuv420p, or yuv420p10le above 8 bits]",
     ),
-    click.Option(["--audio/--no-audio"], default=True, help="Keep the sound of a video."),
+    click.Option(["--audio/--no-audio"], default=True, help="Keep the audio of a video."),
     click.Option(
         ["--subtitles/--no-subtitles"], default=True, help="Keep the subtitles of a video."
     ),
 )
-"""Fields of :class:`~rbvsr_deploy.video.WriteOptions`."""
+"""Options for the fields of :class:`~rbvsr_deploy.video.WriteOptions`."""
 
 _KEEP_JOB = click.Option(
     ["--keep-job"],
     is_flag=True,
-    help="Keep the job folder with the encoded parts after success.",
+    help="Keep the job folder with the encoded segments after the run succeeds.",
 )
 
 DEVICE = click.Option(
     ["--device"],
+    metavar="NAME",
     default="auto",
-    help="auto (the best there is), tensorrt, cuda, cpu, or the name of an ONNX Runtime execution "
-    "provider.",
+    help="Device to run on: auto (the best available), tensorrt, cuda, cpu, or an ONNX Runtime "
+    "execution provider.",
 )
 
 _ENGINE = (
     click.Option(
         ["--engine", "engine_path"],
         type=PATH,
-        help="Bundle made by rbvsr-export, or a checkpoint to run in torch.  [default: the compact "
-        "model for CPUs]",
+        help="Bundle made by rbvsr-export, or checkpoint to run in PyTorch.  [default: the "
+        "included compact model for CPUs]",
     ),
     DEVICE,
 )
@@ -175,47 +181,49 @@ NETWORK = (
         ["--memory"],
         metavar="SIZE",
         callback=memory_size,
-        help="How much of the device's memory to use, such as 4GiB.  [default: half of what is "
-        "free]",
+        help="Device memory to use at most, such as 4GiB.  [default: half of what is free]",
     ),
     click.Option(
         ["--lookahead"],
         metavar="N|all",
         default="all",
         callback=_lookahead,
-        help="How many future frames each frame draws on, or all of its scene. With N, the first "
-        "picture comes out after N + 1 frames, and every frame costs N + 1 backward steps.",
+        help="Number of future frames that each frame uses, or all of its scene; with N, output "
+        "starts after N + 1 frames, and every frame takes N + 1 backward steps.",
     ),
     click.Option(
         ["--max-scene"],
+        metavar="N",
         type=click.IntRange(min=1),
         default=300,
-        help="Longer scenes are worked on in parts of so many frames.",
+        help="Process longer scenes in chunks of this many frames.",
     ),
     click.Option(
         ["--refine-threshold"],
+        metavar="LEVELS",
         type=click.FloatRange(min=0),
-        help="Clean again while the mean change is at or above this many of 255 levels.  "
+        help="Repeat cleaning while the mean change is at least this many of 255 levels.  "
         "[default: the model's own]",
     ),
     click.Option(
         ["--refine-scope"],
         type=click.Choice(["scene", "frame"]),
         default="scene",
-        help="Whether a whole scene or each frame decides how often it is cleaned.",
+        help="Decide the number of cleaning passes once per scene or for each frame.",
     ),
     click.Option(
         ["--cleanings"],
+        metavar="N",
         type=click.IntRange(min=0),
-        help="Fixed number of cleaning passes instead.",
+        help="Run exactly N cleaning passes instead of deciding dynamically.",
     ),
 )
-"""Fields of :class:`~rbvsr_deploy.runtime.stream.Settings`."""
+"""Options for the fields of :class:`~rbvsr_deploy.runtime.stream.Settings`."""
 
 SCENE_CUTS = click.Option(
     ["--scene-cuts/--no-scene-cuts"],
     default=True,
-    help="Look for cuts, where a new scene begins.",
+    help="Detect scene cuts and process each scene on its own.",
 )
 
 _SCENES = (
@@ -223,29 +231,31 @@ _SCENES = (
     click.Option(
         ["--scene-list"],
         type=PATH,
-        help="Text file of the frames at which scenes begin, one per line: read if it exists, else "
-        "written. With --start, frames are counted from there.",
+        help="Text file with the first frame of each scene, one number per line: read if it "
+        "exists, otherwise written; frames are counted from --start.",
     ),
 )
 
 _REPORTS = (
     click.Option(
         ["--before-after"],
+        metavar="IMAGE",
         type=PATH,
-        help="Also write a picture of the middle frame, bicubic beside result.",
+        help="Also write an image of the middle frame: bicubic on the left, the result on the "
+        "right.",
     ),
     click.Option(
-        ["--compare"],
+        ["--report", "compare"],
         metavar="PAGE.html",
         type=PATH,
-        help="Also write a page with some frames before and after, and the figures of the run.",
+        help="Also write a report page with some frames before and after, and the run's figures.",
     ),
     click.Option(
         ["--preview"],
         metavar="N",
         type=click.IntRange(1, 100),
-        help="Write no video, but a page with N pictures from all over the input before and after, "
-        "and how long all of it would take: what --compare names, or <name>_x4.html beside INPUT.",
+        help="Instead of a video, write a report page with N frames from across the input and an "
+        "estimate of the total time, to --report or <name>_x4.html next to INPUT.",
     ),
 )
 
@@ -258,15 +268,15 @@ SECTIONS: Mapping[str, Sequence[click.Option]] = {
 
 
 def values_of(options: Sequence[click.Option], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given for these options, by their names."""
+    """Select the values of these options."""
     return {name: values[name] for option in options if (name := option.name) is not None}
 
 
-class SectionedCommand(click.Command):
-    """A command with so many options that its help shows them in sections.
+class SectionedCommand(Command):
+    """A command whose help groups its options in sections.
 
     Args:
-        sections: options by the title of their section; those of decorators come last.
+        sections: options by section title; those added by decorators come last, as "Other".
     """
 
     def __init__(

@@ -1,33 +1,42 @@
-"""``rbvsr-build``: compiled engines into a bundle, and out of it."""
+"""``rbvsr-build``: adds compiled engines to a bundle, or removes them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands._common import (
+    JSON,
+    PATH,
+    VERBOSE,
+    VERSION,
+    Command,
+    command_errors,
+    show,
+    show_json,
+)
 from rbvsr_deploy.commands._compile_options import Compiling, compile_options
 
 __all__ = ["build"]
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("bundle", type=PATH)
-@click.option("--here", is_flag=True, help="Compile for this machine's GPU.")
 @click.option(
     "--target",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    help="Compile with this TensorRT; TensorRT-RTX needs no GPU.",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    help="Compile with TensorRT, with TensorRT-RTX, which needs no GPU, or with whichever suits "
+    "this machine's GPU (auto).",
 )
 @compile_options
 @click.option(
     "--remove",
     metavar="SET",
     multiple=True,
-    help="Take an engine set out, named as rbvsr-info does; may be given several times.",
+    help="Remove an engine set, named as in rbvsr-info; can be repeated.",
 )
 @click.option("-o", "--output", type=PATH, help="Bundle to write.  [default: BUNDLE itself]")
 @JSON
@@ -35,36 +44,27 @@ __all__ = ["build"]
 @VERSION
 def build(
     bundle: Path,
-    here: bool,
-    target: str | None,
+    target: Literal["auto", "tensorrt", "tensorrt-rtx"] | None,
     compiling: Compiling,
     remove: tuple[str, ...],
     output: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Compile the graphs of a bundle and keep the engines in it.
+    """Compile TensorRT engines into a bundle.
 
-    A set of the same name is replaced. The graphs stay: where no set fits, they are run or compiled
-    again.
+    An engine set of the same name is replaced. The bundle keeps its graphs, for machines that no
+    engine set fits.
     """
-    if here and target:
-        raise click.UsageError("--here takes the TensorRT that fits: leave out it or --target")
-    if not (here or target or remove):
-        raise click.UsageError("nothing to do: give --here, --target or --remove")
-    if compiling.compute_capabilities and not target:
-        raise click.UsageError("--compute-capability needs --target")
-    with edge(verbose=verbose):
-        targets = []
-        match target:
-            case "tensorrt" | "tensorrt-rtx":
-                targets = compiling.targets(target)
-            case None if here:
-                targets = compiling.targets("here")
+    if not (target or remove):
+        raise click.UsageError("nothing to do: use --target or --remove")
+    compiling.check_usage(target)
+    with command_errors(verbose=verbose):
+        targets = compiling.targets(target) if target else []
         sets = compiling.into_bundle(bundle, targets, output=output, remove=remove)
-    written = output or bundle
-    if as_json:
-        click.echo(json.dumps([dataclasses.asdict(s) | {"name": s.name} for s in sets], indent=1))
-    else:
-        count = f"{len(sets)} engine set{'s' * (len(sets) != 1)}"
-        click.echo(f"{written}: {count}, {written.stat().st_size / 1e6:.1f} MB")
+        if as_json:
+            show_json([dataclasses.asdict(s) | {"name": s.name} for s in sets])
+        else:
+            written = output or bundle
+            count = f"{len(sets)} engine set{'s' * (len(sets) != 1)}"
+            show(f"{written}: {count}, {written.stat().st_size / 1e6:.1f} MB")

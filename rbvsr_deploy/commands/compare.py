@@ -1,15 +1,25 @@
-"""``rbvsr-compare``: how far two engines are apart on a clip."""
+"""``rbvsr-compare``: measures how far the results of two engines differ on a clip."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, memory_size
+from rbvsr_deploy.commands._common import (
+    JSON,
+    PATH,
+    VERBOSE,
+    VERSION,
+    Command,
+    command_errors,
+    memory_size,
+    report,
+    show,
+    show_json,
+)
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines import Engine
@@ -20,7 +30,7 @@ __all__ = ["compare"]
 
 
 def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path, str]:
-    """A model file and its device."""
+    """Parse a model file and its device."""
     from rbvsr_deploy.parity.compare import parse_model
 
     try:
@@ -29,44 +39,52 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
         raise click.BadParameter(str(error)) from None
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("reference", metavar="A", callback=_model)
 @click.argument("other", metavar="B", callback=_model)
 @click.option(
-    "--clip", type=PATH, required=True, help="Video, picture or folder of pictures to compare on."
+    "--clip", type=PATH, required=True, help="Video, image or image folder to compare on."
 )
 @click.option(
-    "--frames", type=click.IntRange(min=1), default=30, help="Compare the first so many frames."
+    "--frames",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=30,
+    help="Compare the first N frames.",
 )
 @click.option(
     "--cleanings",
+    metavar="N",
     type=click.IntRange(min=0),
-    help="Fixed number of cleaning passes.  [default: A and B decide, each for itself]",
+    help="Run exactly N cleaning passes.  [default: A and B each decide dynamically]",
 )
 @click.option(
     "--memory",
     metavar="SIZE",
     callback=memory_size,
-    help="How much of its device's memory each of the two may use, such as 4GiB.  [default: a "
-    "quarter of what is free]",
+    help="Device memory that each of the two may use, such as 4GiB.  [default: a quarter of what "
+    "is free]",
 )
 @click.option(
     "--min-psnr",
+    metavar="DB",
     type=click.FloatRange(min=0),
-    help="Least PSNR over the pictures in dB.  [default: 50 if A or B is float16, 40 if one is "
+    help="Minimum PSNR over all frames, in dB.  [default: 50 if A or B is float16, 40 if either is "
     "int8]",
 )
 @click.option(
     "--max-difference",
+    metavar="VALUE",
     type=click.FloatRange(min=0),
-    help="Largest difference of the pictures, whose range is 0 to 1.  [default: 0.001 if A and B "
+    help="Maximum difference of pixel values, which range from 0 to 1.  [default: 0.001 if A and B "
     "are float32]",
 )
 @click.option(
     "--worst",
+    metavar="IMAGE",
     type=PATH,
-    help="Also write a picture of the frame with the lowest PSNR: A, B and their amplified "
-    "difference; replaced if it exists.",
+    help="Also write an image of the frame with the lowest PSNR, with A, B and their amplified "
+    "difference; an existing file is replaced.",
 )
 @JSON
 @VERBOSE
@@ -84,13 +102,13 @@ def compare(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Compare two engines on a clip, picture by picture and graph by graph.
+    """Measure how far the results of two engines differ.
 
-    A and B are bundles or checkpoints, such as model.plan, model.plan@cpu or model.pth@cuda; what
-    follows the last @ is a device as in rbvsr-run. A is the reference. The exit code is 1 if B
-    differs by more than is allowed.
+    A and B are bundles or checkpoints, with or without a device: model.plan, model.plan@cpu or
+    model.pth@cuda (see --device of rbvsr-run). A is the reference. They are compared on the output
+    of a clip and graph by graph; the exit code is 1 if B differs by more than the tolerance.
     """
-    with edge(verbose=verbose):
+    with command_errors(verbose=verbose):
         from rbvsr_deploy.commands._progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.errors import RbvsrError
@@ -104,7 +122,7 @@ def compare(
                     model,
                     device=device,
                     size=lambda: (source.height, source.width),
-                    report=lambda line: click.echo(line, err=True),
+                    report=report,
                     progress=compiling,
                 )
 
@@ -131,51 +149,51 @@ def compare(
                 progress=progress,
             )
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(result), indent=1))
+            show_json(dataclasses.asdict(result))
         else:
             _show(result)
         if result.failures:
             raise RbvsrError(
-                f"{result.other.model} differs from {result.reference.model} by more than is "
-                f"allowed: {'; '.join(result.failures)}"
+                f"{result.other.model} differs from {result.reference.model} by more than the "
+                f"tolerance: {'; '.join(result.failures)}"
             )
 
 
 def _show(result: Comparison) -> None:
-    click.echo(f"A     {result.reference}")
-    click.echo(f"B     {result.other}")
-    click.echo(f"clip  {result.clip}, {result.frames} frames of {result.width}x{result.height}")
+    show(f"A     {result.reference}")
+    show(f"B     {result.other}")
+    show(f"clip  {result.clip}, {result.frames} frames of {result.width}x{result.height}")
     for scene in result.scenes:
         if scene.agree:
             continue
         changes = (", ".join(f"{value:.3f}" for value in side) for side in scene.residues)
-        click.echo(
+        show(
             f"scene of {scene.frames} frames from frame {scene.first_frame}: A cleaned "
             f"{scene.cleanings[0]} times (mean changes {next(changes)} of 255), B "
-            f"{scene.cleanings[1]} times ({next(changes)}); --cleanings N makes them equal"
+            f"{scene.cleanings[1]} times ({next(changes)}); use --cleanings N for equal numbers"
         )
-    click.echo(f"\n{'':24}{'calls':>6}{'max difference':>16}{'peak':>8}{'PSNR (dB)':>11}")
+    show(f"\n{'':24}{'calls':>6}{'max difference':>16}{'peak':>8}{'PSNR (dB)':>11}")
     for name, graph in result.graphs.items():
         for output, errors in graph.outputs.items():
             _show_row(f"{name} {output}", graph.calls, errors)
-    _show_row("all pictures", result.frames, result.pictures)
+    _show_row("all frames", result.frames, result.pictures)
     worst = result.per_frame[result.worst_frame]
-    _show_row(f"worst picture, {worst.number}", 1, worst.errors)
+    _show_row(f"worst frame, {worst.number}", 1, worst.errors)
     images = result.images
     values = sum(images.histogram.values())
     parts = (
         f"{levels}: {100 * count / values:.3g} %" for levels, count in images.histogram.items()
     )
-    click.echo(f"\nlevels of 255 by which values differ   {', '.join(parts)}")
-    click.echo(
+    show(f"\nlevels of 255 by which values differ   {', '.join(parts)}")
+    show(
         f"pixels that differ                     {images.differing_pixels} of {images.pixels}, by "
-        f"{images.max_levels} levels at most"
+        f"at most {images.max_levels} levels"
     )
 
 
 def _show_row(name: str, calls: int, errors: Errors) -> None:
     bad = f"  {errors.not_finite} NaN or infinite" if errors.not_finite else ""
-    click.echo(
+    show(
         f"{name:24}{calls:>6}{errors.max_difference:>16.3g}{errors.peak:>8.3g}"
         f"{errors.psnr:>11.1f}{bad}"
     )

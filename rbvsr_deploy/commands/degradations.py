@@ -1,4 +1,4 @@
-"""``rbvsr degradations``: a contact sheet of what training does to a clip."""
+"""``rbvsr degradations``: shows on a contact sheet how training degrades a clip."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from pathlib import Path
 
 import click
 
-from rbvsr_deploy.commands._common import PATH, VERBOSE, VERSION, edge, require, show
+from rbvsr_deploy.commands._common import (
+    PATH,
+    VERBOSE,
+    VERSION,
+    Command,
+    command_errors,
+    require,
+    show,
+)
 
 __all__ = ["degradations"]
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("clip", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "-o",
@@ -21,35 +29,47 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     type=PATH,
     default=Path("degradations.png"),
     show_default=True,
-    help="PNG to write.",
+    help="PNG file to write.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random draw.")
+@click.option(
+    "--seed",
+    metavar="N",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the random draw.",
+)
 @click.option(
     "--degradation",
     "name",
     default="published",
     show_default=True,
     type=click.Choice(["published", "moderate"]),
-    help="Ranges and probabilities to draw from.",
+    help="Ranges and probabilities to draw the degradation from.",
 )
 @click.option(
-    "--length", metavar="N", type=int, default=30, show_default=True, help="Frames of the clip."
+    "--length",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Number of frames to degrade.",
 )
 @click.option(
     "--crop",
     metavar="PIXELS",
-    type=int,
+    type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Side of the degraded frames.",
+    help="Width and height of the degraded frames.",
 )
 @click.option(
     "--fixed",
     is_flag=True,
-    help="Keep the parameters constant over the clip, and do not mirror it in time.",
+    help="Keep the parameters constant over the clip, without mirroring it in time.",
 )
-@click.option("--json", "json_path", type=FILE, help="Also write the parameters to this file.")
-@click.option("--replay", type=FILE, help="Use the parameters in this file, as --json writes them.")
+@click.option("--record", type=FILE, help="Also write the drawn parameters to this file, as JSON.")
+@click.option("--replay", type=FILE, help="Use the parameters in a file written by --record.")
 @VERBOSE
 @VERSION
 def degradations(
@@ -60,12 +80,15 @@ def degradations(
     length: int,
     crop: int,
     fixed: bool,
-    json_path: Path | None,
+    record: Path | None,
     replay: Path | None,
     verbose: bool,
 ) -> None:
-    """Draw the degradations of a piece of CLIP, a video file or an image folder."""
-    with edge(verbose=verbose):
+    """Show synthetic degradations of a clip on a contact sheet.
+
+    CLIP is a video or an image folder. The sheet has a row for each step of the degradation.
+    """
+    with command_errors(verbose=verbose):
         require("msgspec", extra="train", purpose="degrading a clip")
         from rbvsr_deploy.training.data.contact_sheet import write_contact_sheet
 
@@ -77,7 +100,7 @@ def degradations(
             length=length,
             crop=crop,
             stochastic=not fixed,
-            write_to=json_path,
+            write_to=record,
             replay=replay,
         )
         show(f"{output}: {steps} steps, frames from {source}")

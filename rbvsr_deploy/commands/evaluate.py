@@ -1,8 +1,7 @@
-"""``rbvsr-eval``: scores of videos, with and without truth."""
+"""``rbvsr-eval``: scores videos, with or without ground truth."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, require, show
+from rbvsr_deploy.commands._common import (
+    JSON,
+    PATH,
+    VERBOSE,
+    VERSION,
+    command_errors,
+    report,
+    require,
+    show,
+    show_json,
+)
 from rbvsr_deploy.commands._run_options import (
     DEVICE,
     NETWORK,
@@ -22,6 +31,8 @@ from rbvsr_deploy.commands._run_options import (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rbvsr_deploy.training.evaluation.evaluate import Evaluation
     from rbvsr_deploy.upscaler import Upscaler
 
@@ -30,7 +41,7 @@ __all__ = ["evaluate"]
 
 @dataclass(frozen=True)
 class _Preset:
-    """A protocol of published figures."""
+    """The protocol of published figures."""
 
     metrics: tuple[str, ...]
     frames: tuple[int, ...]
@@ -41,54 +52,58 @@ _PRESETS = {"videolq": _Preset(("niqe", "brisque", "nrqm", "pi"), (0, 50, 99), 4
 _BORDER = 4
 
 _COLUMNS = 4
-"""Metrics side by side in a table, so that it fits a terminal of 80 columns."""
+"""Metrics per table, so that it fits a terminal of 80 columns."""
 
 
 def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    """Names of metrics, each once."""
+    """Parse names of metrics, without repetitions."""
     from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS
 
     names = None if value is None else [name.strip() for name in value.split(",")]
     for name in names or ():
         if name == "dover":
             raise click.BadParameter(
-                "dover is in no package that could be used here: score the results with its "
-                "authors' program, github.com/VQAssessment/DOVER"
+                "dover is not available in any package: score the results with its authors' "
+                "program, github.com/VQAssessment/DOVER"
             )
         if name not in METRICS:
-            raise click.BadParameter(f"{name!r} is no metric: choose among {', '.join(METRICS)}")
+            raise click.BadParameter(f"{name!r} is not a metric: use {', '.join(METRICS)}")
     return None if names is None else list(dict.fromkeys(names))
 
 
 def _frames(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
-    """Numbers of frames; none are all."""
+    """Parse frame numbers, or "all" into an empty list."""
     if value is None or value == "all":
         return None if value is None else []
     numbers = value.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
-        raise click.BadParameter(f"{value!r}: give numbers such as 0,50,99 (0 is the first) or all")
+        raise click.BadParameter(
+            f"{value!r} is not valid: use frame numbers from 0 on, such as 0,50,99, or all"
+        )
     return sorted({int(number) for number in numbers})
 
 
 _SEQUENCES = (
-    click.Option(["--truth"], type=PATH, help="What the results should be, in the same layout."),
+    click.Option(
+        ["--truth"], type=PATH, help="Ground truth of the results, in the same layout as RESULTS."
+    ),
     click.Option(
         ["--input", "inputs"],
         type=PATH,
-        help="The low-quality inputs, in the same layout: enlarged by bicubic interpolation they "
-        "are the baseline.",
+        help="Low-quality inputs, in the same layout; upscaled bicubically, they are the baseline.",
     ),
     click.Option(
         ["--degrade"],
         type=click.Choice(["published", "moderate", "clean"]),
-        help="Make the inputs of --truth, by a degradation of the training, drawn for each "
-        "sequence; with --engine.",
+        help="Synthesise the inputs for --engine from --truth with a degradation used in training, "
+        "drawn for each sequence.",
     ),
     click.Option(
         ["--seed"],
+        metavar="N",
         type=click.IntRange(min=0),
         default=0,
-        help="Of --degrade: the same one makes the same inputs.",
+        help="Seed of --degrade; the same seed makes the same inputs.",
     ),
 )
 
@@ -96,7 +111,7 @@ _ENGINE = (
     click.Option(
         ["--engine", "engine_path"],
         type=PATH,
-        help="Bundle or checkpoint that makes the results of the inputs; RESULTS is left out.",
+        help="Bundle or checkpoint that upscales the inputs, in place of RESULTS.",
     ),
     DEVICE,
     *NETWORK,
@@ -108,36 +123,38 @@ _SCORES = (
         ["--metrics"],
         metavar="NAME,...",
         callback=_metrics,
-        help="What to compute, such as psnr_y,niqe; the worst and the best frame are chosen by the "
-        "first.  [default: whatever fits, see docs/evaluation.md]",
+        help="Metrics to compute, such as psnr_y,niqe; the first one selects the best and the "
+        "worst frame.  [default: all that apply, see docs/evaluation.md]",
     ),
     click.Option(
         ["--preset"],
         type=click.Choice(sorted(_PRESETS)),
-        help="Metrics, frames and border of published figures; what is given of these three goes "
-        "before it.",
+        help="Use the metrics, frames and border of published figures; options for these take "
+        "precedence.",
     ),
     click.Option(
-        ["--frames"],
+        ["--only-frames", "frames"],
         metavar="N,...|all",
         callback=_frames,
-        help="Which frames, the first being 0.  [default: all]",
+        help="Score only these frames, counted from 0.  [default: all]",
     ),
     click.Option(
         ["--border"],
+        metavar="PIXELS",
         type=click.IntRange(min=0),
-        help=f"Pixels left out at each side.  [default: {_BORDER}]",
+        help=f"Exclude this many pixels at each side.  [default: {_BORDER}]",
     ),
     click.Option(
         ["--baseline/--no-baseline"],
         default=True,
-        help="Score the enlarged inputs too, where there are some.",
+        help="Also score the bicubically upscaled inputs, if there are any.",
     ),
     click.Option(
         ["--niqe-parameters"],
+        metavar="FILE",
         type=PATH,
-        help="modelparameters.mat or niqe_pris_params.npz.  [default: of an installed mmagic or "
-        "basicsr]",
+        help="Parameters of NIQE, modelparameters.mat or niqe_pris_params.npz.  [default: those of "
+        "an installed mmagic or basicsr]",
     ),
 )
 
@@ -145,11 +162,10 @@ _REPORT = (
     click.Option(
         ["-o", "--output"],
         type=PATH,
-        help="Folder for scores.json, plots over the frames, and the worst and the best frame.",
+        metavar="FOLDER",
+        help="Folder for scores.json, plots over the frames, and the best and the worst frame.",
     ),
-    click.Option(
-        ["--overwrite"], is_flag=True, help="The output folder may hold something already."
-    ),
+    click.Option(["--overwrite"], is_flag=True, help="Allow an output folder that is not empty."),
 )
 
 _SECTIONS = {
@@ -186,11 +202,11 @@ def evaluate(
     verbose: bool,
     **network: Any,
 ) -> None:
-    """Score upscaled videos, with the truth and without.
+    """Score upscaled videos, with or without ground truth.
 
-    RESULTS is a video, a folder of frames, or a folder of several of those; with --truth and
-    --input, sequences of the same names belong together. The score of a sequence is the mean over
-    its frames, the score of a set the mean over its sequences.
+    RESULTS is a video, an image folder, or a folder of several of these. Sequences of --truth and
+    --input are matched with it by name. The score of a sequence is the mean over its frames, the
+    score of a set the mean over its sequences.
     """
     _check_usage(click.get_current_context())
     chosen = _PRESETS.get(preset or "")
@@ -201,7 +217,7 @@ def evaluate(
     border = _BORDER if border is None else border
     numbers = frames or None
     names = _wanted(metrics, truth=truth is not None, every_frame=numbers is None)
-    with edge(verbose=verbose), ExitStack() as stack:
+    with command_errors(verbose=verbose), ExitStack() as stack:
         from rbvsr_deploy.commands._progress import FramesDisplay
         from rbvsr_deploy.errors import RbvsrError
         from rbvsr_deploy.jobs.batch import output_folder
@@ -265,45 +281,42 @@ def evaluate(
         )
         if output is not None:
             write_report(output, evaluation, scores)
-    if as_json:
-        click.echo(json.dumps(scores, indent=1))
-    else:
-        _show(evaluation, missing)
+        if as_json:
+            show_json(scores)
+        else:
+            _show(evaluation, missing)
 
 
 def _check_usage(ctx: click.Context) -> None:
-    """Raises click.UsageError for what does not go together."""
+    """Raise click.UsageError for options that cannot be combined."""
     given = {
         name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     if ("results" in given) == ("engine_path" in given):
-        raise click.UsageError("give either RESULTS or --engine, which makes them of the inputs")
+        raise click.UsageError("use either RESULTS or --engine, which makes them from the inputs")
     if "engine_path" not in given:
         for option in _ENGINE:
             if option.name in given:
-                raise click.UsageError(f"{option.opts[0]} is about --engine: give that too")
+                raise click.UsageError(f"{option.opts[0]} needs --engine: use both or neither")
         if "degrade" in given:
-            raise click.UsageError("--degrade makes inputs for --engine: give that too")
+            raise click.UsageError("--degrade makes inputs for --engine: use both or neither")
     elif ("inputs" in given) == ("degrade" in given):
         raise click.UsageError(
-            "--engine makes the results of inputs: give either --input, or --truth and --degrade, "
-            "which makes them"
+            "--engine needs inputs to upscale: use either --input, or --truth and --degrade, which "
+            "makes them"
         )
     if "degrade" in given and "truth" not in given:
-        raise click.UsageError("--degrade makes the inputs of the truth: give --truth too")
+        raise click.UsageError("--degrade makes the inputs from the ground truth: use --truth too")
     if "seed" in given and "degrade" not in given:
-        raise click.UsageError("--seed is about --degrade: give that too")
+        raise click.UsageError("--seed needs --degrade: use both or neither")
 
 
 @contextmanager
 def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Iterator[Upscaler]:
-    """What makes the results of inputs, of which this is the first."""
+    """Open the engine that upscales the inputs, given the path of the first one."""
     from rbvsr_deploy.engines import open_engine
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video import frame_size
-
-    def report(line: str) -> None:
-        click.echo(line, err=True)
 
     with open_engine(path, device=device, size=lambda: frame_size(first), report=report) as engine:
         report(f"Engine: {engine.describe()}")
@@ -312,25 +325,26 @@ def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Itera
 
 
 def _wanted(metrics: list[str] | None, *, truth: bool, every_frame: bool) -> list[str]:
-    """Names of the metrics to compute; raises click.UsageError for what does not go together."""
+    """Return the names of the metrics to compute; raise click.UsageError for those that do not
+    apply.
+    """
     from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, default_metrics
 
     for name in metrics or ():
         if METRICS[name].needs_truth and not truth:
-            raise click.UsageError(f"{name} needs the truth: give --truth, or leave {name} out")
+            raise click.UsageError(f"{name} needs ground truth: use --truth, or leave {name} out")
         if METRICS[name].needs_every_frame and not every_frame:
-            raise click.UsageError(f"{name} looks at successive frames: give --frames all")
+            raise click.UsageError(f"{name} needs successive frames: use --only-frames all")
     return metrics or default_metrics(truth=truth, every_frame=every_frame)
 
 
 def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from rbvsr_deploy.training.evaluation.evaluate import RESULTS
     from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS
 
-    console = Console()
     sequences = evaluation.scores[RESULTS]
     count = sum(len(scores.frames) for scores in sequences.values())
     table = Table(
@@ -344,9 +358,9 @@ def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
     for name in evaluation.metrics:
         means = (evaluation.mean(method, name) for method in evaluation.scores)
         table.add_row(METRICS[name].title, METRICS[name].better, *map(_number, means))
-    console.print(table)
+    _show_table(table)
     for name, reason in missing.items():
-        show(f"without {METRICS[name].title}: {reason}")
+        show(f"{METRICS[name].title} is not computed: {reason}")
     if len(sequences) == 1:
         return
     for start in range(0, len(evaluation.metrics), _COLUMNS):
@@ -356,8 +370,17 @@ def _show(evaluation: Evaluation, missing: dict[str, str]) -> None:
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         for sequence, scores in sequences.items():
-            table.add_row(sequence, *(_number(scores.mean(name)) for name in names))
+            table.add_row(Text(sequence), *(_number(scores.mean(name)) for name in names))
+        _show_table(table)
+
+
+def _show_table(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as capture:
         console.print(table)
+    show(capture.get().removesuffix("\n"))
 
 
 def _number(value: float | None) -> str:

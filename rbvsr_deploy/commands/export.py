@@ -1,16 +1,26 @@
-"""``rbvsr-export``: a checkpoint into a bundle."""
+"""``rbvsr-export``: converts a checkpoint to a bundle."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, require
+from rbvsr_deploy.commands._common import (
+    JSON,
+    PATH,
+    VERBOSE,
+    VERSION,
+    Command,
+    command_errors,
+    report,
+    require,
+    show,
+    show_json,
+)
 from rbvsr_deploy.commands._compile_options import Compiling, compile_options
 
 if TYPE_CHECKING:
@@ -20,73 +30,81 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option(
     "--checkpoint",
     type=PATH,
-    help=".safetensors or .pth of RealBasicVSR or BasicVSR.  [default: the compact model shipped "
-    "with this package]",
+    help="RealBasicVSR or BasicVSR checkpoint, .safetensors or .pth.  [default: the included "
+    "compact model]",
 )
 @click.option(
     "-o",
     "--output",
     type=PATH,
     default=Path("model.plan"),
-    help="Bundle to write; replaced if it exists.",
+    help="Bundle to write; an existing file is replaced.",
 )
 @click.option(
-    "--fp16", "precision", flag_value="float16", help="Features and convolutions in float16 (GPUs)."
+    "--fp16",
+    "precision",
+    flag_value="float16",
+    help="Use float16 for features and convolutions (for GPUs).",
 )
 @click.option(
     "--fp32",
     "precision",
     flag_value="float32",
     default="float32",
-    help="Everything in float32 (CPUs).",
+    help="Use float32 for everything (for CPUs).",
 )
 @click.option(
     "--int8",
     "precision",
     flag_value="int8",
-    help="As --fp16, with the residual blocks in int8 (GPUs); needs --calibrate.",
+    help="Like --fp16, with int8 for the residual blocks (for GPUs); needs --calibrate.",
 )
 @click.option(
     "--calibrate",
+    metavar="CLIP",
     type=PATH,
     multiple=True,
-    help="Video or folder of pictures like those to come, for --int8; may be given several times.",
+    help="Footage representative of what you will upscale, a video or image folder, for --int8; "
+    "can be repeated.",
 )
 @click.option(
     "--min-psnr",
+    metavar="DB",
     type=click.FloatRange(min=0, min_open=True),
     default=40.0,
-    help="With --int8: dB the pictures of the calibration clips must have against float32; "
-    "blocks go back to float16 until they do.",
+    help="PSNR against float32 that --int8 must reach on the calibration clips, in dB; blocks "
+    "revert to float16 until it does.",
 )
 @click.option(
     "--opset",
     type=click.Choice(["17", "18", "19"]),
-    help="ONNX operator set.  [default: 18; 19 with --int8]",
+    help="ONNX operator set version.  [default: 18, or 19 with --int8]",
 )
 @click.option(
     "--refine-threshold",
+    metavar="LEVELS",
     type=click.FloatRange(min=0),
-    help="Dynamic refinement's default to record, in levels of 255.  [default: the checkpoint's "
-    "own, else 255]",
+    help="Default threshold of dynamic refinement to record in the bundle, in levels of 255.  "
+    "[default: the checkpoint's own, otherwise 255]",
 )
 @click.option(
     "--verify",
     "clip",
+    metavar="CLIP",
     type=PATH,
-    help="Video, picture or folder of pictures: also compare the bundle's pictures of its first 30 "
-    "frames with the float32 torch model's, and record the figures.",
+    help="Also compare the bundle with the float32 PyTorch model on the first 30 frames of this "
+    "video, image or image folder, and record the result.",
 )
 @click.option(
     "--target",
     type=click.Choice(["onnx", "auto", "tensorrt", "tensorrt-rtx"]),
     default="onnx",
-    help="onnx: graphs only, which every machine runs or compiles. Or compile engines into the "
-    "bundle too, with TensorRT or TensorRT-RTX, or for this machine's GPU if it has one (auto).",
+    help="Write graphs only, which run on any machine (onnx), or also compile engines with "
+    "TensorRT, with TensorRT-RTX, or with whichever suits this machine's GPU if it has one (auto).",
 )
 @compile_options
 @JSON
@@ -101,26 +119,26 @@ def export(
     opset: str | None,
     refine_threshold: float | None,
     clip: Path | None,
-    target: str,
+    target: Literal["onnx", "auto", "tensorrt", "tensorrt-rtx"],
     compiling: Compiling,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Turn a checkpoint into a bundle that rbvsr-run takes, verified against the torch model."""
+    """Convert a checkpoint to a bundle for rbvsr-run.
+
+    Every graph of the bundle is verified against the PyTorch model.
+    """
     int8 = precision == "int8"
     if int8 != bool(calibrate):
         raise click.UsageError(
-            "--int8 needs --calibrate: give a video like those to come"
+            "--int8 needs --calibrate: name footage representative of what you will upscale"
             if int8
-            else "--calibrate is for --int8: give both or none"
+            else "--calibrate is only for --int8: use both or neither"
         )
     if int8 and opset not in (None, "19"):
-        raise click.UsageError(f"--int8 needs --opset 19, got {opset}: leave it out")
-    if compiling.compute_capabilities and target in ("onnx", "auto"):
-        raise click.UsageError(
-            f"--compute-capability does not go with --target {target}: give --target tensorrt-rtx"
-        )
-    with edge(verbose=verbose):
+        raise click.UsageError(f"--int8 needs --opset 19, not {opset}: leave --opset out")
+    compiling.check_usage(target)
+    with command_errors(verbose=verbose):
         for package in ("torch", "onnx", "onnxscript", "safetensors"):
             require(package, extra="export", purpose="exporting")
         require("onnxruntime", extra="cpu", purpose="exporting")
@@ -135,7 +153,7 @@ def export(
             from rbvsr_deploy.parity.compare import Tolerance, verify_bundle
             from rbvsr_deploy.video import open_source
 
-            open_source(clip).close()  # a missing clip is told before the long export
+            open_source(clip).close()  # reports a missing clip before the long export
             verify = partial(
                 verify_bundle,
                 checkpoint=checkpoint,
@@ -151,41 +169,43 @@ def export(
             calibrate=calibrate,
             min_psnr=min_psnr,
             verify=verify,
-            report=lambda line: click.echo(line, err=True),
+            report=report,
         )
         if targets:
             manifest = _compile(output, targets, compiling)
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(manifest), indent=1))
-    else:
-        click.echo(
-            f"{output}: {'int8 and ' * int8}{manifest.precision}, opset {manifest.opset}, "
-            f"{output.stat().st_size / 1e6:.1f} MB"
-        )
+        if as_json:
+            show_json(dataclasses.asdict(manifest))
+        else:
+            show(
+                f"{output}: {'int8 and ' * int8}{manifest.precision}, opset {manifest.opset}, "
+                f"{output.stat().st_size / 1e6:.1f} MB"
+            )
 
 
-def _targets(target: str, compiling: Compiling) -> list[Target]:
-    """What to compile, before the export is begun: what cannot be had is told at once."""
+def _targets(
+    target: Literal["onnx", "auto", "tensorrt", "tensorrt-rtx"], compiling: Compiling
+) -> list[Target]:
+    """Choose what to compile before the long export, so that the impossible is reported at once."""
     from rbvsr_deploy.errors import EngineError
 
-    match target:
-        case "tensorrt" | "tensorrt-rtx":
-            return compiling.targets(target)
-        case "auto":
-            try:
-                return compiling.targets("here")
-            except EngineError as error:
-                click.echo(f"Graphs only: {error}", err=True)
-    return []
+    if target == "onnx":
+        return []
+    try:
+        return compiling.targets(target)
+    except EngineError as error:
+        if target != "auto":
+            raise
+        report(f"Graphs only: {error}")
+        return []
 
 
 def _compile(output: Path, targets: list[Target], compiling: Compiling) -> Manifest:
-    """Engines into the bundle that has just been written."""
+    """Compile engines into the bundle that has just been written."""
     from rbvsr_deploy.bundle import open_bundle
     from rbvsr_deploy.errors import EngineError
 
     try:
         compiling.into_bundle(output, targets)
     except EngineError as error:
-        raise EngineError(f"{error}; '{output}' is there with its graphs, no engines") from error
+        raise EngineError(f"{error}; '{output}' was written with graphs but no engines") from error
     return open_bundle(output).manifest

@@ -1,16 +1,24 @@
-"""``rbvsr-info``: what is in a bundle."""
+"""``rbvsr-info``: shows the contents of a bundle."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands._common import (
+    JSON,
+    PATH,
+    VERBOSE,
+    VERSION,
+    Command,
+    command_errors,
+    show,
+    show_json,
+)
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
@@ -19,22 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["info"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("bundle", type=PATH)
 @JSON
 @VERBOSE
 @VERSION
 def info(bundle: Path, as_json: bool, verbose: bool) -> None:
-    """Show what is in a bundle: the network, its graphs, and the engines compiled from them."""
-    with edge(verbose=verbose):
+    """Show the network, graphs and engines in a bundle."""
+    with command_errors(verbose=verbose):
         from rbvsr_deploy.bundle import open_bundle
 
         opened = open_bundle(bundle)
-    if as_json:
-        click.echo(
-            json.dumps({**dataclasses.asdict(opened.manifest), "sha256": opened.sha256}, indent=1)
-        )
-    else:
+        if as_json:
+            show_json({**dataclasses.asdict(opened.manifest), "sha256": opened.sha256})
+            return
         _show_manifest(bundle, opened.manifest, opened.sha256)
         for engine_set in opened.manifest.engine_sets:
             plans = opened.plans(engine_set)
@@ -47,7 +53,7 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
     parts = [f"{network} x{manifest.scale}", f"{model['mid_channels']} channels"]
     parts += [f"{model['propagation_blocks']} propagation blocks"]
     parts += [f"{model['cleaning_blocks']} cleaning blocks"] * manifest.has_cleaning
-    refinement = f"again while the mean change is {manifest.refine_threshold:g} of 255 or more"
+    refinement = f"repeated while the mean change is at least {manifest.refine_threshold:g} of 255"
     rows = {
         "bundle": f"{path}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256}",
         "network": ", ".join(parts),
@@ -61,16 +67,16 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
         "verified": f"against torch under {manifest.verification.get('runtime', 'nothing')}",
     }
     if (on_clip := manifest.verification.get("clip")) is not None:
-        pictures = on_clip["pictures"]
+        errors = on_clip["pictures"]
         rows["on a clip"] = (
-            f"PSNR {pictures['psnr']:.1f} dB, largest difference {pictures['max_difference']:.2g} "
+            f"PSNR {errors['psnr']:.1f} dB, largest difference {errors['max_difference']:.2g} "
             f"of 1, over {on_clip['frames']} frames of {on_clip['clip']}, sha256 "
             f"{on_clip['sha256']}"
         )
     if manifest.quantisation is not None:
-        rows["int8"] = _told_quantisation(manifest.quantisation)
+        rows["int8"] = _quantisation(manifest.quantisation)
     for name, value in rows.items():
-        click.echo(f"{name:>11}  {value}")
+        show(f"{name:>11}  {value}")
     for name, sides in manifest.graphs.items():
         inputs, outputs = (
             ", ".join(
@@ -78,18 +84,18 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
             )
             for side in ("inputs", "outputs")
         )
-        click.echo(f"{name:>11}  {inputs} -> {outputs}")
+        show(f"{name:>11}  {inputs} -> {outputs}")
         for output, sizes in manifest.verification.get("outputs", {}).get(name, {}).items():
             worst = max(
                 sizes.values(),
                 key=lambda figures: figures.get("max_difference", figures.get("max_levels")),
             )
-            told = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in worst.items())
-            click.echo(f"{'':>11}  {output} against torch: {told}")
+            figures = ", ".join(f"{k.replace('_', ' ')} {value:g}" for k, value in worst.items())
+            show(f"{'':>11}  {output} against torch: {figures}")
 
 
 def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool) -> None:
-    least, usual, most = (
+    smallest, optimal, largest = (
         f"{w}x{h}"
         for h, w in (
             engine_set.profile.min_size,
@@ -97,19 +103,19 @@ def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool
             engine_set.profile.max_size,
         )
     )
-    parts = [f"{sum(sizes.values()) / 1e6:.1f} MB", f"{least} to {most}, tuned for {usual}"]
+    parts = [f"{sum(sizes.values()) / 1e6:.1f} MB", f"{smallest} to {largest}, tuned for {optimal}"]
     parts += [f"batches up to {engine_set.profile.batch}"]
-    parts += ["also for later versions"] * engine_set.version_compatible
-    parts += ["also for other GPUs from 8.0 on"] * engine_set.hardware_compatible
-    click.echo(f"{'engines':>11}  {engine_set.name}: {', '.join(parts)}")
+    parts += ["also for later TensorRT versions"] * engine_set.version_compatible
+    parts += ["also for other GPUs from 8.0 up"] * engine_set.hardware_compatible
+    show(f"{'engines':>11}  {engine_set.name}: {', '.join(parts)}")
     if verbose:
         for graph, layers in engine_set.layers.items():
-            told = ", ".join(f"{count} {kind.lower()}" for kind, count in layers.items())
-            click.echo(f"{'':>11}  {graph}, {sizes[graph] / 1e6:.1f} MB: {told}")
+            kinds = ", ".join(f"{count} {kind.lower()}" for kind, count in layers.items())
+            show(f"{'':>11}  {graph}, {sizes[graph] / 1e6:.1f} MB: {kinds}")
 
 
-def _told_quantisation(record: Mapping[str, Any]) -> str:
-    """How much is in int8, and what it costs."""
+def _quantisation(record: Mapping[str, Any]) -> str:
+    """Describe how much is in int8, and what that costs in PSNR."""
     blocks = (
         f"{sum(b['form'] != 'float16' for b in found)} of {len(found)} residual blocks of {graph}"
         for graph, found in record["graphs"].items()

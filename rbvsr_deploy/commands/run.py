@@ -1,9 +1,8 @@
-"""``rbvsr-run``: videos, pictures and folders four times larger."""
+"""``rbvsr-run``: upscales videos, images and image folders."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands._common import JSON, PATH, VERBOSE, VERSION, edge, show
+from rbvsr_deploy.commands._common import (
+    JSON,
+    PATH,
+    VERBOSE,
+    VERSION,
+    command_errors,
+    report,
+    show,
+    show_json,
+)
 from rbvsr_deploy.commands._run_options import (
     NETWORK,
     READING,
@@ -29,14 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_ABOUT_ONE_INPUT = {
+_FOR_ONE_INPUT = {
     "before_after": "--before-after",
-    "compare": "--compare",
+    "compare": "--report",
     "scene_list": "--scene-list",
     "preview": "--preview",
 }
-# What is about the output, of which a preview has none.
-_NOT_OF_A_PREVIEW = {
+_NOT_FOR_PREVIEWS = {
     "output": "-o",
     "before_after": "--before-after",
     "scene_list": "--scene-list",
@@ -47,7 +54,7 @@ _NOT_OF_A_PREVIEW = {
     "audio": "--no-audio",
     "subtitles": "--no-subtitles",
 }
-# What upscale_file takes as it was given.
+# Options that are passed to upscale_file unchanged.
 _PASSED_ON = ("scene_cuts", "scene_list", "before_after", "compare", "overwrite", "keep_job")
 
 
@@ -66,23 +73,14 @@ def run(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Upscale a video, a picture or a folder of pictures by four, or several of them.
+    """Upscale a video, image or image folder by a factor of four.
 
-    Sound, subtitles and time stamps of a video are kept. A run that was stopped is continued by the
-    same command. With several inputs, one that fails does not stop the others. - is a y4m on
-    standard input.
+    Audio, subtitles and time stamps of a video are kept. An interrupted run resumes with the same
+    command. Of several inputs, each is upscaled even if another one fails. INPUT may be - for y4m
+    on standard input.
     """
-    if preview is not None:
-        _check_preview(click.get_current_context())
-    _check_pipes(inputs, output, as_json=as_json, keep_job=options["keep_job"])
-    given = click.get_current_context().params
-    for name, option in _ABOUT_ONE_INPUT.items():
-        if len(inputs) > 1 and given[name] is not None:
-            raise click.UsageError(
-                f"{option} is about one input, and there are {len(inputs)}: "
-                "leave it out, or give one at a time"
-            )
-    with edge(verbose=verbose):
+    _check_usage(click.get_current_context())
+    with command_errors(verbose=verbose):
         from rbvsr_deploy.commands._progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.jobs.batch import (
@@ -102,9 +100,6 @@ def run(
         reading = ReadOptions(**values_of(READING, options))
         writing = WriteOptions(**values_of(WRITING, options))
         others = {name: options[name] for name in _PASSED_ON}
-
-        def report(line: str) -> None:
-            click.echo(line, err=True)
 
         def upscale(path: Path, target: Path) -> Summary:
             with ProgressDisplay() as progress:
@@ -153,53 +148,59 @@ def run(
                     results = upscale_each(inputs, outputs, upscale=upscale, report=report)
             else:
                 results = [upscale(inputs[0], outputs[0])]
-    if as_json:
-        listed = [dataclasses.asdict(result) for result in results]
-        show(json.dumps(listed if several else listed[0], indent=1))
-    else:
-        # On standard output is the video, if it was asked for there.
-        _show(results, err=output == Path("-"))
-    if any(isinstance(result, Failure) for result in results):
-        sys.exit(1)
+        if as_json:
+            listed = [dataclasses.asdict(result) for result in results]
+            show_json(listed if several else listed[0])
+        else:
+            # With -o -, standard output carries the video.
+            _show(results, err=output == Path("-"))
+        if any(isinstance(result, Failure) for result in results):
+            sys.exit(1)
 
 
-def _check_pipes(
-    inputs: Sequence[Path], output: Path | None, *, as_json: bool, keep_job: bool
-) -> None:
-    """Raises click.UsageError for what does not go together with "-"."""
+def _check_usage(ctx: click.Context) -> None:
+    """Raise click.UsageError for options that cannot be combined."""
+    options = ctx.params
+    inputs, output = options["inputs"], options["output"]
     reads, writes = Path("-") in inputs, output == Path("-")
-    if len(inputs) > 1 and (reads or writes):
-        raise click.UsageError("- is for one input: give it without others")
-    if reads and output is None:
-        raise click.UsageError("standard input has no name to make another of: give -o")
-    for wish, option in ((as_json, "--json"), (keep_job, "--keep-job")):
-        if writes and wish:
-            raise click.UsageError(f"{option} does not go with -o -, where the video goes")
-
-
-def _check_preview(ctx: click.Context) -> None:
-    """Raises click.UsageError for what does not go together with --preview."""
-    for name, option in _NOT_OF_A_PREVIEW.items():
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+    if options["preview"] is not None:
+        for name, option in _NOT_FOR_PREVIEWS.items():
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"{option} cannot be combined with --preview, which only writes a page: leave "
+                    "one of them out"
+                )
+        if reads:
             raise click.UsageError(
-                f"{option} does not go with --preview, which writes a page only: leave one of them "
-                "out"
+                "--preview cannot read from -, as it reads parts of its input twice: use a file"
             )
-    if Path("-") in ctx.params["inputs"]:
-        raise click.UsageError(
-            "--preview goes back and forth in its input, which - does not allow: give a file"
-        )
+    if len(inputs) > 1 and (reads or writes):
+        raise click.UsageError(f"- works with one input only, got {len(inputs)}: use it alone")
+    if reads and output is None:
+        raise click.UsageError("no name for the output can be derived from -: give -o FILE")
+    if writes and options["as_json"]:
+        raise click.UsageError("--json cannot be combined with -o -, which writes the video there")
+    if writes and options["keep_job"]:
+        raise click.UsageError("--keep-job cannot be combined with -o -, which has no job folder")
+    if writes and sys.stdout is None:
+        raise click.UsageError("standard output is closed: use -o with a file")
+    for name, option in _FOR_ONE_INPUT.items():
+        if len(inputs) > 1 and options[name] is not None:
+            raise click.UsageError(
+                f"{option} needs a single input, got {len(inputs)}: leave it out, or upscale one "
+                "at a time"
+            )
 
 
 def _show_preview(preview: Preview, *, as_json: bool) -> None:
     from rbvsr_deploy.units import show_duration
 
     if as_json:
-        show(json.dumps(dataclasses.asdict(preview), indent=1))
+        show_json(dataclasses.asdict(preview))
         return
     count = len(preview.pictures)
     show(
-        f"{preview.page}: {count} picture{'s' * (count != 1)} of {preview.width}x{preview.height}; "
+        f"{preview.page}: {count} image{'s' * (count != 1)} of {preview.width}x{preview.height}; "
         f"all {preview.frames} frames would take about {show_duration(preview.estimated_seconds)}"
     )
 
@@ -235,16 +236,21 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
 
 
 def _show_damage(summary: Summary) -> str:
-    """What of the input was damaged, for the line about the run."""
+    """Describe the damage of the input, for the line about the run."""
     lost, damaged = summary.lost_frames, summary.damaged_frames
     parts = [f"{lost} lost to damage"] * bool(lost) + [f"{damaged} damaged"] * bool(damaged)
     return "".join(f", {part}" for part in parts)
 
 
 def _show_excerpt(summary: Summary) -> str:
-    """Which part of the input it was, for the line about the run."""
+    """Describe the excerpt of the input, for the line about the run."""
     if summary.excerpt is None:
         return ""
-    words = {"start": "from {:g} s", "end": "up to {:g} s", "frames": "{:g} frames at most"}
+    plural = "s" * (summary.excerpt.get("frames") != 1)
+    words = {
+        "start": "from {:g} s",
+        "end": "up to {:g} s",
+        "frames": f"at most {{:g}} frame{plural}",
+    }
     parts = [words[name].format(value) for name, value in summary.excerpt.items()]
     return f", {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""``rbvsr-train``: a recipe and clips into a checkpoint."""
+"""``rbvsr-train``: trains a network from a recipe and clips."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from rbvsr_deploy.commands._common import PATH, VERBOSE, VERSION, edge, require
+from rbvsr_deploy.commands._common import (
+    PATH,
+    VERBOSE,
+    VERSION,
+    Command,
+    command_errors,
+    require,
+    show,
+)
 
 if TYPE_CHECKING:
     from rbvsr_deploy.training.data.sources import SourceConfig
@@ -24,45 +32,50 @@ _KINDS: dict[str, Literal["frames", "videos", "photos"]] = {
 }
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("recipe", required=False)
 @click.option(
     "--data",
     multiple=True,
     metavar="[KIND:]FOLDER",
-    help="Videos, photographs or folders of frames to train on, in place of the recipe's; several "
-    "times for several. A folder's kind is seen from what is in it, or given: frames:, videos: or "
-    "photos:, for example frames:REDS/train_sharp.",
+    help="Folder of videos, photographs or frame folders to train on instead of the recipe's; its "
+    "kind is detected unless given as videos:, photos: or frames:, such as "
+    "frames:REDS/train_sharp; can be repeated.",
 )
 @click.option(
     "--validate",
     multiple=True,
     metavar="[KIND:]FOLDER",
-    help="Clips that are held out, to measure PSNR on.",
+    help="Held-out clips to measure PSNR on; can be repeated.",
 )
 @click.option(
     "-o",
     "--output",
     type=PATH,
-    help="Run folder; a run that is in it already goes on where it was.",
+    help="Run folder; an interrupted run in it resumes where it left off.",
 )
 @click.option(
     "--from",
     "load_from",
     type=PATH,
-    help="Checkpoint to start from: the first stage's latest.pth, or a published one.",
+    help="Checkpoint to start from: latest.pth of the first stage, or a published one.",
 )
 @click.option(
     "--set",
     "changes",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change the recipe, for example --set optimizer.learning_rate=1e-4; several times for "
-    "several.",
+    help="Change a value of the recipe, such as --set optimizer.learning_rate=1e-4; can be "
+    "repeated.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--presets", is_flag=True, help="List the recipes that ship with the package.")
-@click.option("--print", "print_recipe", is_flag=True, help="Print the recipe, to edit it.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Device to train on; auto is CUDA where there is a GPU.",
+)
+@click.option("--presets", is_flag=True, help="List the recipes that come with the package.")
+@click.option("--print", "print_recipe", is_flag=True, help="Print the recipe, for editing.")
 @VERBOSE
 @VERSION
 def train(
@@ -77,27 +90,32 @@ def train(
     print_recipe: bool,
     verbose: bool,
 ) -> None:
-    """Train a network by RECIPE: the name of a preset, or a .toml file.
+    """Train a network from a recipe.
 
-    Two stages make a model, each a recipe of its own; the second starts --from the first. Under
-    torchrun, several GPUs or machines share the work.
+    RECIPE is the name of a preset or a .toml file. A model is trained in two stages, each with its
+    own recipe; the second starts --from the first. With torchrun, several GPUs or machines share
+    the work.
     """
-    with edge(verbose=verbose):
+    with command_errors(verbose=verbose):
         from rbvsr_deploy.training.presets import PRESETS
 
         if presets:
             for name, path in PRESETS.items():
-                click.echo(f"{name:18} {path.read_text().splitlines()[0].removeprefix('# ')}")
+                show(f"{name:18} {path.read_text('utf-8').splitlines()[0].removeprefix('# ')}")
             return
         if recipe is None:
-            raise click.UsageError(f"name a recipe: a .toml file, or one of {', '.join(PRESETS)}")
+            raise click.UsageError(
+                f"no recipe given: use a .toml file, or one of {', '.join(PRESETS)}"
+            )
         if print_recipe:
             if recipe not in PRESETS:
-                raise click.UsageError(f"{recipe!r} is none of the presets: {', '.join(PRESETS)}")
-            click.echo(PRESETS[recipe].read_text(), nl=False)
+                raise click.UsageError(
+                    f"{recipe!r} is not a preset: use one of {', '.join(PRESETS)}"
+                )
+            show(PRESETS[recipe].read_text("utf-8").removesuffix("\n"))
             return
         if output is None:
-            raise click.UsageError("name a run folder with --output")
+            raise click.UsageError("no run folder given: use --output")
         _train(recipe, data, validate, output, load_from, changes, device)
 
 
@@ -125,21 +143,21 @@ def _train(
     sources = [s for place in data for s in _sources(place)]
     config = load_config(recipe, changes=changes, sources=sources)
     first = os.environ.get("RANK", "0") == "0"
-    if not first:  # what all processes find out, one of them says
+    if not first:  # what all processes find, one of them reports
         logging.getLogger("rbvsr_deploy").setLevel(logging.ERROR)
     with TrainingDisplay() as display:
         model = train(config, output=output, device=device, on_step=display)
     if first:
-        click.echo(f"{output / 'latest.pth'} and {model}: take either to rbvsr-export --checkpoint")
+        show(f"{output / 'latest.pth'} and {model}: export either with rbvsr-export --checkpoint")
 
 
 def _quoted(path: Path | str) -> str:
-    """As TOML has it, which for a string is as JSON has it."""
+    """Quote a string for TOML, which is the same as for JSON."""
     return json.dumps(str(path), ensure_ascii=False)
 
 
 def _sources(place: str) -> list[SourceConfig]:
-    """``frames:FOLDER`` is taken at its word; of ``FOLDER``, everything that it holds."""
+    """Return the clips of ``KIND:FOLDER``, or those of every kind found in ``FOLDER``."""
     from rbvsr_deploy.training.data.sources import SourceConfig, find_sources
 
     kind, colon, path = place.partition(":")

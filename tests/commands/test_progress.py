@@ -1,4 +1,4 @@
-"""What the displays show: lines where standard error is no terminal, a bar where it is one."""
+"""Tests the progress displays: a bar if standard error is a terminal, lines if it is not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rbvsr_deploy.commands._progress import (
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -43,8 +43,8 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_training_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """One at the start and the end of a phase, and every five seconds; the time left is that of the
-    iterations since the phase's first, whose setting up says nothing of the rest.
+    """One at the start and the end of a phase, and every five seconds; the estimate of the time
+    left starts after the phase's first iteration, which includes setup.
     """
     with TrainingDisplay() as display:
         display("flow", 1, 2)
@@ -62,7 +62,7 @@ def test_training_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_frames_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """Work that an earlier run had done takes none of this one's time; the last frame is said."""
+    """Resumed work takes no time in this run; the last frame is reported."""
     with ProgressDisplay() as display:
         display("clean", 100, 100)
         display("backward", 50, 100)
@@ -77,7 +77,7 @@ def test_frames_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_lines_of_several_sequences(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each is said when it begins, and every five seconds how far it is."""
+    """One when a sequence begins, and its progress every five seconds."""
     with FramesDisplay(2) as display:
         display("a", 1, None)
         clock.now += 6
@@ -105,8 +105,8 @@ with TrainingDisplay() as display:
 
 
 def test_a_bar_for_each_phase_on_a_terminal() -> None:
-    """On a pseudo terminal: what is left on the screen are two full bars, and nothing was written
-    to standard output.
+    """On a pseudo terminal, two full bars are left on the screen, and nothing is written to
+    standard output.
     """
     terminal, its_end = pty.openpty()
     process = subprocess.Popen(
@@ -120,7 +120,7 @@ def test_a_bar_for_each_phase_on_a_terminal() -> None:
     while True:
         try:
             block = os.read(terminal, 4096)
-        except OSError:  # how Linux says that the other end was closed
+        except OSError:  # Linux reports the closed other end like this
             break
         if not block:
             break

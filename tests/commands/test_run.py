@@ -1,6 +1,4 @@
-"""``rbvsr-run`` from the outside: a real clip in, the same clip four times larger out, or one clear
-sentence.
-"""
+"""Tests ``rbvsr-run`` from the outside: a real clip is upscaled, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -50,9 +48,9 @@ def clip(sample: Path, tmp_path: Path) -> Path:
     return short_clip(sample, tmp_path / "clip.mp4")
 
 
-def test_video_keeps_frames_times_and_sound(clip: Path) -> None:
-    """Four times the size, the same frames at the same times, the same audio packets, no temporary
-    file.
+def test_video_keeps_frames_times_and_audio(clip: Path) -> None:
+    """Four times the size, the same frames at the same times, the same audio packets, and no
+    temporary file.
     """
     result = invoke(clip, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -83,7 +81,7 @@ def test_json_summary(clip: Path) -> None:
 
 
 def test_result_is_the_models(clip: Path, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    """A bundle and the checkpoint it was made from write the same pictures, within one level."""
+    """A bundle and the checkpoint it was made from give the same images, within one level."""
     folders = []
     for engine in (tiny_bundle, tiny_checkpoint):
         folders.append(clip.parent / engine.suffix[1:])
@@ -110,7 +108,7 @@ def test_options_reach_the_encoder(clip: Path) -> None:
 
 
 def test_refuses_to_overwrite(clip: Path) -> None:
-    """An existing output stays as it is, unless --overwrite is given."""
+    """An existing output is kept, unless --overwrite is given."""
     output = clip.with_name("clip_x4.mp4")
     output.write_bytes(b"precious")
     result = invoke(clip, "--device", "cpu")
@@ -121,8 +119,8 @@ def test_refuses_to_overwrite(clip: Path) -> None:
     assert len(video_times(output)) == 6
 
 
-def test_picture_and_folder(tmp_path: Path, sample: Path) -> None:
-    """A folder of pictures becomes a folder of the same names, one picture becomes one picture."""
+def test_image_and_folder(tmp_path: Path, sample: Path) -> None:
+    """An image folder becomes a folder of the same names, an image becomes an image."""
     source = tmp_path / "frames"
     with av.open(str(sample)) as container:
         source.mkdir()
@@ -139,7 +137,7 @@ def test_picture_and_folder(tmp_path: Path, sample: Path) -> None:
 
 
 def test_rate_of_a_folder(tiny_bundle: Path, tmp_path: Path) -> None:
-    """--fps spaces the frames of a video made of pictures; elsewhere it is refused."""
+    """--fps sets the frame rate of a video made from an image folder; elsewhere it is refused."""
     source = tmp_path / "frames"
     source.mkdir()
     for i in range(3):
@@ -159,38 +157,38 @@ def test_rate_of_a_folder(tiny_bundle: Path, tmp_path: Path) -> None:
         assert invoke(source, "--fps", value).exit_code == 2
 
 
-def test_before_after_picture(clip: Path) -> None:
+def test_before_after_image(clip: Path) -> None:
     """The middle frame, bicubic on the left, the result on the right."""
-    picture = clip.with_name("before_after.png")
-    result = invoke(clip, "--before-after", picture, "--device", "cpu")
+    path = clip.with_name("before_after.png")
+    result = invoke(clip, "--before-after", path, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    with open_source(picture) as source:
+    with open_source(path) as source:
         (frame,) = source
     assert frame.image.shape == (216, 2 * 384 + 16, 3)
     left, right = frame.image[:, :384].astype(int), frame.image[:, -384:].astype(int)
-    assert 0 < np.abs(left - right).mean() < 20  # the same scene, not the same picture
+    assert 0 < np.abs(left - right).mean() < 20  # the same scene, but another image
 
 
 def test_before_after_is_refused_before_the_work(clip: Path) -> None:
-    """A picture that could not be written stops the run at once, and nothing is written."""
-    picture = clip.with_name("there.png")
-    picture.write_bytes(b"precious")
+    """An image that could not be written stops the run at once, and nothing is written."""
+    existing = clip.with_name("existing.png")
+    existing.write_bytes(b"precious")
     for target, word in (
-        (picture, "exists"),
+        (existing, "exists"),
         (clip.parent / "nowhere" / "a.png", "folder"),
         (clip.with_name("a.mp4"), ".png"),
     ):
         result = invoke(clip, "--before-after", target, "--device", "cpu")
         assert result.exit_code == 1
         assert word in result.stderr
-    assert picture.read_bytes() == b"precious"
+    assert existing.read_bytes() == b"precious"
     assert not clip.with_name("clip_x4.mp4").exists()
 
 
 def _bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Inputs that must be refused, and a word of the sentence for each."""
+    """Make inputs that must be refused; return each with a word of its sentence."""
     (folder / "empty folder").mkdir()
-    (folder / "text.mp4").write_text("this is no video\n" * 100)
+    (folder / "text.mp4").write_text("this is text\n" * 100)
     with av.open(str(folder / "sound.m4a"), "w") as container:
         stream = container.add_stream("aac", rate=48000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), "fltp", "mono")
@@ -231,8 +229,8 @@ def test_truncated_video_publishes_nothing(part: float, clip: Path) -> None:
     assert not cut.with_name("cut_x4.mp4").exists()
 
 
-def test_output_folder_that_cannot_be_written(clip: Path) -> None:
-    """A file in place of the folder, and no folder at all."""
+def test_output_in_a_folder_that_cannot_be_written(clip: Path) -> None:
+    """A file in place of the folder, or a missing folder."""
     for output in (clip / "out.mp4", clip.parent / "nowhere" / "out.mp4"):
         result = invoke(clip, "-o", output, "--device", "cpu")
         assert result.exit_code == 1
@@ -271,7 +269,7 @@ def test_damaged_engines(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_device_cuda_without_cuda(clip: Path) -> None:
-    """Says what is offered here, and how to get CUDA."""
+    """The error names the extra that has CUDA."""
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -282,16 +280,19 @@ def test_device_cuda_without_cuda(clip: Path) -> None:
 
 
 def test_usage_error_is_2(clip: Path) -> None:
-    """Wrong options are click's business."""
+    """Exit code 2 for a wrong value and for a missing input."""
     assert invoke(clip, "--cleanings", "-1").exit_code == 2
     assert invoke().exit_code == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
 def test_interrupted_run_leaves_nothing(
     number: int, code: int, sample: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C and termination in the middle of the work remove the unfinished output."""
+    """Ctrl-C, termination and hang-up in the middle of the work remove the unfinished output."""
     output = tmp_path / "out.mp4"
     # Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -313,7 +314,7 @@ def test_interrupted_run_leaves_nothing(
 
 @pytest.fixture
 def two_scenes(sample: Path, tmp_path: Path) -> Path:
-    """A folder's worth of pictures as a clip with sound: 60 frames, then 70 of something else."""
+    """A clip with audio and two scenes: 60 frames, then 70 of something else."""
     path = tmp_path / "scenes.mkv"
     with av.open(str(sample)) as source, av.open(str(path), "w") as target:
         audio_in = source.streams.audio[0]
@@ -339,11 +340,11 @@ def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:
         return [(p.pts, p.dts, bytes(p)) for p in container.demux(stream) if p.size]
 
 
-def test_cuts_are_found_listed_and_taken_from_a_list(
+def test_cuts_are_detected_listed_and_read_from_a_list(
     two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """--scene-list writes what was found; given again, it is what counts, also if changed."""
-    cuts, pictures = tmp_path / "cuts.txt", []
+    """--scene-list writes the detected cuts; an existing list is used instead, edited or not."""
+    cuts, outputs = tmp_path / "cuts.txt", []
     common = (two_scenes, "--engine", tiny_bundle, "--device", "cpu", "--scene-list", cuts)
     for number, text in enumerate((None, None, "40\n60", "# none")):
         if text is not None:
@@ -352,7 +353,7 @@ def test_cuts_are_found_listed_and_taken_from_a_list(
         result = invoke(*common, "-o", output, "--json")
         assert result.exit_code == 0, result.output
         scenes = [(s["first_frame"], s["frames"]) for s in json.loads(result.stdout)["scenes"]]
-        pictures.append([frame.image for frame in open_source(output)])
+        outputs.append([frame.image for frame in open_source(output)])
         if text is None:
             assert scenes == [(0, 60), (60, 70)]
             assert [line for line in cuts.read_text().splitlines() if line[0] != "#"] == ["0", "60"]
@@ -360,7 +361,7 @@ def test_cuts_are_found_listed_and_taken_from_a_list(
             assert scenes == [(0, 130)]
         else:
             assert scenes == [(0, 40), (40, 20), (60, 70)]
-    found, given, more, none = (np.stack(p) for p in pictures)
+    found, given, more, none = (np.stack(images) for images in outputs)
     np.testing.assert_array_equal(found, given)
     np.testing.assert_array_equal(found[60:], more[60:])
     assert not np.array_equal(found[:60], more[:60])
@@ -368,7 +369,7 @@ def test_cuts_are_found_listed_and_taken_from_a_list(
 
 
 def test_no_scene_cuts(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """One scene; and then there is no list to write."""
+    """A single scene, and no list to write."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "--no-scene-cuts")
     result = invoke(two_scenes, "-o", tmp_path / "a", *options, "--json")
     assert [s["frames"] for s in json.loads(result.stdout)["scenes"]] == [130]
@@ -377,8 +378,8 @@ def test_no_scene_cuts(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> N
     assert "nothing to write" in result.stderr
 
 
-def test_scenes_are_told_with_v(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """What refinement decided for each, and the plan in any case."""
+def test_verbose_reports_scenes(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """-v shows the decision of refinement for each scene; the memory plan is always shown."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "-v", "--memory", "300MiB")
     done = subprocess.run(  # logging goes to the real standard error
         [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"]
@@ -395,11 +396,11 @@ def test_scenes_are_told_with_v(two_scenes: Path, tiny_bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     "options", [("--lookahead", 2), ("--max-scene", 40), ("--refine-scope", "frame"), ()]
 )
-def test_a_killed_run_is_continued(
+def test_a_killed_run_resumes(
     options: tuple[object, ...], two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """Killed as soon as a part is finished, the same command makes the same packets, says where it
-    goes on, and leaves nothing else behind.
+    """Killed as soon as a segment is finished, the same command makes the same packets, reports
+    what was resumed and leaves no other file.
     """
     command = (two_scenes, "--engine", tiny_bundle, "--device", "cpu", *options)
     assert invoke(*command, "-o", tmp_path / "whole.mkv").exit_code == 0
@@ -429,13 +430,13 @@ def test_a_killed_run_is_continued(
 def test_a_changed_input_option_or_model_starts_over(
     two_scenes: Path, tiny_bundle: Path, tiny_bundle_float16: Path, tmp_path: Path
 ) -> None:
-    """And says why."""
+    """The reason is reported."""
     output = tmp_path / "out.mkv"
     (tmp_path / "list.txt").write_text("60")
     options: dict[str, object] = {"--engine": tiny_bundle, "--device": "cpu"}
 
     def finished() -> Result:
-        """A run whose parts stay, without its output."""
+        """Complete a run, keep its segments and delete its output."""
         words = [word for pair in options.items() for word in pair]
         result = invoke(two_scenes, "-o", output, *words, "--keep-job")
         assert result.exit_code == 0, result.output
@@ -458,8 +459,8 @@ def test_a_changed_input_option_or_model_starts_over(
     assert "Starting over: the input was scenes.mkv" in finished().stderr
 
 
-def test_only_the_end_is_left_to_do(clip: Path, tiny_bundle: Path) -> None:
-    """All frames done, the output not completed: the next run joins them and tells the same."""
+def test_only_the_last_step_is_left(clip: Path, tiny_bundle: Path) -> None:
+    """All frames done but the output not complete: the next run joins and reports the same."""
     output = clip.with_name("out.mkv")
     command = (clip, "-o", output, "--engine", tiny_bundle, "--device", "cpu", "--json")
     first = json.loads(invoke(*command, "--keep-job").stdout)
@@ -472,10 +473,10 @@ def test_only_the_end_is_left_to_do(clip: Path, tiny_bundle: Path) -> None:
     assert sorted(p.name for p in clip.parent.iterdir()) == ["clip.mp4", "out.mkv"]
 
 
-def test_an_interrupted_run_keeps_what_is_finished(
+def test_an_interrupted_run_keeps_finished_segments(
     two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C after the first part: the job folder stays, and the user is told what to do."""
+    """Ctrl-C after the first segment keeps the job folder and says how to continue."""
     output = tmp_path / "out.mkv"
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
@@ -490,7 +491,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command continues" in errors
+    assert "run the same command again to continue" in errors
     assert not output.exists()
     assert (tmp_path / ".out.mkv.job").is_dir()
 
@@ -506,7 +507,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
     ],
 )
 def test_wrong_options_are_usage_errors(option: str, value: str, word: str, clip: Path) -> None:
-    """Exit code 2 and what is allowed."""
+    """Exit code 2, with the allowed values."""
     result = invoke(clip, option, value)
     assert result.exit_code == 2
     assert word in result.stderr

@@ -1,4 +1,4 @@
-"""``rbvsr-run`` with ``--start``, ``--end`` and ``--frames``."""
+"""Tests ``rbvsr-run`` with ``--start``, ``--end`` and ``--frames``."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def clip(sample: Path, tmp_path: Path) -> Path:
     return short_clip(sample, tmp_path / "clip.mp4", frames=30)
 
 
-def test_sound_stays_with_the_picture(clip: Path, tiny_bundle: Path) -> None:
-    """An excerpt begins at 0 with the first frame at --start or later; every packet of sound lies
-    where it lay beside the picture.
+def test_audio_stays_in_sync(clip: Path, tiny_bundle: Path) -> None:
+    """An excerpt begins at 0 with the first frame at --start or later; every audio packet keeps its
+    offset to the video.
     """
     out = clip.with_name("out.mp4")
     options = ("--start", "0:00.4", "--end", 0.7, "--engine", tiny_bundle, "--device", "cpu")
@@ -60,12 +60,12 @@ def test_the_summary_names_the_range(clip: Path, tiny_bundle: Path) -> None:
     options = ("--start", 0.5, "--frames", 1, "--engine", tiny_bundle, "--device", "cpu")
     result = invoke(clip, "-o", out, *options)
     assert result.exit_code == 0, result.output
-    assert "from 0.5 s, 1 frames at most" in result.stdout
+    assert "from 0.5 s, at most 1 frame;" in result.stdout
     assert out.exists()
 
 
-def test_a_stopped_excerpt_is_continued(tmp_path: Path) -> None:
-    """From the last finished part, with the frames of the same range; another range starts over."""
+def test_an_interrupted_excerpt_resumes(tmp_path: Path) -> None:
+    """From the last finished segment, with the frames of the same range."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for number in range(400):
@@ -95,13 +95,13 @@ def test_a_stopped_excerpt_is_continued(tmp_path: Path) -> None:
     [
         (("--start", 100), 1, "s long, and the excerpt begins at 100 s: begin earlier"),
         (("--start", 2, "--end", 1), 1, "from 2 s to 1 s is empty"),
-        (("--start", "1:99"), 2, "is no time: give seconds such as 12.5"),
-        (("--end", "-1"), 2, "is no time"),
+        (("--start", "1:99"), 2, "is not a valid time: use seconds such as 12.5"),
+        (("--end", "-1"), 2, "is not a valid time"),
         (("--frames", 0), 2, "--frames"),
     ],
 )
-def test_ranges_that_cannot_be(options, code, words, clip: Path) -> None:
-    """One sentence, before any work, and nothing is written."""
+def test_invalid_ranges(options, code, words, clip: Path) -> None:
+    """One sentence before any work, and nothing is written."""
     result = invoke(clip, *options, "--device", "cpu")
     assert result.exit_code == code
     assert words in result.stderr
@@ -122,6 +122,6 @@ def test_ranges_that_cannot_be(options, code, words, clip: Path) -> None:
     ],
 )
 def test_times(text: str, seconds: Fraction) -> None:
-    """Exact, in all forms."""
+    """Parsed exactly, in all forms."""
     (option,) = (option for option in run.params if option.name == "start")
     assert option.process_value(click.Context(run), text) == seconds

@@ -41,7 +41,9 @@ def built_here(bundle: Path, path: Path, *options: str) -> Path:
     """A copy of a bundle with engines for this machine in it."""
     shutil.copy(bundle, path)
     program = "from rbvsr_deploy.commands.build import build; build()"
-    subprocess.run([sys.executable, "-c", program, str(path), "--here", *options], check=True)
+    subprocess.run(
+        [sys.executable, "-c", program, str(path), "--target", "auto", *options], check=True
+    )
     return path
 
 
@@ -111,7 +113,7 @@ def test_cuda_of_onnx_runtime(sample: Path) -> None:
 
 
 def test_engines_built_here_are_taken_from_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    """``rbvsr-build --here`` puts in what ``rbvsr-run`` then takes without compiling."""
+    """``rbvsr-build --target auto`` puts in what ``rbvsr-run`` then takes without compiling."""
     bundle = built_here(tiny_bundle, tmp_path / "m.plan", "--opt-size", "96x64")
     lines: list[str] = []
     with open_engine(bundle, size=lambda: (64, 96), report=lines.append) as engine:

@@ -95,7 +95,7 @@ def test_options_about_one_input(go, inputs, tmp_path, option) -> None:
     """Refused before anything is done, in a sentence that names them."""
     result = go(*inputs, option, tmp_path / "a.png")
     assert result.exit_code == 2
-    assert f"{option} is about one input, and there are 3" in result.stderr
+    assert f"{option} needs a single input, got 3" in result.stderr
     assert not (tmp_path / "clip_x4.mp4").exists()
 
 

@@ -144,7 +144,7 @@ def test_chosen_frames_are_spread_and_begin_scenes() -> None:
 def test_page_of_a_video(clip: Path, tiny_bundle: Path) -> None:
     """The right frames, before and after, the figures that --json tells, and nothing to load."""
     path, output = clip.with_name("page.html"), clip.with_name("clip_x4.mp4")
-    result = invoke(clip, "--engine", tiny_bundle, "--device", "cpu", "--json", "--compare", path)
+    result = invoke(clip, "--engine", tiny_bundle, "--device", "cpu", "--json", "--report", path)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     page = Page.read(path)
@@ -172,7 +172,7 @@ def test_page_of_a_resumed_run(clip: Path, tiny_bundle: Path) -> None:
     command = (clip, "-o", output, "--engine", tiny_bundle, "--device", "cpu")
     assert invoke(*command, "--keep-job").exit_code == 0
     output.unlink()
-    result = invoke(*command, "--compare", path)
+    result = invoke(*command, "--report", path)
     assert result.exit_code == 0, result.output
     page = Page.read(path)
     assert len(page.pictures) == 6
@@ -192,7 +192,7 @@ def test_page_of_a_folder_and_of_a_picture(tmp_path: Path, tiny_bundle: Path) ->
         (folder / "1.png", tmp_path / "1_x4.png"),
     ):
         path = output.with_suffix(".html")
-        options = ("-o", output, "--engine", tiny_bundle, "--device", "cpu", "--compare", path)
+        options = ("-o", output, "--engine", tiny_bundle, "--device", "cpu", "--report", path)
         result = invoke(source, *options)
         assert result.exit_code == 0, result.output
         page = Page.read(path)
@@ -217,7 +217,7 @@ def test_bad_pages_are_refused_before_the_work(clip: Path) -> None:
         (clip, "is the input itself", ("--overwrite",)),
         (out, "pipe", ("-o", "-")),
     ):
-        result = invoke(clip, "--compare", page, "--device", "cpu", *options)
+        result = invoke(clip, "--report", page, "--device", "cpu", *options)
         assert result.exit_code == 1
         assert word in result.stderr
         assert len([line for line in result.stderr.splitlines() if "rror" in line]) == 1
@@ -232,9 +232,9 @@ def test_bad_pages_are_refused_before_the_work(clip: Path) -> None:
 
 def test_a_page_is_about_one_input(clip: Path) -> None:
     """Of several inputs no single page can be made: a usage error."""
-    result = invoke(clip, clip, "--compare", clip.with_name("page.html"))
+    result = invoke(clip, clip, "--report", clip.with_name("page.html"))
     assert result.exit_code == 2
-    assert "--compare is about one input" in result.stderr
+    assert "--report needs a single input" in result.stderr
 
 
 def test_overwrite_replaces_a_page(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -242,7 +242,7 @@ def test_overwrite_replaces_a_page(tmp_path: Path, tiny_bundle: Path) -> None:
     source, path = tmp_path / "a.png", tmp_path / "page.html"
     write_image(source, image=moving_clip(1, 40, 64)[0])
     path.write_bytes(b"old")
-    options = ("--engine", tiny_bundle, "--device", "cpu", "--compare", path, "--overwrite")
+    options = ("--engine", tiny_bundle, "--device", "cpu", "--report", path, "--overwrite")
     assert invoke(source, *options).exit_code == 0
     assert len(Page.read(path).pictures) == 1
 

@@ -170,13 +170,13 @@ def test_pages_that_cannot_be(video: Path, tmp_path: Path) -> None:
 
 
 def test_command(sample: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """The page has the output's name unless --compare names it, and --json tells of it."""
+    """The page has the output's name unless --report names it, and --json tells of it."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
     options = (clip, "--preview", 2, "--engine", tiny_bundle, "--device", "cpu")
     result = invoke(*options)
     assert result.exit_code == 0, result.output
-    assert "clip_x4.html: 2 pictures of 384x216; all 6 frames would take about" in result.stdout
-    result = invoke(*options, "--json", "--compare", tmp_path / "page.html")
+    assert "clip_x4.html: 2 images of 384x216; all 6 frames would take about" in result.stdout
+    result = invoke(*options, "--json", "--report", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["page"] == str(tmp_path / "page.html")
@@ -190,12 +190,12 @@ def test_command(sample: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("-o", "a.mp4"), "-o does not go with --preview"),
-        (("--keep-job",), "--keep-job does not go with --preview"),
-        (("--crf", 20), "--crf does not go with --preview"),
-        (("--before-after", "a.png"), "--before-after does not go with --preview"),
-        (("-",), "which - does not allow"),
-        (("b.mp4",), "--preview is about one input"),
+        (("-o", "a.mp4"), "-o cannot be combined with --preview"),
+        (("--keep-job",), "--keep-job cannot be combined with --preview"),
+        (("--crf", 20), "--crf cannot be combined with --preview"),
+        (("--before-after", "a.png"), "--before-after cannot be combined with --preview"),
+        (("-",), "--preview cannot read from -"),
+        (("b.mp4",), "--preview needs a single input"),
     ],
 )
 def test_options_about_the_output_are_refused(

@@ -101,7 +101,7 @@ def test_float32_bundle_agrees_with_its_checkpoint(
     assert all(graph.calls >= 4 for graph in result.graphs.values())
     done = invoke(f"{tiny_checkpoint}@cpu", f"{tiny_bundle}@cpu", "--clip", clip)
     assert done.exit_code == 0, done.output
-    for name in (*names, "all pictures", "worst picture"):
+    for name in (*names, "all frames", "worst frame"):
         assert name in done.stdout
 
 
@@ -275,7 +275,7 @@ def test_different_decisions_are_told(tiny_checkpoint: Path, clip: Path, tmp_pat
     done = invoke(*models, "--clip", clip)
     assert "A cleaned 1 times" in done.stdout
     assert "B 3 times" in done.stdout
-    assert "--cleanings N makes them equal" in done.stdout
+    assert "use --cleanings N for equal numbers" in done.stdout
     done = invoke(*models, "--clip", clip, "--cleanings", 2)
     assert done.exit_code == 0, done.output
     assert "A cleaned" not in done.stdout

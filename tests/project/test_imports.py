@@ -1,4 +1,4 @@
-"""What an import costs: nothing heavy is loaded before it is needed, nothing optional at all."""
+"""Tests that imports stay light: no heavy library is loaded before it is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT = (
 
 
 def loaded_by(program: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after running the program."""
+    """Return the top-level modules that a fresh interpreter has loaded after a program."""
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\n{REPORT}"], capture_output=True, text=True, check=False
     )
@@ -37,13 +37,13 @@ def loaded_by(program: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_check_sees_what_is_loaded() -> None:
-    """The tests below can fail: a program that imports NumPy is seen to."""
+def test_the_check_finds_loaded_modules() -> None:
+    """The tests below can fail: NumPy is found in a program that imports it."""
     assert "numpy" in loaded_by("import rbvsr_deploy.runtime.propagation")
 
 
 def test_importing_the_package_is_light() -> None:
-    """``import rbvsr_deploy`` loads none of the libraries it works with, nor click."""
+    """``import rbvsr_deploy`` loads none of the heavy libraries, nor click."""
     loaded = loaded_by("import rbvsr_deploy; assert rbvsr_deploy.__version__")
     assert "rbvsr_deploy" in loaded
     assert not loaded & (HEAVY | {"click"})
@@ -63,16 +63,17 @@ def test_importing_the_package_is_light() -> None:
     ],
 )
 def test_modules_without_arrays_are_light(module: str) -> None:
-    """Modules that handle no arrays, or not at once, load none of the libraries that do."""
+    """Modules that do not handle arrays on import load none of the heavy libraries."""
     assert not loaded_by(f"import rbvsr_deploy.{module}") & HEAVY
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "export", "info", "build", "compare", "evaluate", "train"]
+    "command",
+    ["run", "export", "info", "build", "compare", "evaluate", "train", "degradations", "rbvsr"],
 )
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_is_light(command: str, argument: str) -> None:
-    """``--help`` and ``--version`` of every command answer without loading any of them."""
+    """``--help`` and ``--version`` of every command load none of the heavy libraries."""
     program = f"""
 from rbvsr_deploy.commands.{command} import {command}
 try:
@@ -83,8 +84,8 @@ except SystemExit as stop:
     assert not loaded_by(program) & HEAVY
 
 
-def test_help_says_what_the_command_is_for() -> None:
-    """The light path is the real one: the text is the command's own."""
+def test_help_describes_the_command() -> None:
+    """The light path shows the real help."""
     done = subprocess.run(
         [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run(['--help'])"],
         capture_output=True,
@@ -97,7 +98,7 @@ def test_help_says_what_the_command_is_for() -> None:
 
 
 def test_opening_a_bundle_needs_no_array_library() -> None:
-    """``rbvsr-info`` on something that is no bundle answers in one line, exit code 1, light."""
+    """``rbvsr-info`` refuses a missing bundle without loading a heavy library."""
     program = """
 from rbvsr_deploy.commands.info import info
 try:

@@ -1,4 +1,4 @@
-"""The wheel: one top-level name, every module in its mapped place, and nothing else."""
+"""Tests the wheel: one top-level name, every module in its mapped place, and nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_COPIED = shutil.ignore_patterns(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    """The wheel built from a copy of the checkout, as it lies there, without network."""
+    """Build the wheel from a copy of the checkout, without network."""
     folder = tmp_path_factory.mktemp("packaging")
     shutil.copytree(ROOT, folder / "checkout", ignore=NOT_COPIED)
     done = subprocess.run(
@@ -62,7 +62,7 @@ def test_the_only_top_level_name_is_the_projects(wheel: zipfile.Path) -> None:
 
 
 def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> None:
-    """The Python files of the four folders, no more (no tests, no benchmarks) and no fewer."""
+    """It has exactly the Python files of the four folders: no tests, no benchmarks."""
     expected = {
         f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, place in FOLDERS.items()
@@ -72,9 +72,9 @@ def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> N
     assert {name for name in names(wheel) if name.endswith(".py")} == expected
 
 
-def test_data_files_are_there(wheel: zipfile.Path) -> None:
-    """The type marker, the page's template, the recipes of training and whatever models, weights
-    and model cards lie in the checkout, byte for byte.
+def test_data_files_are_included(wheel: zipfile.Path) -> None:
+    """The type marker, the page template, the training recipes and all models, weights and model
+    cards of the checkout are included, byte for byte.
     """
     models = ROOT / "rbvsr_deploy" / "pretrained"
     data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "jobs/page.html")]
@@ -89,7 +89,7 @@ def test_data_files_are_there(wheel: zipfile.Path) -> None:
     assert others == set(packed)
 
 
-def test_commands_are_there(wheel: zipfile.Path) -> None:
+def test_commands_are_included(wheel: zipfile.Path) -> None:
     """The console scripts point at functions that exist."""
     scripts = configparser.ConfigParser()
     scripts.read_string((dist_info(wheel) / "entry_points.txt").read_text())
@@ -102,8 +102,8 @@ def test_commands_are_there(wheel: zipfile.Path) -> None:
 
 
 def test_metadata(wheel: zipfile.Path) -> None:
-    """The version is the package's own, the licence files are there, and what is optional is an
-    extra, not a dependency.
+    """The version is the package's own, the licence files are included, and optional packages are
+    extras, not dependencies.
     """
     metadata = (dist_info(wheel) / "METADATA").read_text()
     source = wheel.root.read("rbvsr_deploy/version.py").decode()
@@ -126,7 +126,7 @@ def test_metadata(wheel: zipfile.Path) -> None:
 
 
 def test_installed_wheel_imports(wheel: zipfile.Path, tmp_path: Path) -> None:
-    """Unpacked alone, away from the checkout, the wheel's rooms import under their full names."""
+    """Unpacked away from the checkout, the packages of the wheel import under their full names."""
     assert wheel.root.filename is not None
     with zipfile.ZipFile(wheel.root.filename) as archive:
         archive.extractall(tmp_path)

@@ -77,9 +77,9 @@ def test_presets_are_listed_and_printed() -> None:
 def test_wrong_usage(tmp_path: Path) -> None:
     """Exit code 2: no recipe, no run folder, nothing to print."""
     for arguments, message in (
-        ((), "name a recipe"),
+        ((), "no recipe given"),
         (("tiny-stage1", "--data", tmp_path), "--output"),
-        (("mine.toml", "--print"), "none of the presets"),
+        (("mine.toml", "--print"), "is not a preset"),
     ):
         result = call(*arguments)
         assert result.exit_code == 2

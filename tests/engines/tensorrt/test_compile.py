@@ -136,18 +136,23 @@ def test_an_export_whose_engines_fail_keeps_its_graphs(
     monkeypatch.setattr(compile_module, "build_engine_set", failing)
     path = tmp_path / "model.plan"
     message = run(export, "-o", path, *RTX, "8.6", code=1).stderr
-    assert f"'flow' could not be compiled; '{path}' is there with its graphs, no engines" in message
+    assert (
+        f"'flow' could not be compiled; '{path}' was written with graphs but no engines" in message
+    )
     assert open_bundle(path).graphs()
 
 
 USAGE: list[tuple[tuple[str, ...], str]] = [
     ((), "nothing to do"),
-    (("--here", "--target", "tensorrt"), "leave out"),
-    (("--here", "--compute-capability", "8.6"), "--compute-capability needs --target"),
-    ((*RTX, "86"), "'86' is no compute capability: write them like 8.6,8.9,12.0"),
-    ((*RTX, "8.6,,8.9"), "'' is no compute capability"),
-    ((*RTX, "8.6", "--max-size", "1280"), "'1280' is no size: write width and height like"),
-    ((*RTX, "8.6", "--opt-size", "0x64"), "'0x64' is no size"),
+    (("--remove", "none", "--compute-capability", "8.6"), "--compute-capability needs --target"),
+    (("--target", "auto", "--compute-capability", "8.6"), "cannot be combined with --target auto"),
+    ((*RTX, "86"), "'86' is not a compute capability: use numbers such as 8.6,8.9,12.0"),
+    ((*RTX, "8.6,,8.9"), "'' is not a compute capability"),
+    (
+        (*RTX, "8.6", "--max-size", "1280"),
+        "'1280' is not a size: use width x height, such as 1280x720",
+    ),
+    ((*RTX, "8.6", "--opt-size", "0x64"), "'0x64' is not a size"),
     ((*RTX, "8.6", "--min-size", "64x64", "--max-size", "32x96"), "smallest <= the usual"),
     ((*RTX, "8.6", "--batch", "0"), "0 is not in the range x>=1"),
     ((*RTX, "8.6", "--workspace", "much"), "'much' is no size of memory"),
@@ -165,7 +170,7 @@ def test_wrong_usage_is_told(path: Path, arguments: tuple[str, ...], words: str)
 
 
 IMPOSSIBLE: list[tuple[tuple[str, ...], str]] = [
-    (("--here",), "there is no GPU here to compile for (no driver): name the GPUs"),
+    (("--target", "auto"), "there is no GPU here to compile for (no driver): name the GPUs"),
     (("--target", "tensorrt-rtx"), "must be told which GPUs to compile for"),
     ((*RTX, "9.0"), "not for 9.0"),
     ((*RTX, "8.6", "--hardware-compatible"), "has no hardware-compatible engines"),
@@ -192,7 +197,7 @@ def test_an_export_refuses_impossible_engines_before_it_begins(
     path = tmp_path / "model.plan"
     assert "not for 9.0" in run(export, "-o", path, *RTX, "9.0", code=1).stderr
     arguments = ("--target", "auto", "--compute-capability", "8.6")
-    assert "does not go with --target auto" in run(export, *arguments, code=2).stderr
+    assert "cannot be combined with --target auto" in run(export, *arguments, code=2).stderr
     assert exported == []
 
 
@@ -231,6 +236,6 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(tiny_bundle_float16: Path, tmp_path:
                 break
         rest = process.stderr.read()
     assert process.returncode == 130, rest
-    assert "Stopped" in rest
+    assert "Interrupted" in rest
     assert path.read_bytes() == tiny_bundle_float16.read_bytes()
     assert list(tmp_path.iterdir()) == [path]

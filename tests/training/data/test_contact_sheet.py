@@ -30,7 +30,7 @@ def test_a_row_for_every_step_and_the_same_again(tmp_path: Path) -> None:
     with another seed it is another one.
     """
     sheet, text = tmp_path / "sheet.png", tmp_path / "sheet.json"
-    assert "steps, frames from" in show("--output", sheet, "--json", text, "--seed", "5")
+    assert "steps, frames from" in show("--output", sheet, "--record", text, "--seed", "5")
     degradation = msgspec.json.decode(text.read_bytes(), type=Degradation)
     image = cv2.imread(str(sheet))
     assert image is not None
@@ -46,7 +46,7 @@ def test_a_row_for_every_step_and_the_same_again(tmp_path: Path) -> None:
 
 def test_the_json_reads_like_the_table(tmp_path: Path) -> None:
     """Names of steps in plain words, one value per frame."""
-    show("--output", tmp_path / "sheet.png", "--json", tmp_path / "sheet.json")
+    show("--output", tmp_path / "sheet.png", "--record", tmp_path / "sheet.json")
     steps = json.loads((tmp_path / "sheet.json").read_text())["steps"]
     names = [step["step"] for step in steps]
     assert {"resize", "jpeg", "video compression", "reduction"} <= set(names)

@@ -180,7 +180,7 @@ def test_videos_score_like_folders(footage: Path, tmp_path: Path) -> None:
 def test_frames_can_be_chosen(footage: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Numbers from 0 on; those that a sequence does not have are left out, with a warning."""
     given = [footage / "results", "--truth", footage / "truth", "--metrics", "psnr_y"]
-    found = scores(*given, "--frames", "3,0")
+    found = scores(*given, "--only-frames", "3,0")
     assert caplog.messages == ["a has 3 frames: without frame 3"]
     assert found["sequences"]["results"]["a"]["frames"] == [0]
     assert found["sequences"]["results"]["b"]["frames"] == [0, 3]
@@ -246,7 +246,7 @@ def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_p
     assert made["means"] == written["means"]
     assert made["sequences"] == written["sequences"]
     given = ["--engine", tiny_checkpoint, "--device", "cpu", "--input", footage / "inputs", *given]
-    first = scores(*given, "--no-baseline", "--frames", "0")  # given up after a frame of each
+    first = scores(*given, "--no-baseline", "--only-frames", "0")  # given up after a frame of each
     for name, of_sequence in first["sequences"]["results"].items():
         every = written["sequences"]["results"][name]["per_frame"]["psnr_y"]
         assert of_sequence["per_frame"]["psnr_y"] == every[:1]
@@ -380,18 +380,29 @@ def test_wrong_usage_is_refused(footage: Path, tmp_path: Path) -> None:
     """With exit code 2, before anything is opened."""
     results, truth = footage / "results", footage / "truth"
     wrong = {
-        "'psnr' is no metric: choose among psnr_y": [results, "--metrics", "psnr"],
-        "psnr_y needs the truth": [results, "--metrics", "psnr_y"],
-        "successive frames": [results, "--metrics", "warping_error", "--frames", "0,2"],
-        "give either RESULTS or --engine": [],
-        "give either --input, or": ["--engine", tmp_path / "model.plan"],
-        "--cleanings is about --engine": [results, "--truth", truth, "--cleanings", "1"],
-        "--scene-cuts is about --engine": [results, "--truth", truth, "--no-scene-cuts"],
+        "'psnr' is not a metric: use psnr_y": [results, "--metrics", "psnr"],
+        "psnr_y needs ground truth": [results, "--metrics", "psnr_y"],
+        "successive frames": [results, "--metrics", "warping_error", "--only-frames", "0,2"],
+        "use either RESULTS or --engine": [],
+        "use either --input, or": ["--engine", tmp_path / "model.plan"],
+        "--cleanings needs --engine": [results, "--truth", truth, "--cleanings", "1"],
+        "--scene-cuts needs --engine": [results, "--truth", truth, "--no-scene-cuts"],
         "--degrade makes inputs for --engine": [results, "--truth", truth, "--degrade", "clean"],
-        "--degrade makes the inputs of the truth": ["--engine", "x.plan", "--degrade", "clean"],
-        "--seed is about --degrade": [results, "--truth", truth, "--seed", "1"],
+        "--degrade makes the inputs from the ground truth": [
+            "--engine",
+            "x.plan",
+            "--degrade",
+            "clean",
+        ],
+        "--seed needs --degrade": [results, "--truth", truth, "--seed", "1"],
         "github.com/VQAssessment/DOVER": [results, "--metrics", "dover"],
-        "'1-3': give numbers": [results, "--truth", truth, "--frames", "1-3"],
+        "'1-3' is not valid: use frame numbers": [
+            results,
+            "--truth",
+            truth,
+            "--only-frames",
+            "1-3",
+        ],
     }
     for sentence, arguments in wrong.items():
         assert sentence in refusal(*arguments, code=2)
@@ -403,7 +414,7 @@ def test_what_holds_no_frames_is_refused(footage: Path, tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "missing")
     (tmp_path / "text.mp4").write_text("text")
     assert "text.mp4" in refusal(tmp_path / "text.mp4")
-    given = ["--truth", footage / "truth", "--metrics", "psnr_y", "--frames", "7,9"]
+    given = ["--truth", footage / "truth", "--metrics", "psnr_y", "--only-frames", "7,9"]
     assert "a holds none of the frames 7, 9" in refusal(footage / "results", *given)
 
 

@@ -1,0 +1,89 @@
+"""Prepares the process of a command: its standard streams and its signals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = ["discard", "exit_on_signals", "prepare_streams"]
+
+
+def prepare_streams() -> None:
+    """Open the null device for closed standard streams, and let no character fail to print.
+
+    Files take the lowest free descriptor: without the former, an output file could take that of a
+    closed standard stream, and whatever a library prints there would end up in the file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard(descriptor: int) -> None:
+    """Send a standard stream that cannot be written to the null device.
+
+    What is left in its buffer would otherwise fail again when the process ends.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[list[int]]:
+    """Exit on Ctrl-C, termination and hang-up, but not on those the process has to ignore.
+
+    The exit is an exception, so that unfinished outputs are removed.
+
+    Yields:
+        The signals that were received.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> NoReturn:
+        received.append(number)
+        raise SystemExit(128 + number)
+
+    def stop_later(unraisable: UnraisableHookArgs) -> None:
+        # Python ignores exceptions in some callbacks: the signal has to come again, outside.
+        if isinstance(unraisable.exc_value, SystemExit) and received:
+            threading.Timer(0.5, _send_again, received[-1:]).start()
+        else:
+            show_ignored(unraisable)
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
+    show_ignored, sys.unraisablehook = sys.unraisablehook, stop_later
+    for number in handled:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
+        sys.unraisablehook = show_ignored
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread, which may be waiting."""
+    main = threading.main_thread().ident
+    if main is not None and sys.platform != "win32":
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
