@@ -45,7 +45,7 @@ class Assembly:
         options: what of it.
         end: when the last picture ends, in seconds; of an excerpt, everything ends then. ``None``:
             not known yet.
-        told: whether the user knows already which streams are left out or changed.
+        reported: whether a warning has already named the streams that are left out or changed.
 
     Raises:
         OSError, ValueError, av.FFmpegError: here and in all methods, where the format or the disk
@@ -64,7 +64,7 @@ class Assembly:
         source: Source,
         options: WriteOptions,
         end: Fraction | None = None,
-        told: bool = False,
+        reported: bool = False,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -91,7 +91,7 @@ class Assembly:
                         target=self._output,
                         window=self._window(end),
                         options=options,
-                        told=told,
+                        told=reported,
                     )
             self._output.start_encoding()
             self.extradata = bytes(self._stream.codec_context.extradata or b"")

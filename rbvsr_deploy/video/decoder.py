@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, open_input
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, open_input
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -47,9 +47,9 @@ def decoder_for(
     if name is None or name == own.name:
         own.options |= options
         return own
-    if own.width * own.height > MOST_PIXELS:
+    if own.width * own.height > MAX_PIXELS:
         raise MediaError(
-            f"{path} is {own.width}x{own.height}, and pictures of more than {MOST_PIXELS:,} pixels "
+            f"{path} is {own.width}x{own.height}, and pictures of more than {MAX_PIXELS:,} pixels "
             "cannot be read: scale it down"
         )
     able = _decoders_of(own.codec.id)

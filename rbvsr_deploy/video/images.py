@@ -28,7 +28,7 @@ from rbvsr_deploy.video.colour.opacity import keeps_opacity
 from rbvsr_deploy.video.colour.orientation import exif_orientation, upright
 from rbvsr_deploy.video.excerpts import cut_out
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_AS_IT_IS = ReadOptions()
+_DEFAULT_READING = ReadOptions()
 
 FOLDER_RATE = Fraction(25)
 """Frames per second of a video made of a folder of pictures, unless told otherwise."""
@@ -106,7 +106,7 @@ class ImageSource(Source):
     is_folder: bool
     """Whether ``path`` is a folder."""
 
-    def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
+    def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
         self.is_folder = path.is_dir()
         self._files = _picture_files(path) if self.is_folder else [path]
@@ -302,8 +302,7 @@ def _size_errors(path: Path) -> Iterator[None]:
         yield
     except av.ArgumentError as error:
         raise MediaError(
-            f"cannot read the picture {path}: it is damaged, or has more than "
-            f"{MOST_PIXELS:,} pixels"
+            f"cannot read the picture {path}: it is damaged, or has more than {MAX_PIXELS:,} pixels"
         ) from error
 
 

@@ -18,10 +18,10 @@ from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
-_AS_IT_IS, _AS_USUAL = ReadOptions(), WriteOptions()
+_DEFAULT_READING, _DEFAULT_WRITING = ReadOptions(), WriteOptions()
 
 
-def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
+def open_source(path: Path, options: ReadOptions = _DEFAULT_READING) -> Source:
     """Opens a video, a picture or a folder of pictures, whichever the path holds.
 
     The content decides, not the name, but for Motion JPEG without a container.
@@ -58,7 +58,7 @@ def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
     return WebPAnimation(path, options) if is_webp(path) else VideoSource(path, options)
 
 
-def frame_size(path: Path, options: ReadOptions = _AS_IT_IS) -> tuple[int, int]:
+def frame_size(path: Path, options: ReadOptions = _DEFAULT_READING) -> tuple[int, int]:
     """Height and width of an input's frames, in pixels.
 
     Raises:
@@ -98,7 +98,7 @@ def open_sink(
     width: int,
     height: int,
     job: Job | None,
-    options: WriteOptions = _AS_USUAL,
+    options: WriteOptions = _DEFAULT_WRITING,
 ) -> Sink:
     """Opens the output; nothing appears under its name before ``Sink.finish``.
 

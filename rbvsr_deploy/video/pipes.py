@@ -38,7 +38,7 @@ __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 logger = logging.getLogger(__name__)
 
 _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
-_AS_IT_IS = ReadOptions()
+_DEFAULT_READING = ReadOptions()
 _POLL = 0.1  # seconds until a wait for the other program looks whether it is to stop
 _LONGEST_HEADER = 4096
 _HOW = "pipe in what 'ffmpeg -i FILE -f yuv4mpegpipe -' writes"
@@ -82,7 +82,7 @@ class PipeSource(VideoSource):
 
     reopenable = False
 
-    def __init__(self, options: ReadOptions = _AS_IT_IS) -> None:
+    def __init__(self, options: ReadOptions = _DEFAULT_READING) -> None:
         self._input = _standard_input()
         super().__init__(_NAME_IN, options)
 

@@ -12,11 +12,11 @@ from rbvsr_deploy.errors import MediaError
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
-MOST_PIXELS = 2**31 // 48
+MAX_PIXELS = 2**31 // 48
 """Of a picture that is read: four times larger, FFmpeg holds none of more. A file of some bytes can
 claim any size, and decoders would take the memory for it.
 """
-DECODER_LIMITS = {"max_pixels": str(MOST_PIXELS)}
+DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 """Options of every decoder, to be set before it is opened."""
 
 # Old files hold titles in any encoding: the bytes pass through unchanged.

@@ -12,7 +12,7 @@ from rbvsr_deploy.video.completeness import cut_off, indexed_frames
 from rbvsr_deploy.video.damage import Damage
 from rbvsr_deploy.video.decoder import decoder_for
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
 from rbvsr_deploy.video.seeking import packets_around
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class VideoPass:
             raise MediaError(
                 f"{self._path} holds no video frame that can be decoded "
                 f"({self.packets} packets, {self.damage.lost} of them damaged or of more than "
-                f"{MOST_PIXELS:,} pixels): give a complete video"
+                f"{MAX_PIXELS:,} pixels): give a complete video"
             )
         self.damage.finish()
         expected = indexed_frames(self._container, self._stream)

@@ -145,7 +145,7 @@ class VideoSink(Sink):
                 source=self._source,
                 options=self._options,
                 end=end_of_presentation(files[-1], usual=1 / (rate * base)) * base,
-                told=True,
+                reported=True,
             ) as assembly:
                 assembly.write(
                     files,

@@ -36,7 +36,7 @@ _FALLBACK_RATE, _FASTEST = Fraction(25), 500
 # FFmpeg draws the letters of any text as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
 _DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT
-_AS_IT_IS = ReadOptions()
+_DEFAULT_READING = ReadOptions()
 
 
 class VideoSource(Source):
@@ -62,7 +62,7 @@ class VideoSource(Source):
     audio_rates: tuple[int, ...]
     """Samples per second of the audio streams."""
 
-    def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
+    def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
         self._options = options
         self._late: int | None = None  # ticks by which frames of an AVI leave the decoder

@@ -125,7 +125,7 @@ def _write_picture(path: Path, *, number: int, size: tuple[int, int] = _SIZE) ->
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.pix_fmt = *size, pix_fmt
     context.time_base = Fraction(1, 25)
-    image = media.picture(number, width=size[0], height=size[1])
+    image = media.gradient(number, width=size[0], height=size[1])
     frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
     frame.pts = 0
     packets = [*context.encode(frame), *context.encode(None)]
@@ -138,7 +138,7 @@ def _write_y4m(path: Path, *, size: tuple[int, int] = _SIZE, frames: int = FRAME
     grey = b"\x80" * (width * height // 2)
     data = f"YUV4MPEG2 W{width} H{height} F25:1 Ip A1:1 C420jpeg\n".encode()
     for number in range(frames):
-        luma = media.picture(number, width=width, height=height)[..., 0]
+        luma = media.gradient(number, width=width, height=height)[..., 0]
         data += b"FRAME\n" + luma.tobytes() + grey
     path.write_bytes(data)
     return path

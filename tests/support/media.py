@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
+def gradient(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
     """A gradient that moves with the frame number; ``(height, width, 3)`` uint8 RGB."""
     y, x = np.mgrid[0:height, 0:width]
     planes = (x * 3 + number * 5, y * 4 + number * 3, (x + y) * 2)
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def write_picture(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
+def write_still(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
     """Writes a PNG or TIFF of the image's own bits, (H, W, 3) RGB or (H, W, 4) with opacity."""
     codec, order = ("png", "be") if path.suffix == ".png" else ("tiff", "le")
     name = "rgba" if image.shape[2] == 4 else "rgb"
@@ -36,8 +36,8 @@ def write_picture(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> 
     return path
 
 
-def read_picture(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """What a PNG or TIFF holds, as ``write_picture`` takes it."""
+def read_still(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """What a PNG or TIFF holds, as ``write_still`` takes it."""
     context = av.CodecContext.create("png" if path.suffix == ".png" else "tiff", "r")
     data = av.Packet(path.read_bytes())
     (frame,) = context.decode(data) or context.decode(None)
@@ -58,7 +58,7 @@ def make_video(
     audio_start: Fraction | None = None,
     subtitles: str | None = None,
     size: tuple[int, int] = (64, 48),
-    pictures: list[NDArray[np.uint8]] | None = None,
+    images: list[NDArray[np.uint8]] | None = None,
     options: dict[str, str] | None = None,
     matrix: tuple[int, int, int, int] | None = None,
     aspect: Fraction | None = None,
@@ -106,7 +106,7 @@ def make_video(
         sound = _add_audio(out, audio) if audio else None
         text = _add_subtitles(out, subtitles) if subtitles else None
         for number, stamp in enumerate(stamps):
-            image = pictures[number] if pictures else picture(number, width=width, height=height)
+            image = images[number] if images else gradient(number, width=width, height=height)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = stamp, time_base
             out.mux(video.encode(frame))
@@ -217,7 +217,7 @@ def companions_of(path: Path) -> list[Copied]:
         ]
 
 
-def pictures_of(path: Path) -> list[NDArray[np.uint8]]:
+def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     """The frames as RGB, converted by FFmpeg with the file's own tags."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

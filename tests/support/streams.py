@@ -12,7 +12,7 @@ import numpy as np
 from av.subtitles.subtitle import SubtitleSet
 from numpy.typing import NDArray
 
-from tests.support.media import picture
+from tests.support.media import gradient
 
 RATE = 25
 _ASS_HEADER = (
@@ -103,7 +103,7 @@ def write(
         added = [_ADD[type(stream)](out, stream) for stream in streams]
         made = []
         for number in range(round(seconds * RATE)):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(gradient(number), format="rgb24")
             frame.pts = number + round(start * RATE)
             made += video.encode(frame)
         made += video.encode(None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.video import ReadOptions, default_output, open_source
-from tests.support.media import picture, stamps_of
+from tests.support.media import gradient, stamps_of
 from tests.support.sinks import job_sink
 
 
@@ -21,7 +21,7 @@ def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:
         stream = out.add_stream(codec, rate=25, width=64, height=48, options=options)
         stream.codec_context.pix_fmt = pix_fmt
         for number in range(40):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(gradient(number), format="rgb24")
             frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -47,7 +47,7 @@ def test_picture_that_moves_is_a_video(tmp_path, name, codec, pix_fmt, container
         job_sink(out, source=source, width=source.width, height=source.height) as sink,
     ):
         for number, frame in enumerate(source):
-            off = np.abs(frame.image.astype(int) - picture(number))
+            off = np.abs(frame.image.astype(int) - gradient(number))
             assert off.mean() < 20 if codec == "gif" else not off.any()
             sink.write(frame)
         sink.finish()
@@ -60,4 +60,4 @@ def test_excerpt_of_an_animated_webp(tmp_path):
         assert source.frame_count == 3
         frames = list(source)
     assert [frame.pts for frame in frames] == [0, 40, 80]
-    assert np.array_equal(frames[0].image, picture(35))
+    assert np.array_equal(frames[0].image, gradient(35))

@@ -416,7 +416,7 @@ class TestOutput:
     def test_other_encoders(self, tmp_path, out, codec):
         path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001, 2002], size=(96, 80))
         write_all(path, tmp_path / out, codec=codec)
-        before, after = media.pictures_of(path), media.pictures_of(tmp_path / out)
+        before, after = media.frames_of(path), media.frames_of(tmp_path / out)
         assert len(after) == 3
         assert np.abs(before[0].astype(int) - after[0]).mean() < 6
 

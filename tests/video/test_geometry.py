@@ -116,7 +116,7 @@ def _tiff(image: np.ndarray, number: int, *, order: str) -> bytes:
 @pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
 def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix, suffix):
     path = media.make_video(
-        tmp_path / "in.mp4", stamps=[0, 1001], pictures=[corners()] * 2, matrix=matrix
+        tmp_path / "in.mp4", stamps=[0, 1001], images=[corners()] * 2, matrix=matrix
     )
     if suffix != ".mp4":
         path = media.remux(path, tmp_path / f"in{suffix}")
@@ -206,7 +206,7 @@ def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
     image = (
         corners(width=width, height=height)
         if min(size) > 32
-        else media.picture(0, width=width, height=height)
+        else media.gradient(0, width=width, height=height)
     )
     path = media.make_video(
         tmp_path / "in.mkv",
@@ -216,7 +216,7 @@ def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
         time_base=Fraction(1, 1000),
         rate=Fraction(25),
         size=size,
-        pictures=[image] * 2,
+        images=[image] * 2,
     )
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
@@ -261,7 +261,7 @@ def test_what_is_cut_off_in_the_stream_is_not_shown(tmp_path, size):
     """H.264 codes whole blocks of 16 and tells what of them is to be seen."""
     width, height = size
     image = corners(width=width, height=height)
-    path = media.make_video(tmp_path / "in.mp4", stamps=[0], size=size, pictures=[image])
+    path = media.make_video(tmp_path / "in.mp4", stamps=[0], size=size, images=[image])
     with open_source(path) as source:
         assert (source.width, source.height) == size
         (frame,) = source

@@ -189,13 +189,13 @@ def test_another_decoder_keeps_to_the_largest_size(tmp_path, monkeypatch):
         decoder_for(stream, "libvpx-vp9", path=path, options={"max_pixels": str(128 * 96)})
         with pytest.raises(MediaError, match="decoder libvpx-vp9 "):
             decoder_for(stream, "libvpx-vp9", path=path, options={"max_pixels": "100"})
-    monkeypatch.setattr("rbvsr_deploy.video.decoder.MOST_PIXELS", 128 * 96 - 1)
+    monkeypatch.setattr("rbvsr_deploy.video.decoder.MAX_PIXELS", 128 * 96 - 1)
     with pytest.raises(MediaError, match="is 128x96, and pictures of more than 12,287 pixels"):
         open_source(path, ReadOptions(decoder="libvpx-vp9"))
 
 
 def test_pictures_have_no_decoder(tmp_path):
-    write_image(tmp_path / "a.png", image=media.picture(0))
+    write_image(tmp_path / "a.png", image=media.gradient(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="decoder is for videos"):
             open_source(path, ReadOptions(decoder="cuda"))

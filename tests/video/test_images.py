@@ -40,7 +40,7 @@ def through(path: Path, out: Path, **options: object) -> None:
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_format_comes_back(tmp_path, suffix):
-    image = media.picture(3, width=50, height=37)
+    image = media.gradient(3, width=50, height=37)
     path = tmp_path / f"a{suffix}"
     write_image(path, image=image)
     back = read_image(path)
@@ -70,7 +70,7 @@ def test_folder_to_folder_keeps_names_in_natural_order(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number, name in enumerate(["2.png", "10.png", "b.JPG", "scan.tif"]):
-        write_image(folder / name, image=media.picture(number))
+        write_image(folder / name, image=media.gradient(number))
     (folder / "notes.txt").write_text("ignored")
     (folder / "sub").mkdir()
     with open_source(folder) as source:
@@ -80,14 +80,14 @@ def test_folder_to_folder_keeps_names_in_natural_order(tmp_path):
     assert out == tmp_path / "in_x4"
     through(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["10.png", "2.png", "b.JPG", "scan.tif"]
-    expected = media.picture(1).repeat(2, axis=0).repeat(2, axis=1)
+    expected = media.gradient(1).repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(read_image(out / "10.png"), expected)
     assert (out / "b.JPG").read_bytes()[:2] == b"\xff\xd8"
 
 
 def test_single_picture(tmp_path):
     path = tmp_path / "one.png"
-    write_image(path, image=media.picture(0))
+    write_image(path, image=media.gradient(0))
     assert default_output(path) == tmp_path / "one_x4.png"
     through(path, tmp_path / "one_x4.png")
     assert read_image(tmp_path / "one_x4.png").shape == (96, 128, 3)
@@ -95,7 +95,7 @@ def test_single_picture(tmp_path):
 
 
 def test_content_decides_not_the_name(tmp_path):
-    write_image(tmp_path / "real.png", image=media.picture(0))
+    write_image(tmp_path / "real.png", image=media.gradient(0))
     (tmp_path / "real.png").rename(tmp_path / "lies.mp4")
     with open_source(tmp_path / "lies.mp4") as source:
         assert source.frame_count == 1
@@ -104,7 +104,7 @@ def test_content_decides_not_the_name(tmp_path):
 def test_names_with_percent_and_colon(tmp_path):
     """FFmpeg would take these for a pattern of numbers and a protocol."""
     path = tmp_path / "a:b %03d.png"
-    write_image(path, image=media.picture(0))
+    write_image(path, image=media.gradient(0))
     assert read_image(path).shape == (48, 64, 3)
     clip = media.make_video(tmp_path / "x.mp4", stamps=[0, 1001])
     odd = clip.rename(tmp_path / "c:d %03d.mp4")
@@ -116,11 +116,11 @@ def test_folder_to_video(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(5):
-        write_image(folder / f"{number}.png", image=media.picture(number))
+        write_image(folder / f"{number}.png", image=media.gradient(number))
     through(folder, tmp_path / "out.mp4")
     assert media.stamps_of(tmp_path / "out.mp4") == [Fraction(n, 25) for n in range(5)]
-    first = media.pictures_of(tmp_path / "out.mp4")[0]
-    expected = media.picture(0).repeat(2, axis=0).repeat(2, axis=1)
+    first = media.frames_of(tmp_path / "out.mp4")[0]
+    expected = media.gradient(0).repeat(2, axis=0).repeat(2, axis=1)
     assert np.abs(first.astype(int) - expected).mean() < 4
 
 
@@ -134,7 +134,7 @@ def test_video_to_folder(tmp_path):
 def test_existing_folder(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    write_image(folder / "1.png", image=media.picture(0))
+    write_image(folder / "1.png", image=media.gradient(0))
     out = tmp_path / "out"
     out.mkdir()
     through(folder, out)  # an empty folder may be filled
@@ -149,15 +149,15 @@ def test_existing_folder(tmp_path):
 
 
 def test_different_sizes_name_the_file(tmp_path):
-    write_image(tmp_path / "1.png", image=media.picture(0))
-    write_image(tmp_path / "2.png", image=media.picture(0, width=32))
+    write_image(tmp_path / "1.png", image=media.gradient(0))
+    write_image(tmp_path / "2.png", image=media.gradient(0, width=32))
     with open_source(tmp_path) as source, pytest.raises(MediaError, match=r"2\.png is 32x48"):
         list(source)
 
 
 @pytest.mark.parametrize("size", [40, 200])
 def test_damaged_picture(tmp_path, size):
-    write_image(tmp_path / "1.png", image=media.picture(0))
+    write_image(tmp_path / "1.png", image=media.gradient(0))
     data = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(data[:size])
     with pytest.raises(MediaError, match=r"cannot read the picture .*2\.png"):
@@ -176,7 +176,7 @@ def test_cut_jpeg(tmp_path):
 
 @pytest.mark.parametrize("opacity", [255, 100])
 def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
-    image = media.picture(0)
+    image = media.gradient(0)
     rgba = np.dstack([image, np.full(image.shape[:2], opacity, np.uint8)])
     path = tmp_path / "a.png"
     path.write_bytes(encoded(rgba, codec="png", source="rgba", pix_fmt="rgba"))
@@ -188,7 +188,7 @@ def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
 
 
 def test_grey_and_sixteen_bits(tmp_path):
-    grey = media.picture(0)[..., 0].copy()
+    grey = media.gradient(0)[..., 0].copy()
     path = tmp_path / "grey.png"
     path.write_bytes(encoded(grey, codec="png", source="gray", pix_fmt="gray"))
     np.testing.assert_array_equal(read_image(path), np.dstack([grey] * 3))

@@ -95,7 +95,7 @@ def go(tiny_bundle: Path):
 
 @pytest.fixture
 def clip() -> bytes:
-    return y4m([media.picture(number) for number in range(5)])
+    return y4m([media.gradient(number) for number in range(5)])
 
 
 def frames_of(data: bytes) -> list[av.VideoFrame]:
@@ -113,7 +113,7 @@ def test_both_ends(go, clip, tmp_path) -> None:
     assert b"-: 5 frames of 256x192" in done.stderr
     (tmp_path / "in.y4m").write_bytes(clip)
     assert go(tmp_path / "in.y4m", "-o", tmp_path / "out").returncode == 0
-    pngs = [media.pictures_of(path)[0] for path in sorted((tmp_path / "out").iterdir())]
+    pngs = [media.frames_of(path)[0] for path in sorted((tmp_path / "out").iterdir())]
     colour = Colour(matrix=6, range=1, primaries=2, transfer=2)
     for frame, png in zip(frames_of(done.stdout), pngs, strict=True):
         expected = from_rgb(png, pix_fmt="yuv420p", colour=colour)
@@ -308,6 +308,6 @@ def test_frame_rate_and_shape_are_read() -> None:
         "with open_source(Path('-')) as s:\n"
         "    print(s.rate, s.sample_aspect, s.colour.range, s.frame_count, len(list(s)))"
     )
-    data = y4m([media.picture(0)] * 3, header="F24000:1001 A8:9", full=True)
+    data = y4m([media.gradient(0)] * 3, header="F24000:1001 A8:9", full=True)
     done = python(code, data=data)
     assert done.stdout.decode().splitlines() == ["(48, 64)", "24000/1001 8/9 2 None 3"], done.stderr

@@ -125,8 +125,8 @@ def test_durations_survive(tmp_path):
 
 def test_first_and_last_frames_come_through(tmp_path):
     path = media.make_video(tmp_path / "in.mp4", b_frames=2)
-    before = media.pictures_of(path)
-    after = media.pictures_of(enlarge(path, tmp_path / "out.mp4", crf=1))
+    before = media.frames_of(path)
+    after = media.frames_of(enlarge(path, tmp_path / "out.mp4", crf=1))
     assert len(after) == len(before) == 12
     for small, large in zip(before, after, strict=True):
         shrunk = large.reshape(48, 4, 64, 4, 3).mean(axis=(1, 3))

@@ -83,7 +83,7 @@ class TestStream:
     )
     def test_sixteen_bits_give_what_eight_do(self, plan):
         """Within the rounding of the latter, whatever the plan."""
-        images = [media.picture(number, width=16, height=12) for number in range(7)]
+        images = [media.gradient(number, width=16, height=12) for number in range(7)]
         made: dict[bool, list[np.ndarray]] = {}
         for deep in (False, True):
             with Stream(BicubicEngine(), Settings(), size=(12, 16), deep=deep) as stream:
@@ -99,7 +99,7 @@ class TestStream:
             assert np.abs(sixteen / 257 - eight).max() <= 0.51
 
     def test_goes_on_from_a_state(self):
-        images = [media.picture(n, width=16, height=12) * np.uint16(200) for n in range(6)]
+        images = [media.gradient(n, width=16, height=12) * np.uint16(200) for n in range(6)]
         settings = Settings(lookahead=1)
 
         def stream(state: StreamState | None = None) -> Stream:
@@ -249,9 +249,9 @@ class TestUpscaled:
         folder, out = tmp_path / "in", tmp_path / "out"
         folder.mkdir()
         image = np.random.default_rng(0).integers(0, 65536, (1, 1, 3)).astype(np.uint16)
-        media.write_picture(folder / f"a{suffix}", np.tile(image, (16, 16, 1)))
+        media.write_still(folder / f"a{suffix}", np.tile(image, (16, 16, 1)))
         upscale_file(folder, out, engine=BicubicEngine())
-        found = media.read_picture(out / f"a{suffix}")
+        found = media.read_still(out / f"a{suffix}")
         assert found.shape == (64, 64, 3)
         assert np.abs(found.astype(int) - image).max() <= 1
 

@@ -38,10 +38,10 @@ def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: objec
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_pictures_keep_it(tmp_path, suffix, dtype):
-    path = media.write_picture(tmp_path / f"a{suffix}", transparent(dtype))
+    path = media.write_still(tmp_path / f"a{suffix}", transparent(dtype))
     out = tmp_path / f"out{suffix}"
     enlarge(path, out, alpha="keep")
-    found = media.read_picture(out)
+    found = media.read_still(out)
     assert (found.shape, found.dtype) == ((64, 96, 4), dtype)
     top = np.iinfo(dtype).max
     np.testing.assert_array_equal(found[:, :40, 3], top)
@@ -49,17 +49,17 @@ def test_pictures_keep_it(tmp_path, suffix, dtype):
 
 
 def test_dropped_with_a_warning(tmp_path, caplog):
-    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     enlarge(path, tmp_path / "out.png")
-    assert media.read_picture(tmp_path / "out.png").shape == (64, 96, 3)
+    assert media.read_still(tmp_path / "out.png").shape == (64, 96, 3)
     assert "its opacity is dropped" in caplog.text
 
 
 def test_refused(tmp_path):
-    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="has opacity, which is to be refused"):
         enlarge(path, tmp_path / "out.png", alpha="refuse")
-    opaque = media.write_picture(tmp_path / "b.png", transparent(np.uint8, opacity=1))
+    opaque = media.write_still(tmp_path / "b.png", transparent(np.uint8, opacity=1))
     enlarge(opaque, tmp_path / "out.png", alpha="refuse")
 
 
@@ -81,7 +81,7 @@ def test_videos_keep_it(tmp_path, out, pix_fmt):
 
 @pytest.mark.parametrize("out", ["out.mp4", "out.webm", "out.jpg"])
 def test_an_output_that_cannot_hold_it_is_told_at_once(tmp_path, out):
-    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="cannot hold opacity: drop it"):
         enlarge(path, tmp_path / out, alpha="keep")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
@@ -90,10 +90,10 @@ def test_an_output_that_cannot_hold_it_is_told_at_once(tmp_path, out):
 def test_a_folder_may_hold_some_with_and_some_without(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    media.write_picture(folder / "1.png", transparent(np.uint8)[..., :3].copy())
-    media.write_picture(folder / "2.png", transparent(np.uint8))
+    media.write_still(folder / "1.png", transparent(np.uint8)[..., :3].copy())
+    media.write_still(folder / "2.png", transparent(np.uint8))
     enlarge(folder, tmp_path / "out", alpha="keep")
-    shapes = [media.read_picture(tmp_path / "out" / f"{n}.png").shape for n in (1, 2)]
+    shapes = [media.read_still(tmp_path / "out" / f"{n}.png").shape for n in (1, 2)]
     assert shapes == [(64, 96, 3), (64, 96, 4)]
     enlarge(folder, tmp_path / "out.mkv", alpha="keep")
     frame = first_frame(tmp_path / "out.mkv")
