@@ -100,7 +100,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
-    """Return the path of its float32 bundle."""
+    """Return the path of the tiny network's float32 bundle."""
     path = tiny_checkpoint.with_name("tiny-float32.plan")
     export_bundle(tiny_checkpoint, path, precision="float32")
     return path
@@ -108,7 +108,7 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
-    """Return the path of its float16 bundle."""
+    """Return the path of the tiny network's float16 bundle."""
     path = tiny_checkpoint.with_name("tiny-float16.plan")
     export_bundle(tiny_checkpoint, path, precision="float16")
     return path

@@ -1,4 +1,4 @@
-"""Reads and writes images, single ones and image folders."""
+"""Reads images and image folders, and writes images."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def _image_files(folder: Path) -> list[Path]:
     skipped silently.
     """
     try:
-        # macOS, for one, stores metadata of "1.png" in "._1.png".
+        # Hidden files are skipped: macOS, for example, stores metadata of "1.png" in "._1.png".
         files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
     except OSError as error:
         raise MediaError(f"cannot read the folder {folder}: {error.strerror}") from error

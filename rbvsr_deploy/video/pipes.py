@@ -180,7 +180,7 @@ class PipeSink(Sink):
     def finish(self) -> None:
         with self._writing():
             if not self._frames:
-                raise MediaError(f"{self.path} was not written: there were no frames")
+                raise MediaError(f"{self.path} was not written: there was no frame to write")
         self.close()
 
     def interrupt(self) -> None:

@@ -77,5 +77,5 @@ def reason(error: BaseException) -> str:
 
 def _url(path: Path) -> str:
     # Without the scheme, FFmpeg would take "a:b.mp4" for a protocol. With it, FFmpeg also refuses
-    # to open anything but files from a playlist.
+    # to open network addresses listed in a playlist.
     return f"file:{path}"

@@ -85,7 +85,7 @@ class VideoSource(Source):
                 )
             self.time_base = self._stream.time_base or 1 / self.rate
             self._fields = Deinterlacer(path) if options.deinterlace else CombWatch(path)
-            # A requested decoder does not see the metadata in the container.
+            # A requested decoder sees only the packets, not the container's metadata.
             self._default_first = (
                 first_frame(path, stream=self.stream_index, decoder=options.decoder)
                 if options.decoder is not None

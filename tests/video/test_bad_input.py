@@ -290,7 +290,7 @@ class TestOutput:
         with pytest.raises(MediaError, match="cannot write to"):
             Job(Path("/proc/out.mp4"), identity={})
 
-    def test_odd_size_and_what_helps(self, tmp_path, clip):
+    def test_odd_size_needs_full_chroma(self, tmp_path, clip):
         out = tmp_path / "out.mp4"
         with open_source(clip) as source:
             with (

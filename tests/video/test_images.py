@@ -176,7 +176,7 @@ def test_truncated_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("opacity", [255, 100])
-def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
+def test_alpha_is_dropped_with_a_warning(tmp_path, caplog, opacity):
     image = media.gradient(0)
     rgba = np.dstack([image, np.full(image.shape[:2], opacity, np.uint8)])
     path = tmp_path / "a.png"
