@@ -1,4 +1,4 @@
-"""A tiny network, its checkpoint and its bundles, made once for all tests."""
+"""Provides a tiny network, its checkpoint and its bundles, made once for all tests."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ TINY = RealBasicVSRConfig(
     flow_kernel=3,
     flow_levels=3,
 )
-"""The published structure, head of two steps included, small enough to export in seconds."""
+"""The published architecture, including its two-step head, small enough to export in seconds."""
 
 
 def tiny_model() -> RealBasicVSR:
-    """Random weights, with flow of a pixel or so and a cleaning that changes less at each pass."""
+    """Return a model with random weights, flow of about a pixel, and cleaning that converges."""
     torch.manual_seed(7)
     model = RealBasicVSR(TINY).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
-            weight.normal_(std=0.05)  # the initial zeros would be merged into one tensor
+            weight.normal_(std=0.05)  # all-zero biases would be merged into one tensor
     last = f"basic_module.{len(TINY.flow_channels)}.conv.bias"
     for name, weight in model.named_parameters():
         if "spynet" in name and name.endswith(last):
@@ -41,7 +41,7 @@ def tiny_model() -> RealBasicVSR:
     first, last_conv = model.image_cleaning[0].main[0], model.image_cleaning[1]
     last_conv.weight.mul_(0.1)
     last_conv.bias.zero_()
-    for channel in range(3):  # takes about 0.3 of every pixel away, on top of the random part
+    for channel in range(3):  # subtracts about 0.3 of every pixel, in addition to the random part
         first.weight[channel] = 0.0
         first.weight[channel, channel, 1, 1] = 1.0
         last_conv.weight[channel, channel, 1, 1] = -0.3
@@ -49,7 +49,7 @@ def tiny_model() -> RealBasicVSR:
 
 
 def moving_clip(frames: int, height: int, width: int) -> NDArray[np.uint8]:
-    """A texture that moves by a part of a pixel per frame: (T, H, W, 3) uint8 RGB."""
+    """Return a texture that moves by a fraction of a pixel per frame: (T, H, W, 3) uint8 RGB."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     channels = []
     for t in range(frames):
@@ -65,7 +65,7 @@ def moving_clip(frames: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def short_clip(sample: Path, path: Path, *, frames: int = 6) -> Path:
-    """The beginning of the sample, small enough for a test, with all of its sound."""
+    """Write the first frames of the sample, small enough for a test, with all of its audio."""
     with av.open(str(sample)) as source, av.open(str(path), "w") as target:
         video_in, audio_in = source.streams.video[0], source.streams.audio[0]
         video = target.add_stream("libx264", rate=video_in.average_rate)
@@ -91,7 +91,7 @@ def short_clip(sample: Path, path: Path, *, frames: int = 6) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A RealBasicVSR checkpoint of a few kilobytes."""
+    """Return the path of a RealBasicVSR checkpoint of a few kilobytes."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
     metadata = {"license": "CC0-1.0", "provenance": "random weights", "refine_threshold": "5"}
     save_file(tiny_model().state_dict(), path, metadata=metadata)
@@ -100,7 +100,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
-    """Its float32 bundle."""
+    """Return the path of the tiny network's float32 bundle."""
     path = tiny_checkpoint.with_name("tiny-float32.plan")
     export_bundle(tiny_checkpoint, path, precision="float32")
     return path
@@ -108,7 +108,7 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
-    """Its float16 bundle."""
+    """Return the path of the tiny network's float16 bundle."""
     path = tiny_checkpoint.with_name("tiny-float16.plan")
     export_bundle(tiny_checkpoint, path, precision="float16")
     return path
@@ -116,5 +116,5 @@ def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture
 def sample() -> Path:
-    """The real low-quality clip that ships with the project."""
+    """Return the path of the real low-quality clip that ships with the project."""
     return DATA / "sample.mp4"

@@ -1,4 +1,4 @@
-"""Videos and pictures in and out, through PyAV.
+"""Reads and writes videos, images and image folders with PyAV.
 
 ::
 
@@ -9,10 +9,10 @@
             open_sink(output, source=source, width=width, height=height, job=job) as sink,
         ):
             for frame in source:
-                sink.write(dataclasses.replace(frame, image=enlarged(frame.image)))
+                sink.write(dataclasses.replace(frame, image=upscaled(frame.image)))
             sink.finish()
 
-PyAV is imported when the first file is opened, not with this package.
+PyAV is imported when the first file is opened, not when this package is imported.
 """
 
 from __future__ import annotations

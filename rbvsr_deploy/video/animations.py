@@ -1,4 +1,4 @@
-"""Pictures that move: PNG and WebP files that hold several frames."""
+"""Detects animated PNG and WebP files, and reads animated WebP."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WEBP_ANIMATION = 0x02  # bit of the flags in the VP8X chunk
-_SHORTEST = 10  # milliseconds, below which browsers do not go either
-_AT_ONCE = 32  # frames that are held in memory
+_SHORTEST = 10  # milliseconds, the same minimum as in browsers
+_AT_ONCE = 32  # frames held in memory
 
 
 class WebPAnimation(Source):
-    """An animated WebP, read by OpenCV: FFmpeg reads still ones only.
+    """Reads an animated WebP with OpenCV, as FFmpeg only reads still ones.
 
     Args:
         path: an existing file.
-        options: how it is read.
+        options: how to read the file.
 
     Raises:
-        MediaError: it cannot be read, or has no frame in the excerpt that is asked for.
+        MediaError: the file cannot be read, or has no frame in the requested excerpt.
     """
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
@@ -61,7 +61,7 @@ class WebPAnimation(Source):
             yield Frame(image=image, pts=stamp - begin, duration=duration)
 
     def _timed(self) -> Iterator[tuple[tuple[Image, int, int], Fraction, Fraction]]:
-        """Frames with stamp and duration in milliseconds, and both in seconds."""
+        """Yield frames with timestamp and duration in milliseconds, then both in seconds."""
         stamp = 0
         for image, duration in itertools.chain((self._first,), self._frames):
             yield (image, stamp, duration), stamp * self.time_base, duration * self.time_base
@@ -69,7 +69,7 @@ class WebPAnimation(Source):
 
 
 def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
-    """Yields every frame as RGB and its duration in milliseconds."""
+    """Yield every frame as RGB with its duration in milliseconds."""
     import cv2
 
     start = 0
@@ -77,10 +77,10 @@ def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
     while start < total:
         good, animation = cv2.imreadanimation(str(path), start=start, count=_AT_ONCE)
         if not good or not animation.frames:
-            raise MediaError(f"{path} cannot be read from frame {start + 1} on: it is damaged")
+            raise MediaError(f"cannot read {path} from frame {start + 1} onwards: it is damaged")
         for frame, duration in zip(animation.frames, animation.durations, strict=True):
             if frame.shape[2] == 4 and start == 0 and frame[..., 3].min() < 255:
-                logger.warning("%s is transparent in parts; its opacity is dropped", path)
+                logger.warning("%s is partly transparent; its alpha channel is dropped", path)
             yield np.ascontiguousarray(frame[..., 2::-1]), max(int(duration), _SHORTEST)
         start += len(animation.frames)
 
@@ -90,14 +90,14 @@ def _count_webp(path: Path) -> int:
 
     if not hasattr(cv2, "imreadanimation"):
         raise MediaError(
-            f"{path} is an animated WebP, which takes OpenCV 4.11 or later: update "
-            "opencv-python-headless, or save it as a GIF or a video"
+            f"{path} is an animated WebP, which needs OpenCV 4.11 or later: upgrade "
+            "opencv-python-headless, or convert the file to a GIF or a video"
         )
     return int(cv2.imcount(str(path)))
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a file is a PNG or WebP with several frames, which is a video rather than a picture.
+    """Return whether a file is a PNG or WebP with several frames, which is handled as a video.
 
     Raises:
         MediaError: the file cannot be read.
@@ -114,21 +114,21 @@ def is_animated(path: Path) -> bool:
 
 
 def is_webp(path: Path) -> bool:
-    """Whether the first bytes of a file are those of a WebP."""
+    """Return whether a file starts with a WebP signature."""
     with path.open("rb") as file:
         start = file.read(12)
     return start[:4] + start[8:] == b"RIFFWEBP"
 
 
 def _png_is_animated(file: BinaryIO) -> bool:
-    """Whether there is a chunk that controls an animation before the first picture."""
+    """Return whether an animation control chunk precedes the image data."""
     while header := file.read(8):
         if len(header) < 8 or header[4:] == b"IDAT":
             return False
         if header[4:] == b"acTL":
             return True
         (length,) = struct.unpack(">I", header[:4])
-        file.seek(length + 4, os.SEEK_CUR)  # and its check sum
+        file.seek(length + 4, os.SEEK_CUR)  # the content and its checksum
     return False
 
 

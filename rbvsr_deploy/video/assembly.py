@@ -1,4 +1,4 @@
-"""Putting a video file together: encoded packets, and what is copied from the source."""
+"""Joins the encoded parts and the streams copied from the source into one video file."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["Assembly"]
 
 logger = logging.getLogger(__name__)
 
-# These formats hold any start and the negative decoding times of B-frames as they are.
+# These formats can hold any start time and the negative decoding timestamps of B-frames.
 _KEEPS_STAMPS = ("mp4", "mov", "matroska", "webm")
 _LARGEST_TIMESCALE = 2**31 - 1
 
 
 class Assembly:
-    """A video file that is put together without encoding.
+    """Muxes a video file without encoding.
 
     Opening it writes the file's header, which shows early what the format cannot hold.
 
@@ -48,13 +48,13 @@ class Assembly:
         reported: whether the user already knows which streams are left out or converted.
 
     Raises:
-        OSError, ValueError, av.FFmpegError: here and in all methods, where the format or the disk
-            refuse.
+        OSError, ValueError, av.FFmpegError: here and in all methods, if the format cannot hold the
+            streams or the disk fails.
         MediaError: the source cannot be read.
     """
 
     extradata: bytes
-    """What the encoder has to say once for the whole stream; the parts must agree."""
+    """Codec headers of the whole stream, which must be the same in all parts."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class Assembly:
         muxing = {"avoid_negative_ts": "disabled"} if self._keeps_stamps else {}
         if settings.container in ("mp4", "mov"):
             muxing["movie_timescale"] = str(_movie_timescale(settings.time_base, source))
-            muxing["write_tmcd"] = "1"  # the time code, where the video's tags tell one
+            muxing["write_tmcd"] = "1"  # the timecode in the video's tags, if any
         self._output = open_output(path, container=settings.container, options=muxing)
         try:
             self._stream = settings.add_to(self._output)
             if isinstance(source, VideoSource):
                 tags = portable_tags(source.tags)
                 if source.excerpt is not None and source.excerpt.offset:
-                    # It tells the time of the input's first frame.
+                    # The timecode is that of the input's first frame.
                     tags = {name: tags[name] for name in tags if name.lower() != "timecode"}
                 self._stream.metadata.update(tags)
                 self._stream.disposition = cast("Disposition", source.disposition)
@@ -100,20 +100,20 @@ class Assembly:
             raise
 
     def write(self, files: list[Path], *, delay: int, name: Path) -> None:
-        """Writes the packets of all parts and, in between, what is copied.
+        """Write the packets of all parts, interleaved with the copied streams.
 
         Args:
-            files: of the parts in order, as ``PacketWriter`` wrote them.
-            delay: by how many packets decoding has to run ahead of presentation.
-            name: the output as the user knows it, for messages.
+            files: files of the parts in order, written by ``PacketWriter``.
+            delay: number of packets by which decoding is ahead of presentation.
+            name: the output's final path, for messages.
         """
         import av
 
         times = decoding_times(_stamps(files), delay=delay)
         packets = (packet for file in files for packet in read_packets(file))
-        # The last times are left over: decoding ends before presentation does.
+        # Some times remain unused: decoding ends before presentation does.
         for stored, dts in zip(packets, times, strict=False):
-            self._bring_along(dts * self._settings.time_base, name=name)
+            self._copy_until(dts * self._settings.time_base, name=name)
             packet = av.Packet(stored.data)
             packet.stream = self._stream
             packet.time_base = self._settings.time_base
@@ -123,16 +123,16 @@ class Assembly:
             self._output.mux_one(packet)
 
     def finish(self) -> None:
-        """Writes the rest of what is copied, and completes the file."""
+        """Write the rest of the copied streams and complete the file."""
         if self._copies is not None:
             self._copies.advance(None)
         self._output.close()
 
     def close(self) -> None:
-        """Frees everything; the file is of no use unless ``finish`` was called."""
+        """Release everything; the file is unusable unless ``finish`` was called."""
         if self._copies is not None:
             self._copies.close()
-        # Closing completes the file, which may fail once more in whatever has failed already.
+        # Closing completes the file, which may fail again for the same reason as before.
         with contextlib.suppress(Exception):
             self._output.close()
 
@@ -149,14 +149,14 @@ class Assembly:
         holds_negative = self._settings.container in _KEEPS_STAMPS
         return TimeWindow(start=excerpt.start, end=end, holds_negative=holds_negative)
 
-    def _bring_along(self, time: Fraction, *, name: Path) -> None:
-        """Writes what is copied up to the decoding time of the video's next packet."""
+    def _copy_until(self, time: Fraction, *, name: Path) -> None:
+        """Write the copied streams up to the decoding time of the next video packet."""
         start = time
         if self._copies is not None and self._copies.start is not None:
             start = min(time, self._copies.start)
         if start < 0 and not self._shifts and not self._keeps_stamps:
             logger.warning(
-                "%s cannot hold times before 0: everything in it comes %.3f s later than in %s",
+                "%s cannot hold negative timestamps: all its streams are %.3f s later than in %s",
                 name,
                 float(-start),
                 self._source.path,
@@ -167,15 +167,15 @@ class Assembly:
 
 
 def _stamps(files: list[Path]) -> Iterator[int]:
-    """Presentation times of all packets, increasing: no part begins before another ends."""
+    """Yield the presentation times of all packets, sorted; parts do not overlap in time."""
     for file in files:
         yield from sorted(packet.pts for packet in read_packets(file, data=False))
 
 
 def _movie_timescale(time_base: Fraction, source: Source) -> int:
-    """Ticks per second of an MP4's own clock, in which the start of every track is kept.
+    """Return the movie timescale of an MP4 in ticks per second, which the edit lists use.
 
-    The usual 1000 would move tracks that do not start at 0 by up to half a millisecond.
+    The default of 1000 would shift tracks that do not start at 0 by up to half a millisecond.
     """
     scale = time_base.denominator
     if isinstance(source, VideoSource):

@@ -1,4 +1,4 @@
-"""What every input and output has in common: ``Frame``, ``Source`` and ``Sink``."""
+"""Defines the interfaces of all inputs and outputs: ``Frame``, ``Source`` and ``Sink``."""
 
 from __future__ import annotations
 
@@ -25,88 +25,90 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture as it is shown: upright, full-range RGB."""
+    """One frame as displayed: upright, full-range RGB."""
 
     image: Image
-    """``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the source has more than 8 bits."""
+    """``(H, W, 3)`` RGB, contiguous: uint8, or uint16 if the source has more than 8 bits."""
     pts: int | None = None
-    """Presentation time stamp in ticks of the source's ``time_base``; ``None``: next in line."""
+    """Presentation timestamp in ticks of the source's ``time_base``; ``None``: right after the
+    previous frame."""
     duration: int = 0
-    """How long the frame is shown, in ticks of the source's ``time_base``; 0: not known."""
+    """Display duration in ticks of the source's ``time_base``; 0: unknown."""
     name: str | None = None
-    """File name of the picture, for folders of images."""
+    """File name of the image, in image folders."""
     opacity: Image | None = None
-    """``(H, W, 1)`` of the image's dtype, in sources and sinks that keep it; ``None``: opaque."""
+    """Alpha channel, ``(H, W, 1)`` with the image's dtype, in sources and sinks that keep it;
+    ``None``: opaque."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of an input, whose frames come with their times counted from its start."""
+    """A part of an input. Its frames have timestamps that are relative to its start."""
 
     start: Fraction
-    """Seconds on the input's clock that become 0."""
+    """Time on the input's clock that becomes 0, in seconds."""
     offset: Fraction
-    """Seconds from the input's first frame to that of the excerpt."""
+    """Seconds from the first frame of the input to the first frame of the excerpt."""
 
 
 class Source(ABC):
-    """Pictures in order of presentation, read lazily and once.
+    """Reads frames in order of presentation, lazily and once.
 
-    Use it as a context manager, or call ``close``. Iterating raises ``MediaError`` where the
-    input turns out to be damaged.
+    Use it as a context manager, or call ``close``. Iteration raises ``MediaError`` if the input
+    turns out to be damaged.
     """
 
     path: Path
-    """The file or folder that is read."""
+    """The file or folder being read."""
     width: int
     """Width of every frame in pixels, after rotation."""
     height: int
     """Height of every frame in pixels, after rotation."""
     frame_count: int | None
-    """How many frames to expect, for progress only; ``None`` where nothing tells."""
+    """Expected number of frames, for progress only; ``None``: unknown."""
     time_base: Fraction
     """Seconds per tick of ``Frame.pts``."""
     rate: Fraction
     """Average frames per second."""
     sample_aspect: Fraction | None
-    """Width of a pixel divided by its height, after rotation; ``None``: square or not known."""
+    """Width of a pixel divided by its height, after rotation; ``None``: square or unknown."""
     colour: Colour
-    """Matrix, range, primaries and transfer, guessed where the input does not tell."""
+    """Matrix, range, primaries and transfer, with defaults for those that are not tagged."""
     depth: int
-    """Bits per sample; with more than 8, frames are uint16."""
+    """Bits per sample; frames with more than 8 are uint16."""
     codec: str | None = None
     """FFmpeg's name of the codec of a video."""
     pix_fmt: str | None = None
     """FFmpeg's name of the pixel format of a video."""
     keeps_opacity = False
-    """Whether frames can have opacity."""
+    """Whether frames can have an alpha channel."""
     hdr: HdrMetadata | None = None
-    """What a video of high dynamic range tells beside its colour."""
+    """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()
-    """What was assumed of the input, for the user: a sentence each."""
+    """Assumptions made about the input, one sentence each, for the user."""
     excerpt: Excerpt | None = None
-    """Which part of the input is read; ``None``: all of it."""
+    """The part of the input that is read; ``None``: all of it."""
 
     @property
     def lost_frames(self) -> int:
-        """How many could not be decoded, of what was read so far."""
+        """Return the number of frames so far that could not be decoded."""
         return 0
 
     @property
     def damaged_frames(self) -> int:
-        """How many came out damaged so far."""
+        """Return the number of frames so far that were decoded with damage."""
         return 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
-        """Yields the frames; a second pass needs a newly opened source."""
+        """Yield the frames; a second pass needs a newly opened source."""
 
     def interrupt(self) -> None:
-        """Ends a wait for the next frame in another thread, where one could last for ever."""
+        """End a potentially endless wait for the next frame in another thread."""
         return
 
     def close(self) -> None:
-        """Frees the input; calling it again does nothing."""
+        """Release the input; further calls do nothing."""
         return
 
     def __enter__(self) -> Self:
@@ -122,36 +124,37 @@ class Source(ABC):
 
 
 class Sink(ABC):
-    """Takes frames and publishes them as one output at the very end.
+    """Collects frames and publishes them as one output at the end.
 
-    Until ``finish`` returns, nothing exists under the output's name. Frames come in parts: what
-    ``end_part`` has returned for survives any end of the process, and the next sink for the same
-    output continues behind it, with the same bytes as if nothing had happened. ::
+    Until ``finish`` returns, nothing exists under the output's name. Frames are written in parts:
+    once ``end_part`` has returned, the part survives any end of the process, and the next sink for
+    the same output continues after it. The output has the same bytes as without an
+    interruption. ::
 
         with Job(path, identity=identity) as job:
             with open_sink(path, source=source, width=w, height=h, job=job) as sink:
                 done = sum(part.frames for part in sink.finished_parts)
                 for number, frame in enumerate(source):
                     if number >= done:
-                        sink.write(enlarged(frame))
+                        sink.write(upscaled(frame))
                         if number % 100 == 99:
                             sink.end_part({"scene": 1})
                 sink.finish()
     """
 
     path: Path
-    """Where the finished output will be."""
+    """Path of the finished output."""
     job: Job
-    """Where the work is kept until then."""
+    """Job that stores the finished parts until then."""
     _closed = False
 
     @property
     def finished_parts(self) -> list[PartRecord]:
-        """The parts that are encoded and on the disk, those of earlier runs included."""
+        """Return the parts that are encoded and on disk, including those of earlier runs."""
         return list(self.job.parts)
 
     def attachment(self) -> bytes | None:
-        """What ``end_part`` was given for the last finished part.
+        """Return the attachment passed to ``end_part`` for the last finished part.
 
         Raises:
             MediaError: it cannot be read.
@@ -160,77 +163,78 @@ class Sink(ABC):
 
     @property
     def folder(self) -> Path | None:
-        """Where other unfinished work may lie, if there is such a place."""
+        """Return a folder for other unfinished work, if there is one."""
         return self.job.folder
 
     @abstractmethod
     def write(self, frame: Frame) -> None:
-        """Adds one frame of the size the sink was opened for.
+        """Add one frame of the size the sink was opened for.
 
-        After a resume, the first is the one behind the last finished part.
+        After a resume, the first frame is the one that follows the last finished part.
 
         Raises:
-            ValueError: the image has another shape, or another dtype than uint8 and uint16; or the
+            ValueError: the image has the wrong shape or a dtype other than uint8 and uint16, or the
                 sink is closed.
             MediaError: the frame could not be encoded or written; the sink is closed, and the
-                finished parts stay.
+                finished parts remain.
         """
 
     @abstractmethod
     def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
-        """Ends a part; when this returns, a power failure does not undo it.
+        """End a part; once this returns, the part survives a power failure.
 
         Args:
-            note: comes back in ``finished_parts``; JSON must be able to hold it.
-            attachment: comes back from ``attachment`` until the next part ends; of any size.
+            note: JSON-serialisable data, returned in ``finished_parts``.
+            attachment: bytes of any length, returned by ``attachment`` until the next part ends.
 
         Raises:
             ValueError: no frame was written since the last part, or the sink is closed.
-            TypeError: JSON cannot hold the note.
+            TypeError: the note is not JSON-serialisable.
             MediaError: the part could not be encoded or written; the sink is closed, and the
-                parts before stay.
+                previous parts remain.
         """
 
     @abstractmethod
     def finish(self) -> None:
-        """Ends the part that is open, if any, joins all and renames the output into place.
+        """End the open part, if any, join all parts and rename the output into place.
 
         Raises:
             ValueError: the sink is closed.
             MediaError: nothing was written, or the output could not be completed; the finished
-                parts stay.
+                parts remain.
         """
 
     def interrupt(self) -> None:
-        """Ends a wait of ``write`` in another thread, where one could last for ever."""
+        """End a potentially endless wait of ``write`` in another thread."""
         return
 
     @abstractmethod
     def close(self) -> None:
-        """Frees everything and gives up the open part; does nothing after ``finish``."""
+        """Release everything and discard the open part; does nothing after ``finish``."""
 
     @staticmethod
     def _check(frame: Frame, *, shape: tuple[int, int, int]) -> None:
-        """Raises ValueError with what came and what is allowed."""
+        """Raise ValueError if a frame has the wrong shape or dtype."""
         image, opacity = frame.image, frame.opacity
         if image.shape != shape or image.dtype not in ("uint8", "uint16"):
             raise ValueError(
-                f"expected uint8 or uint16 of {shape}, got {image.dtype} of {image.shape}"
+                f"expected a uint8 or uint16 image of shape {shape}, got {image.dtype} of shape "
+                f"{image.shape}"
             )
         if opacity is not None and (opacity.shape, opacity.dtype) != (
             (*shape[:2], 1),
             image.dtype,
         ):
             raise ValueError(
-                f"expected opacity as {image.dtype} of {(*shape[:2], 1)}, got {opacity.dtype} of "
-                f"{opacity.shape}"
+                f"expected an alpha channel of {image.dtype} and shape {(*shape[:2], 1)}, got "
+                f"{opacity.dtype} of shape {opacity.shape}"
             )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """What fails in here leaves the open part in no usable state: the sink is closed."""
+        """Close the sink if the block fails, as the open part is then unusable."""
         if self._closed:
-            raise ValueError(f"{self.path} is finished or closed")
+            raise ValueError(f"the sink for {self.path} is finished or closed")
         try:
             with media_errors(f"cannot write {self.path}"):
                 yield

@@ -1,4 +1,4 @@
-"""Decoding with what a user asks for: a kind of device such as "cuda", or a decoder of FFmpeg's."""
+"""Opens the requested decoder: a type of device such as "cuda", or an FFmpeg decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, open_input
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, open_input
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -18,27 +18,26 @@ if TYPE_CHECKING:
 
 __all__ = ["decoder_for", "first_frame"]
 
-# Packets after which a decoder that works has given a frame.
+# A working decoder has given a frame after this many packets.
 _TRIAL = 100
 
 
 def decoder_for(
     stream: VideoStream, name: str | None, *, path: Path, options: dict[str, str]
 ) -> VideoCodecContext:
-    """A decoder for a stream.
+    """Return a decoder for a stream.
 
-    Nothing is decoded in software where a device was asked for.
+    A requested device never falls back to decoding in software.
 
     Args:
-        stream: the packets come from it.
-        name: a kind of device that this build of FFmpeg knows, or one of its decoders; ``None``:
-            the usual one.
-        path: of the file, for messages.
-        options: FFmpeg's, of any decoder.
+        stream: the stream to decode.
+        name: a type of device, or a decoder of this build of FFmpeg; ``None``: the default decoder.
+        path: path of the file, for messages.
+        options: FFmpeg options for the decoder.
 
     Raises:
-        MediaError: the build, the machine or the codec of the stream has none of that name; or its
-            pictures are larger than can be read.
+        MediaError: this build of FFmpeg or this machine has no such decoder for the codec of the
+            stream, or the frames are too large.
     """
     import av
     from av.codec.hwaccel import HWAccel, hwdevices_available
@@ -47,28 +46,29 @@ def decoder_for(
     if name is None or name == own.name:
         own.options |= options
         return own
-    if own.width * own.height > MOST_PIXELS:
+    if own.width * own.height > MAX_PIXELS:
         raise MediaError(
-            f"{path} is {own.width}x{own.height}, and pictures of more than {MOST_PIXELS:,} pixels "
+            f"{path} is {own.width}x{own.height}, and frames of more than {MAX_PIXELS:,} pixels "
             "cannot be read: scale it down"
         )
     able = _decoders_of(own.codec.id)
     device = None
     if name in hwdevices_available():
-        # FFmpeg's own decoders use a device best; makers of devices have put others beside them.
-        on_it = sorted((c for c in able if _runs_on(c, name)), key=lambda c: "_" in c.name)
-        if not on_it:
+        # FFmpeg's native decoders use a device best; vendors' decoders such as h264_cuvid are last.
+        on_device = sorted((c for c in able if _runs_on(c, name)), key=lambda c: "_" in c.name)
+        if not on_device:
             raise MediaError(
-                f"decoder {name} cannot decode {own.name}, which {path} is coded in: leave it out"
+                f"decoder {name} cannot decode {own.name}, which is the codec of {path}: "
+                "leave it out"
             )
-        codec, device = on_it[0], HWAccel(name, allow_software_fallback=False)
+        codec, device = on_device[0], HWAccel(name, allow_software_fallback=False)
     else:
         codecs = {codec.name: codec for codec in able}
         if name not in codecs:
             devices = {kind for kind in hwdevices_available() for c in able if _runs_on(c, kind)}
             raise MediaError(
-                f"decoder {name!r} is not in this build of FFmpeg, or not for {own.name}, which "
-                f"{path} is coded in: leave it out, or give one of "
+                f"decoder {name!r} is not in this build of FFmpeg, or is not for {own.name}, "
+                f"the codec of {path}: leave it out, or use one of "
                 + ", ".join(sorted(codecs.keys() | devices))
             )
         codec = codecs[name]
@@ -81,52 +81,51 @@ def decoder_for(
         context.open()
     except (av.FFmpegError, RuntimeError) as error:
         raise MediaError(
-            f"decoder {name} finds no device of its kind, or no driver for it, on this machine: "
-            "leave it out"
+            f"decoder {name} finds no device, or no driver for it, on this machine: leave it out"
         ) from error
     return context
 
 
 def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
-    """The first frame of a file as the usual decoder gives it, with all that its container tells.
+    """Decode the first frame of a file with the default decoder, to get the container's metadata.
 
-    Finds out, too, whether the decoder that is asked for can decode one.
+    Also check that the requested decoder can decode a frame.
 
     Args:
         path: the file.
-        stream: number of the stream.
-        decoder: as for :func:`decoder_for`.
+        stream: index of the stream.
+        decoder: the requested decoder; see :func:`decoder_for`.
 
     Returns:
-        The frame; ``None`` where not even the usual decoder finds one soon, or where it is the one
-        that is asked for.
+        The frame. ``None`` if even the default decoder gives none soon, or if it is the requested
+        one.
 
     Raises:
-        MediaError: the decoder cannot.
+        MediaError: the requested decoder decodes no frame.
     """
     with open_input(path) as container:
         video = cast("VideoStream", container.streams[stream])
         own = video.codec_context
-        asked = decoder_for(video, decoder, path=path, options=DECODER_LIMITS)
-        if asked is own:
+        requested = decoder_for(video, decoder, path=path, options=DECODER_LIMITS)
+        if requested is own:
             return None
         own.options |= DECODER_LIMITS
-        usual = trial = None
+        default = trial = None
         for packet in itertools.islice(container.demux(video), _TRIAL):
-            usual = usual or _decoded(packet, own)
-            trial = trial or _decoded(packet, asked)
-            if usual and trial:
+            default = default or _decoded(packet, own)
+            trial = trial or _decoded(packet, requested)
+            if default and trial:
                 break
-    if usual is not None and trial is None:
+    if default is not None and trial is None:
         raise MediaError(
-            f"decoder {decoder} decodes no frame of {path}, of {usual.width}x{usual.height} in "
-            f"{usual.format.name}: leave it out"
+            f"decoder {decoder} decodes no frame of {path} ({default.width}x{default.height}, "
+            f"{default.format.name}): leave it out"
         )
-    return usual
+    return default
 
 
 def _decoded(packet: Packet[VideoStream], context: VideoCodecContext) -> VideoFrame | None:
-    """The first frame that a decoder gives after a packet, if any; it may refuse some packets."""
+    """Return the first frame a decoder gives for a packet, if any; refused packets are ignored."""
     import av
 
     try:
@@ -136,7 +135,7 @@ def _decoded(packet: Packet[VideoStream], context: VideoCodecContext) -> VideoFr
 
 
 def _decoders_of(codec_id: int) -> list[Codec]:
-    """All decoders of this build for a codec."""
+    """Return all decoders for a codec in this build of FFmpeg."""
     import av
     from av.codec import Codec
     from av.codec.codec import UnknownCodecError

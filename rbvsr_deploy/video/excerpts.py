@@ -1,4 +1,4 @@
-"""Which frames of an input an excerpt holds."""
+"""Selects the frames of an excerpt."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ _Item = TypeVar("_Item")
 
 
 class EmptyExcerptError(MediaError):
-    """No frame of the input is in the excerpt that is asked for."""
+    """The requested excerpt contains no frame of the input."""
 
 
 def cut_out(
     items: Iterable[tuple[_Item, Fraction, Fraction]], options: ReadOptions, *, path: Path
 ) -> Iterator[_Item]:
-    """Yields the items of an excerpt: those whose time is ``options.start`` or later and before
-    ``options.end``, ``options.frames`` at most. Nothing behind it is asked for.
+    """Yield the items of an excerpt, without requesting any item after its end.
+
+    These are the items from ``options.start`` to before ``options.end``, at most
+    ``options.frames`` of them.
 
     Args:
-        items: each with its time and its duration, in seconds; times are counted from the input's
-            first frame, increase, and may begin anywhere before the excerpt.
-        options: how the input is read.
-        path: of the input, for messages.
+        items: items with their time and duration in seconds. Times count from the first frame of
+            the input and increase; the first one may be anywhere before the excerpt.
+        options: how to read the input.
+        path: path of the input, for messages.
 
     Raises:
         EmptyExcerptError: the excerpt is empty.
@@ -49,19 +51,18 @@ def cut_out(
                 break
     if not taken and length <= start:
         raise EmptyExcerptError(
-            f"{path} is {_seconds(length)} long, and the excerpt begins at {_seconds(start)}: "
-            "begin earlier"
+            f"{path} is {_seconds(length)} long, but the excerpt starts at {_seconds(start)}: "
+            "start earlier"
         )
     if not taken:
         until = "its end" if end is None else _seconds(end)
         raise EmptyExcerptError(
-            f"no frame of {path} begins between {_seconds(start)} and {until}: take a longer "
-            "excerpt"
+            f"{path} has no frame between {_seconds(start)} and {until}: choose a longer excerpt"
         )
 
 
 def count(frames: int, options: ReadOptions, *, rate: Fraction) -> int:
-    """How many of an input's frames are in an excerpt, if they come at a constant rate."""
+    """Return the number of frames in an excerpt, given a constant frame rate."""
     begin = math.ceil((options.start or 0) * rate)
     stop = frames if options.end is None else min(frames, math.ceil(options.end * rate))
     left = max(0, stop - begin)

@@ -1,4 +1,4 @@
-"""Pictures: single files and folders of them."""
+"""Reads images and image folders, and writes images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rbvsr_deploy.video.colour.opacity import keeps_opacity
 from rbvsr_deploy.video.colour.orientation import exif_orientation, upright
 from rbvsr_deploy.video.excerpts import cut_out
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_AS_IT_IS = ReadOptions()
+_DEFAULT_READING = ReadOptions()
 
 FOLDER_RATE = Fraction(25)
-"""Frames per second of a video made of a folder of pictures, unless told otherwise."""
+"""Default frames per second of a video made from an image folder."""
 
-# First bytes of a file to the decoder for it: names lie too often.
+# Maps the first bytes of a file to its decoder: file names are too often wrong.
 _SIGNATURES = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "png"),
     (re.compile(rb"\xff\xd8\xff"), "mjpeg"),
@@ -49,20 +49,21 @@ _SIGNATURES = (
     (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
     (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "bmp"),
 )
+_SUPPORTED = "PNG, JPEG, TIFF, WebP and BMP are supported"
 _FINEST_QUANTISER = {"flags": "+qscale", "qmin": "1", "global_quality": "118"}  # FF_QP2LAMBDA
 _FINE_QUANTISER = {"flags": "+qscale", "global_quality": str(3 * 118)}
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How a picture is written: the encoder of FFmpeg's and its pixel formats."""
+    """An image format for writing: FFmpeg's encoder and its pixel formats."""
 
     encoder: str
     pix_fmt: str
     deep: str | None = None
-    """For more than 8 bits; ``None``: they are rounded to 8."""
+    """For more than 8 bits; ``None``: rounded to 8."""
     alpha: str | None = None
-    """With opacity; ``None``: it can hold none."""
+    """With alpha; ``None``: not supported."""
     deep_alpha: str | None = None
     options: dict[str, str] = field(default_factory=dict)
 
@@ -81,39 +82,37 @@ _FORMATS = {
     ".bmp": _Format("bmp", "bgr24"),
 }
 IMAGE_SUFFIXES = frozenset(_FORMATS)
-"""Suffixes of the picture files that can be written, in lower case."""
+"""Suffixes of the image formats that can be written, in lower case."""
 ALPHA_SUFFIXES = frozenset(suffix for suffix, choice in _FORMATS.items() if choice.alpha)
-"""Those of pictures that can hold opacity."""
+"""Suffixes of the image formats that can hold an alpha channel."""
 
 _JPEG_COLOUR = Colour(matrix=BT601, range=FULL, primaries=2, transfer=2)
 
 
 class ImageSource(Source):
-    """One picture, or the pictures of a folder in natural order of their names.
+    """Reads one image, or the images of a folder in natural order of their names.
 
-    Files that neither are pictures nor called so are ignored. All pictures must have the size of
-    the first, and are given in its bits.
+    Other files in a folder are ignored, unless they have an image suffix. All images must have the
+    size of the first one, and are converted to its bit depth.
 
     Args:
         path: an existing file or folder.
-        options: how they are read.
+        options: how to read the images.
 
     Raises:
-        MediaError: there is no picture, the first one cannot be read, or none is in the excerpt
-            that is asked for.
+        MediaError: there is no image, the first one cannot be read, or none is in the requested
+            excerpt.
     """
 
     is_folder: bool
     """Whether ``path`` is a folder."""
 
-    def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
+    def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
         self.is_folder = path.is_dir()
-        self._files = _picture_files(path) if self.is_folder else [path]
+        self._files = _image_files(path) if self.is_folder else [path]
         if not self._files:
-            raise MediaError(
-                f"the folder {path} holds no pictures: PNG, JPEG, TIFF, WebP and BMP can be read"
-            )
+            raise MediaError(f"the folder {path} contains no images: {_SUPPORTED}")
         self.rate = options.fps or FOLDER_RATE
         self.time_base = 1 / self.rate
         if options.is_excerpt:
@@ -121,9 +120,9 @@ class ImageSource(Source):
             timed = ((file, i * period, period) for i, file in enumerate(self._files))
             self._files = list(cut_out(timed, options, path=path))
         self._alpha = options.alpha
-        self._kept: bool | None = None  # until a picture has opacity
+        self._kept: bool | None = None  # until an image has alpha
         first, opacity = self._read(self._files[0])
-        # Of a folder, any other picture may have some.
+        # In a folder, any later image may have alpha.
         self.keeps_opacity = options.alpha == "keep" and (self.is_folder or opacity is not None)
         self.height, self.width = first.shape[:2]
         self.depth = 8 * first.itemsize
@@ -138,8 +137,8 @@ class ImageSource(Source):
             height, width = image.shape[:2]
             if (width, height) != (self.width, self.height):
                 raise MediaError(
-                    f"{file} is {width}x{height}, the pictures before it are "
-                    f"{self.width}x{self.height}: put pictures of one size into a folder"
+                    f"{file} is {width}x{height}, but the images before it are "
+                    f"{self.width}x{self.height}: all images in a folder must have the same size"
                 )
             yield Frame(
                 image=in_depth(image),
@@ -159,38 +158,41 @@ class ImageSource(Source):
 
 
 def is_image(path: Path) -> bool:
-    """Whether the first bytes of a file are those of a picture format that can be read."""
+    """Return whether a file starts with the signature of a supported image format."""
     return _decoder_name(path) is not None
 
 
 def read_image(path: Path) -> Image:
-    """Reads a picture, upright and without opacity.
+    """Read an image, upright and without alpha.
 
     Returns:
-        ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 where the file has more than 8 bits.
+        ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 if the file has more than 8 bits.
 
     Raises:
-        MediaError: the file is no picture, or a damaged one.
+        MediaError: the file is not an image, or is damaged.
     """
     return read_with_opacity(path)[0]
 
 
 def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
-    """As :func:`read_image`, with the opacity, ``(H, W, 1)`` of the same dtype, if there is any."""
+    """Read an image and its alpha channel, if any, as ``(H, W, 1)`` of the image's dtype.
+
+    See :func:`read_image`.
+    """
     import av
 
     name = _decoder_name(path)
     if name is None:
-        raise MediaError(f"{path} is no picture: PNG, JPEG, TIFF, WebP and BMP can be read")
-    with media_errors(f"cannot read the picture {path}"), _size_errors(path):
+        raise MediaError(f"{path} is not an image: {_SUPPORTED}")
+    with media_errors(f"cannot read the image {path}"), _size_errors(path):
         data = path.read_bytes()
         context: VideoCodecContext = av.CodecContext.create(name, "r")  # type: ignore[assignment]
         context.options = dict(DECODER_LIMITS)
-        if name != "tiff":  # where FFmpeg finds fault with its own files
+        if name != "tiff":  # FFmpeg reports errors in its own TIFF files
             context.options |= {"err_detect": "explode"}
         frames = context.decode(av.Packet(data)) or context.decode(None)
         if not frames:
-            raise MediaError(f"cannot read the picture {path}: it is damaged or incomplete")
+            raise MediaError(f"cannot read the image {path}: it is damaged or incomplete")
         frame, orientation = frames[0], exif_orientation(data)
         colour = colour_of(frame, matrix_if_unknown=BT601)
         image, opacity = to_rgb(frame, colour=colour, is_image=True), opacity_of(frame)
@@ -200,44 +202,45 @@ def read_with_opacity(path: Path) -> tuple[Image, Image | None]:
 
 
 def write_image(path: Path, *, image: Image, opacity: Image | None = None) -> None:
-    """Writes a picture in the format of the path's suffix; see ``encode_image``.
+    """Write an image in the format of the path's suffix; see ``encode_image``.
 
     Raises:
-        MediaError: the suffix is not known, or the file cannot be written.
+        MediaError: the suffix is not supported, or the file cannot be written.
     """
     data = encode_image(image, path.suffix, opacity=opacity)
-    with media_errors(f"cannot write the picture {path.name}"):
+    with media_errors(f"cannot write the image {path.name}"):
         path.write_bytes(data)
 
 
 def encode_image(image: Image, suffix: str, *, opacity: Image | None = None) -> bytes:
-    """A picture in the format of a suffix, without loss except for JPEG and for more than 8 bits in
-    WebP and BMP, which are rounded.
+    """Encode an image in the format of a suffix.
+
+    Encoding is lossless except for JPEG. WebP and BMP round to 8 bits.
 
     Args:
         image: ``(H, W, 3)`` RGB, uint8 or uint16.
         suffix: one of ``IMAGE_SUFFIXES``.
-        opacity: ``(H, W, 1)`` of the same dtype, where the format is one of ``ALPHA_SUFFIXES``.
+        opacity: alpha channel, ``(H, W, 1)`` of the same dtype, for one of ``ALPHA_SUFFIXES``.
 
     Raises:
-        MediaError: the suffix is not known, or the format cannot hold a picture of this size.
+        MediaError: the suffix is not supported, or the format cannot hold an image of this size.
     """
     choice = _FORMATS.get(suffix.lower())
     if choice is None:
         raise MediaError(
-            f"pictures cannot be written as {suffix!r}: use " + ", ".join(sorted(IMAGE_SUFFIXES))
+            f"images cannot be written as {suffix!r}: use " + ", ".join(sorted(IMAGE_SUFFIXES))
         )
     pix_fmt = choice.pix_fmt if opacity is None else choice.alpha
     if image.dtype == np.uint16:
         pix_fmt = (choice.deep if opacity is None else choice.deep_alpha) or pix_fmt
     if pix_fmt is None:
-        raise ValueError(f"{suffix} holds no opacity")
-    with media_errors(f"cannot write a picture as {suffix}"):
+        raise ValueError(f"{suffix} cannot hold an alpha channel")
+    with media_errors(f"cannot write an image as {suffix}"):
         return _encode(image, choice.encoder, pix_fmt, choice.options, opacity=opacity)
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """A JPEG with full chroma for looking at, smaller than ``write_image`` makes it.
+    """Encode a JPEG for viewing, with full chroma and smaller than ``write_image`` makes it.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
@@ -253,7 +256,7 @@ def _encode(
     *,
     opacity: Image | None = None,
 ) -> bytes:
-    """Encodes a picture with an encoder of FFmpeg's."""
+    """Encode an image with an FFmpeg encoder."""
     import av
 
     context: VideoCodecContext = av.CodecContext.create(name, "w")  # type: ignore[assignment]
@@ -269,41 +272,42 @@ def _encode(
     return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode()])
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder in natural order. What is no picture, and is not called one, is
-    ignored; a frame that has become unreadable must not be missing in silence.
+def _image_files(folder: Path) -> list[Path]:
+    """Return the images of a folder in natural order.
+
+    Other files are ignored, unless they have an image suffix: an unreadable frame must not be
+    skipped silently.
     """
     try:
-        # Names with a dot in front are what systems leave beside files of other systems.
+        # Hidden files are skipped: macOS, for example, stores metadata of "1.png" in "._1.png".
         files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
     except OSError as error:
         raise MediaError(f"cannot read the folder {folder}: {error.strerror}") from error
-    pictures = [file for file in files if is_image(file)]
-    for file in sorted(set(files) - set(pictures)):
-        if pictures and file.suffix.lower() in IMAGE_SUFFIXES:
+    images = [file for file in files if is_image(file)]
+    for file in sorted(set(files) - set(images)):
+        if images and file.suffix.lower() in IMAGE_SUFFIXES:
             raise MediaError(
-                f"{file} is called a picture and is none, or an incomplete one: repair or remove it"
+                f"{file} has an image extension but is not a complete image: repair or remove it"
             )
-    return sorted(pictures, key=lambda file: _natural_key(file.name))
+    return sorted(images, key=lambda file: _natural_key(file.name))
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Orders "2.png" before "10.png"."""
+    """Return a sort key that orders "2.png" before "10.png"."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts]
 
 
 @contextlib.contextmanager
 def _size_errors(path: Path) -> Iterator[None]:
-    """What decoders say of pictures that are too large, in words."""
+    """Reword the error that decoders raise for images that are too large."""
     import av
 
     try:
         yield
     except av.ArgumentError as error:
         raise MediaError(
-            f"cannot read the picture {path}: it is damaged, or has more than "
-            f"{MOST_PIXELS:,} pixels"
+            f"cannot read the image {path}: it is damaged, or has more than {MAX_PIXELS:,} pixels"
         ) from error
 
 

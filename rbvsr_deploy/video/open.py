@@ -1,4 +1,4 @@
-"""From a path to the right source or sink."""
+"""Opens the right source or sink for a path."""
 
 from __future__ import annotations
 
@@ -20,51 +20,54 @@ from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
-_AS_IT_IS, _AS_USUAL = ReadOptions(), WriteOptions()
+_DEFAULT_READING, _DEFAULT_WRITING = ReadOptions(), WriteOptions()
 
 
-def open_source(path: Path, options: ReadOptions = _AS_IT_IS) -> Source:
-    """Opens a video, a picture or a folder of pictures, whichever the path holds.
+def open_source(path: Path, options: ReadOptions = _DEFAULT_READING) -> Source:
+    """Open a video, an image or an image folder.
 
-    The content decides, not the name, but for Motion JPEG without a container.
+    The kind of input is detected from its content, not from its name. The only exception is Motion
+    JPEG without a container.
 
     Args:
-        path: the file or folder; "-" is a y4m on standard input.
-        options: how it is read.
+        path: the file or folder; "-" reads y4m from standard input.
+        options: how to read the input.
 
     Raises:
-        MediaError: nothing is there, or it cannot be read; one sentence that says what to do.
+        MediaError: the input does not exist or cannot be read; one sentence that says what to do.
     """
     path = Path(path)
     if options.fps is not None and not path.is_dir():
-        raise MediaError(
-            f"fps is for folders of pictures, and the input {path} is none: leave it out"
-        )
+        raise MediaError(f"fps is for image folders, and the input {path} is not one: leave it out")
     if is_pipe(path):
         if options.decoder is not None:
-            raise MediaError("decoder is for files, and y4m is not coded: leave it out")
+            raise MediaError("decoder is for files, and y4m is uncompressed: leave it out")
         return PipeSource(options)
     if not path.exists():
-        raise MediaError(f"the input {path} does not exist: give a video, a picture or a folder")
+        raise MediaError(
+            f"the input {path} does not exist: give a video, an image or an image folder"
+        )
     if path.is_dir():
-        return _pictures(path, options)
+        return _image_source(path, options)
     if not path.is_file():
-        raise MediaError(f"the input {path} is no file: give a video, a picture or a folder")
+        raise MediaError(
+            f"the input {path} is not a regular file: give a video, an image or an image folder"
+        )
     if path.stat().st_size == 0:
-        raise MediaError(f"the input {path} is empty: give a complete video or picture")
-    # One JPEG after the other begins as a single one does.
+        raise MediaError(f"the input {path} is empty: give a complete video or image")
+    # Raw Motion JPEG starts with the same bytes as a single JPEG.
     if not is_image(path) or path.suffix.lower() in (".mjpeg", ".mjpg"):
         return VideoSource(path, options)
     if not is_animated(path):
-        return _pictures(path, options)
+        return _image_source(path, options)
     return WebPAnimation(path, options) if is_webp(path) else VideoSource(path, options)
 
 
-def frame_size(path: Path, options: ReadOptions = _AS_IT_IS) -> tuple[int, int]:
-    """Height and width of an input's frames, in pixels.
+def frame_size(path: Path, options: ReadOptions = _DEFAULT_READING) -> tuple[int, int]:
+    """Return the height and width of an input's frames in pixels.
 
     Raises:
-        MediaError: as :func:`open_source`.
+        MediaError: see :func:`open_source`.
     """
     if is_pipe(path):
         return piped_frame_size()
@@ -73,22 +76,23 @@ def frame_size(path: Path, options: ReadOptions = _AS_IT_IS) -> tuple[int, int]:
 
 
 def default_output(path: Path) -> Path:
-    """Where the enlarged version of an input goes unless told otherwise: next to it, with "_x4".
+    """Return the default output path of an input: next to it, with "_x4" appended to the name.
 
     Args:
         path: the input, which need not exist.
 
     Returns:
-        A folder for a folder, a picture for a picture; for a video the same container where it
-        can hold the output, else Matroska, which holds anything. A picture that moves is a video.
+        A folder for a folder and an image for an image. A video gets the same container if that can
+        hold the output, otherwise Matroska, which can hold any codec. An animated image counts as a
+        video.
     """
     path = Path(path)
     if path.is_dir():
         path = path if path.name not in ("", "..") else path.resolve()
         return path.with_name(f"{path.name}_x4")
     suffix = path.suffix
-    moves = suffix.lower() in IMAGE_SUFFIXES and path.is_file() and is_animated(path)
-    if moves or (suffix.lower() not in IMAGE_SUFFIXES and suffix.lower() not in CONTAINERS):
+    animated = suffix.lower() in IMAGE_SUFFIXES and path.is_file() and is_animated(path)
+    if animated or (suffix.lower() not in IMAGE_SUFFIXES and suffix.lower() not in CONTAINERS):
         suffix = ".mkv"
     return path.with_name(f"{path.stem}_x4{suffix}")
 
@@ -100,29 +104,29 @@ def open_sink(
     width: int,
     height: int,
     job: Job | None,
-    options: WriteOptions = _AS_USUAL,
+    options: WriteOptions = _DEFAULT_WRITING,
 ) -> Sink:
-    """Opens the output; nothing appears under its name before ``Sink.finish``.
+    """Open the output; nothing appears under its name before ``Sink.finish``.
 
     Args:
-        path: a video or picture file, told by its suffix, or a folder for pictures; "-" is a y4m
-            on standard output, which appears as it is written.
-        source: the input the frames were made from.
+        path: a video or image file, identified by its suffix, or a folder for images; "-" writes
+            y4m to standard output, where each frame appears at once.
+        source: the input that the frames come from.
         width: width of the frames that will be written, in pixels.
         height: height of the frames that will be written, in pixels.
-        job: of the same path; tells whether existing files may be replaced. The sink adds its
-            settings to the job's identity. ``None`` for standard output.
-        options: how it is written.
+        job: job of the same path, which decides whether existing files may be replaced. The sink
+            adds its settings to the job's identity. ``None`` for standard output.
+        options: how to write the output.
 
     Raises:
-        MediaError: one sentence that says which wish cannot be met, and what can.
-        ValueError: the job is that of another output.
+        MediaError: an option or the path is not supported; one sentence that says what is.
+        ValueError: the job belongs to another output.
     """
     path = Path(path)
     if job is None:
         if not is_pipe(path):
-            raise ValueError(f"{path} needs a job")
-        return _piped(source, width=width, height=height, options=options)
+            raise ValueError(f"the output {path} needs a job")
+        return _pipe_sink(source, width=width, height=height, options=options)
     if path != job.output:
         raise ValueError(f"the job is for {job.output}, not for {path}")
     if is_same_place(path, source.path):
@@ -137,8 +141,8 @@ def open_sink(
     is_folder = os.path.isdir(path)  # raises nothing, whatever the disk says
     if kind == "folder" and is_folder and isinstance(source, VideoSource) and not job.overwrite:
         raise MediaError(
-            f"the output {path} is a folder: give the name of a file such as "
-            f"{default_output(source.path).name}, or of a new folder for the frames as PNG"
+            f"the output {path} is a folder: give a file name such as "
+            f"{default_output(source.path).name}, or a new folder for the frames as PNG"
         )
     if kind == "video":
         container = CONTAINERS[path.suffix.lower()]
@@ -155,33 +159,35 @@ def open_sink(
         )
     for name in ("codec", "crf", "pix_fmt"):
         if getattr(options, name) is not None:
-            raise MediaError(f"{name} is for videos, and the output {path} takes pictures")
-    if kind == "picture" and source.keeps_opacity and path.suffix.lower() not in ALPHA_SUFFIXES:
+            raise MediaError(
+                f"{name} is for videos, and the output {path} is not one: leave it out"
+            )
+    if kind == "image" and source.keeps_opacity and path.suffix.lower() not in ALPHA_SUFFIXES:
         raise no_room_for_opacity(path)
-    if kind == "picture" and source.frame_count != 1:
+    if kind == "image" and source.frame_count != 1:
         raise MediaError(
-            f"{path} can hold one picture only, and the input has more: "
-            "give a folder or a video as output"
+            f"the output {path} can hold only one image, and the input has more: "
+            "give a folder or a video"
         )
     return ImageSink(path, width=width, height=height, folder=kind == "folder", job=job)
 
 
-def _pictures(path: Path, options: ReadOptions) -> ImageSource:
+def _image_source(path: Path, options: ReadOptions) -> ImageSource:
     for name in ("deinterlace", "decoder"):
         if getattr(options, name):
-            raise MediaError(f"{name} is for videos, and {path} holds pictures: leave it out")
+            raise MediaError(f"{name} is for videos, and the input {path} is not one: leave it out")
     return ImageSource(path, options)
 
 
-def _piped(source: Source, *, width: int, height: int, options: WriteOptions) -> PipeSink:
+def _pipe_sink(source: Source, *, width: int, height: int, options: WriteOptions) -> PipeSink:
     for name in ("codec", "crf"):
         if getattr(options, name) is not None:
-            raise MediaError(f"{name} is for files, and standard output takes y4m: leave it out")
+            raise MediaError(f"{name} is for files, and y4m is uncompressed: leave it out")
     return PipeSink(source=source, width=width, height=height, pix_fmt=options.pix_fmt)
 
 
-def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"]:
-    """What an output path stands for, from its suffix and what is there already."""
+def _output_kind(path: Path, *, source: Source) -> Literal["video", "image", "folder"]:
+    """Return the kind of output, from the path's suffix and what already exists there."""
     suffix = path.suffix.lower()
     from_folder = isinstance(source, ImageSource) and source.is_folder
     if suffix in CONTAINERS:
@@ -192,6 +198,6 @@ def _kind(path: Path, *, source: Source) -> Literal["video", "picture", "folder"
         return "folder"
     raise MediaError(
         f"the output {path} ends in {path.suffix!r}: videos end in "
-        f"{', '.join(sorted(CONTAINERS))}, pictures in {', '.join(sorted(IMAGE_SUFFIXES))}, "
-        "and folders have no ending"
+        f"{', '.join(sorted(CONTAINERS))}, images in {', '.join(sorted(IMAGE_SUFFIXES))}, "
+        "and folders have no extension"
     )

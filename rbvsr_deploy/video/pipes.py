@@ -1,7 +1,7 @@
-"""Video through standard input and output: uncompressed, as YUV4MPEG2 (y4m).
+"""Reads and writes video through pipes, uncompressed as YUV4MPEG2 (y4m).
 
-The format tells size, frame rate, sample aspect and range, but no matrix and no times, and carries
-no sound. Neither end can be gone back in: every frame is read and written once, in order.
+The format has size, frame rate, sample aspect ratio and range, but neither colour matrix nor
+timestamps nor audio. Pipes cannot be rewound: every frame is read and written once, in order.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 logger = logging.getLogger(__name__)
 
 _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
-_AS_IT_IS = ReadOptions()
-_POLL = 0.1  # seconds until a wait for the other program looks whether it is to stop
+_DEFAULT_READING = ReadOptions()
+_POLL = 0.1  # seconds between checks for an interrupt while waiting for the other program
 _LONGEST_HEADER = 4096
-_HOW = "pipe in what 'ffmpeg -i FILE -f yuv4mpegpipe -' writes"
-# Pixel formats that every reader of y4m knows, and their names there. Chroma samples lie on the
-# left ones of their pixels.
+_HOW = "pipe in the output of 'ffmpeg -i FILE -f yuv4mpegpipe -'"
+# Pixel formats that every y4m reader supports, and their y4m names. Chroma is sited on the left.
 _CHROMA = {
     "yuv420p": "420mpeg2",
     "yuv422p": "422",
@@ -55,34 +54,34 @@ _CHROMA = {
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path stands for standard input or output: "-"."""
+    """Return whether a path is "-", for standard input or output."""
     return str(path) == "-"
 
 
 def piped_frame_size() -> tuple[int, int]:
-    """Height and width that standard input announces, in pixels; takes nothing from it.
+    """Return the height and width in the header of standard input in pixels, without consuming it.
 
     Raises:
-        MediaError: it is no y4m.
+        MediaError: standard input is not y4m.
     """
     header = _standard_input().header()
     sizes = [re.search(rb" %s(\d+)" % letter, header) for letter in (b"H", b"W")]
     height, width = (int(size[1]) if size else 0 for size in sizes)
     if not height or not width:
-        raise MediaError(f"{_NAME_IN} announces no size of its frames: {_HOW}")
+        raise MediaError(f"the y4m header of {_NAME_IN} has no frame size: {_HOW}")
     return height, width
 
 
 class PipeSource(VideoSource):
-    """A y4m on standard input, which can be read once in a process.
+    """Reads y4m from standard input, once per process.
 
     Raises:
-        MediaError: nothing, or something else, comes in; or it ends within a frame.
+        MediaError: standard input is empty, is not y4m, or ends in the middle of a frame.
     """
 
     reopenable = False
 
-    def __init__(self, options: ReadOptions = _AS_IT_IS) -> None:
+    def __init__(self, options: ReadOptions = _DEFAULT_READING) -> None:
         self._input = _standard_input()
         super().__init__(_NAME_IN, options)
 
@@ -96,22 +95,23 @@ class PipeSource(VideoSource):
     def _check_end(self) -> None:
         if self._pass.read_to != self._input.taken:
             raise MediaError(
-                f"{self.path} ends within a frame: the program that writes it must have failed"
+                f"{self.path} ends in the middle of a frame: the program that writes it must have "
+                "failed"
             )
 
 
 class PipeSink(Sink):
-    """A y4m on standard output; what else is printed there meanwhile goes to standard error.
+    """Writes y4m to standard output. Other output of the process is redirected to standard error.
 
-    Nothing can be taken back or continued: if the work fails, the output has ended early.
+    The output cannot be resumed: after a failure it is incomplete.
 
     Args:
-        source: whose frame rate, sample aspect, matrix and range the output takes over.
+        source: the source of the output's frame rate, sample aspect ratio, matrix and range.
         width, height: size of the frames that will be written, in pixels.
         pix_fmt: "yuv420p" (the default), "yuv422p", "yuv444p", or one of these in 10 bits.
 
     Raises:
-        MediaError: the pixel format is another, or standard output a terminal.
+        MediaError: the pixel format is not supported, or standard output is a terminal.
     """
 
     def __init__(
@@ -129,25 +129,24 @@ class PipeSink(Sink):
             raise no_room_for_opacity("y4m")
         if source.depth > 8 and pix_fmt is None:
             logger.warning(
-                "%s has %d bits per sample; they are rounded to the 8 of yuv420p",
+                "%s has %d bits per sample, which are rounded to the 8 of yuv420p",
                 source.path,
                 source.depth,
             )
         if os.isatty(1):
             raise MediaError(
-                "standard output is a terminal, and video is no text: pipe it into a program, or "
-                "give -o a file"
+                "standard output is a terminal: pipe it into a program, or choose a file as output"
             )
         self._frames = 0
         self._first: Fraction | None = None
         self._warned = False
         self._stop = threading.Event()
         logger.info(
-            "y4m tells no colour matrix: what goes to %s has number %d of H.273",
+            "y4m has no tag for the colour matrix: %s uses matrix %d of ITU-T H.273",
             self.path,
             source.colour.matrix,
         )
-        # Libraries in C print to the descriptor itself.
+        # C libraries print to the file descriptor itself.
         sys.stdout.flush()
         self._handle = os.dup(1)
         os.dup2(2, 1)
@@ -171,17 +170,17 @@ class PipeSink(Sink):
             self._check_time(frame)
             converted = from_rgb(frame.image, pix_fmt=self._pix_fmt, colour=self._source.colour)
             self._send(b"FRAME\n")
-            # Four times anything is even: no plane ends in half a sample.
+            # Upscaled sizes are multiples of four, so chroma planes have whole sizes.
             self._send(b"".join(plane.tobytes() for plane in planes_of(converted)))
         self._frames += 1
 
     def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
-        """Does nothing: what is sent is sent."""
+        """Do nothing: frames in a pipe are final."""
 
     def finish(self) -> None:
         with self._writing():
             if not self._frames:
-                raise MediaError(f"{self.path} is not written: there was no frame to write")
+                raise MediaError(f"{self.path} was not written: there was no frame to write")
         self.close()
 
     def interrupt(self) -> None:
@@ -197,7 +196,7 @@ class PipeSink(Sink):
     def _header(self) -> bytes:
         height, width, _ = self._shape
         rate, aspect = self._source.rate, self._source.sample_aspect or Fraction(0)
-        # 0:0 stands for an aspect that is not known.
+        # 0:0 means unknown.
         shape = f"{aspect.numerator}:{aspect.denominator if aspect else 0}"
         extent = "FULL" if self._source.colour.range == FULL else "LIMITED"
         return (
@@ -213,8 +212,8 @@ class PipeSink(Sink):
             self._first = time
         if abs(time - self._first - self._frames / self._source.rate) > NOTABLE_SHIFT:
             logger.warning(
-                "%s holds a constant frame rate only, and the time stamps of %s vary: frames move "
-                "in time",
+                "%s supports only a constant frame rate, but the timestamps of %s vary: "
+                "frames move in time",
                 self.path,
                 self._source.path,
             )
@@ -223,30 +222,30 @@ class PipeSink(Sink):
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            # As much as a pipe that is ready takes without waiting.
+            # A pipe that is ready takes PIPE_BUF bytes without blocking.
             if select.select([], [self._handle], [], _POLL)[1]:
                 rest = rest[os.write(self._handle, rest[: select.PIPE_BUF]) :]
             elif self._stop.is_set():
-                raise MediaError(f"{self.path} is not read to the end: the work was stopped")
+                raise MediaError(f"{self.path} was not read to the end: interrupted")
 
 
 class _StandardInput:
-    """The bytes that come in, as PyAV reads them."""
+    """Reads standard input through the file interface that PyAV expects."""
 
     def __init__(self) -> None:
         self._head = b""
         self._stop = threading.Event()
         self.taken = 0
-        """Bytes that were read, and not only looked at."""
+        """Number of bytes consumed, without those that were only peeked at."""
 
     def header(self) -> bytes:
-        """The first line, which stays to be read.
+        """Return the first line without consuming it.
 
         Raises:
-            MediaError: it is not that of a y4m.
+            MediaError: it is not a y4m header.
         """
         if self.taken:
-            raise MediaError("standard input can be read once only: give a file")
+            raise MediaError(f"{_NAME_IN} can be read only once: give a file")
         with media_errors(f"cannot read {_NAME_IN}"):
             if os.isatty(0):
                 raise MediaError(f"{_NAME_IN} is a terminal: {_HOW}")
@@ -257,19 +256,19 @@ class _StandardInput:
                 self._head += more
         line, end, _ = self._head.partition(b"\n")
         if not line.startswith(b"YUV4MPEG2 ") or not end:
-            what = "is no video in the format y4m" if self._head else "is empty"
-            raise MediaError(f"{_NAME_IN} {what}: {_HOW}")
+            state = "is not y4m video" if self._head else "is empty"
+            raise MediaError(f"{_NAME_IN} {state}: {_HOW}")
         return line
 
     def read(self, size: int) -> bytes:
-        """What there is, up to ``size`` bytes; none at the end, or when told to stop."""
+        """Return the available bytes, up to ``size``; none at the end or after ``stop``."""
         data, self._head = self._head[:size], self._head[size:]
         data = data or self._next(size)
         self.taken += len(data)
         return data
 
     def stop(self) -> None:
-        """Ends a wait for more, in another thread too."""
+        """End a wait for more bytes, also in another thread."""
         self._stop.set()
 
     def _next(self, size: int) -> bytes:

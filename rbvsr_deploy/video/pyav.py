@@ -1,4 +1,4 @@
-"""The edge to PyAV: how files are opened and how its errors become ours."""
+"""Opens files with PyAV and converts its errors to ``MediaError``."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rbvsr_deploy.errors import MediaError
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
 
-MOST_PIXELS = 2**31 // 48
-"""Of a picture that is read: four times larger, FFmpeg holds none of more. A file of some bytes can
-claim any size, and decoders would take the memory for it.
+MAX_PIXELS = 2**31 // 48
+"""Maximum pixels of an input frame: FFmpeg cannot hold a larger one upscaled by four. A file of a
+few bytes can claim any size, and decoders would allocate the memory for it.
 """
-DECODER_LIMITS = {"max_pixels": str(MOST_PIXELS)}
-"""Options of every decoder, to be set before it is opened."""
+DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS)}
+"""Options for every decoder, to be set before it is opened."""
 
-# Old files hold titles in any encoding: the bytes pass through unchanged.
+# Old files have titles in arbitrary encodings: the bytes pass through unchanged.
 _METADATA_ERRORS = "surrogateescape"
 
 
 def open_input(media: Any, *, container: str | None = None) -> InputContainer:
-    """Opens media for reading.
+    """Open media for reading.
 
     Args:
-        media: a path, or anything with a ``read`` method.
-        container: FFmpeg's name of the format; ``None``: found out.
+        media: a path, or an object with a ``read`` method.
+        container: FFmpeg's name of the format; ``None``: detected.
     """
     import av
     from av.container.core import Flags
@@ -37,16 +37,16 @@ def open_input(media: Any, *, container: str | None = None) -> InputContainer:
         _url(media) if isinstance(media, Path) else media,
         "r",
         format=container,
-        options=DECODER_LIMITS,  # of the decoders that look for what is inside
+        options=DECODER_LIMITS,  # for the decoders that probe the streams
         metadata_errors=_METADATA_ERRORS,
     )
-    # PyAV asks for invented presentation times; where a file has none, we want to know.
+    # PyAV lets FFmpeg invent missing presentation times; we need to know that they are missing.
     opened.flags &= ~cast("int", Flags.gen_pts.value)
     return opened
 
 
 def open_output(path: Path, *, container: str, options: dict[str, str]) -> OutputContainer:
-    """Opens a media file for writing in the format that FFmpeg calls ``container``."""
+    """Open a media file for writing in the format that FFmpeg calls ``container``."""
     import av
 
     return av.open(
@@ -60,7 +60,7 @@ def open_output(path: Path, *, container: str, options: dict[str, str]) -> Outpu
 
 @contextmanager
 def media_errors(what: str) -> Iterator[None]:
-    """Turns every error of PyAV and of the file system into ``MediaError("<what>: <reason>")``."""
+    """Raise every error of PyAV and of the file system as ``MediaError("<what>: <reason>")``."""
     import av
 
     try:
@@ -70,12 +70,12 @@ def media_errors(what: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The part of an error that a user can read, without codes and paths."""
+    """Return the human-readable part of an error, without codes and paths."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).strip().rstrip(".")
 
 
 def _url(path: Path) -> str:
-    # Without the scheme, a name such as "a:b.mp4" would be taken for a protocol. With it, FFmpeg
-    # also keeps playlists from reaching for anything but files.
+    # Without the scheme, FFmpeg would take "a:b.mp4" for a protocol. With it, FFmpeg also refuses
+    # to open network addresses listed in a playlist.
     return f"file:{path}"

@@ -1,4 +1,4 @@
-"""One pass over the video of a file: packets in, decoded frames out, and what is missing told."""
+"""Decodes the video of a file in one pass and counts damaged frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rbvsr_deploy.video.completeness import cut_off, indexed_frames
 from rbvsr_deploy.video.damage import Damage
 from rbvsr_deploy.video.decoder import decoder_for
 from rbvsr_deploy.video.options import ReadOptions
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MOST_PIXELS, media_errors
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
 from rbvsr_deploy.video.seeking import packets_around
 
 if TYPE_CHECKING:
@@ -24,27 +24,27 @@ __all__ = ["VideoPass"]
 
 
 class VideoPass:
-    """The frames of a video as they leave the decoder, in order of presentation.
+    """Decodes a video once, giving its frames in order of presentation.
 
     Args:
-        container: of the file, newly opened; the caller closes it.
-        stream: its video.
-        path: of the file, for messages.
-        options: how it is read.
+        container: the newly opened file, which the caller closes.
+        stream: its video stream.
+        path: path of the file, for messages.
+        options: how to read the file.
         rate: average frames per second.
         time_base: seconds per tick.
-        target: a time in ticks; decoding begins at the last key frame before it. ``None``: at the
+        target: a time in ticks; decoding starts at the last key frame before it. ``None``: at the
             start.
     """
 
     damage: Damage
-    """What of the frames read so far is damaged."""
+    """Damage found so far."""
     packets = 0
-    """How many were read so far."""
+    """Number of packets read so far."""
     read_to = 0
-    """Byte of the file at which the last of them ends."""
+    """Offset in the file at which the last packet ends, in bytes."""
     first_stamp: int | None = None
-    """Decoding time of the first packet of the video, in ticks, once it is read."""
+    """Decoding timestamp of the first packet in ticks, once it is read."""
 
     def __init__(
         self,
@@ -68,18 +68,18 @@ class VideoPass:
         )
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Yields the frames; packets that cannot be decoded are left out with a warning.
+        """Yield the frames; packets that cannot be decoded are skipped with a warning.
 
         Raises:
-            MediaError: the file cannot be read or is cut off, no frame can be decoded, or reading
-                is strict and something is damaged.
+            MediaError: the file cannot be read or is cut off, no frame can be decoded, or the video
+                is damaged and ``options.strict`` is set.
         """
         import av
 
         options = dict(DECODER_LIMITS)
         if self._options.strict:
             options["err_detect"] = "explode"
-        # Threads that work on several frames at once lose whole ones beside those that are damaged.
+        # Frame threading also loses undamaged frames next to damaged ones.
         self._stream.thread_type = "SLICE"
         context = decoder_for(self._stream, self._options.decoder, path=self._path, options=options)
         frames = 0
@@ -100,9 +100,9 @@ class VideoPass:
                     yield frame
         if not frames and self._target is None:
             raise MediaError(
-                f"{self._path} holds no video frame that can be decoded "
+                f"{self._path} has no video frame that can be decoded "
                 f"({self.packets} packets, {self.damage.lost} of them damaged or of more than "
-                f"{MOST_PIXELS:,} pixels): give a complete video"
+                f"{MAX_PIXELS:,} pixels): give a complete video"
             )
         self.damage.finish()
         expected = indexed_frames(self._container, self._stream)

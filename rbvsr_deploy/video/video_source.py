@@ -1,4 +1,4 @@
-"""Reading a video file: every frame upright, in RGB, with its time stamp."""
+"""Reads a video file: every frame upright, in RGB, with its timestamp."""
 
 from __future__ import annotations
 
@@ -33,46 +33,45 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FALLBACK_RATE, _FASTEST = Fraction(25), 500
-# FFmpeg draws the letters of any text as a video.
+# FFmpeg renders any text file as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
 _DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT
-_AS_IT_IS = ReadOptions()
+_DEFAULT_READING = ReadOptions()
 
 
 class VideoSource(Source):
-    """The first video stream of a file that is not a cover picture.
+    """Reads the first video stream of a file that is not cover art.
 
     Args:
         path: an existing file.
-        options: how it is read.
+        options: how to read the file.
 
     Raises:
-        MediaError: the file is no video, has no video stream, is cut off, or not one of its
-            frames can be decoded; or it has no frame in the excerpt that is asked for.
+        MediaError: the file is not a video, has no video stream, is cut off, has no decodable
+            frame, or has no frame in the requested excerpt.
     """
 
     reopenable = True
-    """Whether ``path`` can be opened again, for what is there beside the video."""
+    """Whether ``path`` can be opened again, to copy the other streams."""
     stream_index: int
-    """Number of the video stream within the file."""
+    """Index of the video stream in the file."""
     tags: dict[str, str]
-    """Language, title and the like of the video stream."""
+    """Metadata of the video stream, such as language and title."""
     disposition: int
-    """Flags of the video stream such as "default", as FFmpeg counts them."""
+    """FFmpeg's disposition flags of the video stream, such as "default"."""
     audio_rates: tuple[int, ...]
-    """Samples per second of the audio streams."""
+    """Sample rates of the audio streams in hertz."""
 
-    def __init__(self, path: Path, options: ReadOptions = _AS_IT_IS) -> None:
+    def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
         self._options = options
-        self._late: int | None = None  # ticks by which frames of an AVI leave the decoder
-        with media_errors(f"{path} is no complete video, picture or folder of pictures"):
+        self._late: int | None = None  # delay of AVI frames in ticks
+        not_media = "not a complete video, image or image folder"
+        with media_errors(f"{path} is {not_media}"):
             self._container = self._open()
         try:
             if self._container.format.name in _TEXT_FORMATS:
-                raise MediaError(
-                    f"{path} is text, no complete video, picture or folder of pictures"
-                )
+                raise MediaError(f"{path} is text, {not_media}")
             self._stream = _pick_stream(self._container, path=path)
             self.stream_index = self._stream.index
             self.rate = _rate(self._stream)
@@ -86,15 +85,15 @@ class VideoSource(Source):
                 )
             self.time_base = self._stream.time_base or 1 / self.rate
             self._fields = Deinterlacer(path) if options.deinterlace else CombWatch(path)
-            # A decoder that was asked for knows only what is in the packets.
-            self._usual_first = (
+            # A requested decoder sees only the packets, not the container's metadata.
+            self._default_first = (
                 first_frame(path, stream=self.stream_index, decoder=options.decoder)
                 if options.decoder is not None
                 else None
             )
-            self._frames = self._shown()
+            self._frames = self._requested()
             self._first: tuple[VideoFrame, int] | None = next(self._frames)
-            self._describe(self._usual_first or self._first[0])
+            self._describe(self._default_first or self._first[0])
         except BaseException:
             self._container.close()
             raise
@@ -102,7 +101,7 @@ class VideoSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         first, self._first = self._first, None
         if first is None:
-            raise RuntimeError("a source is read in one pass: open it again for another")
+            raise RuntimeError("a source can be read only once: open it again for another pass")
         for number, (decoded, stamp) in enumerate(itertools.chain((first,), self._frames), start=1):
             yield self._frame(decoded, number=number, stamp=stamp)
 
@@ -121,14 +120,14 @@ class VideoSource(Source):
 
     @property
     def discontinuities(self) -> list[Discontinuity]:
-        """Where the clock of the file is set anew, as far as frames were read."""
+        """Return the jumps of the file's clock so far."""
         return self._clock.discontinuities
 
     def _open(self) -> InputContainer:
         return open_input(self.path)
 
     def _describe(self, first: VideoFrame) -> None:
-        """Takes the properties of the whole video from its first frame."""
+        """Set the properties of the whole video from its first frame."""
         stream = self._stream
         self.tags = {name: text for name, text in stream.metadata.items() if name != "rotate"}
         self.disposition = stream.disposition.value
@@ -147,8 +146,10 @@ class VideoSource(Source):
         self.sample_aspect = 1 / aspect if aspect and on_its_side else aspect
         self.frame_count = self._expected_frames() or None
         if orientation is None:
-            logger.warning("%s is rotated by no multiple of 90 degrees: not applied", self.path)
-        # The decoders of VP8 and VP9 leave out what Matroska holds beside the pictures.
+            logger.warning(
+                "the rotation of %s is not a multiple of 90 degrees and is not applied", self.path
+            )
+        # The VP8 and VP9 decoders ignore the alpha channel, which Matroska stores separately.
         readable = has_alpha(first.format)
         if readable or stream.metadata.get("alpha_mode") == "1":
             self.keeps_opacity = keeps_opacity(self.path, self._options.alpha, readable=readable)
@@ -161,8 +162,8 @@ class VideoSource(Source):
             yield f"{self.path} has {untagged}"
         if self.colour.transfer in TRANSFERS:
             yield (
-                f"{self.path} is HDR ({TRANSFERS[self.colour.transfer]}): it is enlarged as it is "
-                "coded, by a network that knows ordinary video, and stays HDR"
+                f"{self.path} is HDR ({TRANSFERS[self.colour.transfer]}): it is upscaled without "
+                "tone mapping, by a network trained on SDR video, and stays HDR"
             )
 
     def _expected_frames(self) -> int:
@@ -174,8 +175,8 @@ class VideoSource(Source):
             frames = round(Fraction(self._container.duration, 1_000_000) * self.rate)
         return count(frames, self._options, rate=self.rate)
 
-    def _shown(self) -> Generator[tuple[VideoFrame, int], None, None]:
-        """Yields the frames that are asked for, each with its time stamp."""
+    def _requested(self) -> Generator[tuple[VideoFrame, int], None, None]:
+        """Yield the requested frames with their timestamps."""
         frames = self._stamped()
         if not self._options.is_excerpt:
             yield from frames
@@ -205,7 +206,7 @@ class VideoSource(Source):
         self._clock.report()
 
     def _stamped(self, *, target: Fraction | None = None) -> Iterator[tuple[VideoFrame, int]]:
-        """All frames with their time stamps; with a target, those from shortly before it on."""
+        """Yield all frames with their timestamps; with a target, from shortly before it on."""
         self._clock = Clock(
             self.path,
             time_base=self.time_base,
@@ -214,13 +215,16 @@ class VideoSource(Source):
         )
         self._decoder = self._decode(target=target)
         frames = self._clock.read(self._fields.over(self._decoder))
-        return self._on_time(frames) if self._container.format.name == "avi" else frames
+        return self._without_delay(frames) if self._container.format.name == "avi" else frames
 
-    def _on_time(
+    def _without_delay(
         self, frames: Iterator[tuple[VideoFrame, int]]
     ) -> Iterator[tuple[VideoFrame, int]]:
-        """AVI tells no times, and frames have those of the packets with which they leave the
-        decoder, late by as many as it holds back. The first is due with the first packet.
+        """Yield the frames of an AVI with the decoder's delay removed from their timestamps.
+
+        AVI has no timestamps: a frame gets that of the packet with which it leaves the decoder,
+        and is late by the number of frames the decoder buffers. The first frame belongs to the
+        first packet.
         """
         for frame, stamp in frames:
             if self._late is None:
@@ -228,8 +232,8 @@ class VideoSource(Source):
             yield frame, stamp - self._late
 
     def _stamped_from(self, target: Fraction) -> Iterator[tuple[VideoFrame, int]]:
-        """Frames from ``target`` on, and at least two before, if there are, which deinterlacing
-        looks at; stamps and target are in ticks.
+        """Yield the frames from ``target`` on, preceded by at least two for deinterlacing, if there
+        are any; timestamps and target are in ticks.
         """
         for goal in (target - 2 / (self.rate * self.time_base), None):
             self._decoder.close()
@@ -239,10 +243,10 @@ class VideoSource(Source):
             self._stream = _pick_stream(self._container, path=self.path)
             frames = self._stamped(target=goal)
             first = next(frames, None)
-            # Some streams have key frames from which decoders need a while to find in.
+            # In some streams, decoders give frames only some time after a key frame.
             if first is not None and (goal is None or first[1] <= goal):
                 return itertools.chain((first,), frames)
-        raise MediaError(f"{self.path} has changed while it was read: start again")
+        raise MediaError(f"{self.path} changed while it was being read: start again")
 
     def _decode(self, *, target: Fraction | None) -> Generator[VideoFrame, None, None]:
         self._pass = VideoPass(
@@ -258,30 +262,32 @@ class VideoSource(Source):
         self._check_end()
 
     def _check_end(self) -> None:
-        """Refuses a file that ends within a frame: a y4m, which holds nothing but frames."""
+        """Refuse a y4m that ends in the middle of a frame."""
         is_y4m = self._container.format.name == "yuv4mpegpipe"
         if is_y4m and self._pass.read_to != self.path.stat().st_size:
             raise cut_off(self.path, readable=self._pass.packets)
 
     def _frame(self, decoded: VideoFrame, *, number: int, stamp: int) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
-            orientation = orientation_of(self._usual_first or decoded)
+            orientation = orientation_of(self._default_first or decoded)
             image = upright(to_rgb(decoded, colour=self.colour), orientation)
             opacity = opacity_of(decoded) if self.keeps_opacity else None
             if opacity is not None:
                 opacity = upright(opacity, orientation)
         if image.shape[:2] != (self.height, self.width):
             raise MediaError(
-                f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, those before "
-                f"are {self.width}x{self.height}: split the video where its size changes"
+                f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, but the "
+                f"frames before it are {self.width}x{self.height}: split the video where its size "
+                "changes"
             )
         duration = max(decoded.duration, 0)
         return Frame(image=image, pts=stamp, duration=duration, opacity=opacity)
 
 
 def _rate(stream: VideoStream) -> Fraction:
-    """Average frames per second. Where frames come at no constant rate, the other two can be that
-    of the stream's clock.
+    """Return the average frames per second.
+
+    With a variable frame rate, the codec's and the guessed rate can be that of the stream's clock.
     """
     rates = (stream.average_rate, stream.codec_context.framerate, stream.guessed_rate)
     return next((rate for rate in rates if rate and rate <= _FASTEST), _FALLBACK_RATE)
@@ -294,9 +300,9 @@ def _pick_stream(container: InputContainer, *, path: Path) -> VideoStream:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
                 raise MediaError(
-                    f"{path} is coded in a way that this build of FFmpeg cannot decode"
+                    f"the codec of {path} is not supported by this build of FFmpeg: re-encode it"
                 )
             return stream
     kinds = ", ".join(sorted({stream.type for stream in container.streams}))
-    found = f"only {kinds}" if kinds else "nor any other"
-    raise MediaError(f"{path} has no video stream, {found}: give a file with moving pictures")
+    found = f"no video stream, only {kinds}" if kinds else "no streams"
+    raise MediaError(f"{path} has {found}: give a file with video")

@@ -93,7 +93,7 @@ def test_an_interrupted_excerpt_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--start", 100), 1, "s long, and the excerpt begins at 100 s: begin earlier"),
+        (("--start", 100), 1, "s long, but the excerpt starts at 100 s: start earlier"),
         (("--start", 2, "--end", 1), 1, "from 2 s to 1 s is empty"),
         (("--start", "1:99"), 2, "is not a valid time: use seconds such as 12.5"),
         (("--end", "-1"), 2, "is not a valid time"),

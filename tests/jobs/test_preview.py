@@ -47,7 +47,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time_base=Fraction(1, 1000),
         rate=Fraction(25),
         b_frames=2,
-        pictures=[np.full((48, 64, 3), level(number), np.uint8) for number in range(FRAMES)],
+        images=[np.full((48, 64, 3), level(number), np.uint8) for number in range(FRAMES)],
     )
 
 
@@ -123,7 +123,7 @@ def test_pictures_have_neighbours_up_to_a_cut(cut: int | None, tmp_path: Path) -
     )
     assert made.pictures == ["18.png"]
     ahead = values[18 : min(24, cut or 24)]
-    expected = doubles.picture(
+    expected = doubles.output_level(
         values[18], doubles.backward_state(ahead), doubles.forward_state(values[13:19])
     )
     assert abs(picture(page.pictures[0]["after"]).mean() - expected) < 3

@@ -480,7 +480,7 @@ class TestCommand:
     def test_picture_and_several(self, real_clip, victim, tmp_path):
         """One that is refused does not stop the others."""
         picture = real_clip.with_name("one.png")
-        write_image(picture, image=media.picture(0))
+        write_image(picture, image=media.gradient(0))
         real_clip.with_name(".one_x4.png.job").symlink_to(victim)
         before = snapshot(victim)
         result = self.invoke(picture, real_clip)

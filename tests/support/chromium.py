@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven through two pipes by the DevTools protocol."""
+"""Drives a page in headless Chromium through two pipes with the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
-_PATIENCE = 120  # seconds
+_TIMEOUT = 120  # seconds
 
-# Chromium listens on descriptor 3 and answers on 4.
+# Chromium reads commands from descriptor 3 and writes answers to 4.
 _LAUNCH = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
@@ -43,12 +43,12 @@ KEYS = {
 
 
 class Chromium:
-    """One window; a context manager."""
+    """A browser window; use it as a context manager."""
 
     requests: list[str]
-    """Addresses of everything that was asked for."""
+    """URLs of all requests."""
     errors: list[str]
-    """What the page complained of."""
+    """Errors and console messages of the page."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
@@ -95,7 +95,7 @@ class Chromium:
         self._read.close()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol, and its answer."""
+        """Send a command of the protocol and return its answer."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -108,7 +108,7 @@ class Chromium:
                 return dict(answer["result"])
 
     def open(self, path: Path, *, width: int, height: int, phone: bool = False) -> None:
-        """Load a file and wait for its pictures."""
+        """Load a file and wait for its images."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -125,7 +125,7 @@ class Chromium:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until every picture is decoded and what has changed is painted."""
+        """Wait until every image is decoded and all changes are painted."""
         self.run(
             "Promise.all([...document.images].map(image => image.decode())).then("
             "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))))"
@@ -133,7 +133,7 @@ class Chromium:
         )
 
     def run(self, script: str) -> Any:
-        """The value of an expression, awaited."""
+        """Evaluate an expression, await it and return its value."""
         answer = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
@@ -154,7 +154,7 @@ class Chromium:
             )
 
     def drag(self, *points: tuple[float, float]) -> None:
-        """Press the mouse's button at the first point, release it at the last."""
+        """Press the mouse button at the first point and release it at the last."""
         for i, (x, y) in enumerate(points):
             kind = "mouseMoved" if i else "mousePressed"
             button = {"button": "left", "buttons": 1, "clickCount": 1}
@@ -172,17 +172,17 @@ class Chromium:
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def screenshot(self) -> NDArray[np.uint8]:
-        """What the window shows: (H, W, 3) RGB."""
+        """Return the content of the window, (H, W, 3) RGB."""
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         return np.asarray(image, np.uint8)
 
     def _next_message(self) -> dict[str, Any]:
         while b"\0" not in self._pending:
-            ready, _, _ = select.select([self._read], [], [], _PATIENCE)
+            ready, _, _ = select.select([self._read], [], [], _TIMEOUT)
             assert ready, "Chromium does not answer"
             data = self._read.read(2**20)
-            assert data, "Chromium has ended"
+            assert data, "Chromium has exited"
             self._pending += data
         first, _, self._pending = self._pending.partition(b"\0")
         message: dict[str, Any] = json.loads(first)

@@ -1,10 +1,10 @@
-"""Hostile inputs: small files of many formats, and damage of every kind done to them.
+"""Makes hostile inputs: small files of many formats with damage of every kind.
 
-The same seed gives the same files. Every case has a folder of its own, so that what a run leaves
-behind shows. ::
+The same seed gives the same files. Every case has its own folder, which shows what files a run
+leaves there. ::
 
     for case in cases(folder, seed=0, count=300):
-        ...  # case.path is to be upscaled; then the folder is removed
+        ...  # upscale case.path, then remove its folder
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import av
 from tests.support import media
 
 FRAMES = 12
-"""Of every seed that is a video."""
+"""Frames of every seed that is a video."""
 
 _SIZE = (48, 32)
 _STEADY: dict[str, Any] = {
@@ -40,22 +40,22 @@ _STEADY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """An input, alone in its folder."""
+    """An input that is alone in its folder."""
 
     name: str
-    """What was done to which seed."""
+    """The seed and what was done to it."""
     path: Path
     frames: int | None
-    """How many the seed has; ``None`` where there is none, or where it does not matter."""
+    """Number of frames of the seed; ``None`` if there is no seed or the number does not matter."""
 
 
 def cases(folder: Path, *, seed: int, count: int) -> Iterator[Case]:
-    """Makes inputs one after the other: first all that are made with care, then random damage.
+    """Make inputs one at a time: first all handwritten cases, then random damage.
 
     Args:
-        folder: exists; each case is made in a folder below it, when it is asked for.
-        seed: of the random damage.
-        count: of the files damaged at random, beside those made with care.
+        folder: an existing folder; each case gets a folder in it when it is requested.
+        seed: seed of the random damage.
+        count: number of randomly damaged files, in addition to the handwritten cases.
     """
     seeds = make_seeds(folder / "seeds")
     made = itertools.chain(
@@ -70,11 +70,11 @@ def cases(folder: Path, *, seed: int, count: int) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a case is made."""
+    """A name and a function that makes a case."""
 
     name: str
     make: Callable[[Path], Path]
-    """Given an empty folder; returns the input's path within."""
+    """Takes an empty folder and returns the path of the input in it."""
     frames: int | None = None
 
 
@@ -82,9 +82,9 @@ class Recipe:
 
 
 def make_seeds(folder: Path) -> dict[str, Path]:
-    """Undamaged files, by a name that tells format and codec."""
+    """Make undamaged files and return them by name, which gives codec and format."""
     folder.mkdir()
-    whole, video = {}, media.make_video
+    seeds, video = {}, media.make_video
     sized: dict[str, Any] = {"size": _SIZE}
     for name, suffix, options in (
         ("h264", ".mp4", {"audio": "aac", "b_frames": 2, **sized}),
@@ -105,16 +105,16 @@ def make_seeds(folder: Path) -> dict[str, Path]:
         ("gif", ".gif", {"codec": "gif", "pix_fmt": "rgb8", **_STEADY, **sized}),
     ):
         path = folder / f"{name}{suffix}"
-        whole[path.name] = video(path, **options)
-    whole["y4m.y4m"] = _write_y4m(folder / "y4m.y4m")
+        seeds[path.name] = video(path, **options)
+    seeds["y4m.y4m"] = _write_y4m(folder / "y4m.y4m")
     for suffix in ("png", "jpg", "tif", "webp", "bmp"):
-        path = folder / f"picture.{suffix}"
-        _write_picture(path, number=0)
-        whole[path.name] = path
-    return whole
+        path = folder / f"image.{suffix}"
+        _write_image(path, number=0)
+        seeds[path.name] = path
+    return seeds
 
 
-def _write_picture(path: Path, *, number: int, size: tuple[int, int] = _SIZE) -> None:
+def _write_image(path: Path, *, number: int, size: tuple[int, int] = _SIZE) -> None:
     codec, pix_fmt = {
         ".png": ("png", "rgb24"),
         ".jpg": ("mjpeg", "yuvj420p"),
@@ -125,7 +125,7 @@ def _write_picture(path: Path, *, number: int, size: tuple[int, int] = _SIZE) ->
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.pix_fmt = *size, pix_fmt
     context.time_base = Fraction(1, 25)
-    image = media.picture(number, width=size[0], height=size[1])
+    image = media.gradient(number, width=size[0], height=size[1])
     frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
     frame.pts = 0
     packets = [*context.encode(frame), *context.encode(None)]
@@ -133,45 +133,45 @@ def _write_picture(path: Path, *, number: int, size: tuple[int, int] = _SIZE) ->
 
 
 def _write_y4m(path: Path, *, size: tuple[int, int] = _SIZE, frames: int = FRAMES) -> Path:
-    """Grey pictures."""
+    """Write frames without colour."""
     width, height = size
     grey = b"\x80" * (width * height // 2)
     data = f"YUV4MPEG2 W{width} H{height} F25:1 Ip A1:1 C420jpeg\n".encode()
     for number in range(frames):
-        luma = media.picture(number, width=width, height=height)[..., 0]
+        luma = media.gradient(number, width=width, height=height)[..., 0]
         data += b"FRAME\n" + luma.tobytes() + grey
     path.write_bytes(data)
     return path
 
 
 def _frames(path: Path) -> int:
-    return 1 if path.stem == "picture" else FRAMES
+    return 1 if path.stem == "image" else FRAMES
 
 
 # Names and kinds of files
 
 
 def places(seeds: dict[str, Path]) -> Iterator[Recipe]:
-    """Whole files with uncommon names, and what is no file."""
-    whole = seeds["h264.mp4"]
+    """Yield undamaged files with unusual names, links, fifos and folders."""
+    undamaged = seeds["h264.mp4"]
 
     def named(name: str) -> Callable[[Path], Path]:
-        return lambda place: Path(shutil.copy(whole, place / name))
+        return lambda place: Path(shutil.copy(undamaged, place / name))
 
     for what, name in (
         ("space", "a b  c.mp4"),
         ("newline", "a\nb.mp4"),
         ("unicode", "Фильм 映画 🎬.mp4"),
-        ("no UTF-8", os.fsdecode(b"caf\xe9 \xff.mp4")),
+        ("invalid UTF-8", os.fsdecode(b"caf\xe9 \xff.mp4")),
         ("colon", "file:a:b.mp4"),
         ("percent", "100%d %s.mp4"),
         ("quote", 'it\'s "one" `x` $(y).mp4'),
-        ("no ending", "video"),
+        ("no extension", "video"),
         ("long name", "n" * 240 + ".mp4"),
         ("hidden", ".mp4"),
         ("only dots", "...mp4"),
-        ("wrong ending", "h264.avi"),
-        ("picture's ending", "h264.png"),
+        ("wrong extension", "h264.avi"),
+        ("image extension", "h264.png"),
     ):
         yield Recipe(f"name with {what}", named(name), FRAMES)
 
@@ -182,7 +182,7 @@ def places(seeds: dict[str, Path]) -> Iterator[Recipe]:
 
         return make
 
-    yield Recipe("link to a video", linked(str(whole.resolve())), FRAMES)
+    yield Recipe("link to a video", linked(str(undamaged.resolve())), FRAMES)
     yield Recipe("link to itself", linked("link.mp4"))
     yield Recipe("link to nothing", linked("none.mp4"))
 
@@ -200,47 +200,47 @@ def places(seeds: dict[str, Path]) -> Iterator[Recipe]:
 
         return make
 
-    def pictures(folder: Path) -> None:
+    def images(folder: Path) -> None:
         for number in range(FRAMES):
-            _write_picture(folder / f"{number}.png", number=number)
+            _write_image(folder / f"{number}.png", number=number)
 
     def with_other_size(folder: Path) -> None:
-        pictures(folder)
-        _write_picture(folder / "7.png", number=7, size=(32, 48))
+        images(folder)
+        _write_image(folder / "7.png", number=7, size=(32, 48))
 
     def with_damage(folder: Path) -> None:
-        pictures(folder)
+        images(folder)
         data = (folder / "5.png").read_bytes()
         (folder / "5.png").write_bytes(data[: len(data) // 2])
 
     def with_empty(folder: Path) -> None:
-        pictures(folder)
+        images(folder)
         (folder / "3.png").write_bytes(b"")
 
     def with_link_loop(folder: Path) -> None:
-        pictures(folder)
+        images(folder)
         (folder / "99.png").symlink_to("99.png")
 
     def with_fifo(folder: Path) -> None:
-        pictures(folder)
+        images(folder)
         os.mkfifo(folder / "4b.png")
 
-    yield Recipe("folder of pictures", in_folder(pictures), FRAMES)
+    yield Recipe("folder of images", in_folder(images), FRAMES)
     yield Recipe("folder that is empty", in_folder(lambda folder: None))
-    yield Recipe("folder of texts", in_folder(lambda f: (f / "a.png").write_text("no picture")))
-    yield Recipe("folder of a video", in_folder(lambda f: shutil.copy(whole, f)))
+    yield Recipe("folder of text files", in_folder(lambda f: (f / "a.png").write_text("no image")))
+    yield Recipe("folder of a video", in_folder(lambda f: shutil.copy(undamaged, f)))
     yield Recipe("folder of two sizes", in_folder(with_other_size), FRAMES)
-    yield Recipe("folder with a picture cut off", in_folder(with_damage), FRAMES)
-    yield Recipe("folder with an empty picture", in_folder(with_empty), FRAMES)
+    yield Recipe("folder with a truncated image", in_folder(with_damage), FRAMES)
+    yield Recipe("folder with an empty image", in_folder(with_empty), FRAMES)
     yield Recipe("folder with a link to itself", in_folder(with_link_loop), FRAMES)
     yield Recipe("folder with a fifo", in_folder(with_fifo), FRAMES)
 
 
-# Other content than the name says
+# Content that does not match the name
 
 
 def contents(seeds: dict[str, Path]) -> Iterator[Recipe]:
-    """Files that are no video, with a video's name; sizes that are extreme."""
+    """Yield files that are named like a video but are not one, and files with extreme sizes."""
 
     def written(name: str, data: bytes) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
@@ -279,25 +279,25 @@ def contents(seeds: dict[str, Path]) -> Iterator[Recipe]:
         def make(place: Path) -> Path:
             path = place / f"clip{suffix}"
             if suffix == ".png":
-                _write_picture(path, number=0, size=size)
+                _write_image(path, number=0, size=size)
                 return path
             return media.make_video(path, size=size, stamps=[0, 1001], **options)
 
         return make
 
-    yield Recipe("a picture of 1x1", sized(".png", (1, 1)), 1)
+    yield Recipe("an image of 1x1", sized(".png", (1, 1)), 1)
     yield Recipe("a video of 2x2", sized(".mkv", (2, 2), codec="ffv1"), 2)
     yield Recipe("a video of 1x1", sized(".mkv", (1, 1), codec="ffv1"), 2)
     yield Recipe("a video of 16384x16", sized(".mkv", (16384, 16), codec="ffv1"), 2)
     yield Recipe("a video of 16x16384", sized(".mkv", (16, 16384), codec="ffv1"), 2)
-    yield Recipe("a picture of 16384x16", sized(".png", (16384, 16)), 1)
+    yield Recipe("an image of 16384x16", sized(".png", (16384, 16)), 1)
 
 
 # Claims
 
 
 def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
-    """Headers that claim enormous sizes, durations, counts or times."""
+    """Yield files whose headers claim enormous sizes, durations, counts or times."""
 
     def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
@@ -310,7 +310,7 @@ def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
         return make
 
     def at(pattern: bytes, offset: int, value: bytes) -> Callable[[bytes], bytes]:
-        """Writes a value so many bytes behind the start of a pattern."""
+        """Return a change that writes a value ``offset`` bytes after the start of a pattern."""
 
         def change(data: bytes) -> bytes:
             place = data.index(pattern) + offset
@@ -326,7 +326,7 @@ def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
         ("mjpeg.mov", "60000x60000 in the sample entry", at(b"jpeg", 28, huge)),
         ("mjpeg.mov", "60000x60000 in a frame", at(b"\xff\xc0\0\x11", 5, huge)),
         ("prores.mov", "60000x60000 in a frame", at(b"icpf", 12, huge)),
-        ("h264.mp4", "a duration of 2^32 ticks of the film", at(b"mvhd", 20, b"\xff" * 4)),
+        ("h264.mp4", "a duration of 2^32 ticks of the movie", at(b"mvhd", 20, b"\xff" * 4)),
         ("h264.mp4", "a duration of 2^32 ticks of the track", at(b"mdhd", 20, b"\xff" * 4)),
         ("h264.mp4", "0 ticks per second", at(b"mdhd", 16, bytes(4))),
         ("h264.mp4", "2^31 - 1 ticks per second", at(b"mdhd", 16, b"\x7f\xff\xff\xff")),
@@ -336,9 +336,9 @@ def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
         ("h264.mp4", "2^32 sizes", at(b"stsz", 12, b"\xff" * 4)),
         ("h264.mp4", "a frame of 2 GiB", at(b"stsz", 16, b"\x7f\xff\xff\xff")),
         ("h264.mp4", "2^32 chunks", at(b"stco", 8, b"\xff" * 4)),
-        ("h264.mp4", "an offset behind the end", at(b"stco", 12, b"\xff" * 4)),
+        ("h264.mp4", "an offset after the end", at(b"stco", 12, b"\xff" * 4)),
         ("h264.mp4", "a shift of 2^31 ticks", at(b"ctts", 16, b"\x7f\xff\xff\xff")),
-        ("h264.mp4", "an edit that starts far behind the end", at(b"elst", 16, b"\x7f" * 4)),
+        ("h264.mp4", "an edit that starts far after the end", at(b"elst", 16, b"\x7f" * 4)),
         ("faststart.mp4", "a box of 4 GiB", at(b"moov", -4, b"\xff" * 4)),
         ("fragments.mp4", "2^32 frames in a fragment", at(b"trun", 8, b"\xff" * 4)),
         (
@@ -349,7 +349,7 @@ def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
         ("h264.mkv", "an endless duration", at(b"\x44\x89\x88", 3, struct.pack(">d", 1e300))),
         (
             "h264.mkv",
-            "a duration that is no number",
+            "a duration of NaN",
             at(b"\x44\x89\x88", 3, b"\x7f\xf8" + bytes(6)),
         ),
         ("h264.mkv", "ticks of 0 s", at(b"\x2a\xd7\xb1\x83", 4, bytes(3))),
@@ -366,14 +366,14 @@ def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
         ("y4m.y4m", "a rate of 0", lambda d: d.replace(b"F25:1", b"F0:1", 1)),
         ("y4m.y4m", "a rate of 2^31", lambda d: d.replace(b"F25:1", b"F2147483647:1", 1)),
         ("gif.gif", "65535x65535", at(b"GIF89a", 6, b"\xff" * 4)),
-        ("picture.jpg", "60000x60000", at(b"\xff\xc0\0\x11", 5, huge)),
-        ("picture.bmp", "60000x60000", at(b"BM", 18, struct.pack("<ii", 60000, 60000))),
-        ("picture.bmp", "an offset behind the end", at(b"BM", 10, b"\xff" * 4)),
-        ("picture.png", "60000x60000", _png_claim(60000, 60000)),
-        ("picture.png", "2^31 - 1 squared", _png_claim(2**31 - 1, 2**31 - 1)),
-        ("picture.png", "100000x1", _png_claim(100_000, 1)),
-        ("picture.tif", "60000x60000", _tiff_claim),
-        ("picture.webp", "16383x16383", at(b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f")),
+        ("image.jpg", "60000x60000", at(b"\xff\xc0\0\x11", 5, huge)),
+        ("image.bmp", "60000x60000", at(b"BM", 18, struct.pack("<ii", 60000, 60000))),
+        ("image.bmp", "an offset after the end", at(b"BM", 10, b"\xff" * 4)),
+        ("image.png", "60000x60000", _png_claim(60000, 60000)),
+        ("image.png", "2^31 - 1 squared", _png_claim(2**31 - 1, 2**31 - 1)),
+        ("image.png", "100000x1", _png_claim(100_000, 1)),
+        ("image.tif", "60000x60000", _tiff_claim),
+        ("image.webp", "16383x16383", at(b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f")),
     ):
         yield Recipe(f"{name} claims {what}", changed(name, change), None)
 
@@ -385,7 +385,7 @@ def claims(seeds: dict[str, Path]) -> Iterator[Recipe]:
 
 
 def black_png(width: int, height: int) -> bytes:
-    """Black and white in one bit per pixel: a thousandth of its size in memory, or less."""
+    """Return a black PNG of one bit per pixel, at most a thousandth of its size in memory."""
     packed = zlib.compressobj(9)
     rows = [packed.compress(bytes(1 + -(-width // 8))) for _ in range(height)]
     return (
@@ -410,7 +410,7 @@ def _png_claim(width: int, height: int) -> Callable[[bytes], bytes]:
 
 
 def _tiff_claim(data: bytes) -> bytes:
-    """Width and length, tags 256 and 257 of a little-endian TIFF."""
+    """Set width and length, tags 256 and 257 of a little-endian TIFF, to 60000."""
     (directory,) = struct.unpack_from("<I", data, 4)
     changed = bytearray(data)
     (entries,) = struct.unpack_from("<H", data, directory)
@@ -424,7 +424,7 @@ def _tiff_claim(data: bytes) -> bytes:
 
 
 def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
-    """Files that are whole as containers, whose packets are damaged, missing or out of time."""
+    """Yield valid containers with damaged or missing packets, or with wrong timestamps."""
 
     def through(
         name: str, change: Callable[[int, av.Packet], av.Packet | None], *, kind: str = "video"
@@ -465,9 +465,9 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
         yield Recipe(f"{name}: the first key frame missing", through(name, change), FRAMES)
     for name in ("h264.mp4", "h264.mkv", "mpeg4.avi", "h264.ts", "vp9.webm", "h264.flv"):
         for what, change in (
-            ("noise in the sound", overwritten({2, 3, 4, 9}, start=0)),
-            ("sound cut in half", halved(set(range(3, 9)))),
-            ("sound missing", without(set(range(2, 12)))),
+            ("noise in the audio", overwritten({2, 3, 4, 9}, start=0)),
+            ("audio cut in half", halved(set(range(3, 9)))),
+            ("audio missing", without(set(range(2, 12)))),
         ):
             yield Recipe(f"{name}: {what}", through(name, change, kind="audio"), FRAMES)
 
@@ -487,7 +487,7 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
 
     def two_sizes(suffix: str, **options: Any) -> Callable[[Path], Path]:
         def make(place: Path) -> Path:
-            """Elementary streams tell their size within: joined, it changes."""
+            """Join two elementary streams: they contain their size, which changes in the middle."""
             part, joined = place / f"part{suffix}", b""
             for size in (_SIZE, (64, 48)):
                 if suffix == ".y4m":
@@ -518,7 +518,7 @@ def _remux(
     *,
     kind: str,
 ) -> Path:
-    """Copies all packets; those of a kind are changed, or left out, by their number."""
+    """Copy all packets; those of a kind are changed, or left out, by their number."""
     with av.open(str(source)) as before, av.open(str(target), "w") as after:
         streams = {s.index: after.add_stream_from_template(s) for s in before.streams}
         number = itertools.count()
@@ -548,7 +548,7 @@ def _with_data(packet: av.Packet, data: bytes) -> av.Packet:
 
 
 def random_damage(seeds: dict[str, Path], seed: int) -> Iterator[Recipe]:
-    """Endlessly: one seed after the other, damaged in a way and at a place drawn by chance."""
+    """Yield every seed in turn, endlessly, with random damage in a random place."""
     rng = random.Random(seed)
     for name in itertools.cycle(seeds):
         damage = rng.choice(_DAMAGES)
@@ -561,8 +561,8 @@ def random_damage(seeds: dict[str, Path], seed: int) -> Iterator[Recipe]:
             own: random.Random = own,
         ) -> Path:
             data = seeds[name].read_bytes()
-            if damage is _truncated_at_border:
-                damaged = _truncated_at_border(data, own, path=seeds[name])
+            if damage is _truncated_at_packet:
+                damaged = _truncated_at_packet(data, own, path=seeds[name])
             else:
                 damaged = damage(data, own)
             (place / name).write_bytes(damaged)
@@ -576,8 +576,8 @@ def _truncated(data: bytes, rng: random.Random) -> bytes:
     return data[: rng.randrange(1, len(data))]
 
 
-def _truncated_at_border(data: bytes, rng: random.Random, *, path: Path | None = None) -> bytes:
-    """Where a packet begins or ends, or a byte beside."""
+def _truncated_at_packet(data: bytes, rng: random.Random, *, path: Path | None = None) -> bytes:
+    """Truncate the data where a packet begins or ends, give or take a byte."""
     assert path is not None
     with av.open(str(path)) as container:
         packets = [p for p in container.demux() if p.pos is not None and p.size]
@@ -602,7 +602,7 @@ def _header_flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def _end_flipped(data: bytes, rng: random.Random) -> bytes:
-    """Where many formats have their index."""
+    """Flip bits at the end, where many formats have their index."""
     return _flipped(data, rng, start=max(0, len(data) - 1024), stop=len(data), times=10)
 
 
@@ -614,7 +614,7 @@ def _flipped(data: bytes, rng: random.Random, *, start: int, stop: int, times: i
 
 
 def _number_made_extreme(data: bytes, rng: random.Random) -> bytes:
-    """Four bytes of the header or the end; sizes and counts of most formats are such."""
+    """Overwrite four bytes of the header or the end, the size of most formats' numbers."""
     near_start = rng.random() < 0.7 or len(data) < 2000
     at = rng.randrange(min(len(data), 1500)) if near_start else rng.randrange(-1500, -4)
     at %= len(data)
@@ -657,11 +657,11 @@ def _junk_inserted(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + rng.randbytes(rng.randrange(1, 500)) + data[at:]
 
 
-def _junk_in_front(data: bytes, rng: random.Random) -> bytes:
+def _junk_before(data: bytes, rng: random.Random) -> bytes:
     return rng.randbytes(rng.randrange(1, 500)) + data
 
 
-def _junk_behind(data: bytes, rng: random.Random) -> bytes:
+def _junk_after(data: bytes, rng: random.Random) -> bytes:
     return data + rng.randbytes(rng.randrange(1, 5000))
 
 
@@ -672,7 +672,7 @@ def _file_twice(data: bytes, rng: random.Random) -> bytes:
 _DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _truncated,
     _truncated,
-    _truncated_at_border,
+    _truncated_at_packet,
     _last_bytes_missing,
     _one_bit_flipped,
     _bytes_flipped,
@@ -686,7 +686,7 @@ _DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _block_twice,
     _blocks_swapped,
     _junk_inserted,
-    _junk_in_front,
-    _junk_behind,
+    _junk_before,
+    _junk_after,
     _file_twice,
 )

@@ -1,10 +1,10 @@
-"""A GPU in the host's memory that does what it is given late and in any order that is allowed, and
-tells of every mistake that a real one would be silent about.
+"""Simulates a GPU in host memory that executes work late and in any permitted order, and that
+raises an error for every mistake a real GPU may not report.
 
-Streams are queues of operations. They are only executed when the host waits, or now and then by
-chance, one at a time from a stream chosen at random; an operation only waits for those before it on
-its stream and for the events its stream was told to wait for. Which operations are known to come
-before which is kept in vector clocks, so that a race is told whatever the order was this time.
+Streams are queues of operations. Operations are executed only when the host waits, or now and then
+at random, one at a time from a randomly chosen stream. An operation waits only for those before it
+on its stream and for the events its stream waits for. Vector clocks record which operations are
+ordered, so that a race is reported even if this execution order was harmless.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from rbvsr_deploy.engines.cuda.driver import Gpu
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
 Range = tuple[int, int]
-"""First address, and that after the last."""
+"""Start address and end address, exclusive."""
 
 GARBAGE = 0xFF
-"""Every byte of new memory: NaN in floating point, white in a picture."""
+"""Initial value of every byte of memory: NaN in floating point, white in an image."""
 
 
 class GpuMisuseError(AssertionError):
-    """What must never happen, and a real GPU may not tell."""
+    """A mistake that must never happen and that a real GPU may not report."""
 
 
 @dataclass(eq=False)
 class Operation:
-    """Something on a stream."""
+    """One operation on a stream."""
 
     name: str
     stream: int
     number: int
-    """On its stream, from 1."""
+    """Position on its stream, from 1."""
     clock: dict[int, int]
-    """By stream, the number of the last operation that is surely done before this one begins."""
+    """For each stream, the number of the last operation that is ordered before this one."""
     reads: list[Range]
     writes: list[Range]
     work: Callable[[], None]
@@ -57,10 +57,10 @@ class Operation:
 @dataclass
 class _Stream:
     clock: dict[int, int] = field(default_factory=dict)
-    given: int = 0
+    submitted: int = 0
     pending: deque[Operation] = field(default_factory=deque)
-    noted: list[tuple[str, list[Range], list[Range], Callable[[], None]]] | None = None
-    """While it is captured."""
+    captured: list[tuple[str, list[Range], list[Range], Callable[[], None]]] | None = None
+    """Operations of the capture in progress; ``None``: the stream is not captured."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class _Memory:
     content: NDArray[np.uint8]
     pinned: bool
     uses: list[Operation] = field(default_factory=list)
-    """That the host does not know to be done."""
+    """Operations on it that the host does not know to be done."""
 
 
 @dataclass
@@ -78,13 +78,13 @@ class _Graph:
 
 
 class DriverDouble:
-    """A :class:`~rbvsr_deploy.engines.cuda.driver.CudaDriver`.
+    """Implements :class:`~rbvsr_deploy.engines.cuda.driver.CudaDriver` for tests.
 
     Args:
-        seed: of the order.
-        memory: bytes that the GPU has.
-        fail_at: number of the call, from 1, that fails.
-        interrupt: whether it fails as if the user pressed Ctrl-C.
+        seed: seed of the execution order.
+        memory: memory of the GPU in bytes.
+        fail_at: number of the call that fails, from 1.
+        interrupt: whether that call fails as if the user pressed Ctrl-C.
         refuse: names of calls that always fail.
     """
 
@@ -105,7 +105,7 @@ class DriverDouble:
         self.refuse = refuse
         self.calls: list[str] = []
         self.failed: str | None = None
-        """Name of the call that failed by ``fail_at``."""
+        """Name of the call that failed due to ``fail_at``."""
         self.log: list[Operation] = []
         self.used = 0
         self._random = random.Random(seed)
@@ -115,18 +115,18 @@ class DriverDouble:
         self._graphs: dict[int, _Graph] = {}
         self._memories: dict[int, _Memory] = {}
         self._bases: list[int] = []
-        """Their addresses, in order."""
+        """Addresses of the memories, sorted."""
         self._graveyard: list[NDArray[np.uint8]] = []
         self._host: dict[int, int] = {}
-        """By stream, the number of the last operation that the host knows to be done."""
+        """For each stream, the number of the last operation that the host knows to be done."""
         self._capturing = 0
         self._last_handle = 1000
         self._last_address = 2**40
 
-    # What a test asks.
+    # For tests.
 
     def leaks(self) -> list[str]:
-        """What was not freed."""
+        """Return everything that was not freed."""
         memories = self._memories.items()
         return [
             *(f"{len(m.content)} bytes{' pinned' * m.pinned} at {a}" for a, m in memories),
@@ -144,29 +144,29 @@ class DriverDouble:
         reads: list[Range],
         writes: list[Range],
     ) -> None:
-        """Put an operation on a stream, as copies do and launches of a kernel."""
-        error = self._due(name)
-        # A call that fails may have done all the same.
+        """Submit an operation to a stream, like a copy or a kernel launch."""
+        error = self._failure(name)
+        # A call that fails may have submitted its work nevertheless.
         if error is None or self._random.random() < 0.5:
             live = self._live(stream)
-            if live.noted is not None:
-                live.noted.append((name, reads, writes, work))
+            if live.captured is not None:
+                live.captured.append((name, reads, writes, work))
             else:
                 self._put(name, stream, work, reads, writes)
         if error is not None:
             raise error
 
     def bytes_at(self, address: int, size: int) -> NDArray[np.uint8]:
-        """The memory's present content, in place."""
+        """Return a view of the memory's current content."""
         memory, base = self._memory_at((address, address + size))
         return memory.content[address - base : address - base + size]
 
     def stall(self, stream: int) -> None:
-        """From now on the stream does nothing: it waits for what will never be."""
+        """Block the stream for ever by waiting for an operation that is never executed."""
         never = Operation("never", 0, 0, {}, [], [], lambda: None)
         self._put("stall", stream, lambda: None, [], [], waits_for=never)
 
-    # The protocol.
+    # The CudaDriver protocol.
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -210,7 +210,7 @@ class DriverDouble:
         self._call("free_host", may_fail=False)
         content = self._forget(address, pinned=True)
         content[:] = GARBAGE
-        self._graveyard.append(content)  # who reads it all the same must not crash the tests
+        self._graveyard.append(content)  # a use after free must not crash the tests
 
     def create_stream(self) -> int:
         self._call("create_stream")
@@ -220,7 +220,7 @@ class DriverDouble:
 
     def destroy_stream(self, stream: int) -> None:
         self._call("destroy_stream", may_fail=False)
-        if self._live(stream).given > self._host.get(stream, 0):
+        if self._live(stream).submitted > self._host.get(stream, 0):
             raise GpuMisuseError(f"stream {stream} is destroyed with work in flight")
         del self._streams[stream]
 
@@ -229,7 +229,7 @@ class DriverDouble:
         self._no_capture("synchronise_stream")
         live = self._live(stream)
         self._execute_until(lambda: not live.pending)
-        self._learn({**live.clock, stream: live.given})
+        self._learn({**live.clock, stream: live.submitted})
 
     def create_event(self) -> int:
         self._call("create_event")
@@ -245,7 +245,7 @@ class DriverDouble:
         del self._events[event]
 
     def record(self, event: int, stream: int) -> None:
-        error = self._due("record")
+        error = self._failure("record")
         self._recorded(event)
         self._no_capture("record")
         if error is None or self._random.random() < 0.5:
@@ -254,7 +254,7 @@ class DriverDouble:
             raise error
 
     def wait(self, stream: int, event: int) -> None:
-        error = self._due("wait")
+        error = self._failure("wait")
         recorded = self._recorded(event)
         self._no_capture("wait")
         if recorded is None:
@@ -284,13 +284,13 @@ class DriverDouble:
         return recorded.done
 
     def upload(self, to: int, source: int, size: int, stream: int) -> None:
-        self._give_copy("upload", to, source, size, stream, pinned=(False, True))
+        self._submit_copy("upload", to, source, size, stream, pinned=(False, True))
 
     def download(self, to: int, source: int, size: int, stream: int) -> None:
-        self._give_copy("download", to, source, size, stream, pinned=(True, False))
+        self._submit_copy("download", to, source, size, stream, pinned=(True, False))
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        self._give_copy("copy", to, source, size, stream, pinned=(False, False))
+        self._submit_copy("copy", to, source, size, stream, pinned=(False, False))
 
     def copy_rows(
         self,
@@ -305,8 +305,8 @@ class DriverDouble:
     ) -> None:
         def work() -> None:
             for i in range(count):
-                some = self.bytes_at(source + i * source_pitch, width)
-                self.bytes_at(to + i * to_pitch, width)[:] = some
+                row = self.bytes_at(source + i * source_pitch, width)
+                self.bytes_at(to + i * to_pitch, width)[:] = row
 
         self.give(
             "copy_rows",
@@ -327,29 +327,29 @@ class DriverDouble:
     def begin_capture(self, stream: int) -> None:
         self._call("begin_capture")
         live = self._live(stream)
-        if live.noted is not None:
-            raise GpuMisuseError(f"stream {stream} is captured already")
-        live.noted = []
+        if live.captured is not None:
+            raise GpuMisuseError(f"stream {stream} is already being captured")
+        live.captured = []
         self._capturing += 1
 
     def end_capture(self, stream: int) -> int:
         live = self._live(stream)
-        if live.noted is None:
-            raise GpuMisuseError(f"stream {stream} is not captured")
-        noted, live.noted = live.noted, None
+        if live.captured is None:
+            raise GpuMisuseError(f"stream {stream} is not being captured")
+        captured, live.captured = live.captured, None
         self._capturing -= 1
         self._call("end_capture")
         self._last_handle += 1
-        self._graphs[self._last_handle] = _Graph(noted)
+        self._graphs[self._last_handle] = _Graph(captured)
         return self._last_handle
 
     def launch(self, graph: int, stream: int) -> None:
-        error = self._due("launch")
-        held = self._graph(graph)
+        error = self._failure("launch")
+        launched = self._graph(graph)
         self._no_capture("launch")
         if error is None or self._random.random() < 0.5:
-            for name, reads, writes, work in held.work:
-                held.last = self._put(name, stream, work, reads, writes)
+            for name, reads, writes, work in launched.work:
+                launched.last = self._put(name, stream, work, reads, writes)
         if error is not None:
             raise error
 
@@ -360,13 +360,14 @@ class DriverDouble:
             raise GpuMisuseError(f"graph {graph} is destroyed while it is in flight")
         del self._graphs[graph]
 
-    # How it works.
+    # Implementation.
 
-    def _due(
+    def _failure(
         self, name: str, *, out_of_memory: bool = False, may_fail: bool = True
     ) -> BaseException | None:
+        """Record a call and return the error that it is to raise, if any."""
         if getattr(self._threads, "depth", 0) == 0:
-            raise GpuMisuseError(f"{name} is called in a thread whose current GPU is another")
+            raise GpuMisuseError(f"{name} is called in a thread that has not made the GPU current")
         self.calls.append(name)
         if name in self.refuse:
             return EngineError(f"CUDA failed in {name}: refused")
@@ -377,20 +378,20 @@ class DriverDouble:
             if may_fail:
                 self.failed = name
                 kind = DeviceMemoryError if out_of_memory else EngineError
-                return kind(f"CUDA failed in {name}: as told")
+                return kind(f"CUDA failed in {name}: as requested")
         return None
 
     def _call(self, name: str, *, out_of_memory: bool = False, may_fail: bool = True) -> None:
-        error = self._due(name, out_of_memory=out_of_memory, may_fail=may_fail)
+        error = self._failure(name, out_of_memory=out_of_memory, may_fail=may_fail)
         if error is not None:
             raise error
 
-    def _give_copy(
+    def _submit_copy(
         self, name: str, to: int, source: int, size: int, stream: int, *, pinned: tuple[bool, bool]
     ) -> None:
         ranges = (to, to + size), (source, source + size)
         if tuple(self._memory_at(r)[0].pinned for r in ranges) != pinned:
-            raise GpuMisuseError(f"{name} between memories of the wrong kinds")
+            raise GpuMisuseError(f"{name} between memory of the wrong kinds")
 
         def work() -> None:
             self.bytes_at(to, size)[:] = self.bytes_at(source, size)
@@ -411,11 +412,11 @@ class DriverDouble:
         _merge(live.clock, self._host)
         if waits_for is not None:
             _merge(live.clock, {**waits_for.clock, waits_for.stream: waits_for.number})
-        live.given += 1
+        live.submitted += 1
         operation = Operation(
-            name, stream, live.given, dict(live.clock), reads, writes, work, waits_for
+            name, stream, live.submitted, dict(live.clock), reads, writes, work, waits_for
         )
-        live.clock[stream] = live.given
+        live.clock[stream] = live.submitted
         for which, is_write in [(r, False) for r in reads] + [(r, True) for r in writes]:
             memory, _ = self._memory_at(which)
             for other in memory.uses:
@@ -437,18 +438,18 @@ class DriverDouble:
         if touches and not operation.is_after(other):
             raise GpuMisuseError(
                 f"race: {operation.name} on stream {operation.stream} "
-                f"{'writes' if is_write else 'reads'} what {other.name} on stream {other.stream} "
-                "may be using at the same time"
+                f"{'writes' if is_write else 'reads'} memory that {other.name} on stream "
+                f"{other.stream} may be using at the same time"
             )
 
     def _execute_some(self) -> None:
         for _ in range(self._random.randrange(8)):
             self._execute_one()
 
-    def _execute_until(self, is_over: Callable[[], bool]) -> None:
-        while not is_over():
+    def _execute_until(self, is_done: Callable[[], bool]) -> None:
+        while not is_done():
             if not self._execute_one():
-                raise GpuMisuseError("deadlock: the host waits for what can never be done")
+                raise GpuMisuseError("deadlock: the host waits for work that can never be done")
 
     def _execute_one(self) -> bool:
         ready = [
@@ -480,7 +481,7 @@ class DriverDouble:
     def _forget(self, address: int, *, pinned: bool) -> NDArray[np.uint8]:
         memory = self._memories.get(address)
         if memory is None or memory.pinned != pinned:
-            raise GpuMisuseError(f"memory at {address} is freed that is not there")
+            raise GpuMisuseError(f"memory at {address} is freed but not allocated")
         if memory.uses:
             raise GpuMisuseError(
                 f"memory is freed while {memory.uses[-1].name} may still be using it"
@@ -496,7 +497,7 @@ class DriverDouble:
             memory = self._memories[base]
             if which[1] <= base + len(memory.content):
                 return memory, base
-        raise GpuMisuseError(f"bytes {which[0]} to {which[1]} are no allocated memory")
+        raise GpuMisuseError(f"no allocated memory at bytes {which[0]} to {which[1]}")
 
     def _live(self, stream: int) -> _Stream:
         if stream not in self._streams:

@@ -1,4 +1,4 @@
-"""Small videos made on the spot, and what a file holds read back without the code under test."""
+"""Makes small videos and reads files back without the code under test."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def picture(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
-    """A gradient that moves with the frame number; ``(height, width, 3)`` uint8 RGB."""
+def gradient(number: int, *, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
+    """Return a gradient that moves with the frame number; ``(height, width, 3)`` uint8 RGB."""
     y, x = np.mgrid[0:height, 0:width]
     planes = (x * 3 + number * 5, y * 4 + number * 3, (x + y) * 2)
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def write_picture(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
-    """Writes a PNG or TIFF of the image's own bits, (H, W, 3) RGB or (H, W, 4) with opacity."""
+def write_still(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
+    """Write a PNG or TIFF of the image's bit depth, (H, W, 3) RGB or (H, W, 4) RGBA."""
     codec, order = ("png", "be") if path.suffix == ".png" else ("tiff", "le")
     name = "rgba" if image.shape[2] == 4 else "rgb"
     name = f"{name}64" if len(name) == 4 else f"{name}48"
@@ -36,8 +36,8 @@ def write_picture(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> 
     return path
 
 
-def read_picture(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """What a PNG or TIFF holds, as ``write_picture`` takes it."""
+def read_still(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Read a PNG or TIFF as the array that ``write_still`` takes."""
     context = av.CodecContext.create("png" if path.suffix == ".png" else "tiff", "r")
     data = av.Packet(path.read_bytes())
     (frame,) = context.decode(data) or context.decode(None)
@@ -58,7 +58,7 @@ def make_video(
     audio_start: Fraction | None = None,
     subtitles: str | None = None,
     size: tuple[int, int] = (64, 48),
-    pictures: list[NDArray[np.uint8]] | None = None,
+    images: list[NDArray[np.uint8]] | None = None,
     options: dict[str, str] | None = None,
     matrix: tuple[int, int, int, int] | None = None,
     aspect: Fraction | None = None,
@@ -66,8 +66,10 @@ def make_video(
     metadata: dict[str, str] | None = None,
     chapters: bool = False,
 ) -> Path:
-    """Writes a video; ``stamps`` are ticks of ``time_base``, ``tags`` matrix, range, primaries,
-    transfer."""
+    """Write a video.
+
+    ``stamps`` are in ticks of ``time_base``; ``tags`` are matrix, range, primaries and transfer.
+    """
     if stamps is None:
         stamps = [1001 * number for number in range(12)]
     width, height = size
@@ -106,7 +108,7 @@ def make_video(
         sound = _add_audio(out, audio) if audio else None
         text = _add_subtitles(out, subtitles) if subtitles else None
         for number, stamp in enumerate(stamps):
-            image = pictures[number] if pictures else picture(number, width=width, height=height)
+            image = images[number] if images else gradient(number, width=width, height=height)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = stamp, time_base
             out.mux(video.encode(frame))
@@ -122,7 +124,7 @@ def make_video(
 
 
 def remux(path: Path, target: Path) -> Path:
-    """The video stream of a file in another container, everything that belongs to it included."""
+    """Copy the video stream of a file, with its metadata, into another container."""
     with av.open(str(path)) as source, av.open(str(target), "w") as out:
         stream = out.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
@@ -133,7 +135,7 @@ def remux(path: Path, target: Path) -> Path:
 
 
 def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Writes the matrix into the header of an MP4's only track."""
+    """Write the matrix into the header of an MP4's only track."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 44
     a, b, c, d = (65536 * value for value in matrix)
@@ -150,7 +152,6 @@ def _add_audio(out, codec: str):
 
 def _write_audio(out, stream, *, start: Fraction, blocks: int = 20) -> None:
     rng = np.random.default_rng(0)
-    size = stream.codec_context.frame_size or 1024
     out.start_encoding()
     size = stream.codec_context.frame_size or 1024
     layout = stream.codec_context.format.name
@@ -187,7 +188,7 @@ def _write_subtitles(out, stream) -> None:
 
 @dataclass(frozen=True)
 class Copied:
-    """A copied stream as found in a file."""
+    """A copied stream that was found in a file."""
 
     kind: str
     codec: str
@@ -196,14 +197,14 @@ class Copied:
 
 
 def stamps_of(path: Path) -> list[Fraction]:
-    """Presentation times of the video frames in seconds, in order."""
+    """Return the presentation times of the video frames in seconds, in order."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return [frame.pts * frame.time_base for frame in container.decode(stream)]
 
 
 def companions_of(path: Path) -> list[Copied]:
-    """Everything but the video: payload and time of every packet."""
+    """Return all streams but the video, with payload and time of every packet."""
     with av.open(str(path)) as container:
         streams = [stream for stream in container.streams if stream.type != "video"]
         packets: dict[int, list[tuple[bytes, Fraction]]] = {s.index: [] for s in streams}
@@ -217,7 +218,7 @@ def companions_of(path: Path) -> list[Copied]:
         ]
 
 
-def pictures_of(path: Path) -> list[NDArray[np.uint8]]:
-    """The frames as RGB, converted by FFmpeg with the file's own tags."""
+def frames_of(path: Path) -> list[NDArray[np.uint8]]:
+    """Return the frames as RGB, converted by FFmpeg according to the file's tags."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -1,9 +1,9 @@
-"""The published RealBasicVSR, written a second time.
+"""Implements the published RealBasicVSR independently, as a reference.
 
-A literal transcription of the data flow of the published code onto a plain ``state_dict`` and
-torch.nn.functional, with its own layout (flow as (N, H, W, 2)), its own loops and its mirror check.
-It shares no line with ``rbvsr_deploy.model`` and must not import it: it is what that file is
-compared with. Only the published head (two shuffles of x2) is here.
+This is a literal transcription of the data flow of the published code to a plain ``state_dict`` and
+torch.nn.functional, with its layout (flow as (N, H, W, 2)), its loops and its mirror check. It
+shares no line with ``rbvsr_deploy.model``, which is compared with it, and must not import that
+module. It has only the published head (two shuffles of x2).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def residual_blocks_with_input_conv(sd: State, name: str, x: Tensor) -> Tensor:
 
 
 def compute_flow(sd: State, ref: Tensor, supp: Tensor) -> Tensor:
-    """SPyNet on sizes that are multiples of the pyramid: (N, H, W, 2)."""
+    """Run SPyNet on sizes that are multiples of the pyramid's: (N, H, W, 2)."""
     n, _, h, w = ref.size()
     mean, std = sd["basicvsr.spynet.mean"], sd["basicvsr.spynet.std"]
     levels = _count(sd, "basicvsr.spynet.basic_module.")
@@ -78,7 +78,7 @@ def compute_flow(sd: State, ref: Tensor, supp: Tensor) -> Tensor:
 
 
 def spynet(sd: State, ref: Tensor, supp: Tensor) -> Tensor:
-    """Flow with supp(x + flow) ~ ref(x), any size: (N, 2, H, W)."""
+    """Return the flow with supp(x + flow) ~ ref(x), for any size: (N, 2, H, W)."""
     h, w = ref.shape[2:4]
     multiple = 2 ** (_count(sd, "basicvsr.spynet.basic_module.") - 1)
     w_up = w if (w % multiple) == 0 else multiple * (w // multiple + 1)
@@ -94,7 +94,7 @@ def spynet(sd: State, ref: Tensor, supp: Tensor) -> Tensor:
 
 
 def is_mirror_extended(lrs: Tensor) -> bool:
-    """Whether the second half of (N, T, 3, H, W) is the first half played backward."""
+    """Return whether the second half of (N, T, 3, H, W) is the first half reversed in time."""
     if lrs.size(1) % 2 == 0:
         first, second = torch.chunk(lrs, 2, dim=1)
         if torch.norm(first - second.flip(1)) == 0:
@@ -103,7 +103,7 @@ def is_mirror_extended(lrs: Tensor) -> bool:
 
 
 def basicvsr(sd: State, lrs: Tensor) -> Tensor:
-    """(N, T, 3, H, W), cleaned, to (N, T, 3, 4H, 4W)."""
+    """Upscale cleaned frames (N, T, 3, H, W) to (N, T, 3, 4H, 4W)."""
     n, t, c, h, w = lrs.size()
     mirrored = is_mirror_extended(lrs)
     flows_forward = flows_backward = None
@@ -152,9 +152,9 @@ def basicvsr(sd: State, lrs: Tensor) -> Tensor:
 
 
 def clean(sd: State, lqs: Tensor, threshold: float) -> tuple[Tensor, list[float]]:
-    """Dynamic refinement: the cleaned sequence, and the residue of each pass on the 0-255 scale.
+    """Return the dynamically refined sequence and the residue of each pass on the 0-255 scale.
 
-    One mean over the whole tensor decides: all items, frames, channels and pixels together.
+    A single mean over all items, frames, channels and pixels decides whether to continue.
     """
     n, t, c, h, w = lqs.size()
     residues = []
@@ -171,5 +171,5 @@ def clean(sd: State, lqs: Tensor, threshold: float) -> tuple[Tensor, list[float]
 
 
 def realbasicvsr(sd: State, lqs: Tensor, threshold: float = 255.0) -> Tensor:
-    """(N, T, 3, H, W), RGB, [0, 1], to (N, T, 3, 4H, 4W), not clamped."""
+    """Upscale (N, T, 3, H, W) RGB in [0, 1] to (N, T, 3, 4H, 4W), not clamped."""
     return basicvsr(sd, clean(sd, lqs, threshold)[0])

@@ -1,4 +1,4 @@
-"""Writing through sinks as the runtime does: with a job, and in parts where asked for."""
+"""Writes through sinks like the runtime does: with a job, and in parts on request."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def job_sink(
     width: int,
     height: int,
     overwrite: bool = False,
-    **wishes: Any,
+    **options: Any,
 ) -> Iterator[Sink]:
-    """The sink for ``path``, for tests that are not about resuming; ``wishes`` are those of
-    ``WriteOptions``."""
+    """Open the sink for ``path``, for tests that are not about resuming.
+
+    ``options`` are those of ``WriteOptions``.
+    """
     with (
         Job(path, identity={}, overwrite=overwrite) as job,
         open_sink(
@@ -30,7 +32,7 @@ def job_sink(
             width=width,
             height=height,
             job=job,
-            options=WriteOptions(**wishes),
+            options=WriteOptions(**options),
         ) as sink,
     ):
         yield sink
@@ -45,19 +47,19 @@ def write_parts(
     keep: bool = False,
     attach: bool = True,
     identity: dict[str, str] | None = None,
-    **wishes: Any,
+    **options: Any,
 ) -> Job:
-    """Copies a video in parts, going on behind those that are finished.
+    """Copy a video in parts, continuing after those that are finished.
 
     Args:
         path: the input.
         out: the output.
-        lengths: frames of each part, all that the input has.
-        stop_after: leave when as many frames are written, at the border of a part or not.
-        keep: as ``Job`` takes it.
-        attach: whether to attach something to each part.
-        identity: as ``Job`` takes it.
-        wishes: those of ``WriteOptions``.
+        lengths: number of frames of each part, covering the whole input.
+        stop_after: number of frames to stop after, at the end of a part or not.
+        keep: passed to ``Job``.
+        attach: whether to add an attachment to each part.
+        identity: passed to ``Job``.
+        options: those of ``WriteOptions``.
 
     Returns:
         The job, closed.
@@ -72,7 +74,7 @@ def write_parts(
             width=source.width,
             height=source.height,
             job=job,
-            options=WriteOptions(**wishes),
+            options=WriteOptions(**options),
         ) as sink,
     ):
         done = sum(part.frames for part in sink.finished_parts)

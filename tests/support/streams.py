@@ -1,4 +1,4 @@
-"""Inputs with sound, subtitles and more beside the picture, written with plain PyAV."""
+"""Writes inputs with audio, subtitles and other streams, with plain PyAV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from av.subtitles.subtitle import SubtitleSet
 from numpy.typing import NDArray
 
-from tests.support.media import picture
+from tests.support.media import gradient
 
 RATE = 25
 _ASS_HEADER = (
@@ -27,13 +27,13 @@ _ASS_HEADER = (
 
 @dataclass
 class Sound:
-    """Silence with clicks of four samples in it, the first of which is loudest."""
+    """Silence with clicks of four samples, the first of which is the loudest."""
 
     codec: str
     rate: int = 48000
     layout: str = "stereo"
     clicks: Sequence[float] = (0.5, 1.0)
-    """Seconds from the start."""
+    """Times in seconds from the start."""
     start: float = 0.0
     language: str = "fra"
     title: str = ""
@@ -42,7 +42,7 @@ class Sound:
 
 @dataclass
 class Text:
-    """Subtitles: start in milliseconds, duration in milliseconds, text with the markup of ASS."""
+    """Subtitles: start and duration in milliseconds, and text with ASS markup."""
 
     codec: str
     lines: Sequence[tuple[int, int, str]]
@@ -52,7 +52,7 @@ class Text:
 
 @dataclass
 class Data:
-    """Timed data: a packet of ``payload`` every 200 ms, each with its number."""
+    """Timed data: a packet of ``payload`` and its number every 200 ms."""
 
     codec: str
     payload: bytes = b"data"
@@ -70,19 +70,19 @@ def write(
     codec: str = "mpeg4",
     container: str | None = None,
 ) -> Path:
-    """Writes 25 pictures a second and everything else.
+    """Write a video of 25 frames per second and other streams.
 
     Args:
-        path: the file, whose suffix tells the container unless ``container`` does.
-        streams: in their order in the file, behind the video.
-        seconds: how long it is.
-        start: when it begins, in seconds.
-        cover: a JPEG.
-        timecode: of the first picture.
-        metadata: of the file.
+        path: the file, whose suffix gives the container unless ``container`` is given.
+        streams: the other streams, in their order after the video.
+        seconds: length of the video.
+        start: time of the first frame in seconds.
+        cover: cover art, a JPEG.
+        timecode: timecode of the first frame.
+        metadata: metadata of the file.
         chapters: start and end in milliseconds, and title.
-        codec: of the video.
-        container: FFmpeg's name of it.
+        codec: codec of the video.
+        container: FFmpeg's name of the container.
     """
     keep = {} if path.suffix == ".ts" else {"avoid_negative_ts": "disabled"}
     if path.suffix == ".ts":
@@ -99,19 +99,19 @@ def write(
         video = out.add_stream(codec, rate=RATE, width=64, height=48)
         if timecode is not None:
             video.metadata["timecode"] = timecode
-        picture_stream = _add_cover(out, cover) if cover is not None else None
+        cover_stream = _add_cover(out, cover) if cover is not None else None
         added = [_ADD[type(stream)](out, stream) for stream in streams]
-        made = []
+        encoded = []
         for number in range(round(seconds * RATE)):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(gradient(number), format="rgb24")
             frame.pts = number + round(start * RATE)
-            made += video.encode(frame)
-        made += video.encode(None)
-        if picture_stream is not None:
-            made.append(_packet(picture_stream, cover, at=0, duration=0))
+            encoded += video.encode(frame)
+        encoded += video.encode(None)
+        if cover_stream is not None:
+            encoded.append(_packet(cover_stream, cover, at=0, duration=0))
         for stream, target in zip(streams, added, strict=True):
-            made += _MAKE[type(stream)](stream, target, seconds)
-        for packet in sorted(made, key=lambda packet: packet.dts * packet.time_base):
+            encoded += _MAKE[type(stream)](stream, target, seconds)
+        for packet in sorted(encoded, key=lambda packet: packet.dts * packet.time_base):
             out.mux(packet)
     return path
 
@@ -152,7 +152,7 @@ def _make_sound(sound: Sound, stream, seconds: float):
     for click in (click for click in sound.clicks if click < seconds):
         at = round(click * sound.rate)
         samples[:, at : at + 4] = np.array([0.9, -0.6, 0.6, -0.6])
-    packed = samples.T.reshape(1, -1)  # PyAV fails with eight planes
+    packed = samples.T.reshape(1, -1)  # PyAV does not support eight planes
     frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=sound.layout)
     frame.sample_rate, frame.pts = sound.rate, round(sound.start * sound.rate)
     frame.time_base = Fraction(1, sound.rate)
@@ -200,20 +200,20 @@ _MAKE = {Sound: _make_sound, Text: _make_text, Data: _make_data}
 
 @dataclass
 class Heard:
-    """What a decoder makes of an audio stream."""
+    """The decoded content of an audio stream."""
 
     codec: str
     layout: str
     rate: int
     language: str | None
     clicks: list[float] = field(default_factory=list)
-    """Seconds at which it is loud."""
+    """Times of the clicks in seconds."""
     begin: float = 0.0
     end: float = 0.0
 
 
 def heard(path: Path, number: int = 0) -> Heard:
-    """Decodes an audio stream of a file; clicks are where it is loudest, 50 ms apart at least."""
+    """Decode an audio stream of a file; clicks are the loudest samples, at least 50 ms apart."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[number]
         context = stream.codec_context
@@ -243,7 +243,7 @@ def heard(path: Path, number: int = 0) -> Heard:
 
 
 def texts(path: Path, number: int = 0) -> list[tuple[float, float, str]]:
-    """Start and duration in seconds and text with the markup of ASS, of a subtitle stream."""
+    """Return start and duration in seconds and text with ASS markup of a subtitle stream."""
     found = []
     with av.open(str(path)) as container:
         stream = container.streams.subtitles[number]
@@ -258,7 +258,7 @@ def texts(path: Path, number: int = 0) -> list[tuple[float, float, str]]:
 
 
 def packets(path: Path, kind: str) -> list[tuple[Fraction, bytes]]:
-    """Time in seconds and payload of all packets of the first stream of a kind."""
+    """Return time in seconds and payload of all packets of the first stream of a kind."""
     with av.open(str(path)) as container:
         stream = next(stream for stream in container.streams if stream.type == kind)
         return [
@@ -269,7 +269,7 @@ def packets(path: Path, kind: str) -> list[tuple[Fraction, bytes]]:
 
 
 def jpeg(shade: int = 90) -> bytes:
-    """A JPEG of 32x32 pixels of one shade."""
+    """Return a JPEG of 32x32 pixels of one shade."""
     context = av.CodecContext.create("mjpeg", "w")
     context.width = context.height = 32
     context.pix_fmt, context.time_base = "yuvj420p", Fraction(1, 25)

@@ -1,8 +1,8 @@
-"""Doubles of TensorRT's Python bindings, with the names each version has and no others.
+"""Simulates TensorRT's Python bindings, with exactly the names of each version.
 
-The names were read off the bindings of 8.6.1, 10.3.0 and 11.4.0 themselves, which cannot be
-imported without TensorRT's libraries. What a version has not raises ``AttributeError`` here as
-there.
+The names were taken from the bindings of 8.6.1, 10.3.0 and 11.4.0 themselves, which cannot be
+imported without TensorRT's libraries. As there, a name that a version lacks raises
+``AttributeError``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LayerType(Enum):
 
 
 class Layer:
-    """A layer of one output."""
+    """A layer with one output."""
 
     def __init__(self, name: str, kind: LayerType, output: Any, inputs: list[Any]) -> None:
         self.name, self.type = name, kind
@@ -45,9 +45,7 @@ class Layer:
 
 
 class Network:
-    """What a parser has read: a float32 sum on the way to a float32 output, and a float16
-    convolution.
-    """
+    """A parsed network: a float32 sum with a float32 output, and a float16 convolution."""
 
     def __init__(self, flags: int) -> None:
         self.flags = flags
@@ -89,7 +87,7 @@ class TimingCache:
 
 
 class _Config:
-    """What every version's builder configuration has."""
+    """The builder configuration, with the attributes that all versions have."""
 
     __slots__ = (
         "builder_optimization_level",
@@ -122,7 +120,7 @@ class _Config:
         return TimingCache(content)
 
     def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
-        # As TensorRT does with the cache of another GPU.
+        # TensorRT rejects the cache of another GPU.
         if cache.content.startswith(b"foreign"):
             return False
         self.timing_cache = cache
@@ -138,7 +136,7 @@ class _ConfigFrom10(_Config):
 
 
 def bindings(version: str) -> Any:
-    """The module ``tensorrt`` of 8.6, 10.3 or 11.4. What was built is in its ``builds``."""
+    """Return the module ``tensorrt`` of 8.6, 10.3 or 11.4; its ``builds`` lists all builds."""
     major = int(version.split(".")[0])
     common = ["TF32", "VERSION_COMPATIBLE"]
     before_11 = ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]

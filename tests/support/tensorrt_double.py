@@ -1,6 +1,7 @@
-"""TensorRT's place taken by ONNX Runtime: a compiled engine is the ONNX model itself, run on what
-the GPU's double holds at the time of its execution. And networks so small that a scene takes
-milliseconds.
+"""Replaces TensorRT with ONNX Runtime, and makes networks so small that a scene takes milliseconds.
+
+A compiled engine is the ONNX model itself. It runs on the content of the simulated GPU's memory at
+the time of execution.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ENGINE_SET = EngineSet(
 
 @functools.cache
 def session(model: bytes) -> Any:
-    """A model in ONNX Runtime, opened once for all tests."""
+    """Return a model's ONNX Runtime session, which is opened once for all tests."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -46,7 +47,7 @@ def session(model: bytes) -> Any:
 
 
 class ExecutableDouble:
-    """An :class:`~rbvsr_deploy.engines.tensorrt.base.Executable`."""
+    """Implements :class:`~rbvsr_deploy.engines.tensorrt.base.Executable` for tests."""
 
     def __init__(self, runtime: RuntimeDouble, graph: str, model: bytes) -> None:
         self._runtime = runtime
@@ -75,9 +76,9 @@ class ExecutableDouble:
 
     def enqueue(self, stream: int) -> None:
         spec, precision = GRAPHS[self._graph], self._runtime.precision
-        is_captured = self._driver._live(stream).noted is not None
+        is_captured = self._driver._live(stream).captured is not None
         if is_captured and self._launched != self._shapes:
-            raise GpuMisuseError(f"'{self._graph}' is captured before a launch with its shapes")
+            raise GpuMisuseError(f"'{self._graph}' is captured without a launch of these shapes")
         self._launched = dict(self._shapes)
         shapes = dict(self._shapes)
         first = shapes[spec.inputs[0].name]
@@ -122,8 +123,9 @@ class ExecutableDouble:
 
 
 class RuntimeDouble:
-    """A :class:`~rbvsr_deploy.engines.tensorrt.base.Runtime`. Plans that begin with ``b"bad"`` do
-    not load.
+    """Implements :class:`~rbvsr_deploy.engines.tensorrt.base.Runtime` for tests.
+
+    Engine files that start with ``b"bad"`` fail to load.
     """
 
     flavour: Flavour = "tensorrt"
@@ -140,7 +142,7 @@ class RuntimeDouble:
     def load(self, graph: str, plan: bytes) -> ExecutableDouble:
         self.driver._call("load")
         if plan.startswith(b"bad"):
-            raise EngineError(f"the engine of graph '{graph}' is of another version")
+            raise EngineError(f"the engine of graph '{graph}' is for another version")
         executable = ExecutableDouble(self, graph, plan)
         self.open.append(executable)
         return executable
@@ -151,7 +153,7 @@ class RuntimeDouble:
 
 @dataclass
 class PlansDouble:
-    """A :class:`~rbvsr_deploy.engines.tensorrt.base.Plans` of one candidate after the other."""
+    """Implements :class:`~rbvsr_deploy.engines.tensorrt.base.Plans`, yielding given candidates."""
 
     offer: Callable[[int, int, int], list[Candidate]]
     asked: list[tuple[int, int, int]] = field(default_factory=list)
@@ -168,7 +170,7 @@ def candidate(
     plans: Mapping[str, bytes] | None = None,
     reason: str = "from the bundle",
 ) -> Candidate:
-    """The graphs of a bundle, some of them perhaps others."""
+    """Return a candidate with the graphs of a bundle; ``plans`` replaces some of them."""
     return Candidate(
         replace(ENGINE_SET, profile=profile), {**bundle.graphs(), **(plans or {})}, reason
     )
@@ -182,7 +184,7 @@ def open_double(
     capturable: bool = True,
     plans: PlansDouble | None = None,
 ) -> TensorRTEngine:
-    """The device runtime on doubles."""
+    """Open a TensorRT engine on the doubles."""
     network = Network.of(bundle.manifest)
     return TensorRTEngine(
         network,
@@ -197,8 +199,9 @@ def open_double(
 
 
 def small_bundle(path: Path, *, precision: Precision = "float32", cleans: bool = True) -> Bundle:
-    """A bundle of networks of a few operations each, with two channels, that show in their pictures
-    every frame, state and flow that went in.
+    """Write a bundle of two-channel networks of a few operations each.
+
+    Their output images depend on every frame, state and flow of the input.
     """
     io = graph_io(has_cleaning=cleans, channels=2, precision=precision)
     features = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}[precision]

@@ -1,6 +1,6 @@
-"""What a run on a hostile input may end in, judged from the outside and with plain PyAV.
+"""Judges the outcome of a run on a hostile input from the outside and with plain PyAV.
 
-Either the exit status is 0 and the output is whole, or it is 1, with one sentence and no output.
+The exit status must be 0 with a complete output, or 1 with one error sentence and no output.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import av
 
 from rbvsr_deploy.video.images import is_image
 
-_LONGEST_SENTENCE = 500  # characters, besides those of the input's name
+_LONGEST_SENTENCE = 500  # characters, without the input's path
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How ``rbvsr-run INPUT --json`` ended."""
+    """The outcome of ``rbvsr-run INPUT --json``."""
 
     code: int | None
-    """Exit status, negative where a signal ended it; ``None``: it was killed when its time was
-    over."""
+    """Exit status, negative if a signal ended the run; ``None``: killed after a timeout."""
     stdout: str
     stderr: str
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What it printed; empty where that is no JSON."""
+        """Return the printed summary; empty if it is not a JSON object."""
         try:
             parsed = json.loads(self.stdout)
         except ValueError:
@@ -38,49 +37,50 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The sentence it ended with."""
+        """Return the last line of standard error."""
         lines = self.stderr.strip().splitlines()
         return lines[-1] if lines else ""
 
 
 def violations(outcome: Outcome, *, path: Path) -> list[str]:
-    """What is wrong with how a run ended; empty where nothing is.
+    """Return what is wrong with the outcome of a run, or an empty list.
 
     Args:
-        outcome: of the run, which wrote into the input's folder.
-        path: the input, which was alone in its folder.
+        outcome: outcome of the run, which wrote into the input's folder.
+        path: the input, which was alone in its folder before the run.
     """
-    beside = sorted(set(path.parent.iterdir()) - {path})
+    created = sorted(set(path.parent.iterdir()) - {path})
     found = []
     if "Traceback" in outcome.stderr or "Exception" in outcome.stderr:
-        found.append("it ended in a traceback")
+        found.append("the run ended in a traceback")
     if outcome.code is None:
-        return [*found, "it hung"]
+        return [*found, "the run hung"]
     if outcome.code == 0:
-        return found + _of_success(outcome, path=path, beside=beside)
+        return found + _output_violations(outcome, path=path, created=created)
     if outcome.code != 1:
-        return [*found, f"it ended with {outcome.code}"]
-    found += [f"{left.name} was left" for left in beside if not _resumable(left)]
+        return [*found, f"the exit status is {outcome.code}"]
+    found += [f"{left.name} was left" for left in created if not _resumable(left)]
     error = outcome.error
     if not error.startswith("Error: "):
-        found.append(f"its last line is no error: {error!r}")
+        found.append(f"the last line is not an error: {error!r}")
     if len(error) > _LONGEST_SENTENCE + error.count(str(path)) * len(str(path)):
-        found.append(f"its sentence has {len(error)} characters")
+        found.append(f"the error has {len(error)} characters")
     for code in ("Errno", "0x", "av.error", "returned "):
         if code in error.replace(str(path), ""):
-            found.append(f"{code!r} is in its sentence")
+            found.append(f"the error contains {code!r}")
     return found
 
 
 def decodable(path: Path) -> int:
-    """How many frames plain PyAV decodes of a file's video, or of a folder's files, as players do:
-    what cannot be decoded is passed over.
+    """Return how many frames plain PyAV decodes from a video or from the files of a folder.
+
+    As in players, packets that cannot be decoded are skipped.
     """
     if path.is_dir():
         return sum(decodable(file) for file in path.iterdir() if file.is_file())
     frames = 0
     if is_image(path):
-        return 1  # of some, PyAV makes a video
+        return 1  # PyAV opens some images as videos
     try:
         with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
             for packet in container.demux(video=0):
@@ -93,28 +93,28 @@ def decodable(path: Path) -> int:
     return frames
 
 
-def _of_success(outcome: Outcome, *, path: Path, beside: list[Path]) -> list[str]:
+def _output_violations(outcome: Outcome, *, path: Path, created: list[Path]) -> list[str]:
     summary = outcome.summary
     if not summary:
-        return ["it printed no summary"]
+        return ["the run printed no summary"]
     output = Path(summary["output"])
-    if beside != [output]:
-        return [f"beside the input are {', '.join(left.name for left in beside) or 'no files'}"]
+    if created != [output]:
+        return [f"the run created {', '.join(left.name for left in created) or 'no files'}"]
     found = []
     try:
         written = _strictly_decoded(output)
     except av.FFmpegError as error:
         return [f"the output cannot be decoded: {error}"]
     if written != summary["frames"]:
-        found.append(f"{summary['frames']} frames were told and {written} written")
+        found.append(f"{summary['frames']} frames were reported but {written} written")
     readable = decodable(path)
     if written != readable:
-        found.append(f"the input has {readable} frames and the output {written}")
+        found.append(f"the input has {readable} frames but the output {written}")
     return found
 
 
 def _strictly_decoded(path: Path) -> int:
-    """Raises av.FFmpegError where anything cannot be decoded."""
+    """Return the number of frames; raises av.FFmpegError if a packet cannot be decoded."""
     if path.is_dir():
         return sum(_strictly_decoded(file) for file in path.iterdir())
     with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
@@ -122,5 +122,5 @@ def _strictly_decoded(path: Path) -> int:
 
 
 def _resumable(path: Path) -> bool:
-    """Whether it is a job folder with finished parts."""
+    """Return whether a path is a job folder with finished parts."""
     return path.name.endswith(".job") and any(path.glob("part-*.json"))

@@ -1,4 +1,4 @@
-"""Animated PNG, WebP and GIF: videos, whatever their names end in."""
+"""Tests animated PNG, WebP and GIF files, which are videos whatever their extension."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.video import ReadOptions, default_output, open_source
-from tests.support.media import picture, stamps_of
+from tests.support.media import gradient, stamps_of
 from tests.support.sinks import job_sink
 
 
 def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:
-    """Writes 40 pictures, 25 a second, without loss but for GIF."""
+    """Write 40 frames at 25 per second, losslessly except for GIF."""
     with av.open(str(path), "w", format=container) as out:
         options = {"lossless": "1"} if container == "webp" else {}
         stream = out.add_stream(codec, rate=25, width=64, height=48, options=options)
         stream.codec_context.pix_fmt = pix_fmt
         for number in range(40):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(gradient(number), format="rgb24")
             frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -37,8 +37,8 @@ def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:
         ("in.gif", "gif", "rgb8", "gif"),
     ],
 )
-def test_picture_that_moves_is_a_video(tmp_path, name, codec, pix_fmt, container):
-    """All frames with their times, into a file that can hold them."""
+def test_animated_image_is_a_video(tmp_path, name, codec, pix_fmt, container):
+    """All frames keep their times in a container that can hold them."""
     path = animation(tmp_path / name, codec=codec, pix_fmt=pix_fmt, container=container)
     out = default_output(path)
     assert out == tmp_path / "in_x4.mkv"
@@ -47,8 +47,8 @@ def test_picture_that_moves_is_a_video(tmp_path, name, codec, pix_fmt, container
         job_sink(out, source=source, width=source.width, height=source.height) as sink,
     ):
         for number, frame in enumerate(source):
-            off = np.abs(frame.image.astype(int) - picture(number))
-            assert off.mean() < 20 if codec == "gif" else not off.any()
+            error = np.abs(frame.image.astype(int) - gradient(number))
+            assert error.mean() < 20 if codec == "gif" else not error.any()
             sink.write(frame)
         sink.finish()
     assert stamps_of(out) == [Fraction(number, 25) for number in range(40)]
@@ -60,4 +60,4 @@ def test_excerpt_of_an_animated_webp(tmp_path):
         assert source.frame_count == 3
         frames = list(source)
     assert [frame.pts for frame in frames] == [0, 40, 80]
-    assert np.array_equal(frames[0].image, picture(35))
+    assert np.array_equal(frames[0].image, gradient(35))

@@ -157,14 +157,14 @@ def test_a_folder_has_the_times_of_its_rate(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"start": Fraction(100)}, "is 2.4 s long, and the excerpt begins at 100 s"),
+        ({"start": Fraction(100)}, "is 2.4 s long, but the excerpt starts at 100 s"),
         ({"start": Fraction(24, 10)}, "is 2.4 s long"),
-        ({"start": Fraction(1001, 1000), "end": Fraction(1002, 1000)}, "no frame of"),
+        ({"start": Fraction(1001, 1000), "end": Fraction(1002, 1000)}, "has no frame between"),
         ({"start": Fraction(3), "end": Fraction(2)}, "is empty"),
         ({"start": Fraction(2), "end": Fraction(2)}, "is empty"),
         ({"end": Fraction(0)}, "is empty"),
-        ({"start": Fraction(-1)}, "begins at 0 or later"),
-        ({"frames": 0}, "1 frame or more"),
+        ({"start": Fraction(-1)}, "must start at 0 s or later"),
+        ({"frames": 0}, "at least 1 frame"),
     ],
 )
 @pytest.mark.parametrize("kind", ["video", "folder"])

@@ -1,4 +1,4 @@
-"""Rotation, mirroring, the shape of pixels and odd sizes."""
+"""Tests rotation, mirroring, pixel aspect ratios and odd sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rbvsr_deploy.video.images import read_image, write_image
 from tests.support import media
 from tests.support.sinks import job_sink
 
-# Signs (a, b, c, d) of a display matrix, which shows (x, y) at (a x + c y, b x + d y).
+# Signs (a, b, c, d) of a display matrix, which maps (x, y) to (a x + c y, b x + d y).
 ORIENTATIONS = {
     (1, 0, 0, 1): lambda image: image,
     (-1, 0, 0, 1): lambda image: image[:, ::-1],
@@ -29,7 +29,7 @@ ORIENTATIONS = {
     (0, 1, -1, 0): lambda image: np.rot90(image, -1),
     (0, -1, 1, 0): lambda image: np.rot90(image, 1),
 }
-# The same by the number that EXIF gives it: where row 0 and column 0 of the file are shown.
+# The same by EXIF orientation: where row 0 and column 0 of the file are displayed.
 EXIF = {
     1: (1, 0, 0, 1),  # top, left
     2: (-1, 0, 0, 1),  # top, right
@@ -43,7 +43,7 @@ EXIF = {
 
 
 def corners(*, width: int = 64, height: int = 48) -> np.ndarray:
-    """Black with a different colour in each corner."""
+    """Return a black image with a different colour in each corner."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:16, :16] = 255
     image[:16, -16:] = (200, 0, 0)
@@ -58,15 +58,15 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def exif(number: int, *, order: str) -> bytes:
-    """A block with one other tag and the orientation."""
+    """Return an EXIF block with the orientation and one other tag."""
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
     width = struct.pack(f"{order}HHII", 256, 4, 1, 64)
     orientation = struct.pack(f"{order}HHIHH", 274, 3, 1, number, 0)
     return start + struct.pack(f"{order}H", 2) + width + orientation + struct.pack(f"{order}I", 0)
 
 
-def write_turned(path: Path, image: np.ndarray, number: int, *, order: str = "<") -> None:
-    """A picture file whose EXIF data gives the orientation."""
+def write_oriented(path: Path, image: np.ndarray, number: int, *, order: str = "<") -> None:
+    """Write an image file with an EXIF orientation."""
     write_image(path, image=image)
     data = path.read_bytes()
     block = exif(number, order=order)
@@ -76,7 +76,7 @@ def write_turned(path: Path, image: np.ndarray, number: int, *, order: str = "<"
     elif path.suffix == ".png":
         chunk = b"eXIf" + block
         chunk = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        data = data[:33] + chunk + data[33:]  # behind the header
+        data = data[:33] + chunk + data[33:]  # after the header
     elif path.suffix == ".webp":
         height, width = image.shape[:2]
         size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
@@ -89,7 +89,7 @@ def write_turned(path: Path, image: np.ndarray, number: int, *, order: str = "<"
 
 
 def _tiff(image: np.ndarray, number: int, *, order: str) -> bytes:
-    """Without compression, in one strip."""
+    """Encode an uncompressed TIFF with one strip."""
     height, width = image.shape[:2]
     tags = [
         (256, 4, width),
@@ -116,7 +116,7 @@ def _tiff(image: np.ndarray, number: int, *, order: str) -> bytes:
 @pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
 def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix, suffix):
     path = media.make_video(
-        tmp_path / "in.mp4", stamps=[0, 1001], pictures=[corners()] * 2, matrix=matrix
+        tmp_path / "in.mp4", stamps=[0, 1001], images=[corners()] * 2, matrix=matrix
     )
     if suffix != ".mp4":
         path = media.remux(path, tmp_path / f"in{suffix}")
@@ -140,9 +140,9 @@ def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
 @pytest.mark.parametrize("number", sorted(EXIF))
-def test_orientation_of_a_picture_is_applied_and_not_carried_over(tmp_path, number, suffix, order):
+def test_orientation_of_an_image_is_applied_and_not_carried_over(tmp_path, number, suffix, order):
     path = tmp_path / f"in{suffix}"
-    write_turned(path, corners(), number, order=order)
+    write_oriented(path, corners(), number, order=order)
     expected = ORIENTATIONS[EXIF[number]](corners())
     assert difference(read_image(path), expected) < 2
     out = tmp_path / f"out{suffix}"
@@ -157,10 +157,10 @@ def test_orientation_of_a_picture_is_applied_and_not_carried_over(tmp_path, numb
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
-def test_damaged_exif_data_is_not_looked_at(suffix, tmp_path):
-    """Cut off anywhere, or with an orientation that does not exist, no other error comes out."""
+def test_damaged_exif_data_is_ignored(suffix, tmp_path):
+    """EXIF data that is truncated anywhere or has an invalid orientation causes no error."""
     path = tmp_path / f"in{suffix}"
-    write_turned(path, corners(width=16, height=16), 9)
+    write_oriented(path, corners(width=16, height=16), 9)
     data = path.read_bytes()
     assert exif_orientation(data) == UPRIGHT
     for end in range(0, len(data), max(1, len(data) // 300)):
@@ -170,9 +170,9 @@ def test_damaged_exif_data_is_not_looked_at(suffix, tmp_path):
 @pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
 def test_upright(matrix):
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    turned = upright(image, matrix)
-    np.testing.assert_array_equal(turned, ORIENTATIONS[matrix](image))
-    assert turned.flags.c_contiguous
+    oriented = upright(image, matrix)
+    np.testing.assert_array_equal(oriented, ORIENTATIONS[matrix](image))
+    assert oriented.flags.c_contiguous
 
 
 def test_other_angles_are_not_applied(tmp_path, caplog):
@@ -180,10 +180,10 @@ def test_other_angles_are_not_applied(tmp_path, caplog):
     with open_source(path) as source:
         assert (source.width, source.height) == (64, 48)
         assert len(list(source)) == 2
-    assert caplog.text.count("no multiple of 90 degrees") == 1
+    assert caplog.text.count("not a multiple of 90 degrees") == 1
 
 
-def test_aspect_ratio_turns_with_the_picture(tmp_path):
+def test_aspect_ratio_is_rotated_with_the_frame(tmp_path):
     path = media.make_video(
         tmp_path / "in.mp4",
         stamps=[0],
@@ -201,12 +201,12 @@ def test_aspect_ratio_turns_with_the_picture(tmp_path):
 )
 @pytest.mark.parametrize("size", [(33, 17), (1, 1), (66, 50), (3, 130)])
 def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
-    """The corners are compared, too: nothing is cut off or padded."""
+    """The corners are compared too: nothing is cropped or padded."""
     width, height = size
     image = (
         corners(width=width, height=height)
         if min(size) > 32
-        else media.picture(0, width=width, height=height)
+        else media.gradient(0, width=width, height=height)
     )
     path = media.make_video(
         tmp_path / "in.mkv",
@@ -216,7 +216,7 @@ def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
         time_base=Fraction(1, 1000),
         rate=Fraction(25),
         size=size,
-        pictures=[image] * 2,
+        images=[image] * 2,
     )
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
@@ -239,7 +239,7 @@ def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
     ("suffix", "codec"),
     [(".mp4", None), (".webm", None), (".mkv", "ffv1"), (".mov", "prores_ks"), (".mov", "mjpeg")],
 )
-def test_shape_of_pixels_is_kept(tmp_path, suffix, codec):
+def test_pixel_aspect_ratio_is_kept(tmp_path, suffix, codec):
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001], aspect=Fraction(32, 27))
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
@@ -250,18 +250,18 @@ def test_shape_of_pixels_is_kept(tmp_path, suffix, codec):
             sink.finish()
     with av.open(str(out)) as container:
         found = container.streams.video[0].sample_aspect_ratio
-    # Matroska holds the width of the display in whole pixels.
+    # Matroska stores the display width in whole pixels.
     assert abs(found - Fraction(32, 27)) * size["width"] <= Fraction(1, 2)
     if suffix in (".mp4", ".mov"):
         assert found == Fraction(32, 27)
 
 
 @pytest.mark.parametrize("size", [(64, 50), (62, 48), (1920, 1080)])
-def test_what_is_cut_off_in_the_stream_is_not_shown(tmp_path, size):
-    """H.264 codes whole blocks of 16 and tells what of them is to be seen."""
+def test_stream_cropping_is_applied(tmp_path, size):
+    """H.264 codes whole blocks of 16 and has a cropping rectangle."""
     width, height = size
     image = corners(width=width, height=height)
-    path = media.make_video(tmp_path / "in.mp4", stamps=[0], size=size, pictures=[image])
+    path = media.make_video(tmp_path / "in.mp4", stamps=[0], size=size, images=[image])
     with open_source(path) as source:
         assert (source.width, source.height) == size
         (frame,) = source

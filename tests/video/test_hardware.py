@@ -189,8 +189,8 @@ def test_another_decoder_obeys_the_size_limit(tmp_path, monkeypatch):
         decoder_for(stream, "libvpx-vp9", path=path, options={"max_pixels": str(128 * 96)})
         with pytest.raises(MediaError, match="decoder libvpx-vp9 "):
             decoder_for(stream, "libvpx-vp9", path=path, options={"max_pixels": "100"})
-    monkeypatch.setattr("rbvsr_deploy.video.decoder.MOST_PIXELS", 128 * 96 - 1)
-    with pytest.raises(MediaError, match="is 128x96, and pictures of more than 12,287 pixels"):
+    monkeypatch.setattr("rbvsr_deploy.video.decoder.MAX_PIXELS", 128 * 96 - 1)
+    with pytest.raises(MediaError, match="is 128x96, and frames of more than 12,287 pixels"):
         open_source(path, ReadOptions(decoder="libvpx-vp9"))
 
 

@@ -1,8 +1,8 @@
-"""Inputs that are damaged, false or uncommon, and an environment that fails: the end is a whole
-output or one sentence.
+"""Tests that damaged, malformed and unusual inputs, and a failing environment, end in a complete
+output or one error sentence.
 
-The part of the corpus that is worth repeating at every change; ``benchmarks/fuzz.py`` runs all of
-it, and hundreds of files damaged at random, through the command.
+This is the part of the corpus that is worth running at every change. ``benchmarks/fuzz.py`` runs
+all of it, and hundreds of randomly damaged files, through the command.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def engine() -> BicubicEngine:
     return BicubicEngine()
 
 
-def ending(path: Path, engine: BicubicEngine) -> Outcome:
-    """Of ``rbvsr-run PATH --json``, in this process."""
+def run_in_process(path: Path, engine: BicubicEngine) -> Outcome:
+    """Return the outcome of ``rbvsr-run PATH --json``, run in this process."""
     try:
         summary = upscale_file(
             path, default_output(path), engine=engine, settings=Settings(memory=2**29)
@@ -57,16 +57,16 @@ def ending(path: Path, engine: BicubicEngine) -> Outcome:
     return Outcome(0, json.dumps(dataclasses.asdict(summary)), "")
 
 
-def made(
+def make_cases(
     kind: Callable[[dict[str, Path]], Iterator[corpus.Recipe]],
     seeds: dict[str, Path],
     folder: Path,
     *,
-    wanted: str = "",
+    name: str = "",
 ) -> Iterator[tuple[str, Path]]:
-    """The cases of a kind whose name holds something, each in a folder of its own."""
+    """Yield the cases of a kind whose names contain ``name``, each in its own folder."""
     for number, recipe in enumerate(kind(seeds)):
-        if wanted in recipe.name:
+        if name in recipe.name:
             place = folder / f"{number}"
             place.mkdir()
             yield recipe.name, recipe.make(place)
@@ -77,31 +77,31 @@ def made(
     [(corpus.places, 1), (corpus.contents, 1), (corpus.claims, 3), (corpus.remuxed, 7)],
 )
 def test_corpus(kind, every, seeds, engine, tmp_path):
-    """Names, contents, claims and packets: no case ends in anything but success or one sentence."""
-    wrong = {}
-    for name, path in itertools.islice(made(kind, seeds, tmp_path), 0, None, every):
-        found = violations(ending(path, engine), path=path)
+    """Names, contents, claims and packets: every case ends in success or in one sentence."""
+    failures = {}
+    for name, path in itertools.islice(make_cases(kind, seeds, tmp_path), 0, None, every):
+        found = violations(run_in_process(path, engine), path=path)
         if found:
-            wrong[name] = found
+            failures[name] = found
         shutil.rmtree(path.parent)
-    assert not wrong
+    assert not failures
 
 
 def test_random_damage(seeds, engine, tmp_path):
-    """The same for some files damaged at random."""
-    wrong = {}
+    """Randomly damaged files end in success or in one sentence."""
+    failures = {}
     for number, recipe in enumerate(itertools.islice(corpus.random_damage(seeds, 5), 24)):
         place = tmp_path / f"{number}"
         place.mkdir()
         path = recipe.make(place)
-        found = violations(ending(path, engine), path=path)
+        found = violations(run_in_process(path, engine), path=path)
         if found:
-            wrong[recipe.name] = found
-    assert not wrong
+            failures[recipe.name] = found
+    assert not failures
 
 
 def test_corpus_is_deterministic(seeds, tmp_path):
-    """The same seed damages the same bytes, another seed others."""
+    """The same seed damages the same bytes; another seed damages others."""
     digests = []
     for number, seed in enumerate((1, 1, 2)):
         folder = tmp_path / f"{number}"
@@ -114,7 +114,7 @@ def test_corpus_is_deterministic(seeds, tmp_path):
 
 
 def read(path: Path, **options: object) -> tuple[list[int | None], int, int]:
-    """Time stamps of the frames, and how many were lost and damaged."""
+    """Return the timestamps of the frames and the numbers of lost and damaged ones."""
     with open_source(path, ReadOptions(**options)) as source:
         stamps = [frame.pts for frame in source]
         return stamps, source.lost_frames, source.damaged_frames
@@ -135,11 +135,11 @@ class TestDamage:
             ("prores.mov: a frame cut in half", 1, 0),
         ],
     )
-    def test_counted_and_refused_where_strict(self, name, lost, damaged, seeds, tmp_path):
-        """Frames that do not come out are counted, also where the decoder is silent about them; the
-        others keep their time stamps.
+    def test_counted_and_refused_if_strict(self, name, lost, damaged, seeds, tmp_path):
+        """Lost frames are counted even if the decoder does not report them; the others keep their
+        timestamps.
         """
-        ((_, path),) = made(corpus.remuxed, seeds, tmp_path, wanted=name)
+        ((_, path),) = make_cases(corpus.remuxed, seeds, tmp_path, name=name)
         whole, *_ = read(seeds[path.name])
         stamps, found_lost, found_damaged = read(path)
         assert (found_lost, found_damaged) == (lost, damaged)
@@ -149,18 +149,18 @@ class TestDamage:
         with pytest.raises(MediaError, match=r"^frame \d+ of .* or turn strict off"):
             read(path, strict=True)
 
-    def test_nothing_is_counted_in_whole_files(self, seeds):
-        """Nor refused where strict."""
+    def test_nothing_is_counted_in_undamaged_files(self, seeds):
+        """Strict reading accepts them, too."""
         for name, path in seeds.items():
-            frames = 1 if path.stem == "picture" else corpus.FRAMES
+            frames = 1 if path.stem == "image" else corpus.FRAMES
             for strict in (False, True):
                 stamps, lost, damaged = read(path, strict=strict)
                 assert (len(stamps), lost, damaged) == (frames, 0, 0), name
 
-    def test_a_run_tells(self, seeds, engine, tmp_path, caplog):
-        """The summary has the counts, and a warning says them once."""
-        ((_, path),) = made(
-            corpus.remuxed, seeds, tmp_path, wanted="h264.mkv: noise in three frames"
+    def test_a_run_reports_damage(self, seeds, engine, tmp_path, caplog):
+        """The summary has the counts, and a warning gives them once."""
+        ((_, path),) = make_cases(
+            corpus.remuxed, seeds, tmp_path, name="h264.mkv: noise in three frames"
         )
         with caplog.at_level(logging.WARNING):
             summary = upscale_file(path, tmp_path / "out.mkv", engine=engine)
@@ -169,7 +169,9 @@ class TestDamage:
         assert caplog.text.count("that are kept: 1") == 1
 
     def test_a_strict_run_publishes_nothing(self, seeds, engine, tmp_path):
-        ((_, path),) = made(corpus.remuxed, seeds, tmp_path, wanted="vp9.webm: a frame cut in half")
+        ((_, path),) = make_cases(
+            corpus.remuxed, seeds, tmp_path, name="vp9.webm: a frame cut in half"
+        )
         out = tmp_path / "out.mkv"
         with pytest.raises(MediaError, match="frame 6 of"):
             upscale_file(path, out, engine=engine, reading=ReadOptions(strict=True))
@@ -181,8 +183,8 @@ class TestCutOff:
         "name",
         ["faststart.mp4", "fragments.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "y4m.y4m"],
     )
-    def test_what_is_there_can_be_taken(self, name, seeds, tmp_path):
-        """The refusal names a number of frames that can be read."""
+    def test_readable_part_can_be_read(self, name, seeds, tmp_path):
+        """The error gives a number of frames that can be read."""
         path = tmp_path / name
         path.write_bytes(seeds[name].read_bytes()[: seeds[name].stat().st_size * 3 // 4])
         with pytest.raises(
@@ -192,11 +194,11 @@ class TestCutOff:
         frames = int(str(caught.value).rsplit(" ", 1)[1])
         assert 3 < frames < corpus.FRAMES
         stamps, *_ = read(path, frames=frames)
-        assert frames - 1 <= len(stamps) <= frames  # the last one may be of use to others only
+        assert frames - 1 <= len(stamps) <= frames  # the last packet may only be a reference
         with pytest.raises(MediaError, match="cut off"):
             read(path, frames=corpus.FRAMES + 1)
 
-    def test_an_excerpt_within_what_is_there(self, seeds, tmp_path):
+    def test_an_excerpt_of_the_readable_part(self, seeds, tmp_path):
         path = tmp_path / "cut.mkv"
         path.write_bytes(seeds["h264.mkv"].read_bytes()[:-1000])
         assert len(read(path, end=Fraction(9, 100))[0]) == 3
@@ -205,9 +207,9 @@ class TestCutOff:
 
 
 class TestSize:
-    @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux has it")
+    @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only on Linux")
     def test_claims_take_no_memory(self, tmp_path):
-        """A picture of some kilobytes that would be 430 MB is refused before memory is taken."""
+        """A file of a few kilobytes that decodes to 430 MB is refused before memory is taken."""
         path = tmp_path / "bomb.png"
         path.write_bytes(corpus.black_png(12_000, 12_000))
         code = (
@@ -226,8 +228,8 @@ class TestSize:
         assert "or has more than 44,739,242 pixels" in sentence
         assert int(peak) < 300
 
-    def test_widths_that_x265_cannot_do(self, tmp_path):
-        """It writes beyond its buffers: refused before it can."""
+    def test_widths_that_x265_cannot_encode(self, tmp_path):
+        """They are refused, as x265 would write beyond its buffers."""
         path = media.make_video(tmp_path / "in.mkv", codec="ffv1", size=(12, 8), stamps=[0])
         with (
             open_source(path) as source,
@@ -237,9 +239,9 @@ class TestSize:
             pass
 
     def test_one_frame_too_large_is_lost(self, seeds, tmp_path):
-        """A frame whose header was hit does not end the video."""
-        ((_, path),) = made(
-            corpus.claims, seeds, tmp_path, wanted="prores.mov claims 60000x60000 in a frame"
+        """A frame with a damaged header does not end the video."""
+        ((_, path),) = make_cases(
+            corpus.claims, seeds, tmp_path, name="prores.mov claims 60000x60000 in a frame"
         )
         stamps, lost, _ = read(path)
         assert (len(stamps), lost) == (corpus.FRAMES - 1, 1)
@@ -248,7 +250,7 @@ class TestSize:
 def run(
     *arguments: object, limit: int | None = None, **options: object
 ) -> subprocess.CompletedProcess[str]:
-    """The command; with a limit in bytes on the size of files, which stands in for a full disk."""
+    """Run the command. A file size limit in bytes stands in for a full disk."""
 
     def restrict() -> None:
         if limit is not None:
@@ -265,10 +267,10 @@ def run(
 
 
 class TestEnvironment:
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only on Linux")
     @pytest.mark.parametrize("option", ["--json", "--verbose"])
     def test_result_cannot_be_printed(self, option, seeds, tiny_bundle, tmp_path):
-        """The output is there, the exit status tells that something went wrong."""
+        """The output is complete, and the exit status shows that something went wrong."""
         with open("/dev/full", "w") as full:
             done = run(
                 seeds["h264.mp4"],
@@ -282,8 +284,8 @@ class TestEnvironment:
         assert "No space left on device" in last
         assert len(media.stamps_of(tmp_path / "out.mp4")) == corpus.FRAMES
 
-    def test_reader_of_standard_output_leaves(self, seeds, tiny_bundle):
-        """As ``| head``: no traceback, no thread that hangs."""
+    def test_standard_output_is_closed(self, seeds, tiny_bundle):
+        """A reader like ``| head`` causes no traceback and no hanging thread."""
         reading, writing = os.pipe()
         os.close(reading)
         try:
@@ -295,8 +297,8 @@ class TestEnvironment:
         assert "Broken pipe" in done.stderr.strip().splitlines()[-1]
 
     def test_full_disk_in_the_final_join(self, seeds, tiny_bundle, tmp_path):
-        """The parts fit and the whole does not: one sentence, and with space, the same command
-        makes the output without a frame computed again.
+        """If the parts fit but the joined file does not, the run ends in one sentence. With more
+        space, the same command completes the output without recomputing a frame.
         """
         clip = tmp_path / "clip.mp4"
         media.make_video(clip, stamps=[1001 * n for n in range(60)], size=(64, 48), audio="aac")
@@ -320,14 +322,14 @@ class TestEnvironment:
         assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "cuts.txt", "out.mp4"}
 
     def test_output_folder_vanishes(self, seeds, engine, tmp_path):
-        """While frames are made."""
+        """The folder is deleted during the run."""
         folder = tmp_path / "place"
         folder.mkdir()
 
         def remove(*progress: object) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
-        with pytest.raises(MediaError, match="cannot") as caught:
+        with pytest.raises(MediaError, match=r"cannot|was removed") as caught:
             upscale_file(seeds["h264.mp4"], folder / "out.mp4", engine=engine, progress=remove)
         assert "\n" not in str(caught.value)
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Pictures and folders of pictures, in and out."""
+"""Tests reading and writing images and image folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.sinks import job_sink
 
 
 def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> bytes:
-    """A picture file made without the code under test."""
+    """Encode an image without the code under test."""
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.pix_fmt = array.shape[1], array.shape[0], pix_fmt
     context.time_base = Fraction(1, 25)
@@ -28,7 +28,8 @@ def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> byte
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
-def through(path: Path, out: Path, **options: object) -> None:
+def enlarge(path: Path, out: Path, **options: object) -> None:
+    """Copy an input to an output, twice as large."""
     with open_source(path) as source:
         size = {"width": 2 * source.width, "height": 2 * source.height}
         with job_sink(out, source=source, **size, **options) as sink:
@@ -39,8 +40,8 @@ def through(path: Path, out: Path, **options: object) -> None:
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_format_comes_back(tmp_path, suffix):
-    image = media.picture(3, width=50, height=37)
+def test_every_format_round_trips(tmp_path, suffix):
+    image = media.gradient(3, width=50, height=37)
     path = tmp_path / f"a{suffix}"
     write_image(path, image=image)
     back = read_image(path)
@@ -70,7 +71,7 @@ def test_folder_to_folder_keeps_names_in_natural_order(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number, name in enumerate(["2.png", "10.png", "b.JPG", "scan.tif"]):
-        write_image(folder / name, image=media.picture(number))
+        write_image(folder / name, image=media.gradient(number))
     (folder / "notes.txt").write_text("ignored")
     (folder / "sub").mkdir()
     with open_source(folder) as source:
@@ -78,37 +79,37 @@ def test_folder_to_folder_keeps_names_in_natural_order(tmp_path):
         assert [frame.name for frame in source] == ["2.png", "10.png", "b.JPG", "scan.tif"]
     out = default_output(folder)
     assert out == tmp_path / "in_x4"
-    through(folder, out)
+    enlarge(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["10.png", "2.png", "b.JPG", "scan.tif"]
-    expected = media.picture(1).repeat(2, axis=0).repeat(2, axis=1)
+    expected = media.gradient(1).repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(read_image(out / "10.png"), expected)
     assert (out / "b.JPG").read_bytes()[:2] == b"\xff\xd8"
 
 
-def test_single_picture(tmp_path):
+def test_single_image(tmp_path):
     path = tmp_path / "one.png"
-    write_image(path, image=media.picture(0))
+    write_image(path, image=media.gradient(0))
     assert default_output(path) == tmp_path / "one_x4.png"
-    through(path, tmp_path / "one_x4.png")
+    enlarge(path, tmp_path / "one_x4.png")
     assert read_image(tmp_path / "one_x4.png").shape == (96, 128, 3)
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "one_x4.png"}
 
 
-def test_content_decides_not_the_name(tmp_path):
-    write_image(tmp_path / "real.png", image=media.picture(0))
-    (tmp_path / "real.png").rename(tmp_path / "lies.mp4")
-    with open_source(tmp_path / "lies.mp4") as source:
+def test_format_is_detected_from_the_content(tmp_path):
+    write_image(tmp_path / "image.png", image=media.gradient(0))
+    (tmp_path / "image.png").rename(tmp_path / "misnamed.mp4")
+    with open_source(tmp_path / "misnamed.mp4") as source:
         assert source.frame_count == 1
 
 
 def test_names_with_percent_and_colon(tmp_path):
-    """FFmpeg would take these for a pattern of numbers and a protocol."""
+    """FFmpeg would interpret these as a number pattern and a protocol."""
     path = tmp_path / "a:b %03d.png"
-    write_image(path, image=media.picture(0))
+    write_image(path, image=media.gradient(0))
     assert read_image(path).shape == (48, 64, 3)
     clip = media.make_video(tmp_path / "x.mp4", stamps=[0, 1001])
     odd = clip.rename(tmp_path / "c:d %03d.mp4")
-    through(odd, tmp_path / "e:f %03d.mp4")
+    enlarge(odd, tmp_path / "e:f %03d.mp4")
     assert len(media.stamps_of(tmp_path / "e:f %03d.mp4")) == 2
 
 
@@ -116,17 +117,17 @@ def test_folder_to_video(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(5):
-        write_image(folder / f"{number}.png", image=media.picture(number))
-    through(folder, tmp_path / "out.mp4")
+        write_image(folder / f"{number}.png", image=media.gradient(number))
+    enlarge(folder, tmp_path / "out.mp4")
     assert media.stamps_of(tmp_path / "out.mp4") == [Fraction(n, 25) for n in range(5)]
-    first = media.pictures_of(tmp_path / "out.mp4")[0]
-    expected = media.picture(0).repeat(2, axis=0).repeat(2, axis=1)
+    first = media.frames_of(tmp_path / "out.mp4")[0]
+    expected = media.gradient(0).repeat(2, axis=0).repeat(2, axis=1)
     assert np.abs(first.astype(int) - expected).mean() < 4
 
 
 def test_video_to_folder(tmp_path):
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001, 2002])
-    through(path, tmp_path / "out")
+    enlarge(path, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["00000000.png", "00000001.png", "00000002.png"]
 
@@ -134,49 +135,49 @@ def test_video_to_folder(tmp_path):
 def test_existing_folder(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    write_image(folder / "1.png", image=media.picture(0))
+    write_image(folder / "1.png", image=media.gradient(0))
     out = tmp_path / "out"
     out.mkdir()
-    through(folder, out)  # an empty folder may be filled
+    enlarge(folder, out)  # an existing folder may be used if it is empty
     (out / "other.txt").write_text("mine")
     with pytest.raises(MediaError, match="is not empty"):
-        through(folder, out)
-    through(folder, out, overwrite=True)
+        enlarge(folder, out)
+    enlarge(folder, out, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == ["1.png", "other.txt"]
     with pytest.raises(MediaError, match="is the input itself"):
-        through(folder, folder, overwrite=True)
+        enlarge(folder, folder, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
-def test_different_sizes_name_the_file(tmp_path):
-    write_image(tmp_path / "1.png", image=media.picture(0))
-    write_image(tmp_path / "2.png", image=media.picture(0, width=32))
+def test_file_of_a_different_size_is_named(tmp_path):
+    write_image(tmp_path / "1.png", image=media.gradient(0))
+    write_image(tmp_path / "2.png", image=media.gradient(0, width=32))
     with open_source(tmp_path) as source, pytest.raises(MediaError, match=r"2\.png is 32x48"):
         list(source)
 
 
 @pytest.mark.parametrize("size", [40, 200])
-def test_damaged_picture(tmp_path, size):
-    write_image(tmp_path / "1.png", image=media.picture(0))
+def test_damaged_image(tmp_path, size):
+    write_image(tmp_path / "1.png", image=media.gradient(0))
     data = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(data[:size])
-    with pytest.raises(MediaError, match=r"cannot read the picture .*2\.png"):
+    with pytest.raises(MediaError, match=r"cannot read the image .*2\.png"):
         read_image(tmp_path / "2.png")
 
 
-def test_cut_jpeg(tmp_path):
-    """Decoders like to fill the missing part with grey."""
+def test_truncated_jpeg(tmp_path):
+    """Decoders tend to fill the missing part with grey."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = tmp_path / "a.jpg"
     write_image(path, image=noise)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
-    with pytest.raises(MediaError, match="cannot read the picture"):
+    with pytest.raises(MediaError, match="cannot read the image"):
         read_image(path)
 
 
 @pytest.mark.parametrize("opacity", [255, 100])
-def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
-    image = media.picture(0)
+def test_alpha_is_dropped_with_a_warning(tmp_path, caplog, opacity):
+    image = media.gradient(0)
     rgba = np.dstack([image, np.full(image.shape[:2], opacity, np.uint8)])
     path = tmp_path / "a.png"
     path.write_bytes(encoded(rgba, codec="png", source="rgba", pix_fmt="rgba"))
@@ -188,7 +189,7 @@ def test_opacity_is_dropped_with_a_warning(tmp_path, caplog, opacity):
 
 
 def test_grey_and_sixteen_bits(tmp_path):
-    grey = media.picture(0)[..., 0].copy()
+    grey = media.gradient(0)[..., 0].copy()
     path = tmp_path / "grey.png"
     path.write_bytes(encoded(grey, codec="png", source="gray", pix_fmt="gray"))
     np.testing.assert_array_equal(read_image(path), np.dstack([grey] * 3))
@@ -198,7 +199,7 @@ def test_grey_and_sixteen_bits(tmp_path):
 
 
 def test_orientation_of_a_photograph_is_applied(tmp_path):
-    """Cameras store pictures lying on their side and note it as EXIF orientation 6."""
+    """Cameras store images lying on their side and mark them with EXIF orientation 6."""
     path = tmp_path / "a.jpg"
     image = np.zeros((48, 64, 3), np.uint8)
     image[:16, :16] = 255
@@ -224,16 +225,16 @@ def test_default_output_of_videos():
     assert {name: str(default_output(Path(name))) for name in expected} == expected
 
 
-def test_what_is_called_a_picture_and_is_none_is_told(tmp_path):
-    """A frame that was cut off to nothing would be missing in the video without a word."""
+def test_unreadable_file_with_an_image_extension_is_reported(tmp_path):
+    """A frame truncated to nothing would otherwise be missing from the video silently."""
     for name in ("1.png", "3.png"):
         write_image(tmp_path / name, image=np.zeros((8, 8, 3), np.uint8))
-    (tmp_path / "notes.txt").write_text("no picture, and not called one")
-    (tmp_path / "._1.png").write_bytes(b"what macOS leaves beside a file")
+    (tmp_path / "notes.txt").write_text("not an image, nor named like one")
+    (tmp_path / "._1.png").write_bytes(b"what macOS stores next to a file")
     with open_source(tmp_path) as source:
         assert [frame.name for frame in source] == ["1.png", "3.png"]
     (tmp_path / "2.png").write_bytes(b"")
-    with pytest.raises(MediaError, match=r"2\.png is called a picture and is none"):
+    with pytest.raises(MediaError, match=r"2\.png has an image extension but is not a complete"):
         open_source(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The clip in tests/data goes through whole, and may be shipped."""
+"""Tests that the clip in tests/data survives a round trip and may be distributed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_sample_is_small_and_complete():
     assert [stream.codec for stream in media.companions_of(SAMPLE)] == ["aac"]
 
 
-def test_sample_goes_through(tmp_path):
+def test_sample_round_trip(tmp_path):
     out = tmp_path / "out.mp4"
     with (
         open_source(SAMPLE) as source,

@@ -155,7 +155,7 @@ def test_delays_of_a_gif_are_kept(tmp_path):
         stream.width, stream.height, stream.pix_fmt = 32, 16, "rgb8"
         for number, stamp in enumerate(stamps):
             frame = av.VideoFrame.from_ndarray(
-                media.picture(number, width=32, height=16), format="rgb24"
+                media.gradient(number, width=32, height=16), format="rgb24"
             ).reformat(format="rgb8")
             frame.pts, frame.time_base = stamp, Fraction(1, 100)
             out.mux(stream.encode(frame))

@@ -1,4 +1,4 @@
-"""A video enlarged by repetition and written back: what must survive the way through."""
+"""Tests what a video must keep when it is enlarged by pixel repetition and written back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.sinks import job_sink
 
 
 def enlarge(path: Path, out: Path, **options: object) -> Path:
-    """Sends a video through source and sink, four times as large."""
+    """Copy a video through source and sink, four times as large."""
     with open_source(path) as source:
         size = {"width": 4 * source.width, "height": 4 * source.height}
         with job_sink(out, source=source, **size, **options) as sink:
@@ -79,16 +79,16 @@ def test_transport_stream_keeps_its_clock(tmp_path, container):
     assert max(abs(a - b) for a, b in zip(found, media.stamps_of(path), strict=True)) <= tolerance
 
 
-def test_shift_is_told(tmp_path, caplog):
-    """FLV knows no negative times: with B-frames everything moves together, and not in silence."""
+def test_shift_is_reported(tmp_path, caplog):
+    """FLV has no negative timestamps: with B-frames, everything shifts together with a warning."""
     path = media.make_video(tmp_path / "in.mp4", audio="aac")
     out = enlarge(path, tmp_path / "out.flv")
     shifts = [b - a for a, b in zip(media.stamps_of(path), media.stamps_of(out), strict=True)]
     assert max(shifts) - min(shifts) <= Fraction(1, 1000)
-    assert f"comes {float(shifts[0]):.3f}" in caplog.text
+    assert f"are {float(shifts[0]):.3f} s later" in caplog.text
 
 
-def test_frame_rate_is_told(tmp_path):
+def test_frame_rate_is_kept(tmp_path):
     path = media.make_video(
         tmp_path / "in.mkv",
         rate=Fraction(50),
@@ -109,7 +109,7 @@ def test_avi_keeps_constant_rate(tmp_path):
 
 
 def test_durations_survive(tmp_path):
-    """The last frame has no successor to end it, so its duration must be told."""
+    """The last frame has no successor to end it, so its duration must be stored."""
     path = media.make_video(tmp_path / "in.mkv", stamps=[0, 40], time_base=Fraction(1, 1000))
     with (
         open_source(path) as source,
@@ -123,10 +123,10 @@ def test_durations_survive(tmp_path):
         assert stream.duration * stream.time_base == Fraction(540, 1000)
 
 
-def test_first_and_last_frames_come_through(tmp_path):
+def test_first_and_last_frames_are_kept(tmp_path):
     path = media.make_video(tmp_path / "in.mp4", b_frames=2)
-    before = media.pictures_of(path)
-    after = media.pictures_of(enlarge(path, tmp_path / "out.mp4", crf=1))
+    before = media.frames_of(path)
+    after = media.frames_of(enlarge(path, tmp_path / "out.mp4", crf=1))
     assert len(after) == len(before) == 12
     for small, large in zip(before, after, strict=True):
         shrunk = large.reshape(48, 4, 64, 4, 3).mean(axis=(1, 3))
@@ -143,7 +143,7 @@ def test_first_and_last_frames_come_through(tmp_path):
         (".webm", "libopus"),
     ],
 )
-def test_sound_is_copied_bit_by_bit(tmp_path, suffix, audio):
+def test_audio_is_copied_bit_for_bit(tmp_path, suffix, audio):
     path = media.make_video(
         tmp_path / f"in{suffix}",
         audio=audio,
@@ -162,8 +162,8 @@ def test_sound_is_copied_bit_by_bit(tmp_path, suffix, audio):
         assert container.metadata["title"] == "Été"
 
 
-def test_sound_stays_with_late_picture(tmp_path):
-    """Sound that starts before the picture, as in recordings that were cut."""
+def test_audio_stays_in_sync_with_a_late_video(tmp_path):
+    """The audio starts before the video, as in recordings that were cut."""
     path = media.make_video(
         tmp_path / "in.mp4", audio="aac", stamps=[s + 20007 for s in VARIABLE], time_base=FINE
     )
@@ -212,7 +212,7 @@ def test_aspect_ratio_is_kept(tmp_path):
 
 
 def test_streams_are_interleaved(tmp_path):
-    """Sound and picture lie close together in the file, or players stall and memory fills."""
+    """Audio and video are close together in the file, or players stall and memory fills up."""
     path = media.make_video(
         tmp_path / "in.mkv",
         audio="aac",
@@ -227,13 +227,13 @@ def test_streams_are_interleaved(tmp_path):
         for packet in container.demux():
             if packet.dts is not None:
                 latest[packet.stream.type] = float(packet.pts * packet.time_base)
-                # B-frames lie up to two frames before the picture that they follow in the file.
+                # B-frames are shown up to two frames before the frame they follow in the file.
                 assert abs(latest["video"] - latest["audio"]) < 1.5
     assert min(latest.values()) > 28
 
 
-def test_sound_before_zero_moves_nothing(tmp_path):
-    """AAC begins with a block before time 0; it must not push the picture."""
+def test_audio_before_zero_shifts_nothing(tmp_path):
+    """AAC starts with a block before time 0, which must not delay the video."""
     path = media.make_video(
         tmp_path / "in.mp4", audio="aac", stamps=[0, 40, 80], time_base=Fraction(1, 1000)
     )

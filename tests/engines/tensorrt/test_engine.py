@@ -368,7 +368,7 @@ def test_engines_that_do_not_load_are_passed_over(
     assert plans.asked == [(5, 7, 4)]
     (record,) = caplog.records
     assert record.message == (
-        "engines from the bundle are not used: the engine of graph 'flow' is of another version"
+        "engines from the bundle are not used: the engine of graph 'flow' is for another version"
     )
     check_closed(engine, driver)
 
@@ -379,7 +379,7 @@ def test_no_engine_that_loads(bundle: Bundle, driver: DriverDouble) -> None:
     some = replace(bad, plans={"ingest": bundle.graph("ingest")})
     cases = [
         ([], "run here: build"),
-        ([bad], "'emit' is of another"),
+        ([bad], "'emit' is for another"),
         ([some], "for graph 'clean'"),
     ]
     for offered, why in cases:

@@ -249,9 +249,9 @@ class TestUpscaled:
         folder, out = tmp_path / "in", tmp_path / "out"
         folder.mkdir()
         image = np.random.default_rng(0).integers(0, 65536, (1, 1, 3)).astype(np.uint16)
-        media.write_picture(folder / f"a{suffix}", np.tile(image, (16, 16, 1)))
+        media.write_still(folder / f"a{suffix}", np.tile(image, (16, 16, 1)))
         upscale_file(folder, out, engine=BicubicEngine())
-        found = media.read_picture(out / f"a{suffix}")
+        found = media.read_still(out / f"a{suffix}")
         assert found.shape == (64, 64, 3)
         assert np.abs(found.astype(int) - image).max() <= 1
 

@@ -41,7 +41,7 @@ def test_images_keep_alpha(tmp_path, suffix, dtype):
     path = media.write_picture(tmp_path / f"a{suffix}", transparent(dtype))
     out = tmp_path / f"out{suffix}"
     enlarge(path, out, alpha="keep")
-    found = media.read_picture(out)
+    found = media.read_still(out)
     assert (found.shape, found.dtype) == ((64, 96, 4), dtype)
     top = np.iinfo(dtype).max
     np.testing.assert_array_equal(found[:, :40, 3], top)
@@ -59,7 +59,7 @@ def test_alpha_is_refused(tmp_path):
     path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="has an alpha channel, which is to be refused"):
         enlarge(path, tmp_path / "out.png", alpha="refuse")
-    opaque = media.write_picture(tmp_path / "b.png", transparent(np.uint8, opacity=1))
+    opaque = media.write_still(tmp_path / "b.png", transparent(np.uint8, opacity=1))
     enlarge(opaque, tmp_path / "out.png", alpha="refuse")
 
 
@@ -90,10 +90,10 @@ def test_an_output_without_alpha_is_refused_at_once(tmp_path, out):
 def test_a_folder_may_mix_images_with_and_without_alpha(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    media.write_picture(folder / "1.png", transparent(np.uint8)[..., :3].copy())
-    media.write_picture(folder / "2.png", transparent(np.uint8))
+    media.write_still(folder / "1.png", transparent(np.uint8)[..., :3].copy())
+    media.write_still(folder / "2.png", transparent(np.uint8))
     enlarge(folder, tmp_path / "out", alpha="keep")
-    shapes = [media.read_picture(tmp_path / "out" / f"{n}.png").shape for n in (1, 2)]
+    shapes = [media.read_still(tmp_path / "out" / f"{n}.png").shape for n in (1, 2)]
     assert shapes == [(64, 96, 3), (64, 96, 4)]
     enlarge(folder, tmp_path / "out.mkv", alpha="keep")
     frame = first_frame(tmp_path / "out.mkv")

@@ -257,7 +257,7 @@ class TestPublishing:
         path, lengths = clip, [6, 6]
         if name == "one.png":
             path, lengths = tmp_path / "in.png", [1]
-            write_image(path, image=media.picture(0))
+            write_image(path, image=media.gradient(0))
         out = tmp_path / name
         job = write_parts(path, out, lengths=lengths, keep=keep)
         assert out.exists()
@@ -275,7 +275,7 @@ class TestPublishing:
         source, out = tmp_path / "in", tmp_path / "frames"
         source.mkdir()
         out.mkdir()
-        write_image(source / "1.png", image=media.picture(0))
+        write_image(source / "1.png", image=media.gradient(0))
         write_parts(source, out, lengths=[1])
         (out / "other.txt").write_text("mine")
         with Job(out, identity={}, overwrite=True) as job:

@@ -65,7 +65,7 @@ def moving(path: Path, *, stamps: list[int], **options: object) -> Path:
         np.clip(wide[:, n : n + 64] + rng.normal(0, 2, (48, 64, 1)), 0, 255).astype(np.uint8)
         for n in range(len(stamps))
     ]
-    return media.make_video(path, stamps=stamps, pictures=pictures, **options)
+    return media.make_video(path, stamps=stamps, images=pictures, **options)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def clip(tmp_path: Path) -> Path:
 def folder_of_pictures(folder: Path) -> Path:
     folder.mkdir()
     for number in range(COUNT):
-        write_image(folder / f"{number}.png", image=media.picture(number, width=16, height=8))
+        write_image(folder / f"{number}.png", image=media.gradient(number, width=16, height=8))
     return folder
 
 
@@ -117,7 +117,7 @@ class TestJoints:
     def test_pictures_are_right_behind_joints(self, tmp_path, clip, out):
         """Each part begins with a key frame, and no decoder mixes up two parts."""
         write_parts(clip, tmp_path / out, lengths=LENGTHS, crf=4)
-        before, after = media.pictures_of(clip), media.pictures_of(tmp_path / out)
+        before, after = media.frames_of(clip), media.frames_of(tmp_path / out)
         assert len(after) == COUNT
         for a, b in zip(before, after, strict=True):
             assert np.abs(a.astype(int) - b).mean() < 2
@@ -310,7 +310,7 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
                 open_sink(out, source=source, width=64, height=48, job=job) as sink,
             ):
                 for _ in range(3):
-                    sink.write(Frame(media.picture(0)))
+                    sink.write(Frame(media.gradient(0)))
                 sink.end_part({})
                 if not stop:
                     sink.finish()
@@ -325,7 +325,7 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
             open_sink(out, source=source, width=64, height=48, job=job) as sink,
             pytest.raises(MediaError, match="constant frame rate only"),
         ):
-            sink.write(Frame(media.picture(0), pts=0))
+            sink.write(Frame(media.gradient(0), pts=0))
 
 
 class TestRepeatability:
@@ -399,7 +399,7 @@ class TestContract:
             assert found == [(9, {"end": 9}), (1, {"end": 10}), (8, {"end": 18})]
             assert sink.attachment() == b"state 17"
             assert len(list(job.folder.glob("*.state"))) == 1
-            sink.write(Frame(media.picture(0), pts=CONSTANT[18]))
+            sink.write(Frame(media.gradient(0), pts=CONSTANT[18]))
             sink.end_part({})
             assert sink.attachment() is None
             assert not list(job.folder.glob("*.state"))
@@ -416,7 +416,7 @@ class TestContract:
                 sink.end_part({})
             sink.close()
             for call in (
-                lambda: sink.write(Frame(media.picture(0), pts=0)),
+                lambda: sink.write(Frame(media.gradient(0), pts=0)),
                 lambda: sink.end_part({}),
                 sink.finish,
             ):
@@ -435,7 +435,7 @@ class TestContract:
         """The picture "1" would be written as 1.png, and silently replace the other one."""
         folder = tmp_path / "in"
         folder.mkdir()
-        write_image(folder / "1.png", image=media.picture(0))
+        write_image(folder / "1.png", image=media.gradient(0))
         shutil.copy(folder / "1.png", folder / "1")
         with pytest.raises(MediaError, match=r"both be written as 1\.png"):
             write_parts(folder, tmp_path / "out", lengths=[2])
