@@ -131,7 +131,7 @@ def open_sink(
         raise ValueError(f"the job is for {job.output}, not for {path}")
     if is_same_place(path, source.path):
         raise MediaError(f"the output {path} is the input itself: choose another output")
-    kind = _kind(path, source=source)
+    kind = _output_kind(path, source=source)
     single = isinstance(source, ImageSource) and not source.is_folder
     if kind == "folder" and single and is_same_place(path, source.path.parent):
         raise MediaError(
@@ -193,7 +193,7 @@ def _output_kind(path: Path, *, source: Source) -> Literal["video", "image", "fo
     if suffix in CONTAINERS:
         return "video"
     if suffix in IMAGE_SUFFIXES:
-        return "picture"
+        return "image"
     if not suffix or os.path.isdir(path) or from_folder:
         return "folder"
     raise MediaError(

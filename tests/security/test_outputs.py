@@ -35,7 +35,7 @@ def frames(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(2):
-        write_image(folder / f"{number}.png", image=media.picture(number, width=16, height=16))
+        write_image(folder / f"{number}.png", image=media.gradient(number, width=16, height=16))
     return folder
 
 
@@ -60,7 +60,7 @@ class TestWhatIsNoFile:
         path = clip
         if name == "out.png":
             path = tmp_path / "in.png"
-            write_image(path, image=media.picture(0, width=16, height=16))
+            write_image(path, image=media.gradient(0, width=16, height=16))
         output = tmp_path / name
         if kind == "fifo":
             os.mkfifo(output)
@@ -149,7 +149,7 @@ class TestOneNameForTwoThings:
     @pytest.mark.parametrize("way", ["same", "dots", "link", "other name"])
     def test_picture_is_the_input(self, tmp_path, way):
         path = tmp_path / "in.png"
-        write_image(path, image=media.picture(0, width=16, height=16))
+        write_image(path, image=media.gradient(0, width=16, height=16))
         beside = tmp_path / "both.png"
         if way == "same":
             beside = path
@@ -164,7 +164,7 @@ class TestOneNameForTwoThings:
     @pytest.mark.parametrize("exists", [False, True])
     def test_picture_is_the_output(self, tmp_path, exists):
         path, output = tmp_path / "in.png", tmp_path / "out.png"
-        write_image(path, image=media.picture(0, width=16, height=16))
+        write_image(path, image=media.gradient(0, width=16, height=16))
         if exists:
             output.write_text("old")
         beside = tmp_path / "." / "out.png"
@@ -195,7 +195,7 @@ class TestOneNameForTwoThings:
         """Its result has the same name."""
         folder = tmp_path / "pictures"
         folder.mkdir()
-        write_image(folder / "in.png", image=media.picture(0, width=16, height=16))
+        write_image(folder / "in.png", image=media.gradient(0, width=16, height=16))
         before = snapshot(tmp_path)
         refused(folder / "in.png", folder, match="in the output folder")
         assert snapshot(tmp_path) == before

@@ -257,7 +257,7 @@ class TestOutput:
             ("old.mp4", {}, "old.mp4 exists: choose another output, or allow overwriting"),
             ("clip.mp4", {"overwrite": True}, "is the input itself"),
             ("out.xyz", {}, "ends in '.xyz': videos end in .avi"),
-            ("out.png", {}, "can hold one picture only"),
+            ("out.png", {}, "can hold only one image"),
             ("out.mp4", {"codec": "h999"}, "no encoder 'h999': use"),
             ("out.mp4", {"codec": "aac"}, "codec 'aac' encodes audio"),
             ("out.webm", {"codec": "libx264"}, "webm cannot hold codec libx264"),

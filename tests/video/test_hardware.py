@@ -195,7 +195,7 @@ def test_another_decoder_obeys_the_size_limit(tmp_path, monkeypatch):
 
 
 def test_images_and_pipes_have_no_decoder(tmp_path):
-    write_image(tmp_path / "a.png", image=media.picture(0))
+    write_image(tmp_path / "a.png", image=media.gradient(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="decoder is for videos"):
             open_source(path, ReadOptions(decoder="cuda"))

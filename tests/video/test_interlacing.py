@@ -248,7 +248,7 @@ def test_frames_without_fields_are_refused(tmp_path):
 
 
 def test_images_are_not_deinterlaced(tmp_path):
-    write_image(tmp_path / "a.png", image=media.picture(0))
+    write_image(tmp_path / "a.png", image=media.gradient(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="deinterlace is for videos"):
             open_source(path, DEINTERLACE)

@@ -238,7 +238,7 @@ def check_tags(
 
 def corners_of(path: Path, *, number: int) -> list[NDArray[np.float64]]:
     """Return the mean colours in the corners: top left, top right, bottom left, bottom right."""
-    image = media.pictures_of(path)[number].astype(float)
+    image = media.frames_of(path)[number].astype(float)
     height, width = image.shape[:2]
     return [
         image[top : top + height // 8, left : left + width // 8].mean(axis=(0, 1))

@@ -83,7 +83,7 @@ class TestStream:
     )
     def test_sixteen_bits_match_eight(self, plan):
         """16-bit results match 8-bit ones to within 8-bit rounding, whatever the plan."""
-        images = [media.picture(number, width=16, height=12) for number in range(7)]
+        images = [media.gradient(number, width=16, height=12) for number in range(7)]
         made: dict[bool, list[np.ndarray]] = {}
         for deep in (False, True):
             with Stream(BicubicEngine(), Settings(), size=(12, 16), deep=deep) as stream:
@@ -99,7 +99,7 @@ class TestStream:
             assert np.abs(sixteen / 257 - eight).max() <= 0.51
 
     def test_resumes_from_a_state(self):
-        images = [media.picture(n, width=16, height=12) * np.uint16(200) for n in range(6)]
+        images = [media.gradient(n, width=16, height=12) * np.uint16(200) for n in range(6)]
         settings = Settings(lookahead=1)
 
         def stream(state: StreamState | None = None) -> Stream:

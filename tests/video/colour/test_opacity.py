@@ -38,7 +38,7 @@ def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: objec
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_images_keep_alpha(tmp_path, suffix, dtype):
-    path = media.write_picture(tmp_path / f"a{suffix}", transparent(dtype))
+    path = media.write_still(tmp_path / f"a{suffix}", transparent(dtype))
     out = tmp_path / f"out{suffix}"
     enlarge(path, out, alpha="keep")
     found = media.read_still(out)
@@ -49,14 +49,14 @@ def test_images_keep_alpha(tmp_path, suffix, dtype):
 
 
 def test_alpha_is_dropped_with_a_warning(tmp_path, caplog):
-    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     enlarge(path, tmp_path / "out.png")
-    assert media.read_picture(tmp_path / "out.png").shape == (64, 96, 3)
+    assert media.read_still(tmp_path / "out.png").shape == (64, 96, 3)
     assert "its alpha channel is dropped" in caplog.text
 
 
 def test_alpha_is_refused(tmp_path):
-    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="has an alpha channel, which is to be refused"):
         enlarge(path, tmp_path / "out.png", alpha="refuse")
     opaque = media.write_still(tmp_path / "b.png", transparent(np.uint8, opacity=1))
@@ -81,7 +81,7 @@ def test_videos_keep_alpha(tmp_path, out, pix_fmt):
 
 @pytest.mark.parametrize("out", ["out.mp4", "out.webm", "out.jpg"])
 def test_an_output_without_alpha_is_refused_at_once(tmp_path, out):
-    path = media.write_picture(tmp_path / "a.png", transparent(np.uint8))
+    path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="does not support alpha: set alpha to drop"):
         enlarge(path, tmp_path / out, alpha="keep")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
