@@ -197,7 +197,7 @@ def _bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
         container.mux(stream.encode(None))
     return {
         "missing": (folder / "missing.mp4", "does not exist"),
-        "folder": (folder / "empty folder", "picture"),
+        "folder": (folder / "empty folder", "image"),
         "text": (folder / "text.mp4", "video"),
         "sound": (folder / "sound.m4a", "video"),
     }

@@ -92,7 +92,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     noise = noise.repeat(4, axis=0).repeat(4, axis=1)
     pictures = [np.ascontiguousarray(noise[:, n : n + 64]) for n in range(12)]
-    return media.make_video(tmp_path_factory.mktemp("in") / "clip.mp4", pictures=pictures)
+    return media.make_video(tmp_path_factory.mktemp("in") / "clip.mp4", images=pictures)
 
 
 @pytest.fixture(scope="module")
