@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import os
 import re
+import signal
+import stat
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.engines import memory
+from rbvsr_deploy.files import open_folder
+from rbvsr_deploy.training.data.cache import FrameCache
+from rbvsr_deploy.training.data.footage import VideoFile
 from rbvsr_deploy.video import Job
+from rbvsr_deploy.video.encoding import encoder_settings
 from rbvsr_deploy.video.images import write_image
+from rbvsr_deploy.video.staging import job_folder
+from rbvsr_deploy.video.staging.job_folder import is_stored_name
 from tests.conftest import moving_clip, short_clip
 from tests.project.test_layers import FILES, ROOT
 from tests.support import media, windows_double
@@ -219,6 +231,108 @@ def test_a_system_without_locks(tmp_path: Path) -> None:
     done = as_on_windows(PARTS, path, tmp_path / "out.mp4", 0, start=code)
     assert done.returncode == 0, done.stderr.decode("cp1252")
     assert (tmp_path / "out.mp4").exists()
+
+
+def test_no_file_stays_open_after_an_error(tmp_path: Path) -> None:
+    """Segments that nobody can resume are removed, even if joining them fails."""
+    path = media.make_video(tmp_path / "in.mp4", stamps=[1001 * n for n in range(6)])
+    code = """
+import sys
+from pathlib import Path
+from rbvsr_deploy.video import Job, open_sink, open_source
+from rbvsr_deploy.video.assembly import Assembly
+
+def fail(self, time, *, name):
+    raise OSError(28, "No space left on device")
+
+Assembly._copy_until = fail
+path, out = map(Path, sys.argv[1:])
+with open_source(path) as source, Job(out, identity={}, resume=False) as job:
+    size = {"width": source.width, "height": source.height}
+    with open_sink(out, source=source, job=job, **size) as sink:
+        for frame in source:
+            sink.write(frame)
+        sink.finish()
+"""
+    done = as_on_windows(code, path, tmp_path / "out.mp4")
+    assert b"No space left on device" in done.stderr
+    assert b"cannot remove" not in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_records_name_no_other_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backslashes separate folders on Windows, and on other systems they do not."""
+    assert is_stored_name("pictures/..\\x.png")
+    monkeypatch.setattr(job_folder, "PurePath", PureWindowsPath)
+    assert is_stored_name("pictures/x.png")
+    assert is_stored_name("part-000001.packets")
+    assert not is_stored_name("pictures/..\\x.png")
+    assert not is_stored_name("pictures/..\\..\\x.png")
+
+
+def test_a_junction_is_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows reports it as a folder, and any user can make one."""
+
+    class Junction:
+        st_mode, st_reparse_tag = stat.S_IFDIR | 0o777, 0xA0000003
+
+    monkeypatch.delattr(os, "O_DIRECTORY")
+    monkeypatch.setattr(os, "lstat", lambda path: Junction)
+    with pytest.raises(NotADirectoryError):
+        open_folder(tmp_path)
+
+
+def test_windows_reports_memory_and_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are read through the Windows API where there is no ``/proc``."""
+
+    class Kernel32:
+        def GlobalMemoryStatusEx(self, status: ctypes.Array[ctypes.c_uint64]) -> bool:  # noqa: N802
+            assert status[0] == ctypes.sizeof(status)
+            status[1], status[2] = 16 * 2**30, 6 * 2**30
+            return True
+
+        def IsProcessorFeaturePresent(self, feature: int) -> bool:  # noqa: N802
+            return feature == 41
+
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=Kernel32()), raising=False)
+    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / "missing")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    found = memory.free_host_memory(), encoder_settings._has_avx512()
+    monkeypatch.undo()
+    assert found == (6 * 2**30, True)
+
+
+def test_closing_the_console_of_windows_stops_the_command() -> None:
+    """It sends SIGBREAK, which no other system has."""
+    code = """
+import signal
+signal.SIGBREAK = signal.SIGUSR1
+from rbvsr_deploy.commands._process import exit_on_signals
+with exit_on_signals():
+    signal.raise_signal(signal.SIGBREAK)
+"""
+    done = as_on_windows(code, start="")
+    assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+
+
+def test_a_cached_file_that_another_worker_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Windows does not replace a file that is in use: the finished one is used."""
+    footage = VideoFile(media.make_video(tmp_path / "in.mp4"))
+    cached = FrameCache(tmp_path / "cache", limit=2**20).admit(footage)
+    replace = os.replace
+
+    def in_use(source: Path, target: Path) -> None:
+        replace(source, target)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", in_use)
+    np.testing.assert_array_equal(list(cached.decode(0, 2)), list(footage.decode(0, 2)))
+    assert not caplog.text
 
 
 @pytest.mark.slow
