@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.graphs import SCALE
-from rbvsr_deploy.pixels import Image, sixteen_bit_pictures
+from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.spool import Spool
 
@@ -306,7 +306,7 @@ class _Scene:
         if self._deep:
             # TensorRT knows no uint16, so no graph could make it.
             begun = self._engine.begin_download(picture)
-            return lambda: sixteen_bit_pictures(begun())
+            return lambda: sixteen_bit_images(begun())
         (image,) = self._engine.run("emit", picture=picture)
         return self._engine.begin_download(image)
 
