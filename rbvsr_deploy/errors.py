@@ -31,7 +31,7 @@ __all__ = [
 
 
 class RbvsrError(Exception):
-    """Base class of this package's errors; commands print the message as one line and exit with 1."""
+    """Base class of this package's errors; commands print its message and exit with 1."""
 
 
 class CheckpointError(RbvsrError):
@@ -75,5 +75,5 @@ class MediaError(RbvsrError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign error's message, or the name of its type if it has none."""
+    """Return the first line of a foreign error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -184,7 +184,7 @@ class ResidualBlockNoBN(nn.Module):
 
 
 class ResidualBlocksWithInputConv(nn.Module):
-    """Applies a 3x3 convolution to ``channels``, LeakyReLU(0.1), then ``blocks`` residual blocks."""
+    """Applies a 3x3 convolution, LeakyReLU(0.1), then ``blocks`` residual blocks."""
 
     def __init__(self, in_channels: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class ResidualBlocksWithInputConv(nn.Module):
 
 
 class PixelShufflePack(nn.Module):
-    """Applies a 3x3 convolution to ``out_channels * scale**2``, then a pixel shuffle by ``scale``."""
+    """Applies a 3x3 convolution and a pixel shuffle by ``scale``."""
 
     def __init__(self, in_channels: int, out_channels: int, scale: int) -> None:
         super().__init__()

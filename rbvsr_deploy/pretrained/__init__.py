@@ -1,5 +1,5 @@
-"""Locates the model shipped with the package: ``compact.safetensors``, and ``compact.plan`` exported
-from it.
+"""Locates the model shipped with the package: ``compact.safetensors``, and ``compact.plan``, its
+bundle.
 
 ``MODEL_CARD.md`` in the same folder describes how it was trained and how it scores.
 """

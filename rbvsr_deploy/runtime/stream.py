@@ -31,12 +31,12 @@ from rbvsr_deploy.units import show_bytes
 __all__ = [
     "CONTINUATION_LOOKAHEAD",
     "MAX_SCENE",
-    "Picture",
     "SceneRecord",
     "Settings",
     "Stage",
     "Stream",
     "StreamState",
+    "UpscaledFrame",
 ]
 
 logger = logging.getLogger(__name__)
@@ -97,30 +97,35 @@ class SceneRecord:
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """All that a stream carries from one frame to the next, as a value on the host: a new stream
-    that is given it goes on with the next frame as if nothing had happened. Backward states are no
-    part of it: they come from the frames that follow.
+    """Holds everything a stream carries from one frame to the next, as a value on the host: a new
+    stream given this state continues with the next frame as if nothing had happened. Backward
+    states are not included: they come from the frames that follow.
     """
 
     frames: int
-    """Frames whose pictures are made: the number of the next one."""
+    """Number of finished frames, which is the number of the next one."""
     scene: int
-    """Number of the first frame of the scene that goes on; ``frames`` where none does."""
-    part: int
-    """Number of the first frame of the part that goes on; ``frames`` where one has just ended."""
+    """Number of the first frame of the current scene; ``frames`` between scenes."""
+    chunk: int
+    """Number of the first frame of the current chunk; ``frames`` between chunks."""
     refinement: Refinement | None = None
-    """What was decided for the scene that goes on."""
+    """Decision for the current scene."""
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """Of the scene that goes on: ``forward_state`` (1, C, H, W) and ``previous``, the last cleaned
-    frame (1, 3, H, W).
+    """Arrays of the current scene: ``forward_state`` (1, C, H, W) and ``previous``, the last
+    cleaned frame (1, 3, H, W).
     """
 
+    @classmethod
+    def between_scenes(cls, frames: int) -> StreamState:
+        """Return the state after some frames where no scene continues."""
+        return cls(frames, scene=frames, chunk=frames)
+
     def to_bytes(self) -> bytes:
-        """For a file; see :meth:`from_bytes`."""
+        """Serialise the state for a file; see :meth:`from_bytes`."""
         file = io.BytesIO()
         refinement = self.refinement or Refinement(0)
         arrays: dict[str, Any] = {
-            "position": np.array([self.frames, self.scene, self.part, refinement.cleanings]),
+            "position": np.array([self.frames, self.scene, self.chunk, refinement.cleanings]),
             "residues": np.array(refinement.residues),
             **self.arrays,
         }
@@ -129,21 +134,21 @@ class StreamState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StreamState:
-        """The state that :meth:`to_bytes` wrote.
+        """Return the state that :meth:`to_bytes` wrote.
 
         Raises:
-            ValueError, KeyError: the bytes hold no state.
+            ValueError, KeyError: the bytes do not hold a state.
         """
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        frames, scene, part, cleanings = (int(n) for n in arrays.pop("position"))
+        frames, scene, chunk, cleanings = (int(n) for n in arrays.pop("position"))
         residues = [float(r) for r in arrays.pop("residues")]
         refinement = Refinement(cleanings, residues) if arrays else None
-        return cls(frames, scene, part, refinement, arrays)
+        return cls(frames, scene, chunk, refinement, arrays)
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class UpscaledFrame:
     """A picture, and what is carried on from it."""
 
     image: Image
@@ -223,7 +228,7 @@ class Stream:
         if state is not None and state.arrays:
             self._scene = self._open_scene(state.scene, continued=state)
 
-    def push(self, image: Image, *, cut: bool = False) -> Iterator[Picture]:
+    def push(self, image: Image, *, cut: bool = False) -> Iterator[UpscaledFrame]:
         """Take the next frame and make the pictures that can be made now; exhaust the iterator.
 
         Args:
@@ -237,7 +242,7 @@ class Stream:
         self._frames += 1
         yield from self._scene.push(image)
 
-    def flush(self) -> Iterator[Picture]:
+    def flush(self) -> Iterator[UpscaledFrame]:
         """End the scene and make its remaining pictures; exhaust the iterator."""
         if self._scene is not None:
             yield from self._scene.end()
@@ -324,7 +329,7 @@ class _Scene:
         self._done = 0  # pictures made
         self._forward_state: Array | None = None
         if continued is not None:
-            self._start = continued.part - first_frame
+            self._start = continued.chunk - first_frame
             self._done = continued.frames - first_frame
             spool.put(self._done - 1, continued.arrays["previous"])
             self._forward_state = engine.upload(continued.arrays["forward_state"])
@@ -342,13 +347,13 @@ class _Scene:
         )
         self._frames: SceneFrames | None = None
 
-    def push(self, image: Image) -> Iterator[Picture]:
+    def push(self, image: Image) -> Iterator[UpscaledFrame]:
         self._cleaner.push(image)
         end = self._start + self._part
         if self._cleaner.known >= end + self._ahead:
             yield from self._make(end, stop=end + self._ahead)
 
-    def end(self) -> Iterator[Picture]:
+    def end(self) -> Iterator[UpscaledFrame]:
         known = self._cleaner.known
         while known - self._start > self._part:
             end = self._start + self._part
@@ -364,7 +369,7 @@ class _Scene:
             SceneRecord(self._first_frame, self._done, decided.cleanings, decided.residues)
         )
 
-    def _make(self, end: int, *, stop: int, ends_scene: bool = False) -> Iterator[Picture]:
+    def _make(self, end: int, *, stop: int, ends_scene: bool = False) -> Iterator[UpscaledFrame]:
         """The pictures up to frame ``end``, drawing on those up to ``stop``. Where the device has
         too little memory for the plan, a smaller one goes on behind the last picture.
         """
@@ -385,7 +390,7 @@ class _Scene:
                     self._progress("forward", 1)
                     over = ends_scene and self._done == end
                     carried = self._ended if over else self._state
-                    yield Picture(picture, state=carried, ends_scene=over)
+                    yield UpscaledFrame(picture, state=carried, ends_scene=over)
             except DeviceMemoryError as error:
                 self._plan = self._take_less(error)
                 self._frames = None
@@ -411,8 +416,7 @@ class _Scene:
         )
 
     def _ended(self) -> StreamState:
-        frames = self._first_frame + self._done
-        return StreamState(frames, scene=frames, part=frames)
+        return StreamState.between_scenes(self._first_frame + self._done)
 
     def _state(self) -> StreamState:
         arrays = {
@@ -422,7 +426,7 @@ class _Scene:
         return StreamState(
             frames=self._first_frame + self._done,
             scene=self._first_frame,
-            part=self._first_frame + self._start,
+            chunk=self._first_frame + self._start,
             refinement=self._cleaner.decide(),
             arrays=arrays,
         )

@@ -19,7 +19,12 @@ from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
 from rbvsr_deploy.runtime.spool import Spool
 from tests.conftest import moving_clip
-from tests.support.engine_doubles import ArithmeticEngine, backward_state, forward_state, picture
+from tests.support.engine_doubles import (
+    ArithmeticEngine,
+    backward_state,
+    forward_state,
+    upscaled_level,
+)
 
 
 def pictures_of(
@@ -67,7 +72,7 @@ def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) ->
     values = [3 + 5 * i for i in range(n)]
     got, states = pictures_of(ArithmeticEngine(), values, window=window, batch=batch)
     want = [
-        picture(v, backward_state(values[i:]), forward_state(values[: i + 1]))
+        upscaled_level(v, backward_state(values[i:]), forward_state(values[: i + 1]))
         for i, v in enumerate(values)
     ]
     assert got == want
@@ -92,7 +97,7 @@ def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: 
         forward=carried,
     )
     want = [
-        picture(values[i], backward_state(values[i:stop]), forward_state(values[: i + 1]))
+        upscaled_level(values[i], backward_state(values[i:stop]), forward_state(values[: i + 1]))
         for i in range(start, end)
     ]
     assert got == want

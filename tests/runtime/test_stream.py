@@ -21,7 +21,12 @@ from rbvsr_deploy.runtime.stream import (
     StreamState,
 )
 from tests.conftest import moving_clip
-from tests.support.engine_doubles import ArithmeticEngine, backward_state, forward_state, picture
+from tests.support.engine_doubles import (
+    ArithmeticEngine,
+    backward_state,
+    forward_state,
+    upscaled_level,
+)
 
 VALUES = [(7 * i * i + 3 * i) % 97 for i in range(150)]
 
@@ -38,7 +43,7 @@ def wanted(
         if lookahead is not None:
             stop = i + 1 + lookahead
         states = backward_state(values[i:stop]), forward_state(values[: i + 1])
-        pictures.append(picture(value, *states))
+        pictures.append(upscaled_level(value, *states))
     return pictures
 
 

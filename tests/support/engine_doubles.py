@@ -1,4 +1,4 @@
-"""An engine whose results a test can work out by itself."""
+"""Provides engines whose results a test can compute by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _step(factor: int, frame: int, state: int, flow: int) -> int:
 
 
 def backward_state(values: Sequence[int]) -> int:
-    """Of the first of some frames, the branch having come from the last."""
+    """Return the backward state of the first of some frames, starting from the last."""
     state = 0
     for i in reversed(range(len(values))):
         flow = values[i + 1] - values[i] if i + 1 < len(values) else 0
@@ -31,22 +31,23 @@ def backward_state(values: Sequence[int]) -> int:
 
 
 def forward_state(values: Sequence[int]) -> int:
-    """Of the last of some frames, the branch having come from the first."""
+    """Return the forward state of the last of some frames, starting from the first."""
     state = 0
     for i, value in enumerate(values):
         state = _step(37, value, state, values[i - 1] - value if i else 0)
     return state
 
 
-def picture(value: int, backward: int, forward: int) -> int:
-    """What comes out for a frame, as a level."""
+def upscaled_level(value: int, backward: int, forward: int) -> int:
+    """Return the level of the upscaled frame."""
     return (value + 11 * backward + 13 * forward) % 251
 
 
 class ArithmeticEngine:
-    """Every frame, state and flow is one number, every step a sum modulo a prime. Frames are
-    (N, 3, 1, 1), their flow the difference of their values, pictures (N, 4, 4, 3). New arrays are
-    filled with NaN, so that what was not written shows.
+    """Computes with one number per frame, state and flow; every step is a sum modulo a prime.
+
+    Frames are (N, 3, 1, 1), their flow is the difference of their values, images are (N, 4, 4, 3).
+    New arrays are filled with NaN, so that reading an element that was never written shows.
     """
 
     def __init__(self, residues: Sequence[float] = (), *, has_cleaning: bool = True) -> None:
@@ -58,9 +59,9 @@ class ArithmeticEngine:
             precision="float64",  # type: ignore[arg-type]
         )
         self.items: Counter[str] = Counter()
-        """How many items every graph has worked on."""
+        """Number of items each graph has processed."""
         self.most_states = 0
-        """The most states that were on the device at once."""
+        """Largest number of states that were on the device at once."""
         self._states: weakref.WeakValueDictionary[int, NDArray[Any]] = weakref.WeakValueDictionary()
         self._residues = list(residues)
         self.closed = False
@@ -87,7 +88,7 @@ class ArithmeticEngine:
                 values = arrays["image"][:, :1, :1].transpose(0, 3, 1, 2)
                 return (values.astype(np.float64),)
             case "clean":
-                # One more; the residues that were ordered, one for each pass over two frames.
+                # Adds one; the given residues, one for each pass over two frames.
                 number = (self.items["clean"] - n) // 2
                 residue = self._residues[number] if self._residues else 0.0
                 return arrays["frame"] + 1, np.full(n, residue / 255)
@@ -102,7 +103,7 @@ class ArithmeticEngine:
             case "reconstruct":
                 parts = (arrays[k] for k in ("frame", "backward_state", "forward_state"))
                 numbers = zip(*(part[:, 0, 0, 0].astype(int) for part in parts), strict=True)
-                levels = [picture(*(int(x) for x in triple)) for triple in numbers]
+                levels = [upscaled_level(*(int(x) for x in triple)) for triple in numbers]
                 return (np.repeat(levels, 16).reshape(n, 1, 4, 4).astype(np.float64),)
             case _:
                 image = np.repeat(arrays["picture"].transpose(0, 2, 3, 1), 3, axis=3)
@@ -161,8 +162,8 @@ class ArithmeticEngine:
 
 
 class BicubicEngine(ArithmeticEngine):
-    """Bicubic enlargement in place of the network: what comes out is what went in, four times
-    larger. Frames are (N, 3, H, W) float32 in [0, 1], states and flows are zero.
+    """Enlarges by bicubic interpolation instead of the network. Frames are (N, 3, H, W) float32 in
+    [0, 1], states and flows are zero.
     """
 
     def __init__(self) -> None:
