@@ -6,11 +6,11 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.runtime.refinement import RefineScope
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Upscaler"]
 
 
-class Upscaler:
+class Upscaler(Closing):
     """Upscales frames by four, one stream at a time; a context manager. ::
 
         with Upscaler("model.plan", memory="4GiB") as upscaler:
@@ -198,17 +198,6 @@ class Upscaler:
                 self._live = None
             if self._owns_engine:
                 self.engine.close()
-
-    def __enter__(self) -> Upscaler:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _new_stream(self) -> _Live:
         return _Live(self.engine, self._settings, scene_cuts=self._scene_cuts)

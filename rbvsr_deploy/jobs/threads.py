@@ -10,7 +10,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ReadAhead", "WriteBehind"]
 
@@ -30,6 +34,7 @@ class _Thread:
         """Time the caller has waited for the thread."""
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
+        self._left = False  # the context, so that items in the queue are discarded
         self._interrupt = interrupt
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
@@ -84,9 +89,19 @@ class _Thread:
                 time.sleep(_POLL / 10)
             raise
 
-    def _leave(self, *, failed: bool) -> None:
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._left = True
         self._stop.set()
-        if failed:
+        if kind is not None:
             self._interrupt()
         self._thread.join()
 
@@ -124,13 +139,6 @@ class ReadAhead(_Thread, Generic[T]):
                 return
             yield item
 
-    def __enter__(self) -> ReadAhead[T]:
-        self._start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._leave(failed=exception[0] is not None)
-
 
 class WriteBehind(_Thread, Generic[T]):
     """Passes items to a function in a thread, in order.
@@ -150,10 +158,9 @@ class WriteBehind(_Thread, Generic[T]):
     ) -> None:
         super().__init__(depth=depth, name="writer", interrupt=interrupt)
         self._consume = consume
-        self._abandoned = False
 
     def _work(self) -> None:
-        while (item := self._get()) is not _END and not self._abandoned:
+        while (item := self._get()) is not _END and not self._left:
             start = time.perf_counter()
             self._consume(item)
             self.seconds += time.perf_counter() - start
@@ -173,11 +180,3 @@ class WriteBehind(_Thread, Generic[T]):
         self._thread.join()
         self.waited += time.perf_counter() - start
         self._raise()
-
-    def __enter__(self) -> WriteBehind[T]:
-        self._start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._abandoned = True
-        self._leave(failed=exception[0] is not None)

@@ -11,32 +11,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines import Description, Engine, Network, open_engine
+from rbvsr_deploy.engines import Engine, Network, open_engine
 from rbvsr_deploy.engines.base import Array
-from rbvsr_deploy.errors import (
-    DeviceMemoryError,
-    EngineError,
-    ExportError,
-    MediaError,
-    RbvsrError,
-)
+from rbvsr_deploy.engines.tap import OnRun, TappedEngine
+from rbvsr_deploy.errors import ExportError, MediaError, RbvsrError
 from rbvsr_deploy.files import sha256
-from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
-from rbvsr_deploy.parity.differences import (
-    Errors,
-    ErrorSum,
-    FrameErrors,
-    ImageErrors,
-    ImageErrorSum,
+from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.parity.comparison import (
+    Comparison,
+    SceneDecisions,
+    Tolerance,
+    default_tolerance,
+    find_failures,
 )
+from rbvsr_deploy.parity.differences import ImageErrorSum
+from rbvsr_deploy.parity.graph_comparer import GraphComparer
 from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.runtime.propagation import HALO
 from rbvsr_deploy.runtime.scenes import CutDetector
@@ -47,11 +44,8 @@ from rbvsr_deploy.video.images import write_image
 __all__ = [
     "FRAMES",
     "Comparison",
-    "GraphErrors",
-    "SceneDecisions",
     "Tolerance",
     "compare_engines",
-    "default_tolerance",
     "parse_model",
     "verify_bundle",
 ]
@@ -61,79 +55,6 @@ FRAMES = 30
 
 _SAMPLES = 8
 """Number of frames that the comparison of single graphs is spread over."""
-
-
-@dataclass(frozen=True)
-class GraphErrors:
-    """Holds the errors of one graph, given the same inputs in both engines."""
-
-    calls: int
-    outputs: dict[str, Errors]
-    """Errors by the output's name."""
-
-
-@dataclass(frozen=True)
-class SceneDecisions:
-    """Records what dynamic refinement decided for a scene in the reference and in the other."""
-
-    first_frame: int
-    frames: int
-    cleanings: tuple[int, int]
-    residues: tuple[list[float], list[float]]
-    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
-
-    @property
-    def agree(self) -> bool:
-        """True if both cleaned the scene equally often."""
-        return self.cleanings[0] == self.cleanings[1]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits how far two engines may differ, over all upscaled frames before they become uint8;
-    the conversion to uint8 may add one level.
-
-    Raises:
-        ValueError: a bound is negative.
-    """
-
-    min_psnr: float | None = None
-    """In dB."""
-    max_difference: float | None = None
-    """In units of the range [0, 1]."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Reports how far a second engine is from the reference."""
-
-    reference: Description
-    other: Description
-    clip: str
-    """Path of the video, image or image folder."""
-    frames: int
-    width: int
-    """Width of the clip in pixels."""
-    height: int
-    """Height of the clip in pixels."""
-    pictures: Errors
-    """Errors of all upscaled frames, before they are clamped and become uint8."""
-    images: ImageErrors
-    """Errors of all upscaled frames as uint8."""
-    per_frame: list[FrameErrors]
-    worst_frame: int
-    """Number of the frame with the lowest PSNR."""
-    graphs: dict[str, GraphErrors]
-    """Errors by graph, in the order a frame passes through them."""
-    scenes: list[SceneDecisions]
-    tolerance: Tolerance
-    failures: list[str]
-    """Clauses that describe what is out of tolerance; empty if the two agree."""
 
 
 def parse_model(text: str) -> tuple[Path, str]:
@@ -159,17 +80,6 @@ def parse_model(text: str) -> tuple[Path, str]:
             "FILE or FILE@DEVICE, such as model.plan@cpu"
         )
     return path.with_name(name), device
-
-
-def default_tolerance(reference: Network, other: Network) -> Tolerance:
-    """Return the tolerance for two precisions: 1/1000 of the range for float32, 50 dB if either is
-    float16, 40 dB if either is quantised.
-    """
-    if reference.quantised or other.quantised:
-        return Tolerance(min_psnr=40.0)
-    if "float16" in (reference.precision, other.precision):
-        return Tolerance(min_psnr=50.0)
-    return Tolerance(max_difference=1e-3)
 
 
 def compare_engines(
@@ -217,7 +127,7 @@ def compare_engines(
         progress(stage, done[stage], total)
 
     size = (source.height, source.width)
-    graphs = _Graphs(reference, other, every=math.ceil((total or 2 * frames) / 2 / _SAMPLES))
+    graphs = GraphComparer(reference, other, every=math.ceil((total or 2 * frames) / 2 / _SAMPLES))
     compared = ImageErrorSum()
     detector = CutDetector()
     sides = [
@@ -225,10 +135,10 @@ def compare_engines(
             engine,
             Settings(cleanings=cleanings, memory=memory or engine.free_memory() // 4),
             size=size,
-            on_call=on_call,
+            on_run=on_run,
             progress=count,
         )
-        for engine, on_call in ((reference, graphs.add), (other, None))
+        for engine, on_run in ((reference, graphs.add), (other, None))
     ]
     with sides[0].stream as stream, sides[1].stream as other_stream:
         for frame in itertools.islice(source, frames):
@@ -264,7 +174,7 @@ def compare_engines(
             for a, b in zip(sides[0].scenes, sides[1].scenes, strict=True)
         ],
         tolerance=tolerance,
-        failures=_failures(errors, images, of_graphs, tolerance),
+        failures=find_failures(errors, images, of_graphs, tolerance),
     )
 
 
@@ -334,9 +244,7 @@ def _network_shape(network: Network) -> str:
 
 
 class _Side:
-    """Wraps one engine with its stream, and captures the upscaled frames before they become uint8.
-    It takes the engine's place in the stream; everything except ``run`` is the engine's own.
-    """
+    """Runs the clip through one engine, and captures upscaled frames before they become uint8."""
 
     def __init__(
         self,
@@ -344,18 +252,18 @@ class _Side:
         settings: Settings,
         *,
         size: tuple[int, int],
-        on_call: Callable[[str, dict[str, Array], Sequence[Array]], None] | None,
+        on_run: OnRun | None,
         progress: Callable[[Stage, int], None],
     ) -> None:
         self._engine = engine
-        self._on_call = on_call
+        self._compare = on_run
         self._height = size[0]
         self._waiting: deque[NDArray[np.float32]] = deque()
         self._bands: list[NDArray[np.float32]] = []
         self._rows = 0  # of the input, captured so far
         self.scenes: list[SceneRecord] = []
         self.stream = Stream(
-            cast(Engine, self),
+            TappedEngine(engine, self._on_run),
             settings,
             size=size,
             progress=progress,
@@ -363,25 +271,18 @@ class _Side:
         )
         self._plan = self.stream.plan
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def run(
-        self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
-    ) -> tuple[Array, ...]:
-        outputs = self._engine.run(graph, into=into, **arrays)
-        if graph == "emit":
-            self._capture(self._engine.download(arrays["picture"]))
-        if self._on_call is not None:
-            self._on_call(graph, arrays, outputs)
-        return outputs
-
     def frames(
         self, upscaled: Iterator[UpscaledFrame]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
         """Yield each frame before and after it became uint8: (3, 4H, 4W) and (4H, 4W, 3)."""
         for frame in upscaled:
             yield self._waiting.popleft(), eight_bits(frame.image)
+
+    def _on_run(self, graph: str, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        if graph == "emit":
+            self._capture(self._engine.download(arrays["picture"]))
+        if self._compare is not None:
+            self._compare(graph, arrays, outputs)
 
     def _capture(self, output: NDArray[Any]) -> None:
         """Take whole frames, or their next band with a halo above and below."""
@@ -398,99 +299,3 @@ class _Side:
         if bottom == self._height:
             self._waiting.extend(np.concatenate(self._bands, axis=2))
             self._bands, self._rows = [], 0
-
-
-class _Graphs:
-    """Compares single graphs on the reference's inputs, one item of a batch at a time.
-
-    Args:
-        every: number of items between two comparisons of a graph.
-    """
-
-    def __init__(self, reference: Engine, other: Engine, *, every: int) -> None:
-        self._reference = reference
-        self._other = other
-        self._every = every
-        self._items: Counter[str] = Counter()
-        self._calls: Counter[str] = Counter()
-        self._sums = {
-            name: {
-                item.name: ErrorSum(peak=255.0 if item.dtype == "uint8" else None)
-                for item in GRAPHS[name].outputs
-            }
-            for name in graph_names(has_cleaning=reference.network.has_cleaning)
-        }
-
-    def add(self, graph: str, arrays: dict[str, Array], outputs: Sequence[Array]) -> None:
-        """Take a run that the reference has finished."""
-        spec = GRAPHS[graph]
-        self._items[graph] += int(arrays[spec.inputs[0].name].shape[0])
-        if self._items[graph] // self._every < self._calls[graph] + 1:
-            return
-        self._calls[graph] += 1
-        inputs = {}
-        for item in spec.inputs:
-            values = self._first(self._reference, arrays[item.name])
-            with np.errstate(over="ignore"):
-                values = values.astype(item.numpy_dtype(self._other.network.precision))
-            inputs[item.name] = self._other.upload(values)
-        try:
-            results = self._other.run(graph, **inputs)
-        except DeviceMemoryError as error:
-            # Of another type: the reference's stream would take it for its own and shrink its plan.
-            raise EngineError(f"comparing one whole frame, {error}") from error
-        for item, want, got in zip(spec.outputs, outputs, results, strict=True):
-            self._sums[graph][item.name].add(
-                self._first(self._reference, want), self._other.download(got)
-            )
-
-    def figures(self) -> dict[str, GraphErrors]:
-        return {
-            name: GraphErrors(
-                self._calls[name], {output: total.figures() for output, total in sums.items()}
-            )
-            for name, sums in self._sums.items()
-            if self._calls[name]
-        }
-
-    @staticmethod
-    def _first(engine: Engine, array: Array) -> NDArray[Any]:
-        return engine.download(engine.part(array, 0, 1))
-
-
-def _failures(
-    errors: Errors, images: ImageErrors, graphs: dict[str, GraphErrors], tolerance: Tolerance
-) -> list[str]:
-    """Describe what is out of tolerance, by how much, and where it originates."""
-    broken = [name for name, graph in graphs.items() if _not_finite(graph)]
-    if errors.not_finite or broken:
-        where = f", first made by the graph '{broken[0]}'" if broken else ""
-        return [f"{errors.not_finite} values of the output are NaN or infinite{where}"]
-    failures = []
-    if tolerance.min_psnr is not None and errors.psnr < tolerance.min_psnr:
-        failures.append(
-            f"the output has a PSNR of {errors.psnr:.1f} dB, and {tolerance.min_psnr:g} dB are "
-            "required"
-        )
-    if tolerance.max_difference is not None and errors.max_difference > tolerance.max_difference:
-        failures.append(
-            f"the output differs by up to {errors.max_difference:.2g}, and "
-            f"{tolerance.max_difference:g} is allowed"
-        )
-    if images.max_levels > 255 * errors.max_difference + 1:
-        failures.append(
-            f"as uint8 the output differs by up to {images.max_levels} levels, more than before "
-            "the conversion"
-        )
-    if failures:
-        psnr, name = min(
-            (output.psnr, name)
-            for name, graph in graphs.items()
-            for output in graph.outputs.values()
-        )
-        failures.append(f"on equal inputs the graph '{name}' differs most, {psnr:.1f} dB")
-    return failures
-
-
-def _not_finite(graph: GraphErrors) -> bool:
-    return any(errors.not_finite for errors in graph.outputs.values())

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.pixels import Image
@@ -159,7 +160,7 @@ class UpscaledFrame:
     """Whether nothing is carried on. A scene may also end later, when no frame follows."""
 
 
-class Stream:
+class Stream(Closing):
     """Takes frames one by one and gives pictures as soon as they can be made; a context manager.
 
     Args:
@@ -264,12 +265,6 @@ class Stream:
         self._scene = None
         self._spool.clear()
         self._kept.clear()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _open_scene(self, first_frame: int, *, continued: StreamState | None = None) -> _Scene:
         return _Scene(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour.colour import Colour
     from rbvsr_deploy.video.colour.hdr import HdrMetadata
@@ -49,7 +47,7 @@ class Excerpt:
     """Seconds from the input's first frame to that of the excerpt."""
 
 
-class Source(ABC):
+class Source(Closing):
     """Pictures in order of presentation, read lazily and once.
 
     Use it as a context manager, or call ``close``. Iterating raises ``MediaError`` where the
@@ -109,19 +107,8 @@ class Source(ABC):
         """Frees the input; calling it again does nothing."""
         return
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Sink(ABC):
+class Sink(Closing):
     """Takes frames and publishes them as one output at the very end.
 
     Until ``finish`` returns, nothing exists under the output's name. Frames come in parts: what
@@ -237,14 +224,3 @@ class Sink(ABC):
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

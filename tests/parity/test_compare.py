@@ -27,13 +27,8 @@ from rbvsr_deploy.engines import Network, open_engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.graphs import GraphSpec
-from rbvsr_deploy.parity.compare import (
-    Comparison,
-    Tolerance,
-    compare_engines,
-    default_tolerance,
-    parse_model,
-)
+from rbvsr_deploy.parity.compare import Comparison, Tolerance, compare_engines, parse_model
+from rbvsr_deploy.parity.comparison import default_tolerance
 from rbvsr_deploy.runtime.propagation import HALO
 from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines import Description, Network
+from rbvsr_deploy.engines import Description, Engine, Network
 
 _PRIME = 1_000_003
 
@@ -43,7 +43,7 @@ def upscaled_level(value: int, backward: int, forward: int) -> int:
     return (value + 11 * backward + 13 * forward) % 251
 
 
-class ArithmeticEngine:
+class ArithmeticEngine(Engine):
     """Computes with one number per frame, state and flow; every step is a sum modulo a prime.
 
     Frames are (N, 3, 1, 1), their flow is the difference of their values, images are (N, 4, 4, 3).
@@ -120,7 +120,7 @@ class ArithmeticEngine:
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Any:
         return np.zeros(shape)
 
-    def part(self, array: Any, start: int, stop: int) -> Any:
+    def slice(self, array: Any, start: int, stop: int) -> Any:
         assert 0 <= start < stop <= len(array)
         return array[start:stop]
 
@@ -153,12 +153,6 @@ class ArithmeticEngine:
 
     def close(self) -> None:
         self.closed = True
-
-    def __enter__(self) -> ArithmeticEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class BicubicEngine(ArithmeticEngine):
