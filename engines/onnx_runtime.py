@@ -8,14 +8,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.memory import failure, free_cuda_memory, free_host_memory
 from rbvsr_deploy.errors import (
     DeviceMemoryError,
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """An :class:`~rbvsr_deploy.engines.base.Engine` on ONNX Runtime. Arrays are NumPy's on the
     host, and ``_CudaArray`` under CUDA; they are read and written in place.
 
@@ -194,7 +193,7 @@ class OnnxRuntimeEngine:
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         return self.upload(np.zeros(shape, dtype))
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
+    def slice(self, array: Array, start: int, stop: int) -> Array:
         if isinstance(array, _CudaArray):
             shape = (stop - start, *array.shape[1:])
             return _CudaArray(array.value, array.start + start, shape=shape, dtype=array.dtype)
@@ -238,17 +237,6 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._sessions = {}
-
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

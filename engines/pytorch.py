@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.memory import failure, free_host_memory
 from rbvsr_deploy.errors import EngineError, first_line
 from rbvsr_deploy.graph_modules import graph_modules
@@ -23,7 +22,7 @@ from rbvsr_deploy.model import RealBasicVSR
 __all__ = ["TorchEngine"]
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """An :class:`~rbvsr_deploy.engines.base.Engine` on torch. Arrays are tensors on the device.
 
     Args:
@@ -102,7 +101,7 @@ class TorchEngine:
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self._device)
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
+    def slice(self, array: Array, start: int, stop: int) -> Array:
         return array[start:stop]
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
@@ -137,17 +136,6 @@ class TorchEngine:
 
     def close(self) -> None:
         self._modules = {}
-
-    def __enter__(self) -> TorchEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _weights_sha256(model: RealBasicVSR) -> str:

@@ -9,7 +9,8 @@ The one module of the export that knows the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
-from rbvsr_deploy.engines.pytorch import TorchEngine
+from rbvsr_deploy.engines.tap import TappedEngine
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.pixels import eight_bits
@@ -26,7 +27,7 @@ from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
 
-__all__ = ["FRAMES", "MIN_FRAMES", "Clip", "RecordingEngine", "pictures", "read_clip"]
+__all__ = ["FRAMES", "MIN_FRAMES", "Clip", "pictures", "read_clip", "record_inputs"]
 
 FRAMES = 60
 """Frames that are taken of a clip at most: its first ones."""
@@ -108,27 +109,28 @@ def pictures(engine: Engine, clip: Clip) -> NDArray[np.uint8]:
     return np.stack(made)
 
 
-class RecordingEngine(TorchEngine):
-    """The float32 model, that remembers what some graphs are given: of every ``every`` runs of a
-    graph the last one. Arguments are those of :class:`TorchEngine`.
+def record_inputs(
+    engine: Engine, clip: Clip, graphs: Sequence[str], *, every: int
+) -> tuple[NDArray[np.uint8], dict[str, list[dict[str, NDArray[Any]]]]]:
+    """Run a clip and record the inputs of some graphs.
+
+    Args:
+        engine: runs the clip; stays open.
+        clip: the clip.
+        graphs: names of the graphs to record.
+        every: of this many runs of a graph, record the last one.
+
+    Returns:
+        The result of :func:`pictures`; and samples by graph, (N, ...) arrays by the input's name.
     """
+    samples: dict[str, list[dict[str, NDArray[Any]]]] = {graph: [] for graph in graphs}
+    runs: Counter[str] = Counter()
 
-    samples: dict[str, list[dict[str, NDArray[Any]]]]
-    """By graph; (N, ...) arrays by the input's name."""
+    def record(graph: str, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        runs[graph] += 1
+        if graph in samples and runs[graph] % every == 0:
+            samples[graph].append(
+                {name: engine.download(array).copy() for name, array in inputs.items()}
+            )
 
-    def record(self, graphs: Sequence[str], *, every: int) -> None:
-        """Forget what was recorded and begin again."""
-        self.samples = {graph: [] for graph in graphs}
-        self._every = every
-        self._runs = dict.fromkeys(graphs, 0)
-
-    def run(
-        self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
-    ) -> tuple[Array, ...]:
-        if graph in self.samples:
-            self._runs[graph] += 1
-            if self._runs[graph] % self._every == 0:
-                self.samples[graph].append(
-                    {name: self.download(array).copy() for name, array in arrays.items()}
-                )
-        return super().run(graph, into=into, **arrays)
+    return pictures(TappedEngine(engine, record), clip), samples

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Manifest, bundle_in_memory
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine, import_onnxruntime
+from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError
-from rbvsr_deploy.export.calibration import SAMPLES, Clip, RecordingEngine, pictures
+from rbvsr_deploy.export.calibration import SAMPLES, Clip, pictures, record_inputs
 from rbvsr_deploy.export.quantise import (
     Calibrator,
     ResidualBlock,
@@ -177,18 +178,19 @@ class _QuantisedNetwork:
             calibrators = {
                 name: stack.enter_context(Calibrator(proto)) for name, proto in self._loaded.items()
             }
-            engine = RecordingEngine(
+            engine = TorchEngine(
                 model,
                 name="the float32 model",
                 device="cpu",
                 refine_threshold=self._manifest.refine_threshold,
             )
-            stack.callback(engine.close)
+            stack.enter_context(engine)
             for clip in clips:  # one at a time: states are large
-                engine.record(tuple(calibrators), every=max(1, len(clip.images) // SAMPLES))
-                made.append(pictures(engine, clip))
+                every = max(1, len(clip.images) // SAMPLES)
+                images, samples = record_inputs(engine, clip, tuple(calibrators), every=every)
+                made.append(images)
                 for name, calibrator in calibrators.items():
-                    calibrator.add(_typed(name, sample) for sample in engine.samples[name])
+                    calibrator.add(_typed(name, sample) for sample in samples[name])
             self._ranges = {name: item.ranges() for name, item in calibrators.items()}
         return made
 

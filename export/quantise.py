@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 from numpy.typing import NDArray
+
+from rbvsr_deploy.closing import Closing
 
 __all__ = [
     "QUANTISED_OPSET",
@@ -82,9 +83,9 @@ def residual_blocks(model: onnx.ModelProto) -> list[ResidualBlock]:
     return blocks
 
 
-class Calibrator:
+class Calibrator(Closing):
     """Learns the ranges of a graph's activations from recorded inputs, by their minimum and
-    maximum: what a percentile cuts off is white. A context manager.
+    maximum: what a percentile cuts off is white.
 
     Args:
         model: float32 or float16.
@@ -111,15 +112,8 @@ class Calibrator:
         """What :func:`quantise` takes."""
         return self._calibrator.compute_data()
 
-    def __enter__(self) -> Calibrator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Delete the temporary copy of the graph."""
         self._calibrator.infer_session = None  # it has the file open
         self._folder.cleanup()
 

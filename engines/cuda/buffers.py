@@ -54,7 +54,7 @@ class Loan:
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """A contiguous array, or a part of one, in the GPU's memory."""
+    """A contiguous array, or a slice of one, in the GPU's memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -74,7 +74,7 @@ class DeviceArray:
     def span(self) -> Span:
         return self.loan.block, self.offset, self.offset + self.nbytes
 
-    def part(self, start: int, stop: int) -> DeviceArray:
+    def slice(self, start: int, stop: int) -> DeviceArray:
         """Items ``start`` to ``stop`` along the first axis, in the same memory."""
         if not 0 <= start < stop <= self.shape[0]:
             raise ValueError(f"there are no items {start} to {stop} in an array {self.shape}")

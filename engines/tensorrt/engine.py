@@ -15,13 +15,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.cuda.buffers import DeviceArray, DevicePool, PinnedPool, host_array
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues
@@ -51,7 +50,7 @@ _UPLOADS, _RESULTS = 4, 8
 copied to plain memory."""
 
 
-class TensorRTEngine:
+class TensorRTEngine(Engine):
     """An :class:`~rbvsr_deploy.engines.base.Engine` on TensorRT. Calls may come from any thread,
     from one at a time.
 
@@ -142,8 +141,8 @@ class TensorRTEngine:
             )
             return array
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
-        return array.part(start, stop)
+    def slice(self, array: Array, start: int, stop: int) -> Array:
+        return array.slice(start, stop)
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         n, channels, height, width = array.shape
@@ -250,17 +249,6 @@ class TensorRTEngine:
                 self._runtime.close()
             except EngineError as error:
                 logger.warning("%s", first_line(error))
-
-    def __enter__(self) -> TensorRTEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _entered(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.graphs import SCALE
-from rbvsr_deploy.pixels import Image, sixteen_bit_pictures
+from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.spool import Spool
 
@@ -72,7 +72,7 @@ class SceneFrames:
     def frames(self, start: int, stop: int) -> Array:
         """(stop - start, 3, H, W); all of one block (see :meth:`block_end`)."""
         block, offset = self._block(start)
-        return self._engine.part(block.frames, offset, offset + stop - start)
+        return self._engine.slice(block.frames, offset, offset + stop - start)
 
     def block_end(self, i: int) -> int:
         """Number of the frame after the last of frame i's block."""
@@ -93,13 +93,13 @@ class SceneFrames:
             flows = self._engine.empty((block.count, 2, height, width), dtype="float32")
             block.flows[step] = flows
             if last > 0:
-                neighbours = self._engine.part(block.frames, inner[0] + step, inner[1] + step)
+                neighbours = self._engine.slice(block.frames, inner[0] + step, inner[1] + step)
                 self._compute(flows, block, inner, neighbours=neighbours)
         if offset == crossing and step not in block.crossed:
             neighbours = self.frames(i + step, i + step + 1)
             self._compute(flows, block, (offset, offset + 1), neighbours=neighbours)
             block.crossed.add(step)
-        return self._engine.part(flows, offset, offset + 1)
+        return self._engine.slice(flows, offset, offset + 1)
 
     def _block(self, i: int) -> tuple[_Block, int]:
         """Frame i's block and its place in there."""
@@ -131,8 +131,8 @@ class SceneFrames:
         """Flows of some places of a block."""
         self._engine.run(
             "flow",
-            into=[self._engine.part(flows, *places)],
-            reference=self._engine.part(block.frames, *places),
+            into=[self._engine.slice(flows, *places)],
+            reference=self._engine.slice(block.frames, *places),
             neighbour=neighbours,
         )
 
@@ -187,7 +187,7 @@ def propagate(
     for i in reversed(range(start, stop)):
         # The states of the first window stay; of the others, those that windows begin from.
         in_window = i - start < window
-        place = engine.part(states, i - start, i - start + 1) if in_window else passing[i % 2]
+        place = engine.slice(states, i - start, i - start + 1) if in_window else passing[i % 2]
         state = scene.step("backward", i, state, into=place)
         if start + window < i <= end and ((i - start) % window == 0 or i == end) and i < stop:
             if keeping is not None:
@@ -212,13 +212,13 @@ def propagate(
             j = min(last, frames.block_end(i))
             running.append(running.pop(0))
             for f in range(i, j):
-                place = engine.part(running[0], f - i, f - i + 1)
+                place = engine.slice(running[0], f - i, f - i + 1)
                 state = scene.step("forward", f, state, into=place)
             begun = scene.begin_pictures(
                 i,
                 j,
-                backward_states=engine.part(states, i - first, j - first),
-                forward_states=engine.part(running[0], 0, j - i),
+                backward_states=engine.slice(states, i - first, j - first),
+                forward_states=engine.slice(running[0], 0, j - i),
             )
             yield from on_their_way
             on_their_way = _finish(engine, begun, running[0])
@@ -231,7 +231,7 @@ def _finish(
 ) -> Iterator[tuple[Image, Array]]:
     """The pictures of a batch and their forward states."""
     for number, picture in enumerate(begun()):
-        yield picture, engine.part(states, number, number + 1)
+        yield picture, engine.slice(states, number, number + 1)
 
 
 class _Scene:
@@ -276,7 +276,7 @@ class _Scene:
         state = self._engine.upload(kept.get(last)) if last in kept else None
         kept.drop(last)
         for i in reversed(range(first, last)):
-            place = self._engine.part(states, i - first, i - first + 1)
+            place = self._engine.slice(states, i - first, i - first + 1)
             state = self.step("backward", i, state, into=place)
 
     def begin_pictures(
@@ -306,7 +306,7 @@ class _Scene:
         if self._deep:
             # TensorRT knows no uint16, so no graph could make it.
             begun = self._engine.begin_download(picture)
-            return lambda: sixteen_bit_pictures(begun())
+            return lambda: sixteen_bit_images(begun())
         (image,) = self._engine.run("emit", picture=picture)
         return self._engine.begin_download(image)
 

@@ -198,7 +198,7 @@ class Cleaner:
         self._count(0, changes)
         self._keep(self._engine.download(cleaned), first=self._next)
         for i in range(count):
-            frame, change = self._engine.part(cleaned, i, i + 1), changes[i]
+            frame, change = self._engine.slice(cleaned, i, i + 1), changes[i]
             for number in range(1, MAX_CLEANINGS):
                 if 255.0 * change < self._threshold:
                     break

@@ -10,18 +10,18 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.errors import RbvsrError
 
 __all__ = ["Spool"]
 
 
-class Spool:
+class Spool(Closing):
     """A context manager; leaving it frees memory and disk.
 
     Args:
@@ -106,15 +106,7 @@ class Spool:
             self._file.close()
             self._file = None
 
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.clear()
 
     def _write(self, number: int, array: NDArray[Any]) -> None:

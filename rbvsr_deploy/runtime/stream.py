@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.pixels import Image
@@ -28,12 +29,12 @@ from rbvsr_deploy.units import show_bytes
 __all__ = [
     "CONTINUATION_LOOKAHEAD",
     "MAX_SCENE",
-    "Picture",
     "SceneRecord",
     "Settings",
     "Stage",
     "Stream",
     "StreamState",
+    "UpscaledFrame",
 ]
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class UpscaledFrame:
     """A picture, and what is carried on from it."""
 
     image: Image
@@ -93,7 +94,7 @@ class Picture:
     """Whether nothing is carried on. A scene may also end later, when no frame follows."""
 
 
-class Stream:
+class Stream(Closing):
     """Takes frames one by one and gives pictures as soon as they can be made; a context manager.
 
     Args:
@@ -162,7 +163,7 @@ class Stream:
         if state is not None and state.arrays:
             self._scene = self._open_scene(state.scene, continued=state)
 
-    def push(self, image: Image, *, cut: bool = False) -> Iterator[Picture]:
+    def push(self, image: Image, *, cut: bool = False) -> Iterator[UpscaledFrame]:
         """Take the next frame and make the pictures that can be made now; exhaust the iterator.
 
         Args:
@@ -176,7 +177,7 @@ class Stream:
         self._frames += 1
         yield from self._scene.push(image)
 
-    def flush(self) -> Iterator[Picture]:
+    def flush(self) -> Iterator[UpscaledFrame]:
         """End the scene and make its remaining pictures; exhaust the iterator."""
         if self._scene is not None:
             yield from self._scene.end()
@@ -198,12 +199,6 @@ class Stream:
         self._scene = None
         self._spool.clear()
         self._kept.clear()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _open_scene(self, first_frame: int, *, continued: StreamState | None = None) -> _Scene:
         return _Scene(
@@ -263,7 +258,7 @@ class _Scene:
         self._done = 0  # pictures made
         self._forward_state: Array | None = None
         if continued is not None:
-            self._start = continued.part - first_frame
+            self._start = continued.chunk - first_frame
             self._done = continued.frames - first_frame
             spool.put(self._done - 1, continued.arrays["previous"])
             self._forward_state = engine.upload(continued.arrays["forward_state"])
@@ -281,13 +276,13 @@ class _Scene:
         )
         self._frames: SceneFrames | None = None
 
-    def push(self, image: Image) -> Iterator[Picture]:
+    def push(self, image: Image) -> Iterator[UpscaledFrame]:
         self._cleaner.push(image)
         end = self._start + self._part
         if self._cleaner.known >= end + self._ahead:
             yield from self._make(end, stop=end + self._ahead)
 
-    def end(self) -> Iterator[Picture]:
+    def end(self) -> Iterator[UpscaledFrame]:
         known = self._cleaner.known
         while known - self._start > self._part:
             end = self._start + self._part
@@ -303,7 +298,7 @@ class _Scene:
             SceneRecord(self._first_frame, self._done, decided.cleanings, decided.residues)
         )
 
-    def _make(self, end: int, *, stop: int, ends_scene: bool = False) -> Iterator[Picture]:
+    def _make(self, end: int, *, stop: int, ends_scene: bool = False) -> Iterator[UpscaledFrame]:
         """The pictures up to frame ``end``, drawing on those up to ``stop``. Where the device has
         too little memory for the plan, a smaller one goes on behind the last picture.
         """
@@ -324,7 +319,7 @@ class _Scene:
                     self._progress("forward", 1)
                     over = ends_scene and self._done == end
                     carried = self._ended if over else self._state
-                    yield Picture(picture, state=carried, ends_scene=over)
+                    yield UpscaledFrame(picture, state=carried, ends_scene=over)
             except DeviceMemoryError as error:
                 self._plan = self._take_less(error)
                 self._frames = None
@@ -350,8 +345,7 @@ class _Scene:
         )
 
     def _ended(self) -> StreamState:
-        frames = self._first_frame + self._done
-        return StreamState(frames, scene=frames, part=frames)
+        return StreamState.between_scenes(self._first_frame + self._done)
 
     def _state(self) -> StreamState:
         arrays = {
@@ -361,7 +355,7 @@ class _Scene:
         return StreamState(
             frames=self._first_frame + self._done,
             scene=self._first_frame,
-            part=self._first_frame + self._start,
+            chunk=self._first_frame + self._start,
             refinement=self._cleaner.decide(),
             arrays=arrays,
         )

@@ -24,6 +24,7 @@ from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.commands.export import export as export_command
 from rbvsr_deploy.engine_sets import ShapeProfile
 from rbvsr_deploy.engines import open_engine
+from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError, MediaError
 from rbvsr_deploy.export import to_bundle as export_module
 from rbvsr_deploy.export.calibration import (
@@ -31,9 +32,9 @@ from rbvsr_deploy.export.calibration import (
     SAMPLES,
     WINDOW,
     Clip,
-    RecordingEngine,
     pictures,
     read_clip,
+    record_inputs,
 )
 from rbvsr_deploy.export.checks import check_quantisation
 from rbvsr_deploy.export.int8 import quantise_network
@@ -123,11 +124,10 @@ def initializers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 def recorded(
     model: RealBasicVSR, clip: Clip, graph: str, *, no_state: bool = False
 ) -> list[dict[str, NDArray[Any]]]:
-    """Inputs of a graph on a clip, in the types of a float16 bundle."""
-    with RecordingEngine(model, name="", device="cpu") as engine:
-        engine.record([graph], every=1)
-        pictures(engine, clip)
-        samples = engine.samples[graph]
+    """Record the inputs of a graph on a clip, in the types of a float16 bundle."""
+    with TorchEngine(model, name="", device="cpu") as engine:
+        _, recording = record_inputs(engine, clip, [graph], every=1)
+    samples = recording[graph]
     return [
         {
             item.name: (sample[item.name] * (not no_state or item.name != "state")).astype(
@@ -312,17 +312,12 @@ def test_states_that_have_come_a_long_way_have_other_ranges(
 
 def test_samples_are_bounded_and_spread(model: RealBasicVSR, clip: Clip) -> None:
     """Of every so many runs the last is recorded, with the state it was given."""
-    with RecordingEngine(model, name="", device="cpu") as engine:
-        engine.record(["backward", "clean"], every=5)
-        pictures(engine, clip)
-        assert {name: len(found) for name, found in engine.samples.items()} == {
-            "backward": 2,
-            "clean": 2,
-        }
-        deep = engine.samples["backward"][-1]
-        engine.record(["backward"], every=1)
-        pictures(engine, clip)
-        all_samples = engine.samples["backward"]
+    with TorchEngine(model, name="", device="cpu") as engine:
+        _, some = record_inputs(engine, clip, ["backward", "clean"], every=5)
+        assert {name: len(found) for name, found in some.items()} == {"backward": 2, "clean": 2}
+        deep = some["backward"][-1]
+        _, everything = record_inputs(engine, clip, ["backward"], every=1)
+        all_samples = everything["backward"]
     assert len(all_samples) == 12
     assert not all_samples[0]["state"].any()
     np.testing.assert_array_equal(all_samples[9]["state"], deep["state"])

@@ -92,7 +92,7 @@ def test_sizes_of_memory(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "0.0001", "4 XiB", "4GiBB", "I", "1e9"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="write it like 4GiB or 800MB"):
+    with pytest.raises(ValueError, match="use for example 4GiB or 800MB"):
         parse_bytes(text)
 
 

@@ -177,14 +177,14 @@ def test_what_is_no_scene_list_is_refused(tmp_path: Path) -> None:
         read_scene_list(tmp_path / "missing.txt")
     with pytest.raises(MediaError, match="cannot be read: Is a directory"):
         read_scene_list(tmp_path)
-    with pytest.raises(MediaError, match="is no text file"):
+    with pytest.raises(MediaError, match="is not a text file"):
         read_scene_list(DATA / "sample.mp4")
 
 
 @pytest.mark.parametrize("cuts", [[0, 5], [-1], [5, 5], [6, 5]])
 def test_bad_cuts_are_not_written(tmp_path: Path, cuts: list[int]) -> None:
     """Nothing is written that could not be read again."""
-    with pytest.raises(ValueError, match="above 0 and rising"):
+    with pytest.raises(ValueError, match="above 0 and increasing"):
         write_scene_list(tmp_path / "scenes.txt", cuts)
     assert list(tmp_path.iterdir()) == []
 

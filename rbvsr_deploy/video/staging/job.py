@@ -24,18 +24,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
 from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Job"]
 
@@ -47,7 +44,7 @@ _LARGEST_RECORD = 2**24
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-class Job:
+class Job(Closing):
     """The job folder of one output, held by one run at a time.
 
     Use it as a context manager around the sink that writes into it. Leaving it removes the folder,
@@ -271,17 +268,6 @@ class Job:
         finally:
             self.storage.close()
             self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _copied(self, finished: Path) -> Path:
         """The same, or a copy where the parts consist of it."""

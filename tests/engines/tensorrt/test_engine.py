@@ -513,12 +513,12 @@ def test_rows_and_parts(engine: TensorRTEngine) -> None:
     values = np.arange(2 * 3 * 6 * 5, dtype=np.float32).reshape(2, 3, 6, 5)
     there = engine.upload(values)
     rows = engine.rows(there, 1, 4)
-    part = engine.part(there, 1, 2)
+    part = engine.slice(there, 1, 2)
     np.testing.assert_array_equal(engine.download(rows), values[:, :, 1:4])
     np.testing.assert_array_equal(engine.download(part), values[1:2])
     np.testing.assert_array_equal(engine.download(engine.rows(part, 5, 6)), values[1:2, :, 5:])
     with pytest.raises(ValueError, match="no items 1 to 3"):
-        engine.part(there, 1, 3)
+        engine.slice(there, 1, 3)
 
 
 def test_calls_may_come_from_any_thread(engine: TensorRTEngine) -> None:
