@@ -149,8 +149,8 @@ COMPACT = RealBasicVSRConfig(
     reconstruction_blocks=4,
     single_shuffle=True,
 )
-"""Preset for CPUs, with about 40 times less arithmetic than the published size. Most of its depth is
-in the head, which runs once per frame and sees both branches.
+"""Preset for CPUs, with about 40 times less arithmetic than the published size. Most of its depth
+is in the head, which runs once per frame and sees both branches.
 """
 
 
