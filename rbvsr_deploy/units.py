@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 __all__ = ["parse_bytes", "show_bytes", "show_duration"]
 
@@ -30,8 +31,8 @@ def parse_bytes(text: str) -> int:
         ValueError: the text is not a memory size, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size <= 0:
+    size = int(Fraction(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if not 0 < size < 2**63:
         raise ValueError(f"{text!r} is not a valid memory size; use for example 4GiB or 800MB")
     return size
 

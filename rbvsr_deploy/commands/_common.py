@@ -30,6 +30,7 @@ __all__ = [
     "VERBOSE",
     "VERSION",
     "Command",
+    "FloatRange",
     "command_errors",
     "memory_size",
     "report",
@@ -53,6 +54,18 @@ _PASSED_THROUGH = (
     BrokenPipeError,
 )
 """Exceptions that click itself turns into an exit code."""
+
+
+class FloatRange(click.FloatRange):
+    """A range of numbers that does not contain NaN."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

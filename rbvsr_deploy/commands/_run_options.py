@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rbvsr_deploy.commands._common import PATH, Command, memory_size
+from rbvsr_deploy.commands._common import PATH, Command, FloatRange, memory_size
 
 __all__ = [
     "DEVICE",
@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
+_LATEST = 10**9  # seconds; FFmpeg counts microseconds in 64 bits
 
 # Seconds are below 60 after minutes, and minutes are below 60 after hours.
 _TIME = re.compile(r"(?:(?:(\d+):(?=[0-5]?\d:))?(\d+):(?=[0-5]?\d(?:\.|$)))?(\d+(?:\.\d*)?|\.\d+)")
@@ -57,14 +58,13 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     """Parse a time, seconds or [H:]MM:SS, into seconds."""
     if value is None:
         return None
-    found = _TIME.fullmatch(value)
-    if found is None:
-        raise click.BadParameter(
-            f"{value!r} is not a valid time: use seconds such as 12.5, or [H:]MM:SS such as "
-            "1:02:03.25"
-        )
-    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    if (found := _TIME.fullmatch(value)) is not None:
+        hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+        if (time := 3600 * hours + 60 * minutes + seconds) <= _LATEST:
+            return time
+    raise click.BadParameter(
+        f"{value!r} is not a valid time: use seconds such as 12.5, or [H:]MM:SS such as 1:02:03.25"
+    )
 
 
 READING = (
@@ -201,7 +201,7 @@ NETWORK = (
     click.Option(
         ["--refine-threshold"],
         metavar="LEVELS",
-        type=click.FloatRange(min=0),
+        type=FloatRange(min=0),
         help="Repeat cleaning while the mean change is at least this many of 255 levels.  "
         "[default: the model's own]",
     ),

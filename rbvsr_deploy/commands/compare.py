@@ -14,6 +14,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    FloatRange,
     command_errors,
     memory_size,
     report,
@@ -68,14 +69,14 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
 @click.option(
     "--min-psnr",
     metavar="DB",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     help="Minimum PSNR over all frames, in dB.  [default: 50 if A or B is float16, 40 if either is "
     "int8]",
 )
 @click.option(
     "--max-difference",
     metavar="VALUE",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     help="Maximum difference of pixel values, which range from 0 to 1.  [default: 0.001 if A and B "
     "are float32]",
 )

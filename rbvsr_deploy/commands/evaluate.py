@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def _frames(ctx: click.Context, param: click.Parameter, value: str | None) -> li
     if value is None or value == "all":
         return None if value is None else []
     numbers = value.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
+    if not all(re.fullmatch(r"\s*\d{1,9}\s*", number) for number in numbers):
         raise click.BadParameter(
             f"{value!r} is not valid: use frame numbers from 0 on, such as 0,50,99, or all"
         )
