@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -40,6 +39,8 @@ _MIB = 2**20
 
 def run_command(arguments: list[str], folder: str) -> None:
     """In a process of its own: ``rbvsr-run``; its output and peak memory go to files."""
+    import resource  # of POSIX systems, as is the whole method
+
     from rbvsr_deploy.commands.run import run
 
     for number, name in ((1, "stdout"), (2, "stderr")):

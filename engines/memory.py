@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
@@ -65,8 +66,19 @@ def _available() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # no Linux: half of what the machine has is a careful guess
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        pass  # no Linux
+    if sys.platform == "win32":
+        from ctypes import c_uint64, windll
+
+        # MEMORYSTATUSEX: its own size and a percentage of 32 bits each, then sizes of 64 bits, of
+        # which the second is the available physical memory.
+        status = (c_uint64 * 8)(64)
+        if not windll.kernel32.GlobalMemoryStatusEx(status):
+            raise EngineError("Windows does not report the free memory: set a memory limit")
+        return int(status[2])
+    else:  # noqa: RET505  mypy skips the branches of other systems
+        # Half of what the machine has is a careful guess.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _left_in_container() -> int:

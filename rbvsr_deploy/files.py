@@ -9,22 +9,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import stat
 import tempfile
 from pathlib import Path
 
 __all__ = [
+    "can_open_folders",
     "check_writable",
+    "is_junction",
     "is_private",
     "is_same_place",
     "is_special",
     "open_folder",
     "open_no_follow",
     "sha256",
+    "try_lock",
     "usual_mode",
     "write_atomically",
 ]
+
+logger = logging.getLogger(__name__)
+
+_FOLDER_FLAGS = ("O_DIRECTORY", "O_NOFOLLOW")
+_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 
 
 def sha256(path: Path) -> str:
@@ -143,6 +152,11 @@ def open_no_follow(
     return handle
 
 
+def can_open_folders() -> bool:
+    """Return whether the system has descriptors of folders, which Windows does not."""
+    return all(hasattr(os, name) for name in _FOLDER_FLAGS) and bool(os.supports_dir_fd)
+
+
 def open_folder(path: str | Path, *, dir_fd: int | None = None) -> int | None:
     """Open a folder and return its descriptor, which stays with it whatever happens to its name.
 
@@ -153,16 +167,56 @@ def open_folder(path: str | Path, *, dir_fd: int | None = None) -> int | None:
         NotADirectoryError: it is a link or something else.
         OSError: it cannot be opened.
     """
-    if not hasattr(os, "O_DIRECTORY"):
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+    flags = os.O_RDONLY
+    if can_open_folders():
+        for name in _FOLDER_FLAGS:
+            flags |= getattr(os, name)
+    else:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or is_junction(status):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         return None
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+        return os.open(path, flags, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP:  # what some systems call a link here
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
         raise
+
+
+def is_junction(status: os.stat_result) -> bool:
+    """Return whether the result of ``lstat`` is that of a junction, a link to a folder that Windows
+    reports as a folder.
+    """
+    return getattr(status, "st_reparse_tag", 0) == _JUNCTION
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file until its descriptor is closed or the process ends, even if it is killed.
+
+    Args:
+        handle: descriptor of a file that is open for writing.
+
+    Returns:
+        False if the file is locked through another descriptor, in this process or another. True
+        also where the file system or the system has no locks.
+    """
+    try:
+        import portalocker
+    except ImportError as error:
+        if error.name == "portalocker":
+            raise
+        logger.debug("the system has no file locks: %s", error)
+        return True
+    try:
+        portalocker.lock(
+            handle, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+        )
+    except portalocker.AlreadyLocked:
+        return False
+    except portalocker.LockException as error:
+        logger.debug("the file system has no locks: %s", error)
+    return True
 
 
 def is_private(status: os.stat_result) -> bool:

@@ -65,7 +65,8 @@ def exit_on_signals() -> Iterator[list[int]]:
         else:
             show_ignored(unraisable)
 
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    # SIGHUP: the terminal was closed; SIGBREAK: the same on Windows, or Ctrl-Break.
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     handled = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]

@@ -20,6 +20,8 @@ from rbvsr_deploy.errors import RbvsrError
 
 __all__ = ["Spool"]
 
+_BLOCK = 2**20  # bytes read at once where the system cannot read into a buffer
+
 
 class Spool(Closing):
     """A context manager; leaving it frees memory and disk.
@@ -82,7 +84,7 @@ class Spool(Closing):
         try:
             done = 0
             while done < len(view):
-                got = os.preadv(file.fileno(), [view[done:]], slot * array.nbytes + done)
+                got = _read_at(file.fileno(), view[done:], slot * array.nbytes + done)
                 if not got:
                     raise OSError(0, "the temporary file ends too early")
                 done += got
@@ -118,7 +120,7 @@ class Spool(Closing):
             file = self._opened()
             done = 0
             while done < len(view):
-                done += os.pwritev(file.fileno(), [view[done:]], slot * array.nbytes + done)
+                done += _write_at(file.fileno(), view[done:], slot * array.nbytes + done)
         except OSError as error:
             if number not in self._slots:
                 self._free.append(slot)
@@ -127,7 +129,7 @@ class Spool(Closing):
 
     def _opened(self) -> IO[bytes]:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._file = _temporary_file(self._folder)
         return self._file
 
     def _failure(self, done: str, error: OSError) -> RbvsrError:
@@ -136,6 +138,34 @@ class Spool(Closing):
             f"({error.strerror}): free some space there, allow more --memory, or make scenes "
             "shorter with --max-scene"
         )
+
+
+def _temporary_file(folder: Path) -> IO[bytes]:
+    """Make a temporary file that is deleted when it is closed, at the latest."""
+    try:
+        # It has no name, or Windows deletes it with the process.
+        return tempfile.TemporaryFile(dir=folder)
+    except PermissionError:
+        # Some network file systems do not delete an open file.
+        return tempfile.NamedTemporaryFile(dir=folder)
+
+
+def _read_at(handle: int, view: memoryview, position: int) -> int:
+    """Fill the start of a buffer from a position in a file; return the number of bytes read."""
+    if hasattr(os, "preadv"):
+        return int(os.preadv(handle, [view], position))
+    os.lseek(handle, position, os.SEEK_SET)
+    data = os.read(handle, min(len(view), _BLOCK))
+    view[: len(data)] = data
+    return len(data)
+
+
+def _write_at(handle: int, view: memoryview, position: int) -> int:
+    """Write a buffer at a position in a file; return the number of bytes written."""
+    if hasattr(os, "pwritev"):
+        return int(os.pwritev(handle, [view], position))
+    os.lseek(handle, position, os.SEEK_SET)
+    return os.write(handle, view)
 
 
 def _disk() -> Path:

@@ -40,6 +40,12 @@ logger = logging.getLogger(__name__)
 _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
 _DEFAULT_READING = ReadOptions()
 _POLL = 0.1  # seconds between checks for an interrupt while waiting for the other program
+_CAN_WAIT = hasattr(select, "poll")
+"""Whether the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
+effect when the other program reads, writes or ends; Ctrl-C ends that one too.
+"""
+_WRITABLE = getattr(select, "PIPE_BUF", 2**16)
+"""Bytes that a pipe which is ready takes without blocking."""
 _LONGEST_HEADER = 4096
 _HOW = "pipe in the output of 'ffmpeg -i FILE -f yuv4mpegpipe -'"
 # Pixel formats that every y4m reader supports, and their y4m names. Chroma is sited on the left.
@@ -146,7 +152,8 @@ class PipeSink(Sink):
             self.path,
             source.colour.matrix,
         )
-        # C libraries print to the file descriptor itself.
+        # C libraries print to the file descriptor itself. Python has set the descriptors of the
+        # standard streams to binary mode, on Windows too.
         sys.stdout.flush()
         self._handle = os.dup(1)
         os.dup2(2, 1)
@@ -222,9 +229,8 @@ class PipeSink(Sink):
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            # A pipe that is ready takes PIPE_BUF bytes without blocking.
-            if select.select([], [self._handle], [], _POLL)[1]:
-                rest = rest[os.write(self._handle, rest[: select.PIPE_BUF]) :]
+            if not _CAN_WAIT or select.select([], [self._handle], [], _POLL)[1]:
+                rest = rest[os.write(self._handle, rest[:_WRITABLE]) :]
             elif self._stop.is_set():
                 raise MediaError(f"{self.path} was not read to the end: interrupted")
 
@@ -272,7 +278,7 @@ class _StandardInput:
         self._stop.set()
 
     def _next(self, size: int) -> bytes:
-        while not select.select([0], [], [], _POLL)[0]:
+        while _CAN_WAIT and not select.select([0], [], [], _POLL)[0]:
             if self._stop.is_set():
                 return b""
         return os.read(0, size)

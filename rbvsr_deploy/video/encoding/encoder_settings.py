@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ _OTHER_THREADS = {
 }
 # Encoders that need a fixed quantiser: their default bit rate is far too low for large frames.
 _FIXED_QUANTISER = frozenset({"mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "msmpeg4", "wmv2"})
+_AVX512_ON_WINDOWS = 41  # PF_AVX512F_INSTRUCTIONS_AVAILABLE
 _QUANTISER_2 = {"flags": "+qscale", "global_quality": str(2 * 118)}  # 118 is FF_QP2LAMBDA
 
 
@@ -186,9 +188,14 @@ def _processor_options(name: str) -> dict[str, str]:
 
 
 def _has_avx512() -> bool:
-    """Return whether the processor has AVX-512 and hence AVX2; only Linux reports it."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return any(line.startswith("flags") and " avx512f" in line for line in file)
-    except OSError:
-        return False
+    """Return whether the processor has AVX-512 and hence AVX2; macOS is not asked."""
+    if sys.platform == "win32":
+        from ctypes import windll
+
+        return bool(windll.kernel32.IsProcessorFeaturePresent(_AVX512_ON_WINDOWS))
+    else:  # noqa: RET505  mypy skips the branches of other systems
+        try:
+            with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+                return any(line.startswith("flags") and " avx512f" in line for line in file)
+        except OSError:
+            return False

@@ -9,7 +9,6 @@ folder's descriptor, so that another folder under its name is not taken for it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -17,11 +16,11 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.files import is_private, open_folder, open_no_follow
+from rbvsr_deploy.files import is_junction, is_private, open_folder, open_no_follow, try_lock
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.publish import sync
 
@@ -43,7 +42,8 @@ _OF_NFS = ".nfs"  # a removed file that somebody holds open: it goes when they d
 
 def is_stored_name(name: str) -> bool:
     """Whether a file of a finished part can have this name, relative to the job folder."""
-    return _STORED.fullmatch(name) is not None
+    # On Windows, backslashes separate folders too.
+    return _STORED.fullmatch(name) is not None and len(PurePath(name).parts) <= 2
 
 
 class JobFolder:
@@ -194,6 +194,10 @@ class JobFolder:
         """
         if self.names() == [_LOCK]:
             self.check()
+            if self._handle is None and self._lock is not None:
+                # Windows removes no open file, so that no other run can have opened it since.
+                os.close(self._lock)
+                self._lock = None
             self.remove(_LOCK)
             os.rmdir(self.path)
 
@@ -212,7 +216,7 @@ class JobFolder:
             status = os.lstat(self.path) if self._handle is None else os.fstat(self._handle)
             self._identity = (status.st_dev, status.st_ino)
             self._refuse_foreign(status)
-            if self._handle is not None:
+            if self._handle is not None and hasattr(os, "fchmod"):
                 # Earlier versions left its mode to the umask, and some file systems know one only.
                 with contextlib.suppress(OSError):
                     os.fchmod(self._handle, 0o700)
@@ -224,21 +228,17 @@ class JobFolder:
         except NotADirectoryError:
             kind = "a link" if self.path.is_symlink() else "not a folder"
             raise self._refusal(f"is {kind}: remove it") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._lock):
             raise MediaError(
                 f"another run is working on {self._output}: wait for its end, or choose another "
                 "output"
-            ) from None
-        except OSError as error:
-            logger.debug("the file system knows no locks: %s", error)
+            )
         return os.fstat(self._lock).st_nlink > 0  # else it was removed before it was locked
 
     def _refuse_foreign(self, status: os.stat_result) -> None:
         """Refuses a folder that this program has not made for this user."""
         if not is_private(status) and not _usual_here(status, parent=self.path.parent):
-            if status.st_uid != os.geteuid():
+            if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
                 raise self._refusal("belongs to another user: have it removed")
             raise self._refusal(
                 "can be written to by others: remove it or, if what is in it can be trusted, "
@@ -275,7 +275,7 @@ class JobFolder:
         """Names, each with whether it is a sub-folder; what is in a sub-folder comes before it."""
         found: list[tuple[str, bool]] = []
         with os.scandir(self.path if self._handle is None else self._handle) as entries:
-            top = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            top = sorted((entry.name, _is_folder(entry)) for entry in entries)
         for name, is_folder in top:
             if is_folder:
                 # Another run may just have removed it.
@@ -285,8 +285,7 @@ class JobFolder:
                     os.scandir(last if folder is None else folder) as entries,
                 ):
                     found += sorted(
-                        (f"{name}/{entry.name}", entry.is_dir(follow_symlinks=False))
-                        for entry in entries
+                        (f"{name}/{entry.name}", _is_folder(entry)) for entry in entries
                     )
             found.append((name, is_folder))
         return found
@@ -310,10 +309,19 @@ class JobFolder:
             os.close(handle)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder itself, and not a link to one."""
+    return entry.is_dir(follow_symlinks=False) and not is_junction(
+        entry.stat(follow_symlinks=False)
+    )
+
+
 def _make(path: Path) -> None:
     """Makes a folder for this user only, unless something is there."""
+    # On Windows, this mode would set an access list, which the output would be published with.
+    mode = 0o700 if hasattr(os, "geteuid") else 0o777
     try:
-        os.mkdir(path, 0o700)
+        os.mkdir(path, mode)
     except FileExistsError:
         return
     except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.files import is_special
+from rbvsr_deploy.files import can_open_folders, is_special
 from rbvsr_deploy.video.pyav import reason
 
 __all__ = ["check_place", "check_target", "put_in_place", "sync"]
@@ -80,17 +80,22 @@ def put_in_place(finished: Path, *, target: Path) -> None:
         finished.rmdir()
         sync(target)
     else:
+        if finished.is_dir() and target.is_dir() and not can_open_folders():
+            target.rmdir()  # Windows does not replace it, even though it is empty
         os.replace(finished, target)
     sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """Brings a file or the entries of a folder to the disk.
+    """Brings a file or the entries of a folder to the disk; Windows does the latter by itself.
 
     Raises:
         OSError: the disk refused.
     """
-    handle = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    if is_folder and not can_open_folders():
+        return
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

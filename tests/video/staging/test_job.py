@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
 from pathlib import Path
 
+import portalocker
 import pytest
 
 from rbvsr_deploy.errors import MediaError
@@ -232,17 +232,18 @@ class TestLock:
 
     def test_folder_removed_while_it_is_locked(self, out, monkeypatch):
         """By the end of another run: a lock in a folder that is gone would keep nobody out."""
-        lock, calls = fcntl.flock, []
+        lock, calls = portalocker.lock, []
 
-        def late(handle: int, operation: int) -> None:
+        def late(handle: int, flags: portalocker.LockFlags) -> None:
             if not calls:
                 shutil.rmtree(out.with_name(".out.mp4.job"))
-            calls.append(operation)
-            lock(handle, operation)
+            calls.append(flags)
+            lock(handle, flags)
 
-        monkeypatch.setattr(fcntl, "flock", late)
+        monkeypatch.setattr(portalocker, "lock", late)
         with Job(out, identity={}), pytest.raises(MediaError, match="another run"):
             Job(out, identity={})
+        assert len(calls) == 3
 
     def test_other_outputs_are_free(self, out, tmp_path):
         with Job(out, identity={}), Job(tmp_path / "other.mp4", identity={}):
