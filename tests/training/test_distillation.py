@@ -151,6 +151,7 @@ def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
         "losses.gan_weight=0.0",
         'losses.pixel="l1"',
         "distillation.share=0.25",
+        "losses.lpips_every=2",
         "iterations=1",
     )
     train(config, output=tmp_path)
@@ -171,7 +172,7 @@ def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
         "pixel": l1(output, wanted),
         "gradient": 0.5 * gradient_loss(output, wanted),
         "cleaning": l1(cleaned, cleaning_target(sharpened)),
-        "lpips": 0.2 * distance(output.flatten(0, 1), truth.flatten(0, 1)).mean(),
+        "lpips": 0.2 * distance(output.flatten(0, 1)[::2], truth.flatten(0, 1)[::2]).mean(),
         "steadiness": 0.3 * steadiness_loss(output, wanted, batch["flow"], batch["known"]),
     }
     (line,) = lines(tmp_path)
