@@ -147,7 +147,7 @@ def batches(
         # then depend on how often it was restarted.
         generator=torch.Generator(),
     )
-    dataset.clips.tell_costs()
+    dataset.clips.log_costs()
     try:
         for stacked in loader:
             if isinstance(stacked, RbvsrError):
@@ -158,7 +158,7 @@ def batches(
             yield tensors
     finally:
         over.value = True
-        dataset.clips.tell_skipped()
+        dataset.clips.log_skipped()
 
 
 def _stacked(items: list[Item]) -> tuple[dict[str, Tensor], Skipped] | RbvsrError:

@@ -127,7 +127,7 @@ def test_damaged_files_are_named_once_and_counted(
     (count,) = clips.skipped.values()
     assert count >= 2
     assert caplog.text.count("1.png' is damaged") == 1
-    assert f"{count} clips were drawn anew for damaged files: " in caplog.text
+    assert f"{count} clips were redrawn because of damaged files: " in caplog.text
 
 
 def test_what_decoding_costs_is_told(
@@ -135,12 +135,12 @@ def test_what_decoding_costs_is_told(
 ) -> None:
     """Once, if there are videos and no cache: frames before a clip, and the room for a cache."""
     first(dataset, 1)
-    assert caplog.text.count("4 frames of a video are decoded ahead of the 2 it shows") == 1
-    assert "--set data.cache=FOLDER" in caplog.text
+    assert caplog.text.count("4 extra frames on average to reach the 2 that it shows") == 1
+    assert "set data.cache to a folder" in caplog.text
     caplog.clear()
     config = msgspec.structs.replace(dataset.clips.config, cache=str(tmp_path))
     first(ClipDataset(TrainingSet(config, CLEAN, seed=5)), 1)
-    assert "decoded ahead" not in caplog.text
+    assert "extra frames" not in caplog.text
 
 
 class Garbage:

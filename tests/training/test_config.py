@@ -97,7 +97,7 @@ REFUSED = {
     "network.preset=big": r"network\.preset is 'big': allowed are published, compact",
     "network.mid=3": r"network\.mid is not known: in network allowed are mid_channels",
     "network.mid_channels=0": r"network\.mid_channels must be 1 or more, got 0",
-    "degradation.first.blur.sigma.low=9": r"blur\.sigma: a range cannot go from 9",
+    "degradation.first.blur.sigma.low=9": r"blur\.sigma: a range must have low <= high, got 9",
     "degradation.first.blur.kinds.soft=1": r"blur\.kinds: .*'soft', allowed are anisotropic",
     "degradation.first.video.codecs=[{encodr='x'}]": r"codecs\[0\]\.encodr is not known.*encoder",
     "data.sources=[{kind='clips', path='a'}]": r"data\.sources\[0\]\.kind: .*frames, photos, video",

@@ -447,11 +447,11 @@ def test_bad_data_is_refused_before_the_first_iteration(
             train(changed(config, *changes), output=run)
         assert not (run / "latest.pth").exists()
 
-    refused("holds no videos", f'data.sources=[{{"kind": "videos", "path": "{empty}"}}]')
+    refused("contains no videos", f'data.sources=[{{"kind": "videos", "path": "{empty}"}}]')
     refused("does not exist", 'data.sources=[{"kind": "photos", "path": "/nowhere"}]')
     refused("crops of 256x256", "data.crop=64")
     videos = f'[{{"kind": "videos", "path": "{sources[1]}"}}]'
-    refused("10 frames and 15 are needed", f"data.sources={videos}", "data.length=30")
+    refused("10 frames, but 15 are needed", f"data.sources={videos}", "data.length=30")
     refused("does not exist", 'validation.sources=[{"kind": "photos", "path": "/nowhere"}]')
 
 

@@ -92,7 +92,10 @@ def test_what_is_wrong_is_one_line(sources: tuple[Path, Path], tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (("tiny-stage1", *run), "nothing to train on"),
-        (("tiny-stage1", *run, "--data", tmp_path / "empty"), "holds neither videos"),
+        (
+            ("tiny-stage1", *run, "--data", tmp_path / "empty"),
+            "contains no videos, photographs or image folders",
+        ),
         (("tiny-stage1", *run, "--data", tmp_path / "none"), "does not exist"),
         (("tiny-stage1", *run, "--data", sources[0], "--set", "data.crp=1"), "did you mean crop"),
         (("tiny-stage3", *run, "--data", sources[0]), "neither a .toml file nor a preset"),
@@ -116,5 +119,5 @@ def test_a_folder_tells_what_is_in_it(sources: tuple[Path, Path], tmp_path: Path
     shutil.copytree(photos, tmp_path / "all" / "000")
     shutil.copytree(videos, tmp_path / "all", dirs_exist_ok=True)
     assert [s.kind for s in find_sources(tmp_path / "all")] == ["videos", "frames"]
-    with pytest.raises(MediaError, match="holds neither"):
+    with pytest.raises(MediaError, match="contains no videos"):
         find_sources(photos / "notes.txt")
