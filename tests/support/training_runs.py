@@ -1,4 +1,4 @@
-"""Recipes of a few iterations, and what is in the folder of a run."""
+"""Provides recipes of a few iterations, and reads the files in a run folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rbvsr_deploy.training import run
 from rbvsr_deploy.training.config import TrainingConfig
 
 train = functools.partial(run.train, device="cpu")
-"""Where results are promised bit for bit."""
+"""Training on the CPU, where results are bit-identical."""
 
 SMALL = (
     "iterations=4",
@@ -35,7 +35,7 @@ SMALL = (
 
 
 def changed(config: TrainingConfig, *changes: str) -> TrainingConfig:
-    """As --set does it."""
+    """Apply changes to a recipe like ``--set``."""
     values = msgspec.to_builtins(config)
     for change in changes:
         keys, _, value = change.partition("=")
@@ -48,13 +48,13 @@ def changed(config: TrainingConfig, *changes: str) -> TrainingConfig:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The log, without what depends on the time it took."""
+    """Read the log, without the values that depend on timing."""
     read = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "waited")} for line in read]
 
 
 def tensors(value: object, name: str = "") -> dict[str, Tensor]:
-    """Every tensor in nested dictionaries and lists, by its place."""
+    """Collect all tensors in nested dictionaries and lists, by their path."""
     if isinstance(value, Tensor):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
@@ -67,11 +67,11 @@ def tensors(value: object, name: str = "") -> dict[str, Tensor]:
 
 
 def saved(folder: Path) -> dict[str, Tensor]:
-    """Networks, optimisers and random state of the latest checkpoint."""
+    """Read the networks, optimisers and random state of the latest checkpoint."""
     return tensors(torch.load(folder / "latest.pth", weights_only=True))
 
 
 def state_of(folder: Path) -> tuple[str, int]:
-    """Phase and iteration of the latest checkpoint."""
+    """Read the phase and iteration of the latest checkpoint."""
     state = torch.load(folder / "latest.pth", weights_only=True)["run"]["state"]
     return state["phase"], state["iteration"]
