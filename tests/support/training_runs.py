@@ -1,4 +1,4 @@
-"""Provides recipes of a few iterations, and reads the files in a run folder."""
+"""Runs training for a few iterations and reads the run folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rbvsr_deploy.training import run
 from rbvsr_deploy.training.config import TrainingConfig
 
 train = functools.partial(run.train, device="cpu")
-"""Training on the CPU, where results are bit-identical."""
+"""Training on the CPU, where results are reproducible bit for bit."""
 
 SMALL = (
     "iterations=4",
@@ -31,11 +31,11 @@ SMALL = (
     "output.log_every=1",
     "output.pictures_every=2",
 )
-"""Changes of ``tiny-stage1``: both phases, with a discriminator."""
+"""Changes to ``tiny-stage1``: both phases, with a discriminator."""
 
 
 def changed(config: TrainingConfig, *changes: str) -> TrainingConfig:
-    """Apply changes to a recipe like ``--set``."""
+    """Return a config with changes applied like those of --set."""
     values = msgspec.to_builtins(config)
     for change in changes:
         keys, _, value = change.partition("=")
@@ -48,13 +48,13 @@ def changed(config: TrainingConfig, *changes: str) -> TrainingConfig:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Read the log, without the values that depend on timing."""
+    """Return the log entries without their timings."""
     read = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "waited")} for line in read]
 
 
 def tensors(value: object, name: str = "") -> dict[str, Tensor]:
-    """Collect all tensors in nested dictionaries and lists, by their path."""
+    """Return every tensor in nested dictionaries and lists by its path."""
     if isinstance(value, Tensor):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
@@ -67,11 +67,11 @@ def tensors(value: object, name: str = "") -> dict[str, Tensor]:
 
 
 def saved(folder: Path) -> dict[str, Tensor]:
-    """Read the networks, optimisers and random state of the latest checkpoint."""
+    """Return networks, optimisers and random state of the latest checkpoint."""
     return tensors(torch.load(folder / "latest.pth", weights_only=True))
 
 
 def state_of(folder: Path) -> tuple[str, int]:
-    """Read the phase and iteration of the latest checkpoint."""
+    """Return phase and iteration of the latest checkpoint."""
     state = torch.load(folder / "latest.pth", weights_only=True)["run"]["state"]
     return state["phase"], state["iteration"]

@@ -45,7 +45,7 @@ def test_the_sheet_has_a_row_per_step_and_can_be_replayed(tmp_path: Path) -> Non
 
 
 def test_the_json_reads_like_the_table(tmp_path: Path) -> None:
-    """Steps have plain names, and parameters have one value per frame."""
+    """Names of steps in plain words, one value per frame."""
     show("--output", tmp_path / "sheet.png", "--json", tmp_path / "sheet.json")
     steps = json.loads((tmp_path / "sheet.json").read_text())["steps"]
     names = [step["step"] for step in steps]

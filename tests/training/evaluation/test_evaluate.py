@@ -248,7 +248,7 @@ def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_p
     assert direct["means"] == written["means"]
     assert direct["sequences"] == written["sequences"]
     given = ["--engine", tiny_checkpoint, "--device", "cpu", "--input", footage / "inputs", *given]
-    first = scores(*given, "--no-baseline", "--frames", "0")  # stops after one frame of each
+    first = scores(*given, "--no-baseline", "--frames", "0")  # given up after a frame of each
     for name, of_sequence in first["sequences"]["results"].items():
         every = written["sequences"]["results"][name]["per_frame"]["psnr_y"]
         assert of_sequence["per_frame"]["psnr_y"] == every[:1]
