@@ -37,7 +37,7 @@ from rbvsr_deploy.training.clips import to_frames
 from rbvsr_deploy.training.config import TrainingConfig, load_config
 from rbvsr_deploy.training.data.sources import find_sources
 from rbvsr_deploy.training.data.training_set import Sample, SourceConfig, TrainingSet
-from rbvsr_deploy.training.evaluation.metrics.base import Picture, Scorer, Shown, luma
+from rbvsr_deploy.training.evaluation.metrics.base import CroppedImage, ScoredFrame, Scorer, luma
 from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, open_metrics
 from rbvsr_deploy.training.evaluation.metrics.fidelity import psnr
 from rbvsr_deploy.training.evaluation.metrics.resize import enlarge
@@ -143,7 +143,7 @@ def clip_scores(
     inner = slice(BORDER // SCALE, -(BORDER // SCALE))
     pairs = zip(cleaned[:, inner, inner], to_images(reduced[0])[:, inner, inner], strict=True)
     shown = [
-        Shown(Picture(picture, border=BORDER), Picture(truth, border=BORDER))
+        ScoredFrame(CroppedImage(picture, border=BORDER), CroppedImage(truth, border=BORDER))
         for picture, truth in zip(pictures, clip.sharpened, strict=True)
     ]
     scores = {name: mean(scorer(frame) for frame in shown) for name, scorer in scorers.items()}
@@ -190,7 +190,7 @@ def refine_sequence(
             pictures = upscaled(stream, itertools.chain([first], images))
             for number, picture in enumerate(pictures):
                 if number % every == 0:
-                    shown = Shown(Picture(eight_bits(picture), border=BORDER))
+                    shown = ScoredFrame(CroppedImage(eight_bits(picture), border=BORDER))
                     for name, scorer in scorers.items():
                         found[name].append(scorer(shown))
     (record,) = records
