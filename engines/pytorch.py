@@ -90,7 +90,8 @@ class TorchEngine(Engine):
             ) from error
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if into is None:
-            return outputs
+            # Results depend on the memory layout of inputs: the same one wherever a frame waits.
+            return tuple(output.contiguous() for output in outputs)
         for place, output in zip(into, outputs, strict=True):
             place.copy_(output)
         return tuple(into)

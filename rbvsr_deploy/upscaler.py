@@ -13,9 +13,9 @@ import numpy as np
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
-from rbvsr_deploy.runtime.refinement import RefineScope
 from rbvsr_deploy.runtime.scenes import CutDetector
-from rbvsr_deploy.runtime.stream import MAX_SCENE, Settings, Stream
+from rbvsr_deploy.runtime.settings import MAX_SCENE, RefineScope, Settings
+from rbvsr_deploy.runtime.stream import Stream
 from rbvsr_deploy.units import parse_bytes
 
 if TYPE_CHECKING:
