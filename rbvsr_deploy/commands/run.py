@@ -48,7 +48,7 @@ _NOT_OF_A_PREVIEW = {
     "subtitles": "--no-subtitles",
 }
 # What upscale_file takes as it was given.
-_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "compare", "overwrite", "keep_job")
+_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "overwrite", "keep_job")
 
 
 @click.command(cls=SectionedCommand, sections=SECTIONS, context_settings={"show_default": True})
@@ -115,6 +115,7 @@ def run(
                     settings=settings,
                     reading=reading,
                     writing=writing,
+                    page=options["compare"],
                     progress=progress,
                     report=report,
                     **others,

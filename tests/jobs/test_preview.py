@@ -123,7 +123,7 @@ def test_frames_have_neighbours_up_to_a_cut(cut: int | None, tmp_path: Path) -> 
     )
     assert made.pictures == ["18.png"]
     ahead = values[18 : min(24, cut or 24)]
-    expected = doubles.upscaled_level(
+    expected = doubles.output_level(
         values[18], doubles.backward_state(ahead), doubles.forward_state(values[13:19])
     )
     assert abs(decoded(page.frames[0]["after"]).mean() - expected) < 3

@@ -49,9 +49,25 @@ def test_importing_the_package_is_light() -> None:
     assert not loaded & (HEAVY | {"click"})
 
 
+def test_importing_the_errors_is_light() -> None:
+    """A program that only catches errors, or passes the package on, does not load them either."""
+    loaded = loaded_by("import rbvsr_deploy; rbvsr_deploy.MediaError; dir(rbvsr_deploy)")
+    assert not loaded & (HEAVY | {"click"})
+
+
 @pytest.mark.parametrize(
     "module",
-    ["errors", "graphs", "files", "bundle", "models", "scenes", "engine_sets", "commands.run"],
+    [
+        "errors",
+        "graphs",
+        "files",
+        "bundle",
+        "pretrained",
+        "runtime.scenes",
+        "engine_sets",
+        "closing",
+        "commands.run",
+    ],
 )
 def test_modules_without_arrays_are_light(module: str) -> None:
     """Modules that handle no arrays, or not at once, load none of the libraries that do."""

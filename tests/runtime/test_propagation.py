@@ -25,7 +25,7 @@ from tests.support.engine_doubles import (
     ArithmeticEngine,
     backward_state,
     forward_state,
-    upscaled_level,
+    output_level,
 )
 
 
@@ -74,7 +74,7 @@ def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) ->
     values = [3 + 5 * i for i in range(n)]
     got, states = upscaled_levels(ArithmeticEngine(), values, window=window, batch=batch)
     want = [
-        upscaled_level(v, backward_state(values[i:]), forward_state(values[: i + 1]))
+        output_level(v, backward_state(values[i:]), forward_state(values[: i + 1]))
         for i, v in enumerate(values)
     ]
     assert got == want
@@ -99,7 +99,7 @@ def test_a_chunk_of_a_scene(start: int, end: int, stop: int, window: int, batch:
         forward=carried,
     )
     want = [
-        upscaled_level(values[i], backward_state(values[i:stop]), forward_state(values[: i + 1]))
+        output_level(values[i], backward_state(values[i:stop]), forward_state(values[: i + 1]))
         for i in range(start, end)
     ]
     assert got == want

@@ -21,7 +21,7 @@ from tests.support.engine_doubles import (
     ArithmeticEngine,
     backward_state,
     forward_state,
-    upscaled_level,
+    output_level,
 )
 
 VALUES = [(7 * i * i + 3 * i) % 97 for i in range(150)]
@@ -39,7 +39,7 @@ def wanted(
         if lookahead is not None:
             stop = i + 1 + lookahead
         states = backward_state(values[i:stop]), forward_state(values[: i + 1])
-        levels.append(upscaled_level(value, *states))
+        levels.append(output_level(value, *states))
     return levels
 
 

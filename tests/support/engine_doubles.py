@@ -38,7 +38,7 @@ def forward_state(values: Sequence[int]) -> int:
     return state
 
 
-def upscaled_level(value: int, backward: int, forward: int) -> int:
+def output_level(value: int, backward: int, forward: int) -> int:
     """Return the level of the upscaled frame."""
     return (value + 11 * backward + 13 * forward) % 251
 
@@ -103,7 +103,7 @@ class ArithmeticEngine(Engine):
             case "reconstruct":
                 parts = (arrays[k] for k in ("frame", "backward_state", "forward_state"))
                 numbers = zip(*(part[:, 0, 0, 0].astype(int) for part in parts), strict=True)
-                levels = [upscaled_level(*(int(x) for x in triple)) for triple in numbers]
+                levels = [output_level(*(int(x) for x in triple)) for triple in numbers]
                 return (np.repeat(levels, 16).reshape(n, 1, 4, 4).astype(np.float64),)
             case _:
                 image = np.repeat(arrays["picture"].transpose(0, 2, 3, 1), 3, axis=3)
