@@ -180,7 +180,8 @@ class _Run:
             raise CheckpointError(
                 f"'{self.latest}' belongs to a run with {state.clips // state.iteration} clips per "
                 f"iteration, and this one has {now}, processes x batch x accumulate: set those to "
-                "give as many, or begin another run --from it in another folder"
+                "give as many, or begin another run from it in another folder",
+                parameters=("load_from",),
             )
 
     def _load_initial_weights(self) -> None:

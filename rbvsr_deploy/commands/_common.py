@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import click
 
+from rbvsr_deploy.commands._hints import with_options
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 from rbvsr_deploy.version import __version__
 
@@ -69,7 +70,7 @@ def edge(*, verbose: bool = False) -> Iterator[None]:
     except RbvsrError as error:
         if verbose:
             logging.getLogger(__name__).info("where it happened:", exc_info=True)
-        _fail(str(error))
+        _fail(with_options(error))
     except MemoryError:
         _fail("the memory of this machine does not suffice: allow less with --memory")
     except KeyboardInterrupt:

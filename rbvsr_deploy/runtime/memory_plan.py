@@ -131,7 +131,8 @@ def choose_plan(
         least = fixed(1, min(_LEAST_BAND, height)) + state
         raise RbvsrError(
             f"{width}x{height} needs {show_bytes(least)} of memory at least, and "
-            f"{show_bytes(memory)} may be used: allow more, or scale the input down"
+            f"{show_bytes(memory)} may be used: allow more, or scale the input down",
+            parameters=("memory",),
         )
     # A window holds a state for each of its frames and, if possible, the frame itself: uploading
     # frames again is cheap compared with computing states again. Cleaned frames get the rest.

@@ -119,7 +119,8 @@ class Spool(Closing):
         return RbvsrError(
             f"frames that do not fit into memory cannot be {done} in {self._folder} "
             f"({error.strerror}): free some space there, allow more memory, or shorten the longest "
-            "scene"
+            "scene",
+            parameters=("memory", "max_scene"),
         )
 
 

@@ -136,7 +136,7 @@ def test_what_decoding_costs_is_told(
     """Once, if there are videos and no cache: frames before a clip, and the room for a cache."""
     first(dataset, 1)
     assert caplog.text.count("4 frames of a video are decoded ahead of the 2 it shows") == 1
-    assert "--set data.cache=FOLDER" in caplog.text
+    assert "set data.cache to a folder" in caplog.text
     caplog.clear()
     config = msgspec.structs.replace(dataset.clips.config, cache=str(tmp_path))
     first(ClipDataset(TrainingSet(config, CLEAN, seed=5)), 1)

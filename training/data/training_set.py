@@ -207,8 +207,8 @@ class TrainingSet:
         size = sum(video.count * video.frame_bytes for video in videos) / 2**30
         logger.warning(
             f"for every clip, {ahead:.0f} frames of a video are decoded ahead of the "
-            f"{self.config.loaded} it shows, on average: --set data.cache=FOLDER decodes videos "
-            f"once and keeps their frames there, {size:.1f} GiB"
+            f"{self.config.loaded} it shows, on average: set data.cache to a folder to decode "
+            f"videos once and keep their frames there, {size:.1f} GiB"
         )
 
     def _choose(self, rng: np.random.Generator, motion_only: bool) -> Source:

@@ -141,8 +141,9 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
             path = niqe_parameters or niqe.installed_parameters()
             if path is None:
                 raise MetricUnavailableError(
-                    "no model of undistorted pictures: pip install --no-deps mmagic, or give "
-                    "--niqe-parameters"
+                    "no model of undistorted images: pip install --no-deps mmagic, or give a file "
+                    "with its parameters",
+                    parameters=("niqe_parameters",),
                 )
             return niqe.Niqe(niqe.read_parameters(path))
         case "brisque":
