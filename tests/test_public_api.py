@@ -15,7 +15,7 @@ from rbvsr_deploy.jobs.upscale_file import upscale_file
 
 
 def test_all_is_exactly_what_can_be_imported() -> None:
-    """Every name in ``__all__`` exists, is offered by ``dir``, and there are no others."""
+    """Every name in ``__all__`` exists and is offered by ``dir``, which offers nothing else."""
     for name in rbvsr_deploy.__all__:
         assert getattr(rbvsr_deploy, name) is not None
     assert sorted(rbvsr_deploy.__all__) == rbvsr_deploy.__all__

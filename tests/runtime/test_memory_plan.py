@@ -53,8 +53,8 @@ def test_the_plan_fits(gib: int, on_cpu: bool) -> None:
 
 
 def test_waiting_frames_get_the_memory_that_is_left() -> None:
-    """Where a window does not hold the whole scene, about as many frames as states stay on the
-    device; where it does, all of them.
+    """If a window does not hold the whole scene, about as many frames as states stay on the device;
+    if it does, all of them do.
     """
     little, much = plan(8 * GIB), plan(80 * GIB)
     assert little.window < 300

@@ -288,8 +288,8 @@ class _FullDevice(ArithmeticEngine):
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(memory=3000, max_scene=20)])
 def test_a_full_device_gets_less_at_once(settings: Settings) -> None:
-    """Wherever memory runs out, once or three times in a row, the output is the same, and each
-    frame comes out once.
+    """The output is the same, each frame once, no matter where memory runs out, once or three times
+    in a row.
     """
     values = VALUES[:30]
     free = _FullDevice()
