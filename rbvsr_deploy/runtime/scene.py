@@ -12,20 +12,9 @@ from rbvsr_deploy.runtime.context import Context
 from rbvsr_deploy.runtime.propagation import propagate
 from rbvsr_deploy.runtime.refinement import Cleaner
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
-from rbvsr_deploy.runtime.state import StreamState
+from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 
-__all__ = ["Scene", "SceneRecord", "UpscaledFrame"]
-
-
-@dataclass(frozen=True)
-class SceneRecord:
-    """Records a scene and what dynamic refinement decided for it."""
-
-    first_frame: int
-    frames: int
-    cleanings: int
-    residues: list[float]
-    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
+__all__ = ["Scene", "UpscaledFrame"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.context import Context, Stage
 from rbvsr_deploy.runtime.memory_plan import MemoryBudget, MemoryPlan, choose_plan
-from rbvsr_deploy.runtime.scene import Scene, SceneRecord, UpscaledFrame
+from rbvsr_deploy.runtime.scene import Scene, UpscaledFrame
 from rbvsr_deploy.runtime.settings import MAX_SCENE, Settings
 from rbvsr_deploy.runtime.spool import Spool
-from rbvsr_deploy.runtime.state import StreamState
+from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
 
 __all__ = [

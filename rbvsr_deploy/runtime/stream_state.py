@@ -1,4 +1,4 @@
-"""Defines the state that a stream carries from frame to frame."""
+"""Defines what outlives a stream: records of finished scenes, and the state to continue from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.runtime.refinement import Refinement
 
-__all__ = ["StreamState"]
+__all__ = ["SceneRecord", "StreamState"]
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """Records a scene and what dynamic refinement decided for it."""
+
+    first_frame: int
+    frames: int
+    cleanings: int
+    residues: list[float]
+    """Mean absolute change of each cleaning pass, on the 0-255 scale."""
 
 
 @dataclass(frozen=True, eq=False)
