@@ -17,6 +17,7 @@ frames that are there, which a lookahead changes too, and is not what is measure
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -33,50 +34,51 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
-from rbvsr_deploy.runtime import stream
-from rbvsr_deploy.runtime.memory_plan import choose_plan
-from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
+from rbvsr_deploy.runtime import settings as settings_module
+from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.memory_plan import MemoryBudget, choose_plan
+from rbvsr_deploy.runtime.propagation import propagate
 from rbvsr_deploy.runtime.refinement import Cleaner
-from rbvsr_deploy.runtime.spool import Spool
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.scene_frames import SceneFrames
+from rbvsr_deploy.runtime.settings import Settings
 
 
 class Clip:
     """The cleaned frames of a clip, to make any of its pictures with any view of the future."""
 
     def __init__(self, engine: Engine, images: NDArray[np.uint8]) -> None:
-        self._engine = engine
-        self._size = images.shape[1:3]
         self._length = len(images)
-        self._plan = choose_plan(
+        plan = choose_plan(
             engine.network,
-            height=self._size[0],
-            width=self._size[1],
+            height=images.shape[1],
+            width=images.shape[2],
             memory=engine.free_memory() // 2,
             longest=self._length,
             on_cpu=engine.describe().device == "cpu",
         )
-        self._spool = Spool(folder=None, in_memory=self._length)
-        self._kept = Spool(folder=None, in_memory=self._length)
-        cleaner = Cleaner(engine, self._spool, threshold=0.0, cleanings=1)
+        self._context = Context(
+            engine,
+            # Frames are used again and again, as with a bounded lookahead.
+            Settings(lookahead=self._length, cleanings=1),
+            size=(images.shape[1], images.shape[2]),
+            budget=MemoryBudget(dataclasses.replace(plan, batch=1)),
+        )
+        self._frames = SceneFrames(self._context)
+        cleaner = Cleaner(self._context, self._frames)
         for image in images:
             cleaner.push(image)
         cleaner.decide()
-        self._frames = SceneFrames(engine, self._spool, batch=1, ahead=self._length)
 
     def pictures(
         self, start: int, end: int, *, stop: int | None = None, forward_state: Array | None = None
     ) -> tuple[Pictures, Array]:
         """Pictures of some frames that draw on those up to ``stop``; and the forward state."""
         made = propagate(
-            self._engine,
+            self._context,
             self._frames,
             start=start,
             end=end,
             stop=self._length if stop is None else min(stop, self._length),
-            size=self._size,
-            plan=self._plan,
-            kept=self._kept,
             forward_state=forward_state,
         )
         pairs = list(made)
@@ -128,7 +130,7 @@ def joins(
     end = -(-len(whole) // part) * part
     result = {}
     for warm_up in warm_ups:
-        with mock.patch.object(stream, "CONTINUATION_LOOKAHEAD", warm_up):
+        with mock.patch.object(settings_module, "CONTINUATION_LOOKAHEAD", warm_up):
             pictures = upscale(engine, images[: end + warm_up], settings)
         result[str(warm_up)] = {
             "joins": errors((pictures[i], whole[i]) for i in last),

@@ -29,7 +29,7 @@ from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.runtime import stream
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.settings import CONTINUATION_LOOKAHEAD, Settings
 
 WAYS = ("window", "continued", "independent")
 
@@ -112,7 +112,7 @@ def main(
         "frames": frames,
         "chunk": chunk,
         "window_plan": dataclasses.asdict(plan),
-        "continued_with_lookahead": stream.CONTINUATION_LOOKAHEAD,
+        "continued_with_lookahead": CONTINUATION_LOOKAHEAD,
         "whole_step_ratio": compare(whole, whole, chunk=chunk)["step_ratio"],
         "ways": {way: compare(pictures, whole, chunk=chunk) for way, pictures in ways.items()},
     }

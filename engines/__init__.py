@@ -49,7 +49,7 @@ def open_engine(
 
     Raises:
         BundleError, CheckpointError: the file is not what its suffix promises, damaged or unsafe.
-        EngineError: the device is not to be had, or a package is missing.
+        EngineError: the device is not available, or a package is missing.
     """
     match model.suffix:
         case suffix if suffix in CHECKPOINT_SUFFIXES:
@@ -82,7 +82,7 @@ def open_engine(
                 return OnnxRuntimeEngine(bundle, device=device)
             from rbvsr_deploy.engines.tensorrt.open import open_tensorrt
 
-            reason = "TensorRT is there" if device == "auto" else "--device tensorrt"
+            reason = "TensorRT is available" if device == "auto" else "TensorRT was requested"
             try:
                 return open_tensorrt(
                     bundle, size=size, reason=reason, report=report, progress=progress

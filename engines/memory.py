@@ -41,7 +41,8 @@ def free_cuda_memory(index: int = 0) -> int:
     except ImportError:
         raise EngineError(
             "finding the GPU's free memory needs the package 'nvidia-ml-py', which is not "
-            "installed: pip install 'rbvsr-deploy[cuda]', or say how much to use with --memory"
+            "installed: pip install 'rbvsr-deploy[cuda]', or set a memory limit",
+            parameters=("memory",),
         ) from None
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     name = visible[index] if visible else str(index)
@@ -55,8 +56,8 @@ def free_cuda_memory(index: int = 0) -> int:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     except pynvml.NVMLError as error:
         raise EngineError(
-            f"the driver does not tell the free memory of GPU {name} ({error}): say how much to "
-            "use with --memory"
+            f"cannot read the free memory of GPU {name} ({error}): set a memory limit",
+            parameters=("memory",),
         ) from error
 
 

@@ -43,7 +43,7 @@ class OnnxRuntimeEngine(Engine):
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        EngineError: the device is not to be had here, or a graph is not what the bundle says.
+        EngineError: the device is not available, or a graph is not what the bundle says.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto", beside: str = "") -> None:
@@ -75,7 +75,7 @@ class OnnxRuntimeEngine(Engine):
             except EngineError as error:
                 logger.warning("CUDA is not used: %s", error)
                 return _CPU, "CUDA does not start on this machine"
-            return _CUDA, "CUDA is there"
+            return _CUDA, "CUDA is available"
         provider = {"cpu": _CPU, "cuda": _CUDA}.get(device, device)
         if provider not in offered:
             hint = (
@@ -84,11 +84,11 @@ class OnnxRuntimeEngine(Engine):
                 else ""
             )
             raise EngineError(
-                f"device '{device}' is not to be had: this ONNX Runtime offers "
-                f"{', '.join(offered)}; "
-                f"{hint}use --device cpu"
+                f"device '{device}' is not available: this ONNX Runtime provides "
+                f"{', '.join(offered)}; {hint}use the CPU",
+                parameters=("device",),
             )
-        return provider, f"--device {device}"
+        return provider, f"device '{device}' was requested"
 
     def _open_session(self, name: str, provider: str) -> Any:
         ort = self._runtime
@@ -122,7 +122,8 @@ class OnnxRuntimeEngine(Engine):
             ) from error
         if provider not in session.get_providers():
             raise EngineError(
-                f"{provider} did not start here (no driver or no library for it): use --device cpu"
+                f"{provider} did not start here (no driver or no library for it): use the CPU",
+                parameters=("device",),
             )
         self._check_io(name, session)
         return session

@@ -55,12 +55,13 @@ class TorchEngine(Engine):
                 torch.backends.cudnn.allow_tf32 = False
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"
+                f"torch has no device '{device}' here ({first_line(error)}): use '{there}'",
+                parameters=("device",),
             ) from error
         self._name = name
         self._sha256 = _weights_sha256(model)
         self._reason = "a checkpoint runs in torch" + (
-            "" if device == "auto" else f", --device {device}"
+            "" if device == "auto" else f"; device '{device}' was requested"
         )
         self.network = Network(
             channels=model.config.mid_channels,
@@ -90,7 +91,8 @@ class TorchEngine(Engine):
             ) from error
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if into is None:
-            return outputs
+            # Results depend on the memory layout of inputs: the same one wherever a frame waits.
+            return tuple(output.contiguous() for output in outputs)
         for place, output in zip(into, outputs, strict=True):
             place.copy_(output)
         return tuple(into)

@@ -92,7 +92,8 @@ def quantise_network(
     if scores["float16"].psnr < min_psnr:
         raise ExportError(
             f"the pictures have {scores['float16']} against the float32 model in float16 already, "
-            f"below the {min_psnr:g} dB asked for: int8 cannot be better, lower --min-psnr"
+            f"below the {min_psnr:g} dB asked for: int8 cannot be better, so ask for less",
+            parameters=("min_psnr",),
         )
     forms: dict[Key, Form] = dict.fromkeys(network.blocks, "int8")
     scores["all int8"] = scores["int8"] = gate.score(network, forms)
@@ -125,7 +126,8 @@ def quantise_network(
     if set(forms.values()) == {"float16"}:
         raise ExportError(
             f"the pictures reach the {min_psnr:g} dB asked for only with every residual block in "
-            f"float16 (all in int8: {scores['all int8']}): export with --fp16, or lower --min-psnr"
+            f"float16 (all in int8: {scores['all int8']}): export in float16, or ask for less",
+            parameters=("min_psnr",),
         )
     quantised = network.graphs(forms)
     table = network.table(forms, alone)

@@ -19,25 +19,59 @@ Importing this package does not load torch, onnx, onnxruntime, tensorrt or av.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from rbvsr_deploy.engines import open_engine
+    from rbvsr_deploy.errors import (
+        BundleError,
+        CheckpointError,
+        DeviceMemoryError,
+        EngineError,
+        ExportError,
+        MediaError,
+        MissingDependencyError,
+        RbvsrError,
+    )
+    from rbvsr_deploy.jobs.summary import Summary
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 
-__all__ = ["ReadOptions", "Upscaler", "WriteOptions", "__version__"]
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "DeviceMemoryError",
+    "EngineError",
+    "ExportError",
+    "MediaError",
+    "MissingDependencyError",
+    "RbvsrError",
+    "ReadOptions",
+    "Summary",
+    "Upscaler",
+    "WriteOptions",
+    "__version__",
+    "open_engine",
+]
+
+# Where the other names come from. Their modules load NumPy and more, so only on request.
+_MODULES = {
+    "Summary": "rbvsr_deploy.jobs.summary",
+    "Upscaler": "rbvsr_deploy.upscaler",
+    "ReadOptions": "rbvsr_deploy.video.options",
+    "WriteOptions": "rbvsr_deploy.video.options",
+    "open_engine": "rbvsr_deploy.engines",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Loads NumPy and more, so only on request.
-    if name == "Upscaler":
-        from rbvsr_deploy.upscaler import Upscaler
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "rbvsr_deploy.errors")), name)
 
-        return Upscaler
-    if name in ("ReadOptions", "WriteOptions"):
-        from rbvsr_deploy.video import options
 
-        return getattr(options, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -297,8 +297,8 @@ def _what_it_is(path: Path, data: bytes) -> str:
         if _MANIFEST.encode() in data[:64]:
             return f"'{path}' is a damaged or truncated bundle: copy or export it again"
         return (
-            f"'{path}' is a zip archive or a PyTorch checkpoint, not a bundle: {make_one} "
-            "--checkpoint"
+            f"'{path}' is a zip archive or a PyTorch checkpoint, not a bundle: {make_one} from a "
+            "checkpoint"
         )
     if path.suffix == ".onnx":
         return (

@@ -11,11 +11,13 @@
     │   └── MissingDependencyError  an optional package is not installed; names the extra
     └── MediaError                  an image or video cannot be read or written
 
-Messages say what came, what is allowed and what to do. Invalid arguments of Python calls raise
-``ValueError`` or ``TypeError``.
+Messages say what came, what is allowed and what to do; ``RbvsrError.parameters`` names arguments to
+change where that helps. Invalid arguments of Python calls raise ``ValueError`` or ``TypeError``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = [
     "BundleError",
@@ -31,7 +33,17 @@ __all__ = [
 
 
 class RbvsrError(Exception):
-    """Base class of this package's errors; commands print its message and exit with 1."""
+    """Base class of this package's errors; commands print its message and exit with 1.
+
+    Args:
+        message: one sentence, which names no option of a command.
+        parameters: names of the arguments whose values may help, such as "memory"; a command adds
+            its options of these names to the message.
+    """
+
+    def __init__(self, message: str, *, parameters: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.parameters = tuple(parameters)
 
 
 class CheckpointError(RbvsrError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,16 @@ import numpy as np
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
-from rbvsr_deploy.runtime.refinement import RefineScope
 from rbvsr_deploy.runtime.scenes import CutDetector
-from rbvsr_deploy.runtime.stream import MAX_SCENE, Settings, Stream
+from rbvsr_deploy.runtime.settings import MAX_SCENE, RefineScope, Settings
+from rbvsr_deploy.runtime.stream import Stream
 from rbvsr_deploy.units import parse_bytes
 
 if TYPE_CHECKING:
     from rbvsr_deploy.jobs.summary import Summary
     from rbvsr_deploy.pixels import Image
+    from rbvsr_deploy.runtime.context import Stage
+    from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 
 __all__ = ["Upscaler"]
 
@@ -153,14 +155,41 @@ class Upscaler(Closing):
             with contextlib.closing(live):
                 return list(live.flush())
 
-    def video(self, path: str | Path, output: str | Path, **options: Any) -> Summary:
+    def video(
+        self,
+        path: str | Path,
+        output: str | Path,
+        *,
+        reading: ReadOptions | None = None,
+        writing: WriteOptions | None = None,
+        scene_cuts: bool | None = None,
+        scene_list: str | Path | None = None,
+        overwrite: bool = False,
+        keep_job: bool = False,
+        before_after: str | Path | None = None,
+        page: str | Path | None = None,
+        progress: Callable[[Stage, int, int | None], None] | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> Summary:
         """Upscale a file or folder; sound, subtitles and time stamps of a video are kept.
 
         Args:
-            path: video, image or image folder.
-            output: path of the result.
-            options: those of :func:`rbvsr_deploy.jobs.upscale_file.upscale_file`, such as
-                ``writing`` and ``overwrite``.
+            path: video, image or image folder; "-" is a y4m stream on standard input.
+            output: path of the result; its suffix selects the format. "-" is a y4m stream on
+                standard output.
+            reading: options for reading the input, such as an excerpt.
+            writing: options for writing the output, such as codec and quality.
+            scene_cuts: detect cuts; as given to the upscaler if ``None``.
+            scene_list: path of a text file that lists where scenes begin; it is read if it exists,
+                else written.
+            overwrite: replace existing files.
+            keep_job: keep the job folder with the finished segments after success.
+            before_after: path of an image of the middle frame, bicubic on the left and the result
+                on the right.
+            page: path of a report page (HTML) with some frames before and after.
+            progress: called after every frame of every stage ("clean", "backward", "forward") with
+                the stage, the frames done and, if known, the total.
+            report: called with a line about every choice that was made.
 
         Returns:
             A report of the finished job.
@@ -172,6 +201,9 @@ class Upscaler(Closing):
         """
         from rbvsr_deploy.jobs.upscale_file import upscale_file
 
+        def optional(path: str | Path | None) -> Path | None:
+            return None if path is None else Path(path)
+
         with self._at_work():
             self._refuse_pushed("video")
             return upscale_file(
@@ -179,7 +211,16 @@ class Upscaler(Closing):
                 Path(output),
                 engine=self.engine,
                 settings=self._settings,
-                **{"scene_cuts": self._scene_cuts, **options},
+                scene_cuts=self._scene_cuts if scene_cuts is None else scene_cuts,
+                scene_list=optional(scene_list),
+                reading=reading,
+                writing=writing,
+                overwrite=overwrite,
+                keep_job=keep_job,
+                before_after=optional(before_after),
+                page=optional(page),
+                progress=progress or (lambda stage, done, total: None),
+                report=report or (lambda line: None),
             )
 
     def close(self) -> None:

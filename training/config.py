@@ -259,7 +259,8 @@ def load_config(
         data["sources"] = [msgspec.to_builtins(source) for source in sources]
     if isinstance(data, dict) and not data.get("sources"):
         raise RbvsrError(
-            "there is nothing to train on: give at least one folder of clips, or set data.sources"
+            "there is nothing to train on: give at least one folder of clips, or set data.sources",
+            parameters=("data",),
         )
     for section, presets in _SECTION_PRESETS.items():
         _start_from_preset(values, section, presets)

@@ -193,7 +193,8 @@ class _Run:
             raise CheckpointError(
                 f"'{self.latest}' belongs to a run with {state.clips // state.iteration} clips per "
                 f"iteration, but this one has {now} (processes x batch x accumulate): change these "
-                "to match, or start another run from that checkpoint in another folder"
+                "to match, or start another run from that checkpoint in another folder",
+                parameters=("load_from",),
             )
 
     def _load_initial_weights(self) -> None:

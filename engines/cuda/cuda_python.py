@@ -49,8 +49,8 @@ class CudaPythonDriver:
         )
         if driver == 0:
             raise EngineError(
-                "there is no NVIDIA driver on this machine: install one, or run on the CPU with "
-                "--device cpu"
+                "there is no NVIDIA driver on this machine: install one, or run on the CPU",
+                parameters=("device",),
             )
         # A driver runs what was made for any version of its own major number or an older one.
         if driver // 1000 < runtime // 1000:

@@ -49,7 +49,8 @@ class PycudaDriver:
                 ) from error
             raise EngineError(
                 f"CUDA does not start on this machine ({first_line(error)}): install an NVIDIA "
-                "driver, or run on the CPU with --device cpu"
+                "driver, or run on the CPU",
+                parameters=("device",),
             ) from error
         if not 0 <= index < count:
             raise EngineError(

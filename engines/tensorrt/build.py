@@ -140,19 +140,22 @@ def check_target(
         )
     if offered is not None and options.hardware_compatible:
         raise EngineError(
-            f"{tensorrt.name} has no hardware-compatible engines: name every GPU to compile for "
-            "with --compute-capability, such as 8.6,8.9,12.0"
+            f"{tensorrt.name} has no hardware-compatible engines: give the compute capability of "
+            "every GPU to compile for, such as 8.6,8.9,12.0",
+            parameters=("compute_capabilities",),
         )
     if offered is None and gpu is None:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles on the GPU that will run the engines, "
-            "and there is none here: compile there, or with --target tensorrt-rtx"
+            "and there is none here: compile there, or for the target tensorrt-rtx",
+            parameters=("target",),
         )
     if offered is None and gpu is not None and compute_capability != gpu.compute_capability:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles for the GPU it runs on only, which is "
             f"{gpu.name} of compute capability {gpu.compute_capability}, not "
-            f"{compute_capability}: compile on such a GPU, or with --target tensorrt-rtx"
+            f"{compute_capability}: compile on such a GPU, or for the target tensorrt-rtx",
+            parameters=("target",),
         )
 
 

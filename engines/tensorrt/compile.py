@@ -65,16 +65,18 @@ def choose_targets(
     if wish == "auto":
         if gpu is None:
             raise EngineError(
-                f"there is no GPU here to compile for ({no_gpu}): name the GPUs that will run the "
-                "engines, such as --target tensorrt-rtx --compute-capability 8.6,8.9"
+                f"there is no GPU here to compile for ({no_gpu}): give the target tensorrt-rtx and "
+                "the compute capabilities of the GPUs that will run the engines, such as 8.6,8.9",
+                parameters=("target", "compute_capabilities"),
             )
         tensorrt = flavour_for(gpu, options=options)
     else:
         tensorrt = load_flavour(wish)
         if tensorrt.compute_capabilities() is not None and gpu is None and not wanted:
             raise EngineError(
-                f"{wish} must be told which GPUs to compile for, as there is none here ({no_gpu}): "
-                "give their compute capabilities, such as --compute-capability 8.6,8.9,12.0"
+                f"{wish} needs to know which GPUs to compile for, as there is none here "
+                f"({no_gpu}): give their compute capabilities, such as 8.6,8.9,12.0",
+                parameters=("compute_capabilities",),
             )
     if not wanted:
         wanted = [gpu.compute_capability] if gpu is not None else [""]

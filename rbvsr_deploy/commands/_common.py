@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
+from rbvsr_deploy.commands._hints import with_options
 from rbvsr_deploy.commands._process import discard, exit_on_signals, prepare_streams
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 from rbvsr_deploy.version import __version__
@@ -131,7 +132,7 @@ def _one_line_errors(*, verbose: bool) -> Iterator[None]:
 def _sentence(error: BaseException, *, verbose: bool) -> str:
     """Describe an error to the user, in one sentence."""
     if isinstance(error, RbvsrError):
-        return str(error)
+        return with_options(error)
     if isinstance(error, MemoryError):
         context = click.get_current_context(silent=True)
         if context is not None and "memory" in context.params:

@@ -55,7 +55,7 @@ _NOT_FOR_PREVIEWS = {
     "subtitles": "--no-subtitles",
 }
 # Options that are passed to upscale_file unchanged.
-_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "compare", "overwrite", "keep_job")
+_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "overwrite", "keep_job")
 
 
 @click.command(cls=SectionedCommand, sections=SECTIONS, context_settings={"show_default": True})
@@ -110,6 +110,7 @@ def run(
                     settings=settings,
                     reading=reading,
                     writing=writing,
+                    page=options["compare"],
                     progress=progress,
                     report=report,
                     **others,

@@ -1,4 +1,4 @@
-"""Reads ahead and writes behind while the network computes, in threads with bounded queues.
+"""Reads ahead and writes in the background while the network computes, through bounded queues.
 
 An error in a thread is raised where its work is waited for; leaving the context, for whatever
 reason, stops the thread and waits for it.

@@ -48,7 +48,7 @@ def upscale_file(
     overwrite: bool = False,
     keep_job: bool = False,
     before_after: Path | None = None,
-    compare: Path | None = None,
+    page: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -69,7 +69,7 @@ def upscale_file(
         keep_job: keep the job folder with the finished segments after success.
         before_after: path of an image of the middle frame, bicubic on the left and the result on
             the right.
-        compare: path of a report page (HTML) with some frames before and after.
+        page: path of a report page (HTML) with some frames before and after.
         progress: called after every frame of every stage with the frames done and, if known, the
             total.
         report: called with a line about every choice that was made.
@@ -82,7 +82,7 @@ def upscale_file(
     start = time.perf_counter()
     settings = settings or Settings()
     reading, writing = reading or ReadOptions(), writing or WriteOptions()
-    _check_beside(before_after, compare, scene_list, path=path, output=output, overwrite=overwrite)
+    _check_beside(before_after, page, scene_list, path=path, output=output, overwrite=overwrite)
     cuts = SceneCuts(scene_list, detect=scene_cuts)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(path, reading))
@@ -136,14 +136,14 @@ def upscale_file(
         damaged_frames=source.damaged_frames,
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
-    if compare is not None:
-        write_report_page(compare, path, output, summary=summary, reading=reading)
+    if page is not None:
+        write_report_page(page, path, output, summary=summary, reading=reading)
     return summary
 
 
 def _check_beside(
     before_after: Path | None,
-    compare: Path | None,
+    page: Path | None,
     scene_list: Path | None,
     *,
     path: Path,
@@ -151,7 +151,7 @@ def _check_beside(
     overwrite: bool,
 ) -> None:
     """Refuse files that could not be written after the output."""
-    for name, file in (("before_after", before_after), ("compare", compare)):
+    for name, file in (("before_after", before_after), ("page", page)):
         if file is not None and (is_pipe(path) or is_pipe(output)):
             raise MediaError(
                 f"{name} reads input and output a second time, which pipes do not allow: use files"
@@ -162,8 +162,8 @@ def _check_beside(
         others["scene list"] = scene_list
     if before_after is not None:
         check_before_after(before_after, overwrite=overwrite, others=others)
-    if compare is not None:
-        check_report_page(compare, overwrite=overwrite, others=others)
+    if page is not None:
+        check_report_page(page, overwrite=overwrite, others=others)
 
 
 def _excerpt(reading: ReadOptions) -> dict[str, float] | None:

@@ -167,9 +167,9 @@ def test_cuda_where_there_is_none(tiny_bundle: Path, tiny_checkpoint: Path) -> N
     """Both engines say what is there instead."""
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(EngineError, match="use --device cpu"):
+    with pytest.raises(EngineError, match="use the CPU"):
         open_engine(tiny_bundle, device="cuda")
-    with pytest.raises(EngineError, match="use --device cpu"):
+    with pytest.raises(EngineError, match="use 'cpu'"):
         open_engine(tiny_checkpoint, device="cuda")
 
 

@@ -398,7 +398,7 @@ def test_bad_input(tiny_bundle: Path, tiny_checkpoint: Path, clip: Path, tmp_pat
     good = f"{tiny_bundle}@cpu"
     for code, expected, arguments in (
         (1, "missing.mp4 does not exist", (good, good, "--clip", tmp_path / "missing.mp4")),
-        (1, "device 'abacus' is not to be had", (good, f"{tiny_bundle}@abacus", "--clip", clip)),
+        (1, "device 'abacus' is not available", (good, f"{tiny_bundle}@abacus", "--clip", clip)),
         (1, "torch has no device 'abacus'", (good, f"{tiny_checkpoint}@abacus", "--clip", clip)),
         (1, "is a RealBasicVSR of 8 channels", (good, f"{basic}@cpu", "--clip", clip)),
         (1, "is not a bundle", (good, text, "--clip", clip)),

@@ -260,9 +260,9 @@ def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble
         calls = Counter(driver.calls[before:])
     assert calls["synchronise_stream"] == 0
     assert calls["synchronise"] <= calls["download"] + calls["upload"]
-    # Per batch of four frames: frames in, frames and residues out, frames in for each branch,
-    # pictures out.
-    assert calls["download"] + calls["upload"] <= 6 * 10
+    # Per batch of four frames: images in, residues and images out.
+    assert calls["upload"] == 10
+    assert calls["download"] == 2 * 10
 
 
 def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:

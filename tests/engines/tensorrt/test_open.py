@@ -75,7 +75,7 @@ def test_tensorrt_is_taken_where_it_runs(device: str, bundle: Path, machine: Mac
         said = engine.describe()
         assert said.engine == "tensorrt"
         assert said.device.startswith("cuda:0 ")
-        why = {"auto": "TensorRT is there", "tensorrt": "--device tensorrt"}[device]
+        why = {"auto": "TensorRT is available", "tensorrt": "TensorRT was requested"}[device]
         assert said.reason == f"{why}, engines from the bundle"
         assert machine.plans.asked == [(20, 30, 4)]
     assert machine.driver.leaks() == []
@@ -91,7 +91,7 @@ def test_what_was_asked_for_is_taken(device: str, bundle: Path, machine: Machine
     """A GPU is no reason to use it against the user's wish."""
     with open_engine(bundle, device=device) as engine:
         assert engine.describe().engine == "onnxruntime"
-        assert engine.describe().reason == f"--device {device}"
+        assert engine.describe().reason == f"device '{device}' was requested"
 
 
 def test_what_does_not_compile_runs_in_onnx_runtime(bundle: Path, machine: Machine) -> None:
@@ -188,7 +188,7 @@ def test_the_command_runs_on_a_gpu(
         if device == "auto":
             assert machine.plans.asked == [(54, 96, 4)]
             assert "by tensorrt 10.0.0 on cuda:0" in done.output
-            assert "TensorRT is there, engines from the bundle" in done.output
+            assert "TensorRT is available, engines from the bundle" in done.output
     assert len(frames[0]) == 3
     for ours, theirs in zip(*frames, strict=True):
         assert (ours == theirs).all()

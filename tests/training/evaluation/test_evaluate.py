@@ -416,7 +416,7 @@ def test_paths_without_frames_are_refused(footage: Path, tmp_path: Path) -> None
     assert "does not exist" in refusal(tmp_path / "missing")
     (tmp_path / "text.mp4").write_text("text")
     assert "text.mp4" in refusal(tmp_path / "text.mp4")
-    given = ["--truth", footage / "truth", "--metrics", "psnr_y", "--frames", "7,9"]
+    given = ["--truth", footage / "truth", "--metrics", "psnr_y", "--only-frames", "7,9"]
     assert "a has none of the frames 7, 9" in refusal(footage / "results", *given)
 
 

@@ -150,7 +150,8 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
             if path is None:
                 raise MetricUnavailableError(
                     "its model of undistorted images is not installed: pip install --no-deps "
-                    "mmagic, or give a file of NIQE parameters"
+                    "mmagic, or give a file of NIQE parameters",
+                    parameters=("niqe_parameters",),
                 )
             return niqe.Niqe(niqe.read_parameters(path))
         case "brisque":
