@@ -30,7 +30,7 @@ from rbvsr_deploy.export.quantise import (
 )
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import RealBasicVSR
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 
 __all__ = ["DEFAULT_MIN_PSNR", "quantise_network"]
 

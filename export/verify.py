@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GRAPHS, Precision
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 
 __all__ = ["MAX_DIFFERENCE", "MIN_PSNR", "verify_graphs"]
 

@@ -1,9 +1,10 @@
 """Converts images between 8 and 16 bits per sample, as on the host, and the floating point of the
-network.
+network; and computes the peak signal-to-noise ratio.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = [
     "eight_bits",
     "enlarged",
     "network_input",
+    "psnr_of",
     "sixteen_bit_images",
     "sixteen_bits",
 ]
@@ -75,3 +77,15 @@ def sixteen_bit_images(output: NDArray[Any]) -> NDArray[np.uint16]:
         ]
         cv2.merge(planes, image)
     return images
+
+
+def psnr_of(mean_square: float, *, peak: float, most: float) -> float:
+    """Return the PSNR in dB: ten times the decimal logarithm of the squared peak divided by the
+    mean squared difference.
+
+    Args:
+        mean_square: mean squared difference, in the square of the peak's unit.
+        peak: the full signal.
+        most: upper limit, also returned where there is no difference: JSON has no infinity.
+    """
+    return min(most, 10.0 * math.log10(peak**2 / mean_square)) if mean_square > 0 else most

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 
 __all__ = ["LEVELS", "ErrorSum", "Errors", "FrameErrors", "ImageErrorSum", "ImageErrors"]
 

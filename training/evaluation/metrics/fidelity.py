@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 from rbvsr_deploy.training.evaluation.metrics.base import ScoredFrame, require_truth
 
 __all__ = ["IDENTICAL", "SSIM_SIDE", "psnr", "psnr_rgb", "psnr_y", "ssim", "ssim_rgb", "ssim_y"]
