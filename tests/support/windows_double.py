@@ -62,7 +62,8 @@ def install() -> None:
     import shutil
     import tempfile
 
-    shutil._use_fd_functions = False  # type: ignore[attr-defined]
+    # They were found out when the module was imported.
+    shutil._use_fd_functions = shutil._USE_CP_SENDFILE = False  # type: ignore[attr-defined]
     tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[assignment]
 
 
