@@ -31,7 +31,9 @@ PAGES = {
 """File of the repository outside docs/ -> its page in the site."""
 
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
-_REQUEST = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=\"?https?://[^>]*>")
+_REQUEST = re.compile(
+    r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=\"?https?://[^>]*>"
+)
 _NO_REQUEST = re.compile(r"<link\b[^>]*\brel=\"?canonical\b")
 
 
