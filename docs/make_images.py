@@ -42,7 +42,7 @@ SHOWN = FRAMES // 2
 DRAWING = (384, 576)  # height and width of the ground truth
 SEED = 11  # of the degradation of the drawing
 SHEET_HEIGHT = 1568  # pixels of the contact sheet that are shown: seven rows
-GAP, LABEL = 8, 30  # pixels between panels, and above them for their labels
+GAP, LABEL = 8, 36  # pixels between panels, and above them for their labels
 
 Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -104,7 +104,7 @@ def panels(rows: list[dict[str, Image]]) -> Image:
             figure.figimage(image, left, size[1] - top - LABEL - height)
             figure.text(
                 *(left / size[0], 1 - (top + LABEL / 2) / size[1], label),
-                fontsize=11,
+                fontsize=15,
                 va="center",
                 color="#222222",
             )
