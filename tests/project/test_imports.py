@@ -88,7 +88,7 @@ def test_help_says_what_the_command_is_for() -> None:
 
 
 def test_opening_a_bundle_needs_no_array_library() -> None:
-    """``rbvsr-info`` on a file that is not a bundle answers with one line and exit code 1, and stays light."""
+    """``rbvsr-info`` reports a missing bundle in one line, with exit code 1, and stays light."""
     program = """
 from rbvsr_deploy.commands.info import info
 try:
