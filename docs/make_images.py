@@ -80,8 +80,8 @@ def draw_clip() -> NDArray[np.uint8]:
     clip = []
     for t in range(FRAMES):
         shift = np.array([[1, 0, -60 - 3.1 * t], [0, 1, -60 - 1.7 * t]], np.float64)
-        size = (2 * DRAWING[1], 2 * DRAWING[0])
-        moved = cv2.warpAffine(canvas, shift, size, flags=cv2.INTER_CUBIC)
+        twice = (2 * DRAWING[1], 2 * DRAWING[0])
+        moved = cv2.warpAffine(canvas, shift, twice, flags=cv2.INTER_CUBIC)
         clip.append(cv2.resize(moved, DRAWING[::-1], interpolation=cv2.INTER_AREA))
     return np.stack(clip)
 
@@ -114,6 +114,16 @@ def panels(rows: list[dict[str, Image]]) -> Image:
     return drawn
 
 
+def upscaled(upscaler: Upscaler, frames: NDArray[np.uint8]) -> Image:
+    """Upscale some frames and return the one that is shown."""
+    return np.asarray(list(upscaler.frames(frames))[SHOWN], np.uint8)
+
+
+def read(path: Path) -> Image:
+    """Read an image file: (H, W, 3) RGB."""
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
 def cut(image: Image, box: Box) -> Image:
     """Return a part of an image."""
     left, top, width, height = box
@@ -131,7 +141,7 @@ def write(name: str, image: Image) -> None:
 def sample_images(upscaler: Upscaler) -> None:
     """Make the images of the real clip: one part for README, three for the gallery."""
     frames = read_sample()
-    result = list(upscaler.frames(frames))[SHOWN]
+    result = upscaled(upscaler, frames)
     bicubic = enlarge(frames[SHOWN], SCALE)
 
     def pair(box: Box) -> dict[str, Image]:
@@ -148,7 +158,7 @@ def drawing_images(upscaler: Upscaler) -> None:
     for name, config in (("degraded", MODERATE), ("clean", CLEAN)):
         rng = np.random.default_rng(SEED)
         frames = degrade(truth, draw_degradation(config, rng, length=FRAMES, walk=False))
-        result = list(upscaler.frames(frames))[SHOWN]
+        result = upscaled(upscaler, frames)
         bicubic = enlarge(frames[SHOWN], SCALE)
         right = luma(truth[SHOWN])
         figures = (f"{psnr(luma(image), right):.2f} dB" for image in (bicubic, result))
@@ -165,7 +175,7 @@ def degradation_image() -> None:
         sheet = Path(folder, "sheet.png")
         options = ["--output", str(sheet), "--seed", "3", "--crop", "40", "--length", "14"]
         rbvsr.main(["degradations", str(SAMPLE), *options], standalone_mode=False)
-        rows = cv2.imread(str(sheet), cv2.IMREAD_COLOR_RGB)
+        rows = read(sheet)
     write("gallery_degradations.jpg", rows[:SHEET_HEIGHT])
 
 
@@ -187,7 +197,7 @@ def report_image() -> None:
             check=True,
             capture_output=True,
         )
-        write("gallery_report.jpg", cv2.imread(str(shot), cv2.IMREAD_COLOR_RGB))
+        write("gallery_report.jpg", read(shot))
 
 
 def main() -> None:
