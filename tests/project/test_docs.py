@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import re
 import shlex
@@ -95,7 +96,7 @@ def parse(words: list[str]) -> None:
         module, function = PROJECT["scripts"][words[0]].split(":")
         command = getattr(importlib.import_module(module), function)
     arguments = words[1:]
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and not arguments[0].startswith("-"):
         name, *arguments = arguments
         found = command.get_command(click.Context(command), name)
         assert found is not None, f"{words[0]} has no command {name}"
@@ -104,7 +105,8 @@ def parse(words: list[str]) -> None:
     for parameter in command.params:
         if isinstance(parameter.type, click.Path):
             parameter.type.exists = False
-    command.make_context(words[0], arguments)
+    with contextlib.suppress(click.exceptions.Exit):  # of --help and --version
+        command.make_context(words[0], arguments)
 
 
 def inline_commands(page: Path) -> list[list[str]]:

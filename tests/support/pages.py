@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from rbvsr_deploy.video.images import write_image
-from tests.conftest import DATA, short_clip
+from tests.conftest import DATA, moving_clip, short_clip
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,9 +77,16 @@ def blocks(page: Path) -> list[Block]:
 
 def make_workspace(folder: Path, *, checkpoint: Path, bundle: Path) -> Path:
     """Make the files that the pages take as given: ``video.mp4``, ``video.y4m``, ``image.png``,
-    ``frames/``, ``inputs/``, ``results/``, ``truth/``, ``checkpoint.safetensors``, ``model.plan``.
+    ``frames/``, ``inputs/``, ``results/``, ``truth/``, ``checkpoint.safetensors``, ``model.plan``,
+    all small, and ``clip.mp4``, which is large enough to be cut up for training.
     """
     short_clip(DATA / "sample.mp4", folder / "video.mp4", frames=10)
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+        for image in moving_clip(16, 256, 256):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
     shutil.copy(checkpoint, folder / "checkpoint.safetensors")
     shutil.copy(bundle, folder / "model.plan")
     for name in ("frames", "inputs", "results", "truth"):
