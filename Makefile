@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Plain "torch" takes the newest CUDA build, several gigabytes; this version is what everything here is tested with.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-gpu lint types docs clean
+.PHONY: demo test test-gpu lint types clean
 
 # What a user has: the installed wheel with [cpu], no torch.
 demo: .venv-demo/installed
@@ -57,6 +57,7 @@ types: .venv/installed
 	.venv/bin/python -m mypy
 
 # The documentation as a site in build/site, its API reference from the docstrings. Warnings are errors.
+.PHONY: docs
 docs: .venv-docs/installed links
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "The documentation:  build/site/index.html"

@@ -1,4 +1,4 @@
-"""Checks that the benchmark programs run and write their results; no test measures speed."""
+"""Benchmarks run and write what they say; how fast a machine is, no test asks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A bundle and a checkpoint are measured alternately: every graph, the sum, and the ratio."""
+    """A bundle and a checkpoint side by side: every graph of both, a sum, and the ratio."""
     program = ROOT / "benchmarks" / "graphs.py"
     options = ["--size", "32x24", "--repeats", "1", "--device", "cpu"]
     options += ["--json", str(tmp_path / "graphs.json")]
@@ -55,8 +55,8 @@ def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]
 
 
 def test_lookahead_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
-    """The error decreases with N, to zero where no future is lost, and also with the warm-up; the
-    last output of a chunk equals the one with a lookahead of its warm-up.
+    """The error falls with N, to none where nothing of the future is cut; warm-ups likewise; and
+    the last picture of a part is the one with a lookahead of its warm-up.
     """
     result = run_benchmark(
         *("lookahead.py", sample, "--engine", tiny_bundle, "--size", "32x24", "--frames", 24),
@@ -69,32 +69,32 @@ def test_lookahead_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) ->
     assert ahead["0"]["rmse"] > ahead["2"]["rmse"] > ahead["24"]["rmse"] == 0
     assert ahead["24"]["psnr"] is None
     assert clip["rmse_falls"] is clip["mean_difference_falls"] is True
-    # Frames 5 and 11 are measured, the last ones of the chunks.
+    # Measured are frames 5 and 11, the last ones of the parts.
     for warm_up, figures in clip["continuation"].items():
         assert figures["joins"] == ahead[warm_up]
         assert figures["rest"]["rmse"] <= figures["joins"]["rmse"]
     assert (tmp_path / "lookahead.png").stat().st_size > 10_000
 
 
-def test_lookahead_benchmark_makes_the_frames_users_get(
+def test_lookahead_benchmark_makes_the_pictures_users_get(
     tiny_bundle: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its shortcut gives, bit for bit, the outputs of a stream with that lookahead."""
+    """Its shortcut gives, bit for bit, the pictures of a stream with that lookahead."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     common = importlib.import_module("common")
     lookahead = importlib.import_module("lookahead")
     images = common.read_clip(sample, frames=12, size=(32, 24))
     with open_engine(tiny_bundle, device="cpu") as engine:
         found = lookahead.by_lookahead(lookahead.Clip(engine, images), [0, 3], measured=8, every=2)
-        for ahead, outputs in found.items():
+        for ahead, pictures in found.items():
             stream = common.upscale(engine, images, Settings(lookahead=ahead, cleanings=1))
-            assert list(outputs) == [1, 3, 5, 7]
-            for number, output in outputs.items():
-                np.testing.assert_array_equal(output, stream[number])
+            assert list(pictures) == [1, 3, 5, 7]
+            for number, picture in pictures.items():
+                np.testing.assert_array_equal(picture, stream[number])
 
 
 def test_seams_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
-    """Windows change nothing; independent chunks do, mostly at their borders."""
+    """Windows change nothing; independent chunks do, and most at their borders."""
     result = run_benchmark(
         *("seams.py", sample, "--engine", tiny_bundle, "--size", "32x24"),
         *("--frames", 20, "--chunk", 6, "--plot", tmp_path / "seams.png"),
@@ -110,7 +110,7 @@ def test_seams_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> Non
 
 
 def test_soak_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
-    """Killed and resumed, the output is the same, and nothing is left."""
+    """A clip of its own making; killed and continued, the output is the same, nothing left."""
     result = run_benchmark(
         *("soak.py", sample, "--engine", tiny_bundle, "--scenes", 2, "--length", 48),
         *("--size", "16x16", "--kills", 1, "--", "--memory", "1GiB"),
@@ -122,7 +122,7 @@ def test_soak_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None
 
 
 def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
-    """Every stage has a time, and the total is at least the network's."""
+    """Every stage has its time, and the total is at least the network's."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
     result = run_benchmark(
         "overlap.py", clip, "--engine", tiny_bundle, result=tmp_path / "overlap.json"
@@ -134,7 +134,7 @@ def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> N
 
 
 def make_clips(folder: Path, *, size: tuple[int, int], frames: int = 8) -> Path:
-    """Make a folder with one video: a texture that moves by two pixels per frame."""
+    """A folder with one video: a texture that moves by two pixels a frame."""
     folder.mkdir()
     width, height = size
     noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4 + frames, 3))
@@ -150,7 +150,7 @@ def make_clips(folder: Path, *, size: tuple[int, int], frames: int = 8) -> Path:
 
 
 def make_niqe_parameters(path: Path) -> Path:
-    """Write parameters of the right shape, which describe no real images."""
+    """Not of real pictures, but of the right shape."""
     np.savez(path, mu_pris_param=np.zeros((1, 36)), cov_pris_param=np.eye(36))
     return path
 
@@ -160,7 +160,7 @@ SHORT += ("--set", "data.crop=8", "--set", "batch=1", "--clip-length", 3, "--dev
 
 
 def test_training_claims_cleaning(tmp_path: Path) -> None:
-    """Two runs differ only in the cleaning loss and are scored next to bicubic."""
+    """Two runs that differ in the cleaning loss only, scored beside bicubic enlargement."""
     clips = make_clips(tmp_path / "clips", size=(216, 208))
     result = run_benchmark(
         *("training_claims.py cleaning", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
@@ -189,7 +189,7 @@ def test_training_claims_cleaning(tmp_path: Path) -> None:
 
 
 def test_training_claims_length(tmp_path: Path) -> None:
-    """Every shape is trained, with the same number of frames per iteration."""
+    """One run per shape, as many frames each; shapes with more frames are refused."""
     clips = make_clips(tmp_path / "clips", size=(160, 128))
     result = run_benchmark(
         *("training_claims.py length", clips, "--held-out", clips, "--runs", tmp_path / "runs"),
@@ -208,8 +208,8 @@ def test_training_claims_length(tmp_path: Path) -> None:
 
 
 def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Fixed numbers are respected; a threshold below every change cleans three times, one above
-    every change cleans once, and the scores then equal those of that number.
+    """Fixed numbers are kept to; a threshold below every change cleans thrice, one above once, and
+    the pictures are then those of that number.
     """
     clips = make_clips(tmp_path / "clips", size=(56, 32), frames=4)
     result = run_benchmark(

@@ -1,4 +1,4 @@
-"""Checks what imports load: nothing heavy before it is needed, and nothing optional."""
+"""What an import costs: nothing heavy is loaded before it is needed, nothing optional at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT = (
 
 
 def loaded_by(program: str) -> set[str]:
-    """Run a program in a fresh interpreter and return the top-level modules it has loaded."""
+    """Top-level modules that a fresh interpreter holds after running the program."""
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\n{REPORT}"], capture_output=True, text=True, check=False
     )
@@ -38,12 +38,12 @@ def loaded_by(program: str) -> set[str]:
 
 
 def test_the_check_sees_what_is_loaded() -> None:
-    """An import of NumPy is detected, so the tests below can fail."""
+    """The tests below can fail: a program that imports NumPy is seen to."""
     assert "numpy" in loaded_by("import rbvsr_deploy.runtime.propagation")
 
 
 def test_importing_the_package_is_light() -> None:
-    """``import rbvsr_deploy`` loads neither the libraries it uses nor click."""
+    """``import rbvsr_deploy`` loads none of the libraries it works with, nor click."""
     loaded = loaded_by("import rbvsr_deploy; assert rbvsr_deploy.__version__")
     assert "rbvsr_deploy" in loaded
     assert not loaded & (HEAVY | {"click"})
@@ -54,7 +54,7 @@ def test_importing_the_package_is_light() -> None:
     ["errors", "graphs", "files", "bundle", "models", "scenes", "engine_sets", "commands.run"],
 )
 def test_modules_without_arrays_are_light(module: str) -> None:
-    """Modules that do not need arrays at import load none of the heavy libraries."""
+    """Modules that handle no arrays, or not at once, load none of the libraries that do."""
     assert not loaded_by(f"import rbvsr_deploy.{module}") & HEAVY
 
 
@@ -88,7 +88,7 @@ def test_help_says_what_the_command_is_for() -> None:
 
 
 def test_opening_a_bundle_needs_no_array_library() -> None:
-    """``rbvsr-info`` reports a missing bundle in one line, with exit code 1, and stays light."""
+    """``rbvsr-info`` on something that is no bundle answers in one line, exit code 1, light."""
     program = """
 from rbvsr_deploy.commands.info import info
 try:

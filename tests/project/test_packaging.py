@@ -1,4 +1,4 @@
-"""Checks the wheel: one top-level name, every module in its mapped place, and nothing else."""
+"""The wheel: one top-level name, every module in its mapped place, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_COPIED = shutil.ignore_patterns(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    """The wheel, built from a copy of the checkout without network."""
+    """The wheel built from a copy of the checkout, as it lies there, without network."""
     folder = tmp_path_factory.mktemp("packaging")
     shutil.copytree(ROOT, folder / "checkout", ignore=NOT_COPIED)
     done = subprocess.run(
@@ -63,7 +63,7 @@ def test_the_only_top_level_name_is_the_projects(wheel: zipfile.Path) -> None:
 
 
 def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> None:
-    """It contains exactly the Python files of the four folders: no tests, no benchmarks."""
+    """The Python files of the four folders, no more (no tests, no benchmarks) and no fewer."""
     expected = {
         f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, place in FOLDERS.items()
@@ -74,8 +74,8 @@ def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> N
 
 
 def test_data_files_are_there(wheel: zipfile.Path) -> None:
-    """It contains the type marker, the page template, the recipes of training, and all models,
-    weights and model cards of the checkout, byte for byte.
+    """The type marker, the page's template, the recipes of training and whatever models, weights
+    and model cards lie in the checkout, byte for byte.
     """
     models = ROOT / "rbvsr_deploy" / "pretrained"
     data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "jobs/page.html")]
@@ -103,8 +103,17 @@ def test_commands_are_there(wheel: zipfile.Path) -> None:
 
 
 def test_metadata(wheel: zipfile.Path) -> None:
-    """The licence files are included, and optional packages are extras, not dependencies."""
+    """The version is the package's own, the licence files are there, and what is optional is an
+    extra, not a dependency.
+    """
     metadata = (dist_info(wheel) / "METADATA").read_text()
+    source = wheel.root.read("rbvsr_deploy/version.py").decode()
+    (version,) = (
+        line.removeprefix("Version: ")
+        for line in metadata.splitlines()
+        if line.startswith("Version: ")
+    )
+    assert f'__version__ = "{version}"' in source
     licenses = {Path(name).name for name in names(wheel) if "/licenses/" in name}
     assert licenses == {"LICENSE", "NOTICE"}
     required = [
@@ -117,16 +126,12 @@ def test_metadata(wheel: zipfile.Path) -> None:
         assert not any(requirement.startswith(heavy) for requirement in required)
 
 
-def test_version_changelog_and_citation_agree(wheel: zipfile.Path) -> None:
-    """Changelog (its newest section), citation and wheel have the version of the package, and the
-    first two have the same date.
-    """
+def test_changelog_and_citation_have_the_version_of_the_wheel(wheel: zipfile.Path) -> None:
+    """The newest section of the changelog and the citation have the wheel's version, and one date."""
     metadata = (dist_info(wheel) / "METADATA").read_text()
     (version,) = re.findall(r"^Version: (.+)$", metadata, re.MULTILINE)
-    assert f'__version__ = "{version}"' in wheel.root.read("rbvsr_deploy/version.py").decode()
     assert wheel.root.filename is not None
     assert Path(wheel.root.filename).name.startswith(f"rbvsr_deploy-{version}-")
-
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
     assert sections[0] == ("Unreleased", "")
@@ -137,7 +142,7 @@ def test_version_changelog_and_citation_agree(wheel: zipfile.Path) -> None:
 
 
 def test_installed_wheel_imports(wheel: zipfile.Path, tmp_path: Path) -> None:
-    """Unpacked away from the checkout, the wheel's packages import under their full names."""
+    """Unpacked alone, away from the checkout, the wheel's rooms import under their full names."""
     assert wheel.root.filename is not None
     with zipfile.ZipFile(wheel.root.filename) as archive:
         archive.extractall(tmp_path)
