@@ -37,6 +37,7 @@ def to_run(page: Path) -> list[Block]:
 # ------------------------------------------------------------------------------------ commands run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in DOCS if any(to_run(page))], ids=ids)
 def test_examples_run(page: Path, tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     """The shell commands and Python programs of a page succeed, in order, in one folder."""

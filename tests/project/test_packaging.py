@@ -127,7 +127,7 @@ def test_metadata(wheel: zipfile.Path) -> None:
 
 
 def test_changelog_and_citation_have_the_version_of_the_wheel(wheel: zipfile.Path) -> None:
-    """The newest section of the changelog and the citation have the wheel's version, and one date."""
+    """The newest section of the changelog and the citation have its version, and the same date."""
     metadata = (dist_info(wheel) / "METADATA").read_text()
     (version,) = re.findall(r"^Version: (.+)$", metadata, re.MULTILINE)
     assert wheel.root.filename is not None
