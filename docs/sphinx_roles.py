@@ -28,10 +28,7 @@ class SphinxRoles(griffe.Extension):
 def _reference(obj: griffe.Object, role: re.Match[str]) -> str:
     """Return the code that a role names, as a link that may have no target."""
     short, name = role.groups()
-    target = name
-    if "." not in name:  # a sibling in the class, or a name in the module
-        owner = obj if obj.is_class else obj.parent
-        inside = owner is not None and name in owner.members
-        target = f"{(owner if inside and owner else obj.module).path}.{name}"
+    owners = [owner for owner in (obj, obj.parent, obj.module) if owner is not None]
+    target = next((f"{owner.path}.{name}" for owner in owners if name in owner.members), name)
     shown = name.rpartition(".")[2] if short else name
     return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
