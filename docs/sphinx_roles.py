@@ -21,7 +21,7 @@ class SphinxRoles(griffe.Extension):
         """Rewrite the docstring of an object."""
         if obj.docstring is not None:
             text = _ROLE.sub(lambda role: _reference(obj, role), obj.docstring.value)
-            text = re.sub(r" ::$", "", text, flags=re.MULTILINE)
+            text = re.sub(r"(^| )::$", "", text, flags=re.MULTILINE)
             obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
 
