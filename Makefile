@@ -19,7 +19,7 @@ demo: .venv-demo/installed
 
 .venv-demo/installed: pyproject.toml $(shell find rbvsr_deploy export engines -name "*.py" -o -name "*.html" -o -name "*.plan")
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet --upgrade ".[cpu]"
+	.venv-demo/bin/python -m pip install --quiet --upgrade '.[cpu]'
 	touch $@
 
 # What a developer has: the checkout, editable, with everything. Two processes, as most tests keep one core busy.
@@ -48,7 +48,7 @@ check: .venv-check/installed links
 .venv/installed: pyproject.toml | links
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
-	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,eval,bench,dev]"
+	.venv/bin/python -m pip install --quiet --editable '.[cpu,rtx,export,train,eval,bench,dev]'
 	.venv/bin/python -m pip install --quiet --no-deps mmagic==1.2.0 brisque==0.2.0  # parameters of metrics, as files
 	touch $@
 
@@ -62,7 +62,7 @@ test-gpu: .venv-gpu/installed
 	.venv-gpu/bin/python -c "import tensorrt" 2>/dev/null \
 	    || .venv-gpu/bin/python -c "import tensorrt_rtx" 2>/dev/null \
 	    || .venv-gpu/bin/python -m pip install --quiet tensorrt
-	.venv-gpu/bin/python -m pip install --quiet --editable ".[cpu,engines,export,dev]"
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[cpu,engines,export,dev]'
 	touch $@
 
 # export, engines and training are sub-packages of rbvsr_deploy once installed. The links show them to editors and type
@@ -77,5 +77,16 @@ lint: .venv/installed
 types: .venv/installed
 	.venv/bin/python -m mypy
 
+# The documentation as a site in build/site, its API reference from the docstrings. Warnings are errors.
+.PHONY: docs
+docs: .venv-docs/installed links
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "The documentation:  build/site/index.html"
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-check .venv-demo .venv-gpu build demo dist *.egg-info
+	rm -rf .venv .venv-check .venv-demo .venv-docs .venv-gpu build demo dist *.egg-info

@@ -1,4 +1,4 @@
-"""Which folders may import which, read off the sources without running them."""
+"""Checks which folders import which, from the sources, without running them."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ LAYERS = (
 """From the bottom to the top: a module imports from its own layer and those before it."""
 
 NEEDS_TORCH = ("model", "checkpoint", "graph_modules", "export", "engines.pytorch", "training")
-"""What a machine without torch does not have."""
+"""Modules that need torch."""
 
 ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")
-"""What such a machine runs."""
+"""Packages and modules that run without torch."""
 
 
 def imported(source: str) -> Iterator[str]:
@@ -125,7 +125,7 @@ def rooms_of(package: str) -> dict[str, set[str]]:
 
 
 def test_the_parser_finds_every_kind_of_import() -> None:
-    """The tests below can fail: all spellings and places of an import are found."""
+    """All spellings and places of an import are found, so the tests below can fail."""
     source = """
 import a.b as c, d
 from e import f
@@ -152,13 +152,13 @@ def test_every_layer_has_modules() -> None:
 
 
 def test_imports_are_absolute_and_by_the_installed_name() -> None:
-    """No relative import, and no package under its bare name (which belongs to other projects)."""
+    """No import is relative or uses a bare name, which belongs to other projects."""
     assert breaches(RAW, "export", "engines", "training", "tests", "benchmarks") == []
     assert [f"{n}: {t}" for n, ts in RAW.items() for t in ts if t.startswith(".")] == []
 
 
 def test_every_import_of_the_project_exists() -> None:
-    """What is imported from the project is a module of it or a name inside one."""
+    """Every import from the project names one of its modules or a name inside one."""
     ours = {t for targets in RAW.values() for t in targets if is_in(t, "rbvsr_deploy")}
     assert [t for t in sorted(ours) if t not in FILES and t.rpartition(".")[0] not in FILES] == []
 
@@ -180,12 +180,12 @@ def test_no_circle_of_modules() -> None:
     "package", sorted({name.rpartition(".")[0] for name in FILES if "." in name})
 )
 def test_no_circle_in_a_folder(package: str) -> None:
-    """Neither between the modules of a folder nor between its sub-folders."""
+    """There is no circle between the modules of a folder or its sub-folders."""
     assert circle(rooms_of(package)) == []
 
 
 def test_no_folder_is_crowded() -> None:
-    """At most 26 modules in a folder, 16 in the package's own."""
+    """A folder has at most 26 modules, that of the package at most 16."""
     counts: dict[Path, int] = {}
     for path in FILES.values():
         counts[path.parent] = counts.get(path.parent, 0) + 1
@@ -194,8 +194,8 @@ def test_no_folder_is_crowded() -> None:
 
 
 def test_running_needs_no_torch() -> None:
-    """What runs on a machine without torch imports neither torch, not even in a function, nor the
-    modules that do.
+    """Modules that run without torch import neither torch, not even in a function, nor the modules
+    that need it.
     """
     works = [f"rbvsr_deploy.{name}" for name in ALWAYS_WORKS]
     modules = {name: targets for name, targets in IMPORTS.items() if is_in(name, *works)}
