@@ -442,7 +442,7 @@ def test_too_little_memory(bundle: Bundle) -> None:
     driver = DriverDouble(memory=10_000)
     with open_double(bundle, driver) as engine:
         first = engine.empty((6_000,), dtype="uint8")
-        with pytest.raises(DeviceMemoryError, match=r"0\.0 MiB were asked for where the GPU has"):
+        with pytest.raises(DeviceMemoryError, match=r"0\.0 MiB were requested, but the GPU has"):
             engine.empty((6_000,), dtype="uint8")
         assert engine.free_memory() == 10_000 - 6_144
         del first
