@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rbvsr_deploy.bundle import Manifest
 from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
-from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, made
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, checked
 from rbvsr_deploy.engines.tensorrt.network import check_network
 from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
 from rbvsr_deploy.errors import EngineError
@@ -198,16 +198,16 @@ class _Build:
         where = f"graph '{self.graph}'"
         named = f"{tensorrt.name} {tensorrt.version}"
         with tensorrt.attempt(f"{named} does not start"):
-            builder = made(module.Builder(tensorrt.logger))
+            builder = checked(module.Builder(tensorrt.logger))
             network = tensorrt.create_network(builder)
-            parser = made(module.OnnxParser(network, tensorrt.logger))
+            parser = checked(module.OnnxParser(network, tensorrt.logger))
         with tensorrt.attempt(f"{where} is refused by the parser of {named}"):
-            made(parser.parse(model))
+            checked(parser.parse(model))
         layers = check_network(
             tensorrt, network, graph=self.graph, precision=self.manifest.precision
         )
         with tensorrt.attempt(f"{where} could not be compiled by {named}"):
-            config = made(builder.create_builder_config())
+            config = checked(builder.create_builder_config())
             self._configure(builder, network, config)
             tensorrt.watch(
                 config,
@@ -216,7 +216,7 @@ class _Build:
             )
             if timing_cache is not None:
                 timing_cache.attach(config)
-            plan = bytes(made(builder.build_serialized_network(network, config)))
+            plan = bytes(checked(builder.build_serialized_network(network, config)))
             if timing_cache is not None:
                 timing_cache.keep(config)
         return layers, plan
@@ -239,7 +239,7 @@ class _Build:
             tensorrt.allow_other_versions(config)
         if options.hardware_compatible:
             tensorrt.allow_other_gpus(config)
-        profile = made(builder.create_optimization_profile())
+        profile = checked(builder.create_optimization_profile())
         spec = GRAPHS[self.graph]
         for name, shapes in self.profile.shapes(spec, channels=self.manifest.channels).items():
             profile.set_shape(name, *shapes)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Target",
-    "Wish",
+    "TargetName",
     "check_installed",
     "choose_targets",
     "compile_into_bundle",
     "flavour_for",
 ]
 
-Wish = Literal["auto", "tensorrt", "tensorrt-rtx"]
+TargetName = Literal["auto", "tensorrt", "tensorrt-rtx"]
 """``auto``: whichever TensorRT compiles for this machine's GPU."""
 
 
@@ -46,12 +46,12 @@ class Target:
 
 
 def choose_targets(
-    wish: Wish, compute_capabilities: Sequence[str] = (), *, options: BuildOptions
+    name: TargetName, compute_capabilities: Sequence[str] = (), *, options: BuildOptions
 ) -> list[Target]:
     """What to compile, found out before long work.
 
     Args:
-        wish: a flavour, or this machine.
+        name: a flavour, or this machine.
         compute_capabilities: of the GPUs engines are for; this machine's if there are none.
         options: of the builder.
 
@@ -62,7 +62,7 @@ def choose_targets(
     driver, no_gpu = _this_machines_driver()
     gpu = None if driver is None else describe_gpu(driver)
     wanted = list(dict.fromkeys(compute_capabilities))
-    if wish == "auto":
+    if name == "auto":
         if gpu is None:
             raise EngineError(
                 f"there is no GPU here to compile for ({no_gpu}): name the GPUs that will run the "
@@ -70,10 +70,10 @@ def choose_targets(
             )
         tensorrt = flavour_for(gpu, options=options)
     else:
-        tensorrt = load_flavour(wish)
+        tensorrt = load_flavour(name)
         if tensorrt.compute_capabilities() is not None and gpu is None and not wanted:
             raise EngineError(
-                f"{wish} must be told which GPUs to compile for, as there is none here ({no_gpu}): "
+                f"{name} must be told which GPUs to compile for, as there is none here ({no_gpu}): "
                 "give their compute capabilities, such as --compute-capability 8.6,8.9,12.0"
             )
     if not wanted:

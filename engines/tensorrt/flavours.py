@@ -30,7 +30,7 @@ from rbvsr_deploy.graphs import Precision
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import Gpu
 
-__all__ = ["TensorRT", "installed_flavours", "load_flavour", "made"]
+__all__ = ["TensorRT", "checked", "installed_flavours", "load_flavour"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def load_flavour(name: Flavour) -> TensorRT:
     return TensorRT(name, module)
 
 
-def made(result: T | None) -> T:
+def checked(result: T | None) -> T:
     """What TensorRT returned; it returns nothing, or ``False``, where it has failed.
 
     Raises:
@@ -165,10 +165,10 @@ class TensorRT:
         """
         kinds = self.module.NetworkDefinitionCreationFlag
         if self._weakly_typed:
-            return made(builder.create_network(1 << int(kinds.EXPLICIT_BATCH)))
+            return checked(builder.create_network(1 << int(kinds.EXPLICIT_BATCH)))
         if self._asks_for_types:
-            return made(builder.create_network(1 << int(kinds.STRONGLY_TYPED)))
-        return made(builder.create_network(0))
+            return checked(builder.create_network(1 << int(kinds.STRONGLY_TYPED)))
+        return checked(builder.create_network(0))
 
     def ask_for_precision(
         self, config: Any, network: Any, *, precision: Precision, quantised: bool
@@ -199,7 +199,9 @@ class TensorRT:
         if self._is_rtx:
             name = f"SM{compute_capability.replace('.', '')}"
             config.num_compute_capabilities = 1
-            made(config.set_compute_capability(self.module.ComputeCapability.__members__[name], 0))
+            checked(
+                config.set_compute_capability(self.module.ComputeCapability.__members__[name], 0)
+            )
 
     def allow_other_versions(self, config: Any) -> None:
         """Let later versions of TensorRT run the engine."""
@@ -227,7 +229,7 @@ class TensorRT:
 
     def create_runtime(self) -> Any:
         """What deserialises engines."""
-        runtime = made(self.module.Runtime(self.logger))
+        runtime = checked(self.module.Runtime(self.logger))
         # A version-compatible engine brings the code that runs it: a program, to be trusted as one.
         runtime.engine_host_code_allowed = os.environ.get("RBVSR_TRUST_ENGINES") == "1"
         return runtime
@@ -235,15 +237,15 @@ class TensorRT:
     def create_context(self, engine: Any, kernels: KernelCache) -> Any:
         """An execution context whose scratch memory is given to it from outside."""
         if not self.scratch_by_shape:
-            return made(engine.create_execution_context_without_device_memory())
+            return checked(engine.create_execution_context_without_device_memory())
         managed = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._is_rtx:
-            return made(engine.create_execution_context(managed))
-        config = made(engine.create_runtime_config())
+            return checked(engine.create_execution_context(managed))
+        config = checked(engine.create_runtime_config())
         config.set_execution_context_allocation_strategy(managed)
         config.cuda_graph_strategy = self.module.CudaGraphStrategy.DISABLED  # we capture ourselves
         kernels.attach(config)
-        return made(engine.create_execution_context(config))
+        return checked(engine.create_execution_context(config))
 
     def scratch_bytes(self, engine: Any, context: Any) -> int:
         """Scratch memory for the context's present shapes, or for the largest."""
@@ -279,17 +281,17 @@ class KernelCache:
     def attach(self, config: Any) -> None:
         """Have contexts of a runtime configuration use it."""
         if self._cache is None:
-            self._cache = made(config.create_runtime_cache())
+            self._cache = checked(config.create_runtime_cache())
             # One of another GPU or driver is refused, and then filled anew.
             if self._content and not self._cache.deserialize(self._content):
                 self._cache.reset()
-        made(config.set_runtime_cache(self._cache))
+        checked(config.set_runtime_cache(self._cache))
 
     def serialize(self) -> bytes | None:
         """What to keep for the next run; ``None`` if nothing has changed."""
         if self._cache is None:
             return None
-        content = bytes(made(self._cache.serialize()))
+        content = bytes(checked(self._cache.serialize()))
         return None if content == self._content else content
 
 

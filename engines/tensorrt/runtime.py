@@ -12,7 +12,7 @@ from rbvsr_deploy.engines.tensorrt.cache import (
     read_cached,
     write_cached,
 )
-from rbvsr_deploy.engines.tensorrt.flavours import KernelCache, TensorRT, made
+from rbvsr_deploy.engines.tensorrt.flavours import KernelCache, TensorRT, checked
 from rbvsr_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TensorRTRuntime:
     def load(self, graph: str, plan: bytes) -> TensorRTExecutable:
         what = f"the engine of graph '{graph}' is refused by {self.flavour} {self.version}"
         with self._tensorrt.attempt(what):
-            engine = made(self._runtime.deserialize_cuda_engine(plan))
+            engine = checked(self._runtime.deserialize_cuda_engine(plan))
             context = self._tensorrt.create_context(engine, self._kernels)
         return TensorRTExecutable(self._tensorrt, graph, engine, context)
 
@@ -86,7 +86,7 @@ class TensorRTExecutable:
 
     def enqueue(self, stream: int) -> None:
         with self._tensorrt.attempt(f"graph '{self._graph}' could not be launched"):
-            made(self._context.execute_async_v3(stream))
+            checked(self._context.execute_async_v3(stream))
 
     def is_capturable(self, stream: int) -> bool:
         return self._tensorrt.is_capturable(self._context, stream)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.engines.tensorrt.cache import read_cached, write_cached
-from rbvsr_deploy.engines.tensorrt.flavours import made
+from rbvsr_deploy.engines.tensorrt.flavours import checked
 
 __all__ = ["TimingCache"]
 
@@ -35,11 +35,11 @@ class TimingCache:
         # A cache of another GPU or version is refused by what is returned, not by an exception.
         if cache is None or not config.set_timing_cache(cache, False):
             logger.warning("TensorRT refused the timing cache '%s': it is made anew", self._path)
-            made(config.set_timing_cache(made(config.create_timing_cache(b"")), False))
+            checked(config.set_timing_cache(checked(config.create_timing_cache(b"")), False))
 
     def keep(self, config: Any) -> None:
         """Store what a build has added."""
-        content = bytes(made(made(config.get_timing_cache()).serialize()))
+        content = bytes(checked(checked(config.get_timing_cache()).serialize()))
         if content != self._content:
             write_cached(self._path, content)
             self._content = content

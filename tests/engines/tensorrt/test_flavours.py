@@ -11,9 +11,9 @@ from rbvsr_deploy.engines.tensorrt import flavours
 from rbvsr_deploy.engines.tensorrt.flavours import (
     KernelCache,
     TensorRT,
+    checked,
     installed_flavours,
     load_flavour,
-    made,
 )
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
 from tests.support.tensorrt_bindings import DataType, bindings
@@ -249,7 +249,7 @@ def failing(tensorrt: TensorRT, what: str, *errors: str) -> None:
         tensorrt.logger.log(2, "a warning")
         for error in errors:
             tensorrt.logger.log(1, error)
-        made(None)
+        checked(None)
 
 
 def test_tensorrts_own_words_are_in_the_sentence() -> None:
