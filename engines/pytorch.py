@@ -1,6 +1,4 @@
-"""The graphs' torch modules run directly: the reference other engines are compared with, on any
-torch device.
-"""
+"""Runs the graphs' torch modules directly, as the reference for other engines."""
 
 from __future__ import annotations
 
@@ -24,17 +22,17 @@ __all__ = ["TorchEngine"]
 
 
 class TorchEngine:
-    """An :class:`~rbvsr_deploy.engines.base.Engine` on torch. Arrays are tensors on the device.
+    """An :class:`~rbvsr_deploy.engines.base.Engine` on any torch device. Arrays are tensors.
 
     Args:
         model: float32; copied, not changed.
-        name: what to call the model when describing the engine.
-        device: a torch device, or "auto" for CUDA where there is one and the CPU otherwise.
-        precision: float type of features.
-        refine_threshold: default of dynamic refinement, on the 0-255 scale.
+        name: of the model, for the description of the engine.
+        device: a torch device, or "auto" for CUDA if available and the CPU otherwise.
+        precision: float type of the features.
+        refine_threshold: default threshold of dynamic refinement, on the 0-255 scale.
 
     Raises:
-        EngineError: the device is unknown to torch or not there.
+        EngineError: the device is unknown to torch or not available.
     """
 
     def __init__(
@@ -46,17 +44,18 @@ class TorchEngine:
         precision: Precision = "float32",
         refine_threshold: float = 255.0,
     ) -> None:
-        there = "cuda" if torch.cuda.is_available() else "cpu"
+        available = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._device = torch.device(there if device == "auto" else device)
+            self._device = torch.device(available if device == "auto" else device)
             modules = graph_modules(model, precision=precision)
             self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
             if self._device.type == "cuda":
-                # A reference in float32 is one: cuDNN would take TF32, which has float16's digits.
+                # A float32 reference must be exact, but cuDNN would use TF32, as coarse as float16.
                 torch.backends.cudnn.allow_tf32 = False
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"
+                f"torch has no device '{device}' on this machine ({first_line(error)}): "
+                f"use device '{available}'"
             ) from error
         self._name = name
         self._sha256 = _weights_sha256(model)
@@ -81,7 +80,7 @@ class TorchEngine:
             module = self._modules[graph]
         except KeyError:
             raise EngineError(
-                f"there is no graph '{graph}'; open are {', '.join(self._modules) or 'none'}"
+                f"there is no graph '{graph}'; available: {', '.join(self._modules) or 'none'}"
             ) from None
         try:
             outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))

@@ -102,7 +102,7 @@ def test_timings_of_another_gpu_are_made_anew(
     build = config()
     timings.attach(build)
     assert build.timing_cache.content == b""
-    assert "refused the timing cache" in caplog.text
+    assert "rejected the timing cache" in caplog.text
     timings.keep(build)
     assert read_cached(path) == b""
 
