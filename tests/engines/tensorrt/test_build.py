@@ -70,7 +70,7 @@ def test_all_graphs_compile(bundle: Bundle) -> None:
     assert len(plans) == 7
     assert all(len(plan) > 1000 and plan.startswith(b"vtrt") for plan in plans.values())
     assert engine_set.layers["backward"][f"CONVOLUTION {bundle.manifest.precision}"] == 3
-    assert {graph for graph, *_ in told} == set(plans)
+    assert {graph for graph, *_ in reported} == set(plans)
     assert {phase for _, phase, *_ in reported} > {"reading", "Building engine"}
     assert all(0 <= step <= steps for *_, step, steps in reported)
     assert EngineSet.from_dict(engine_set.as_dict()) == engine_set

@@ -523,7 +523,7 @@ def test_rows_and_parts(engine: TensorRTEngine) -> None:
     np.testing.assert_array_equal(engine.download(part), values[1:2])
     np.testing.assert_array_equal(engine.download(engine.rows(part, 5, 6)), values[1:2, :, 5:])
     with pytest.raises(ValueError, match="items 1 to 3 are out of range"):
-        engine.part(there, 1, 3)
+        engine.part(uploaded, 1, 3)
 
 
 def test_calls_may_come_from_any_thread(engine: TensorRTEngine) -> None:
