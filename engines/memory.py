@@ -40,8 +40,8 @@ def free_cuda_memory(index: int = 0) -> int:
         import pynvml
     except ImportError:
         raise EngineError(
-            "reading the GPU's free memory needs the package 'nvidia-ml-py', which is not "
-            "installed: pip install 'rbvsr-deploy[cuda]', or set a memory limit"
+            "finding the GPU's free memory needs the package 'nvidia-ml-py', which is not "
+            "installed: pip install 'rbvsr-deploy[cuda]', or say how much to use with --memory"
         ) from None
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     name = visible[index] if visible else str(index)
@@ -55,8 +55,8 @@ def free_cuda_memory(index: int = 0) -> int:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     except pynvml.NVMLError as error:
         raise EngineError(
-            f"the driver does not report the free memory of GPU {name} ({error}): set a "
-            "memory limit"
+            f"the driver does not tell the free memory of GPU {name} ({error}): say how much to "
+            "use with --memory"
         ) from error
 
 

@@ -44,9 +44,9 @@ class TorchEngine:
         precision: Precision = "float32",
         refine_threshold: float = 255.0,
     ) -> None:
-        available = "cuda" if torch.cuda.is_available() else "cpu"
+        there = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._device = torch.device(available if device == "auto" else device)
+            self._device = torch.device(there if device == "auto" else device)
             modules = graph_modules(model, precision=precision)
             self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
             if self._device.type == "cuda":
@@ -54,8 +54,7 @@ class TorchEngine:
                 torch.backends.cudnn.allow_tf32 = False
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"torch has no device '{device}' on this machine ({first_line(error)}): "
-                f"use device '{available}'"
+                f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"
             ) from error
         self._name = name
         self._sha256 = _weights_sha256(model)

@@ -49,7 +49,8 @@ class CudaPythonDriver:
         )
         if driver == 0:
             raise EngineError(
-                "no NVIDIA driver is installed on this machine: install one, or run on the CPU"
+                "there is no NVIDIA driver on this machine: install one, or run on the CPU with "
+                "--device cpu"
             )
         # A driver runs programs built for any CUDA version with the same or an older major number.
         if driver // 1000 < runtime // 1000:

@@ -51,7 +51,7 @@ class PycudaDriver:
                 ) from error
             raise EngineError(
                 f"CUDA does not start on this machine ({first_line(error)}): install an NVIDIA "
-                "driver, or run on the CPU"
+                "driver, or run on the CPU with --device cpu"
             ) from error
         if not 0 <= index < count:
             raise EngineError(

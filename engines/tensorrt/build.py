@@ -141,19 +141,19 @@ def check_target(
         )
     if offered is not None and options.hardware_compatible:
         raise EngineError(
-            f"{tensorrt.name} does not support hardware-compatible engines: list the compute "
-            "capability of every GPU to compile for, such as 8.6,8.9,12.0"
+            f"{tensorrt.name} has no hardware-compatible engines: name every GPU to compile for "
+            "with --compute-capability, such as 8.6,8.9,12.0"
         )
     if offered is None and gpu is None:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles on the GPU that will run the engines, "
-            "and this machine has none: compile on that GPU, or with TensorRT-RTX"
+            "and there is none here: compile there, or with --target tensorrt-rtx"
         )
     if offered is None and gpu is not None and compute_capability != gpu.compute_capability:
         raise EngineError(
-            f"{tensorrt.name} {tensorrt.version} compiles only for the GPU it runs on, here "
+            f"{tensorrt.name} {tensorrt.version} compiles for the GPU it runs on only, which is "
             f"{gpu.name} of compute capability {gpu.compute_capability}, not "
-            f"{compute_capability}: compile on such a GPU, or with TensorRT-RTX"
+            f"{compute_capability}: compile on such a GPU, or with --target tensorrt-rtx"
         )
 
 

@@ -65,16 +65,16 @@ def choose_targets(
     if name == "auto":
         if gpu is None:
             raise EngineError(
-                f"this machine has no GPU to compile for ({no_gpu}): choose tensorrt-rtx and list "
-                "the compute capabilities of the GPUs that will run the engines, such as 8.6,8.9"
+                f"there is no GPU here to compile for ({no_gpu}): name the GPUs that will run the "
+                "engines, such as --target tensorrt-rtx --compute-capability 8.6,8.9"
             )
         tensorrt = flavour_for(gpu, options=options)
     else:
         tensorrt = load_flavour(name)
         if tensorrt.compute_capabilities() is not None and gpu is None and not wanted:
             raise EngineError(
-                f"{name} needs to know which GPUs to compile for, because this machine has none "
-                f"({no_gpu}): list their compute capabilities, such as 8.6,8.9,12.0"
+                f"{name} needs to know which GPUs to compile for, as there is none here "
+                f"({no_gpu}): give their compute capabilities, such as 8.6,8.9,12.0"
             )
     if not wanted:
         wanted = [gpu.compute_capability] if gpu is not None else [""]

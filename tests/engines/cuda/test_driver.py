@@ -212,7 +212,7 @@ def test_failures_of_cuda_python(runtime: Runtime) -> None:
             "cudaDriverGetVersion",
             0,
             0,
-            "no NVIDIA driver is installed on this machine: install one",
+            "there is no NVIDIA driver on this machine: install one",
         ),
         (
             "cudaDriverGetVersion",

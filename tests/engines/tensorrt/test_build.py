@@ -174,9 +174,9 @@ def cache_files() -> list[Path]:
     ("flavour", "capability", "gpu", "hardware", "words"),
     [
         ("tensorrt-rtx", "9.0", GPU, False, "compiles for the compute capabilities 7.5, "),
-        ("tensorrt-rtx", "8.9", None, True, "does not support hardware-compatible engines: list"),
+        ("tensorrt-rtx", "8.9", None, True, "has no hardware-compatible engines: "),
         ("tensorrt", "8.9", None, False, "compiles on the GPU that will run the engines"),
-        ("tensorrt", "8.6", GPU, False, "here Ada of a test of compute capability 8.9, not"),
+        ("tensorrt", "8.6", GPU, False, "which is Ada of a test of compute capability 8.9, not"),
     ],
 )
 def test_impossible_targets_are_rejected(

@@ -120,7 +120,7 @@ def test_auto_exports_only_graphs_without_a_gpu(exported: list[Path], tmp_path: 
     """This is reported."""
     path = tmp_path / "model.plan"
     done = run(export, "-o", path, "--target", "auto")
-    assert "Graphs only: this machine has no GPU to compile for (no driver)" in done.stderr
+    assert "Graphs only: there is no GPU here to compile for (no driver)" in done.stderr
     assert capabilities(path) == []
 
 
@@ -171,11 +171,11 @@ def test_wrong_usage_is_reported(path: Path, arguments: tuple[str, ...], words: 
 IMPOSSIBLE: list[tuple[tuple[str, ...], str]] = [
     (
         ("--target", "auto"),
-        "this machine has no GPU to compile for (no driver): choose tensorrt-rtx",
+        "there is no GPU here to compile for (no driver): ",
     ),
     (("--target", "tensorrt-rtx"), "needs to know which GPUs to compile for"),
     ((*RTX, "9.0"), "not for 9.0"),
-    ((*RTX, "8.6", "--hardware-compatible"), "does not support hardware-compatible engines"),
+    ((*RTX, "8.6", "--hardware-compatible"), "has no hardware-compatible engines"),
     (("--remove", "none"), "does not contain the engine set 'none' to remove; it contains none"),
 ]
 
