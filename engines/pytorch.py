@@ -22,7 +22,7 @@ __all__ = ["TorchEngine"]
 
 
 class TorchEngine:
-    """An :class:`~rbvsr_deploy.engines.base.Engine` on any torch device. Arrays are tensors.
+    """An :class:`~rbvsr_deploy.engines.base.Engine` on torch. Arrays are tensors on the device.
 
     Args:
         model: float32; copied, not changed.

@@ -54,7 +54,7 @@ class Loan:
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """A contiguous array in GPU memory, or a slice of one."""
+    """A contiguous array, or a part of one, in the GPU's memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -75,9 +75,9 @@ class DeviceArray:
         return self.loan.block, self.offset, self.offset + self.nbytes
 
     def part(self, start: int, stop: int) -> DeviceArray:
-        """Return items ``start`` to ``stop`` along the first axis, in the same memory."""
+        """Items ``start`` to ``stop`` along the first axis, in the same memory."""
         if not 0 <= start < stop <= self.shape[0]:
-            raise ValueError(f"items {start} to {stop} are out of range for shape {self.shape}")
+            raise ValueError(f"there are no items {start} to {stop} in an array {self.shape}")
         item = math.prod(self.shape[1:]) * self.dtype.itemsize
         shape = (stop - start, *self.shape[1:])
         return DeviceArray(shape, self.dtype, self.loan, self.offset + start * item)

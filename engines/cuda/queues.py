@@ -54,7 +54,7 @@ class Mark:
 
     @property
     def is_past(self) -> bool:
-        """Whether the host knows that the operation has completed."""
+        """True if the host knows that the operation has completed."""
         return self.number <= self.queue.finished
 
     def __del__(self) -> None:

@@ -153,7 +153,7 @@ class TensorRT:
 
     @property
     def times_kernels(self) -> bool:
-        """Whether a timing cache is useful.
+        """True if a timing cache is useful.
 
         TensorRT-RTX does not time kernels when it builds; with a timing cache it would need a GPU.
         """

@@ -107,7 +107,7 @@ class Launches:
         for graph in graph_names(has_cleaning=self._network.has_cleaning):
             plan = candidate.plans.get(graph)
             if plan is None:
-                raise EngineError(f"there is no engine for graph '{graph}'")
+                raise EngineError(f"the engine for graph '{graph}' is missing")
             executable = runtime.load(graph, plan)
             self._executables.append(executable)
             self._loaded[graph] = _Loaded(executable, queue_of[graph])

@@ -266,7 +266,7 @@ def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble
     assert calls["synchronise_stream"] == 0
     assert calls["synchronise"] <= calls["download"] + calls["upload"]
     # Per batch of four frames: frames in, frames and residues out, frames in for each branch,
-    # output images out.
+    # pictures out.
     assert calls["download"] + calls["upload"] <= 6 * 10
 
 
@@ -516,14 +516,14 @@ def test_uploads_copy_the_values(engine: TensorRTEngine) -> None:
 def test_rows_and_parts(engine: TensorRTEngine) -> None:
     """Rows are a copy, parts share the memory."""
     values = np.arange(2 * 3 * 6 * 5, dtype=np.float32).reshape(2, 3, 6, 5)
-    uploaded = engine.upload(values)
-    rows = engine.rows(uploaded, 1, 4)
-    part = engine.part(uploaded, 1, 2)
+    there = engine.upload(values)
+    rows = engine.rows(there, 1, 4)
+    part = engine.part(there, 1, 2)
     np.testing.assert_array_equal(engine.download(rows), values[:, :, 1:4])
     np.testing.assert_array_equal(engine.download(part), values[1:2])
     np.testing.assert_array_equal(engine.download(engine.rows(part, 5, 6)), values[1:2, :, 5:])
-    with pytest.raises(ValueError, match="items 1 to 3 are out of range"):
-        engine.part(uploaded, 1, 3)
+    with pytest.raises(ValueError, match="no items 1 to 3"):
+        engine.part(there, 1, 3)
 
 
 def test_calls_may_come_from_any_thread(engine: TensorRTEngine) -> None:
