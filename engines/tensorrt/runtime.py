@@ -1,4 +1,4 @@
-"""Deserialising and launching engines: what :mod:`rbvsr_deploy.engines.tensorrt.base` asks for."""
+"""Deserialises and launches engines; implements :mod:`rbvsr_deploy.engines.tensorrt.base`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TensorRTRuntime:
 
     Args:
         tensorrt: the flavour that runs engines.
-        gpu: what they run on.
+        gpu: that they run on.
 
     Raises:
         EngineError: TensorRT does not start.
@@ -50,7 +50,7 @@ class TensorRTRuntime:
         return TensorRTExecutable(self._tensorrt, graph, engine, context)
 
     def close(self) -> None:
-        with self._tensorrt.attempt(f"{self.flavour} {self.version} does not give its kernels"):
+        with self._tensorrt.attempt(f"{self.flavour} {self.version} did not return its kernels"):
             kernels = self._kernels.serialize()
         if kernels is not None:
             write_cached(self._kernels_path, kernels)
@@ -92,5 +92,5 @@ class TensorRTExecutable:
         return self._tensorrt.is_capturable(self._context, stream)
 
     def close(self) -> None:
-        # The context before the engine it belongs to.
+        # The context must be freed before its engine.
         del self._context, self._engine
