@@ -42,8 +42,8 @@ def open_engine(
         device: of a bundle: "auto" (TensorRT, else CUDA, else the CPU), "tensorrt" (or
             TensorRT-RTX), "cuda", "cpu", or an ONNX Runtime execution provider's name; of a
             checkpoint: "auto" or any torch device.
-        size: returns H and W of the frames to expect, if TensorRT needs them: missing engines are
-            then compiled now, and "auto" falls back if that fails.
+        size: gives H and W of the frames to come, if TensorRT asks: engines for them are then
+            compiled now, if there are none, and "auto" falls back if that fails.
         report: called with a line before TensorRT compiles, which may take minutes.
         progress: called with graph, phase, steps completed and total steps.
 

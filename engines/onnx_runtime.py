@@ -98,7 +98,7 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.log_severity_level = (
             4 if provider == _CUDA else 3
-        )  # a missing driver is reported by the error below
+        )  # a missing driver is told by the error below
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Each graph has a thread pool of its own, and one graph runs at a time. Threads that spin

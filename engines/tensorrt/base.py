@@ -26,9 +26,8 @@ class Executable(Protocol):
         ...
 
     def scratch_bytes(self) -> int:
-        """Return the scratch memory, in bytes, of a launch with the current shapes.
-
-        It is 0 if the context owns this memory itself. Call it after the last :meth:`set_shape`.
+        """Bytes of device memory that a launch with the present shapes needs for its intermediate
+        results; 0 where the context owns them itself. Ask after the last :meth:`set_shape`.
         """
         ...
 

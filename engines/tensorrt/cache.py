@@ -64,7 +64,7 @@ def read_cached(path: Path) -> bytes | None:
 
 
 def write_cached(path: Path, content: bytes) -> None:
-    """Store bytes, or warn if the folder cannot be written."""
+    """Keep some bytes, if the folder allows it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _sealed(content))

@@ -182,8 +182,8 @@ def test_bundle_with_a_graph_of_another_model(tiny_bundle: Path, tmp_path: Path)
         open_engine(tmp_path / "m.plan", device="cpu")
 
 
-def test_graph_that_is_not_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
-    """The error names the graph."""
+def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's refusal names the graph."""
     bundle = open_bundle(tiny_bundle)
     graphs = {name: bundle.graph(name) for name in GRAPHS}
     write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "flow": b"not onnx"})

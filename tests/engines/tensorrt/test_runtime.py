@@ -76,8 +76,8 @@ def test_shapes_outside_the_profile_are_rejected() -> None:
         engine.set_shape("frame", (9,))
 
 
-def test_a_failed_launch_is_reported() -> None:
-    """The error includes TensorRT's message."""
+def test_a_launch_that_fails_is_told() -> None:
+    """With TensorRT's own words."""
     engine, context, tensorrt = executable()
     engine.set_address("frame", 256)
     engine.enqueue(1)
