@@ -1,4 +1,4 @@
-"""Graphs on a device: bundles under TensorRT or ONNX Runtime, checkpoints under torch."""
+"""Runs graphs on a device: bundles with TensorRT or ONNX Runtime, checkpoints with torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_engine(
         size: gives H and W of the frames to come, if TensorRT asks: engines for them are then
             compiled now, if there are none, and "auto" falls back if that fails.
         report: called with a line before TensorRT compiles, which may take minutes.
-        progress: told how far it is: graph, phase, steps done and all steps.
+        progress: called with graph, phase, steps completed and total steps.
 
     Raises:
         BundleError, CheckpointError: the file is not what its suffix promises, damaged or unsafe.
@@ -95,7 +95,7 @@ def open_engine(
 
 
 def _why_not_tensorrt(bundle: Bundle, error: EngineError) -> str:
-    """A clause for the description, if it is worth one; what to do about it stands in the log."""
+    """Return a clause for the description, if it is useful; the log contains the remedy."""
     from rbvsr_deploy.engines.tensorrt.flavours import installed_flavours
 
     what, _, _ = str(error).partition(": ")

@@ -22,28 +22,28 @@ Array = Any
 
 @dataclass(frozen=True)
 class Network:
-    """What the runtime has to know about the network an engine runs."""
+    """Describes the network of an engine to the runtime."""
 
     channels: int
-    """Of the recurrent state."""
+    """Channels of the recurrent state."""
     head_channels: int
-    """Numbers per input pixel in the widest map of ``reconstruct``; memory is planned by it."""
+    """Values per input pixel in the widest feature map of ``reconstruct``; used to plan memory."""
     has_cleaning: bool
-    """False: there is no ``clean`` graph (BasicVSR)."""
+    """False if there is no ``clean`` graph (BasicVSR)."""
     refine_threshold: float
-    """Default of dynamic refinement, on the 0-255 scale."""
+    """Default threshold of dynamic refinement, on the 0-255 scale."""
     precision: Precision
     quantised: bool = False
-    """Whether convolutions run in int8 where that was found good enough."""
+    """True if convolutions run in int8 where its accuracy is sufficient."""
 
     @property
     def types(self) -> str:
-        """Of its features and convolutions, for people."""
+        """Types of its features and convolutions, for display."""
         return f"int8 and {self.precision}" if self.quantised else self.precision
 
     @classmethod
     def of(cls, manifest: Manifest) -> Network:
-        """The network in a bundle."""
+        """Return the network of a bundle."""
         return cls(
             channels=manifest.channels,
             head_channels=manifest.head_channels,
@@ -56,7 +56,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Description:
-    """Which engine was taken, and why: shown to the user at every run."""
+    """Describes the chosen engine and the reason for it; shown to the user at every run."""
 
     engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
     version: str
@@ -66,9 +66,9 @@ class Description:
     model: str
     """File name of the bundle or checkpoint."""
     weights: str
-    """SHA-256 that tells one bundle, or one checkpoint's weights, from another."""
+    """SHA-256 that identifies the bundle or the checkpoint's weights."""
     reason: str
-    """Why this engine and device, as a clause."""
+    """Reason for this engine and device, as a clause."""
 
     def __str__(self) -> str:
         what = f"{self.model} in {self.precision}"

@@ -1,4 +1,4 @@
-"""The bundle's graphs under ONNX Runtime: CPU, CUDA or any execution provider by name."""
+"""Runs the bundle's graphs with ONNX Runtime: on the CPU, CUDA or any execution provider."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OnnxRuntimeEngine(Engine):
         bundle: an opened bundle.
         device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", or an execution
             provider's own name such as "OpenVINOExecutionProvider".
-        beside: why nothing better was taken, as a clause, for the description.
+        beside: why no faster engine was chosen, as a clause, for the description.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -65,7 +65,7 @@ class OnnxRuntimeEngine(Engine):
         self._on_cuda = provider == _CUDA
 
     def _choose_provider(self, device: str) -> tuple[str, str]:
-        """The execution provider's name, and why it is taken."""
+        """Return the execution provider's name and the reason for it."""
         offered = self._runtime.get_available_providers()
         if device == "auto":
             if _CUDA not in offered:
@@ -93,7 +93,7 @@ class OnnxRuntimeEngine(Engine):
     def _open_session(self, name: str, provider: str) -> Any:
         ort = self._runtime
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds the CUDA libraries that pip installs beside it
+            ort.preload_dlls()  # finds the CUDA libraries that pip installs with it
         options = ort.SessionOptions()
         options.log_severity_level = (
             4 if provider == _CUDA else 3
@@ -129,7 +129,7 @@ class OnnxRuntimeEngine(Engine):
         return session
 
     def _check_io(self, name: str, session: Any) -> None:
-        """The graph in the file is the one the manifest describes."""
+        """Check that the graph in the file is the one the manifest describes."""
         described = self._bundle.manifest.graphs[name]
         for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
             got = [(value.name, list(value.shape)) for value in values]
@@ -175,7 +175,7 @@ class OnnxRuntimeEngine(Engine):
         )
 
     def _place(self, array: Array) -> tuple[str, int, Any, list[int], int]:
-        """Device, its number, dtype, shape and address, as a binding takes them."""
+        """Return device, device index, dtype, shape and address, as a binding needs them."""
         if isinstance(array, _CudaArray):
             return "cuda", 0, array.dtype, list(array.shape), array.address
         return "cpu", 0, array.dtype, list(array.shape), array.ctypes.data
@@ -185,7 +185,7 @@ class OnnxRuntimeEngine(Engine):
             try:
                 return np.empty(shape, dtype)
             except MemoryError as error:
-                raise DeviceMemoryError(f"the memory is full: {first_line(error)}") from error
+                raise DeviceMemoryError(f"out of memory: {first_line(error)}") from error
         value = self._runtime.OrtValue.ortvalue_from_shape_and_type(
             list(shape), np.dtype(dtype), "cuda"
         )
@@ -201,7 +201,7 @@ class OnnxRuntimeEngine(Engine):
         return array[start:stop]
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
-        # Under CUDA by way of the host: needed only where a whole picture does not fit.
+        # With CUDA this goes through the host: needed only if a whole image does not fit.
         return self.upload(self.download(array)[:, :, top:bottom])
 
     def upload(self, array: NDArray[Any]) -> Array:
@@ -218,7 +218,7 @@ class OnnxRuntimeEngine(Engine):
         return values
 
     def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
-        # Runs of a graph return when their work is done: there is nothing to overlap.
+        # Runs of a graph return when they have completed, so nothing can overlap.
         values = np.array(self.download(array))
         return lambda: values
 
@@ -242,7 +242,7 @@ class OnnxRuntimeEngine(Engine):
 
 @dataclass(frozen=True)
 class _CudaArray:
-    """Some items, along the first axis, of an ``OrtValue`` in the GPU's memory."""
+    """A slice, along the first axis, of an ``OrtValue`` in GPU memory."""
 
     value: Any
     start: int
@@ -256,24 +256,26 @@ class _CudaArray:
 
 
 def import_onnxruntime() -> Any:
-    """The module, made quiet.
+    """Import onnxruntime, with telemetry and warnings disabled.
 
     Raises:
         ImportError: it is not installed.
     """
-    # Its wheels (1.32, on Linux too) hold telemetry that begins a session when they are imported.
+    # Its wheels (1.32, on Linux too) contain telemetry that starts a session on import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
-    # Warnings are about details of graphs that no user can act on.
+    # Warnings concern details of graphs that users cannot change.
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime
 
 
 @functools.cache
 def _share_arena() -> None:
-    """One pool of the host's memory for the intermediate results of all graphs, which never run at
-    once, growing by what is asked for: at 320x180, 0.2 GB in all instead of 0.4.
+    """Share one pool of host memory for the intermediate results of all graphs.
+
+    Graphs never run at the same time. The pool grows by the requested size: at 320x180 it takes
+    0.2 GB in total instead of 0.4.
     """
     onnxruntime = import_onnxruntime()
     onnxruntime.create_and_register_allocator(
@@ -283,5 +285,5 @@ def _share_arena() -> None:
             0,
             onnxruntime.OrtMemType.DEFAULT,
         ),
-        onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}),  # 1: as much as is asked for
+        onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}),  # 1: grow by the requested size
     )

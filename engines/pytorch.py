@@ -1,6 +1,4 @@
-"""The graphs' torch modules run directly: the reference other engines are compared with, on any
-torch device.
-"""
+"""Runs the graphs' torch modules directly, as the reference for other engines."""
 
 from __future__ import annotations
 
@@ -27,13 +25,13 @@ class TorchEngine(Engine):
 
     Args:
         model: float32; copied, not changed.
-        name: what to call the model when describing the engine.
-        device: a torch device, or "auto" for CUDA where there is one and the CPU otherwise.
-        precision: float type of features.
-        refine_threshold: default of dynamic refinement, on the 0-255 scale.
+        name: of the model, for the description of the engine.
+        device: a torch device, or "auto" for CUDA if available and the CPU otherwise.
+        precision: float type of the features.
+        refine_threshold: default threshold of dynamic refinement, on the 0-255 scale.
 
     Raises:
-        EngineError: the device is unknown to torch or not there.
+        EngineError: the device is unknown to torch or not available.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class TorchEngine(Engine):
             modules = graph_modules(model, precision=precision)
             self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
             if self._device.type == "cuda":
-                # A reference in float32 is one: cuDNN would take TF32, which has float16's digits.
+                # A float32 reference must be exact, but cuDNN would use TF32, as coarse as float16.
                 torch.backends.cudnn.allow_tf32 = False
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
@@ -81,7 +79,7 @@ class TorchEngine(Engine):
             module = self._modules[graph]
         except KeyError:
             raise EngineError(
-                f"there is no graph '{graph}'; open are {', '.join(self._modules) or 'none'}"
+                f"there is no graph '{graph}'; available: {', '.join(self._modules) or 'none'}"
             ) from None
         try:
             outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))

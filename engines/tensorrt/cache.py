@@ -25,7 +25,7 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """Where compiled engines are kept: ``RBVSR_CACHE``, else the user's cache folder.
+    """Return the folder of compiled engines: ``RBVSR_CACHE``, or else the user's cache folder.
 
     Raises:
         MissingDependencyError: the variable is not set and platformdirs is not installed.
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 
 def cache_key(*values: Any) -> str:
-    """A short name that changes with any of some JSON values."""
+    """Return a short name that depends on all of the JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -78,7 +78,7 @@ def write_cached(path: Path, content: bytes) -> None:
 
 
 def remove_cached(path: Path) -> None:
-    """Forget a file, if the folder allows it."""
+    """Remove a file, or warn if the folder cannot be written."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

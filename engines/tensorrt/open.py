@@ -1,4 +1,4 @@
-"""From a bundle to the engine that runs it under this machine's TensorRT."""
+"""Opens a bundle with this machine's TensorRT."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def open_tensorrt(
     report: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda graph, phase, step, steps: None,
 ) -> TensorRTEngine:
-    """Open a bundle under TensorRT or TensorRT-RTX, whichever runs on this machine's GPU.
+    """Open a bundle with TensorRT or TensorRT-RTX, whichever runs on this machine's GPU.
 
     Args:
         bundle: an opened bundle.
-        size: gives H and W of the frames to come; asked for once it is clear that there are a GPU
-            and a TensorRT for it. Engines for that size are loaded now, and compiled if there are
-            none; without it that happens when the first frames come.
-        reason: why TensorRT was taken, as a clause.
-        report: called with a line before something is compiled, which may take minutes.
-        progress: told how far the compiler is.
+        size: returns H and W of the frames to expect; called once a GPU and a TensorRT for it are
+            found. Engines for that size are loaded now, and compiled if there are none; without it
+            this happens when the first frames arrive.
+        reason: why TensorRT was chosen, as a clause.
+        report: called with one line before compiling, which may take minutes.
+        progress: called as the compiler advances.
 
     Raises:
-        EngineError: there is no GPU, no driver or no TensorRT for it, or the engines were neither
-            there nor could be compiled.
+        EngineError: the GPU, its driver or a TensorRT for it is missing, or engines are missing
+            and cannot be compiled.
     """
     check_installed()
     driver = open_driver()

@@ -1,7 +1,7 @@
-"""Where compiled engines come from: the bundle, the user's cache, and at last the compiler.
+"""Finds compiled engines in the bundle and the user's cache, and compiles them as a last resort.
 
-A driver or TensorRT upgrade never breaks a command: what no longer fits is not looked at, what fits
-but does not load is passed over, and the last candidate is always compiled on the spot.
+A driver or TensorRT upgrade never breaks a command: engines that no longer fit are ignored, engines
+that fit but do not load are skipped, and the last candidate is always compiled on demand.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = ["MachinePlans", "fits", "profile_for"]
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Of cached sets. Raise it when graphs of the same bytes are to be compiled anew."""
+"""Version of cached sets; increase it to recompile graphs that have not changed."""
 
 
 class MachinePlans:
     """The :class:`~rbvsr_deploy.engines.tensorrt.base.Plans` of a bundle on this machine.
 
     Args:
-        bundle: whose graphs are run.
+        bundle: that contains the graphs.
         tensorrt: the flavour that will run the engines.
         driver: of the machine's GPU.
-        options: of engines that have to be compiled.
-        report: called with a line before the compiler is started, which may take minutes.
-        progress: told how far the compiler is.
+        options: for compiling engines.
+        report: called with one line before compiling, which may take minutes.
+        progress: called as the compiler advances.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MachinePlans:
             yield Candidate(engine_set, cached[path][1], "compiled earlier, from the cache")
             refused.append(path)
 
-        # Whoever asks on could load none of them.
+        # The caller asked for more, so none of these could be loaded.
         for path in refused:
             remove_cached(path)
         beside = [engine_set.profile for engine_set in (*held, *kept)]
@@ -144,7 +144,7 @@ class MachinePlans:
 def fits(
     engine_set: EngineSet, *, flavour: str, version: str, compute_capability: str, platform: str
 ) -> bool:
-    """Whether a machine may be able to run a set; whether it does is seen when it is loaded.
+    """Return whether a machine may be able to run a set; only loading it is conclusive.
 
     Args:
         engine_set: of a bundle.
@@ -158,7 +158,7 @@ def fits(
         gpus = _numbers(compute_capability) >= (8, 0)
     else:
         gpus = engine_set.compute_capability == compute_capability
-    # TensorRT-RTX makes the same engines for Windows and Linux.
+    # TensorRT-RTX engines are the same on Windows and Linux.
     if flavour == "tensorrt-rtx":
         platforms = engine_set.platform.split("-")[1] == platform.split("-")[1]
     else:
@@ -173,12 +173,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 def profile_for(
     height: int, width: int, *, batch: int, beside: Iterable[ShapeProfile] = ()
 ) -> ShapeProfile:
-    """A profile tuned for a size, and wide enough for most others.
+    """Return a profile tuned for a size and wide enough for most others.
 
     Args:
         height, width, batch: must be covered.
-        beside: profiles that do not cover them; the new one covers whatever these do, so that a
-            user who changes sizes does not compile again and again.
+        beside: profiles that do not cover them; the new one covers all their sizes too, so that
+            a user who changes sizes does not recompile repeatedly.
     """
     usual = ShapeProfile()
     profiles = [*beside, usual]
@@ -199,19 +199,19 @@ def profile_for(
 
 
 def _covering(sets: Iterable[EngineSet], height: int, width: int, *, batch: int) -> list[EngineSet]:
-    """Those whose profile covers a size, the one tuned for the nearest first."""
+    """Return the sets whose profile covers a size, the one tuned for the nearest first."""
 
     def distance(engine_set: EngineSet) -> float:
         usual_height, usual_width = engine_set.profile.opt_size
         return abs(math.log(height / usual_height)) + abs(math.log(width / usual_width))
 
     found = (s for s in sets if s.profile.covers(height, width, batch=batch))
-    # Of equally near ones, those that were made for this very machine.
+    # Among equally near sets, prefer those compiled for exactly this machine.
     return sorted(found, key=lambda s: (distance(s), s.version_compatible, s.hardware_compatible))
 
 
 def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:
-    """A line of JSON, and the serialised engines one after the other."""
+    """Return one line of JSON followed by the serialised engines."""
     header = {
         "set": engine_set.as_dict(),
         "sizes": {graph: len(plan) for graph, plan in plans.items()},

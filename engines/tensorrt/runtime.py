@@ -1,4 +1,4 @@
-"""Deserialising and launching engines: what :mod:`rbvsr_deploy.engines.tensorrt.base` asks for."""
+"""Deserialises and launches engines; implements :mod:`rbvsr_deploy.engines.tensorrt.base`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rbvsr_deploy.engines.tensorrt.cache import (
     read_cached,
     write_cached,
 )
-from rbvsr_deploy.engines.tensorrt.flavours import KernelCache, TensorRT, made
+from rbvsr_deploy.engines.tensorrt.flavours import KernelCache, TensorRT, checked
 from rbvsr_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class TensorRTRuntime:
 
     Args:
         tensorrt: the flavour that runs engines.
-        gpu: what they run on.
+        gpu: that they run on.
 
     Raises:
         EngineError: TensorRT does not start.
@@ -45,12 +45,12 @@ class TensorRTRuntime:
     def load(self, graph: str, plan: bytes) -> TensorRTExecutable:
         what = f"the engine of graph '{graph}' is refused by {self.flavour} {self.version}"
         with self._tensorrt.attempt(what):
-            engine = made(self._runtime.deserialize_cuda_engine(plan))
+            engine = checked(self._runtime.deserialize_cuda_engine(plan))
             context = self._tensorrt.create_context(engine, self._kernels)
         return TensorRTExecutable(self._tensorrt, graph, engine, context)
 
     def close(self) -> None:
-        with self._tensorrt.attempt(f"{self.flavour} {self.version} does not give its kernels"):
+        with self._tensorrt.attempt(f"{self.flavour} {self.version} did not return its kernels"):
             kernels = self._kernels.serialize()
         if kernels is not None:
             write_cached(self._kernels_path, kernels)
@@ -86,11 +86,11 @@ class TensorRTExecutable:
 
     def enqueue(self, stream: int) -> None:
         with self._tensorrt.attempt(f"graph '{self._graph}' could not be launched"):
-            made(self._context.execute_async_v3(stream))
+            checked(self._context.execute_async_v3(stream))
 
     def is_capturable(self, stream: int) -> bool:
         return self._tensorrt.is_capturable(self._context, stream)
 
     def close(self) -> None:
-        # The context before the engine it belongs to.
+        # The context must be freed before its engine.
         del self._context, self._engine

@@ -16,7 +16,7 @@ from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.tensorrt.build import BuildOptions
-    from rbvsr_deploy.engines.tensorrt.compile import Target, Wish
+    from rbvsr_deploy.engines.tensorrt.compile import Target, TargetName
 
 __all__ = ["Compiling", "compile_options"]
 
@@ -42,7 +42,7 @@ class Compiling:
                 f"--compute-capability {problem}: use --target tensorrt-rtx or --target tensorrt"
             )
 
-    def targets(self, name: Wish) -> list[Target]:
+    def targets(self, name: TargetName) -> list[Target]:
         """Call :func:`~rbvsr_deploy.engines.tensorrt.compile.choose_targets` with the options."""
         from rbvsr_deploy.engines.tensorrt.compile import choose_targets
 

@@ -12,10 +12,15 @@ from pathlib import Path
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
-from rbvsr_deploy.version import __version__
 from rbvsr_deploy.video import ReadOptions, is_pipe
 
 __all__ = ["job_identity"]
+
+
+_SAME_OUTPUT_SINCE = "0.1.0"
+"""The first version whose output is that of this one, so that its unfinished jobs are continued. Set
+it to the current version in any change that alters frames or packets.
+"""
 
 
 def job_identity(
@@ -44,7 +49,7 @@ def job_identity(
         },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
-        "version of rbvsr-deploy": __version__,
+        "version of rbvsr-deploy": _SAME_OUTPUT_SINCE,
         "scene cuts": cuts.identity,
         "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),
         "longest scene": str(settings.max_scene),

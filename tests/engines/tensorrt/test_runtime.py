@@ -1,4 +1,4 @@
-"""Deserialising: bad engines are refused in a sentence, never a crash; no GPU is needed to see."""
+"""Tests deserialising: bad engines give a clear error, never a crash. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [b"", b"\0", RANDOM, b"ftrt" + RANDOM, b"vtrt" + RANDOM, b"vtrt\0\0\0\0" + bytes(5000)],
     ids=["empty", "one byte", "random", "of TensorRT", "of TensorRT-RTX", "zeros"],
 )
-def test_what_is_no_engine_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    """One sentence with the graph's name and TensorRT's own words; nothing on the terminal."""
+def test_invalid_engines_are_rejected(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """The error has the graph's name and TensorRT's message, and nothing is printed."""
     runtime = TensorRTRuntime(load_flavour("tensorrt-rtx"), GPU)
     with pytest.raises(EngineError) as caught:
         runtime.load("emit", plan)
@@ -44,7 +44,7 @@ def test_what_is_no_engine_is_refused(plan: bytes, capfd: pytest.CaptureFixture[
 
 
 class Context:
-    """An execution context of one input that takes up to 8 rows."""
+    """An execution context with one input of up to 8 rows."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, int] = {}
@@ -68,8 +68,8 @@ def executable() -> tuple[TensorRTExecutable, Context, TensorRT]:
     return TensorRTExecutable(tensorrt, "emit", engine, context), context, tensorrt
 
 
-def test_shapes_outside_the_profile_are_told() -> None:
-    """With the shapes that the engine takes."""
+def test_shapes_outside_the_profile_are_rejected() -> None:
+    """The error gives the shapes that the engine accepts."""
     engine, _, _ = executable()
     engine.set_shape("frame", (8,))
     with pytest.raises(EngineError, match=r"'emit' .* between \(1,\) and \(8,\), not for \(9,\)"):
@@ -95,7 +95,7 @@ def test_a_launch_that_fails_is_told() -> None:
 
 
 def test_kernels_compiled_while_running_are_kept(tmp_path: Path) -> None:
-    """What TensorRT-RTX gives at the end is there for the next process."""
+    """The next process finds the kernels that TensorRT-RTX returned at the end."""
     runtime: Any = TensorRTRuntime(load_flavour("tensorrt-rtx"), GPU)
     runtime._kernels._cache = SimpleNamespace(serialize=lambda: b"kernels")
     runtime.close()
