@@ -22,7 +22,9 @@ from typing import Any
 from rbvsr_deploy.engine_sets import EngineSet
 from rbvsr_deploy.errors import BundleError
 from rbvsr_deploy.files import check_writable, write_atomically
+from rbvsr_deploy.graph_check import check_graph_bytes
 from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names, head_channels
+from rbvsr_deploy.onnx_reader import GraphFormatError
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -102,7 +104,9 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; its members have been checked against the manifest."""
+    """An opened bundle: its members are what the manifest says, and its graphs are of this network.
+    Compiled engines, which are machine code, cannot be checked like that.
+    """
 
     path: Path
     manifest: Manifest
@@ -230,7 +234,8 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises:
         BundleError: missing file; a raw TensorRT plan, an ONNX file, a checkpoint or something else
-            in its place; a truncated or changed file; a newer format.
+            in its place; a truncated or changed file; a newer format; a graph that
+            :mod:`rbvsr_deploy.graph_check` refuses.
     """
     try:
         data = path.read_bytes()
@@ -262,7 +267,29 @@ def open_bundle(path: Path) -> Bundle:
             raise BundleError(
                 f"'{path}' is damaged: its member '{name}' is missing or changed; export it again"
             )
-    return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), members)
+    bundle = Bundle(path, manifest, hashlib.sha256(data).hexdigest(), members)
+    _check_graphs(bundle)
+    return bundle
+
+
+def _check_graphs(bundle: Bundle) -> None:
+    """Raises BundleError. No other check lies between a foreign file and the runtimes."""
+    manifest = bundle.manifest
+    for name in graph_names(has_cleaning=manifest.has_cleaning):
+        if name not in manifest.graphs or _graph_member(name) not in bundle.members:
+            raise BundleError(f"'{bundle.path}' lacks the graph '{name}': export it again")
+        try:
+            check_graph_bytes(
+                bundle.graph(name),
+                GRAPHS[name],
+                precision=manifest.precision,
+                channels=manifest.channels,
+            )
+        except GraphFormatError as error:
+            raise BundleError(
+                f"'{bundle.path}' is not run: its graph '{name}' {error}; use a bundle that "
+                "rbvsr-export has made"
+            ) from None
 
 
 def _read_manifest(path: Path, data: bytes) -> Manifest:

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -28,16 +30,35 @@ from rbvsr_deploy.bundle import (
 )
 from rbvsr_deploy.errors import BundleError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import COMPACT, RealBasicVSRConfig
 
 
 def make_graphs(*, has_cleaning: bool = True) -> dict[str, bytes]:
-    """Bytes in place of ONNX models: a bundle does not look into them."""
-    return {
-        name: hashlib.sha256(name.encode()).digest() * (i + 1)
-        for i, name in enumerate(graph_names(has_cleaning=has_cleaning))
+    """ONNX models with the inputs and outputs of :func:`make_manifest`, and one operation for each
+    output: a bundle looks at their form only.
+    """
+    io = graph_io(has_cleaning=has_cleaning, channels=COMPACT.mid_channels, precision="float16")
+    return {name: _graph(name, sides) for name, sides in io.items()}
+
+
+def _graph(name: str, sides: dict[str, Any]) -> bytes:
+    values = {
+        side: [
+            onnx.helper.make_tensor_value_info(
+                item["name"],
+                onnx.helper.np_dtype_to_tensor_dtype(np.dtype(item["dtype"])),
+                item["shape"],
+            )
+            for item in items
+        ]
+        for side, items in sides.items()
     }
+    first = values["inputs"][0].name
+    nodes = [onnx.helper.make_node("Relu", [first], [value.name]) for value in values["outputs"]]
+    graph = onnx.helper.make_graph(nodes, name, values["inputs"], values["outputs"])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    return bytes(model.SerializeToString())
 
 
 def make_manifest(config: RealBasicVSRConfig = COMPACT) -> Manifest:

@@ -1,0 +1,119 @@
+"""Refuses graphs that the exporter would not have written, before any runtime sees them.
+
+A bundle is data from anywhere, and ONNX is a language: graphs read files (external data), loop for
+ever, and ask for any amount of memory. Here they are held to what this network needs. What the
+format itself allows is said in :mod:`rbvsr_deploy.onnx_reader`; what its operators may be, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rbvsr_deploy.graphs import GraphSpec, Precision, TensorSpec
+from rbvsr_deploy.onnx_reader import ELEMENT_TYPES, Graph, GraphFormatError, Value, read_graph
+
+__all__ = ["OPERATORS", "check_graph_bytes"]
+
+OPSETS = (17, 18, 19)
+
+# Collected from what export_graph, convert_opset and quantise write for the published, the compact
+# and a BasicVSR network, in float32, float16 and int8, at opsets 17 to 19;
+# tests/security/test_bundles.py does it again. Floor is what earlier exporters of torch divide
+# sizes with.
+# fmt: off
+OPERATORS = frozenset((
+    "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DepthToSpace",
+    "DequantizeLinear", "Div", "Expand", "Floor", "Gather", "GridSample", "LeakyRelu", "Max", "Mul",
+    "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Resize", "Round", "Shape", "Slice",
+    "Squeeze", "Sub", "Transpose", "Unsqueeze",
+))
+# fmt: on
+"""None of them reads files, has a graph within, or makes text."""
+
+_FROM_CONSTANTS = frozenset({"DequantizeLinear"})
+"""Operators that may take constants alone, as int8 weights are. Runtimes fold such nodes when they
+open a graph: with others, a few bytes could unfold to any size.
+"""
+
+
+def check_graph_bytes(data: bytes, spec: GraphSpec, *, precision: Precision, channels: int) -> None:
+    """Check a serialised graph of unknown origin.
+
+    Args:
+        data: a serialised ``ModelProto``.
+        spec: what it must be.
+        precision, channels: of its bundle.
+
+    Raises:
+        GraphFormatError: it is anything but a graph that the exporter writes for ``spec``; the
+            message is a clause that says why.
+    """
+    graph = read_graph(data)
+    if graph.opset not in OPSETS:
+        raise GraphFormatError(
+            f"is of ONNX operator set {graph.opset}, not of {OPSETS[0]} to {OPSETS[-1]}"
+        )
+    for side, values, items in (
+        ("inputs", graph.inputs, spec.inputs),
+        ("outputs", graph.outputs, spec.outputs),
+    ):
+        _check_signature(side, values, items, precision=precision, channels=channels)
+    _check_nodes(graph)
+
+
+def _check_signature(
+    side: str,
+    values: Sequence[Value],
+    items: Sequence[TensorSpec],
+    *,
+    precision: Precision,
+    channels: int,
+) -> None:
+    want = [
+        Value(
+            item.name,
+            item.numpy_dtype(precision),
+            tuple(channels if size == "C" else size for size in item.shape),
+        )
+        for item in items
+    ]
+    if list(values) != want:
+        raise GraphFormatError(
+            f"has the {side} {_listed(values)}, where {_listed(want)} belong: "
+            "it is of another model"
+        )
+
+
+def _listed(values: Sequence[Value]) -> str:
+    return ", ".join(
+        f"{value.name} {value.dtype} ({', '.join(map(str, value.shape))})" for value in values
+    )
+
+
+def _check_nodes(graph: Graph) -> None:
+    """Operators, and that every value is made once, before it is used."""
+    constants = {"", *graph.initializers}
+    known = constants | {value.name for value in graph.inputs}
+    if len(known) != 1 + len(graph.initializers) + len(graph.inputs):
+        raise GraphFormatError("gives an input a value of its own")
+    for node in graph.nodes:
+        if node.operator not in OPERATORS:
+            raise GraphFormatError(
+                f"has the operator '{node.operator}', which rbvsr-export never writes"
+            )
+        if node.operator == "Cast" and node.attributes.get("to") not in ELEMENT_TYPES:
+            raise GraphFormatError("has a Cast to something other than numbers")
+        for name in node.inputs:
+            if name not in known:
+                raise GraphFormatError(f"uses '{name}' before it is made")
+        if constants.issuperset(node.inputs):
+            if node.operator not in _FROM_CONSTANTS:
+                raise GraphFormatError(f"has a {node.operator} of constants alone")
+            constants.update(node.outputs)
+        for name in node.outputs:
+            if not name or name in known:
+                raise GraphFormatError(f"makes '{name}' twice, or a value without a name")
+            known.add(name)
+    for value in graph.outputs:
+        if value.name not in known or value.name in constants:
+            raise GraphFormatError(f"does not compute its output '{value.name}'")
