@@ -99,6 +99,11 @@ class OnnxRuntimeEngine:
         options.log_severity_level = (
             4 if provider == _CUDA else 3
         )  # a missing driver is told by the error below
+        # Graphs are checked before they come here. Should one name a file all the same: no file can
+        # lie below a device.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.devnull
+        )
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # A plan of the whole run's memory is one more block beside those of the first run: at

@@ -275,9 +275,11 @@ def open_bundle(path: Path) -> Bundle:
 def _check_graphs(bundle: Bundle) -> None:
     """Raises BundleError. No other check lies between a foreign file and the runtimes."""
     manifest = bundle.manifest
-    for name in graph_names(has_cleaning=manifest.has_cleaning):
-        if name not in manifest.graphs or _graph_member(name) not in bundle.members:
-            raise BundleError(f"'{bundle.path}' lacks the graph '{name}': export it again")
+    for name in manifest.graphs:
+        if name not in GRAPHS or _graph_member(name) not in bundle.members:
+            raise BundleError(
+                f"'{bundle.path}' has no graph '{name}', or is not to have one: export it again"
+            )
         try:
             check_graph_bytes(
                 bundle.graph(name),

@@ -41,9 +41,14 @@ def check_writable(path: Path) -> None:
         pass
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write ``data`` to ``path`` through a temporary file beside it, flushed to disk and then
     renamed into place.
+
+    Args:
+        path: an existing file is replaced.
+        data: its content.
+        private: whether nobody but this user may read it.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full; nothing is left behind and an
@@ -55,11 +60,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(
-            0
-        )  # mkstemp makes files private; give this one what open() would have given
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        if not private:  # mkstemp makes files private; give this one what open() would have given
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

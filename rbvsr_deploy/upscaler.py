@@ -51,6 +51,8 @@ class Upscaler:
         model: a bundle (``model.plan``), a checkpoint, or an open engine, which then stays open;
             the compact model for CPUs if ``None``.
         device: as in :func:`rbvsr_deploy.engines.open_engine`, such as "auto" or "cpu".
+        trust_engines: whether to run the compiled engines of a bundle, whoever compiled them; they
+            are machine code. Otherwise only those of this user are run.
         memory: how much of the device's memory to use, in bytes or as text such as "4GiB"; half of
             what is free if ``None``. The pictures do not depend on it.
         lookahead: how many future frames each frame draws on; ``None``: all of its scene, up to
@@ -71,6 +73,7 @@ class Upscaler:
         model: str | Path | Engine | None = None,
         *,
         device: str = "auto",
+        trust_engines: bool = False,
         memory: int | str | None = None,
         lookahead: int | None = None,
         max_scene: int = MAX_SCENE,
@@ -91,7 +94,9 @@ class Upscaler:
         self._owns_engine = model is None or isinstance(model, (str, Path))
         self.engine: Engine
         if model is None or isinstance(model, (str, Path)):
-            self.engine = open_engine(Path(model or DEFAULT_BUNDLE), device=device)
+            self.engine = open_engine(
+                Path(model or DEFAULT_BUNDLE), device=device, trust_engines=trust_engines
+            )
         else:
             self.engine = model
         self._lock = threading.Lock()

@@ -38,6 +38,7 @@ RUNTIME = (
     "pipeline",
     "pixels",
     "plan",
+    "private_files",
     "progress",
     "propagation",
     "psnr",
@@ -55,6 +56,7 @@ RUNTIME = (
 BOTTOM = (
     "errors",
     "files",
+    "private_files",
     "psnr",
     "graphs",
     "onnx_reader",

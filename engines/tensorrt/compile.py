@@ -17,6 +17,7 @@ from rbvsr_deploy.engines.tensorrt.build import (
     describe_gpu,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, installed_flavours, load_flavour
+from rbvsr_deploy.engines.tensorrt.signing import sign
 from rbvsr_deploy.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def compile_into_bundle(
     progress: Progress = lambda graph, phase, step, steps: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[EngineSet, ...]:
-    """Add engine sets to a bundle, and take others out, in one piece or not at all.
+    """Add engine sets to a bundle, signed by this user, and take others out, in one piece or not at
+    all.
 
     Args:
         path: a bundle.
@@ -170,6 +172,7 @@ def compile_into_bundle(
             options=options,
             progress=progress,
         )
+        engine_set = sign(engine_set, bundle.graphs(), plans)
         engines[engine_set.name] = engine_set, plans
         size = sum(len(plan) for plan in plans.values()) / 1e6
         report(f"compiled {engine_set.name}: {size:.1f} MB")

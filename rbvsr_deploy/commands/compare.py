@@ -68,6 +68,12 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
     help="Also write a picture of the frame with the lowest PSNR: A, B and their amplified "
     "difference; replaced if it exists.",
 )
+@click.option(
+    "--trust-engines",
+    is_flag=True,
+    help="Run the compiled engines of A and B even if somebody else compiled them: they are "
+    "machine code.",
+)
 @JSON
 @VERBOSE
 @VERSION
@@ -81,6 +87,7 @@ def compare(
     min_psnr: float | None,
     max_difference: float | None,
     worst: Path | None,
+    trust_engines: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -103,6 +110,7 @@ def compare(
                 return open_engine(
                     model,
                     device=device,
+                    trust_engines=trust_engines,
                     size=lambda: (source.height, source.width),
                     report=lambda line: click.echo(line, err=True),
                     progress=compiling,

@@ -18,6 +18,7 @@ from rbvsr_deploy.commands.run_options import (
     DEVICE,
     NETWORK,
     SCENE_CUTS,
+    TRUST_ENGINES,
     SectionedCommand,
 )
 
@@ -99,6 +100,7 @@ _ENGINE = (
         help="Bundle or checkpoint that makes the results of the inputs; RESULTS is left out.",
     ),
     DEVICE,
+    TRUST_ENGINES,
     *NETWORK,
     SCENE_CUTS,
 )
@@ -173,6 +175,7 @@ def evaluate(
     seed: int,
     engine_path: Path | None,
     device: str,
+    trust_engines: bool,
     scene_cuts: bool,
     metrics: list[str] | None,
     preset: str | None,
@@ -237,7 +240,14 @@ def evaluate(
             first = items[0].inputs
             assert first is not None  # _check_usage
             upscaler = stack.enter_context(
-                _upscaler(engine_path, first, device=device, scene_cuts=scene_cuts, **network)
+                _upscaler(
+                    engine_path,
+                    first,
+                    device=device,
+                    trust_engines=trust_engines,
+                    scene_cuts=scene_cuts,
+                    **network,
+                )
             )
         with FramesDisplay(len(items)) as progress:
             evaluation = evaluate_items(
@@ -296,7 +306,9 @@ def _check_usage(ctx: click.Context) -> None:
 
 
 @contextmanager
-def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Iterator[Upscaler]:
+def _upscaler(
+    path: Path, first: Path, *, device: str, trust_engines: bool, **settings: Any
+) -> Iterator[Upscaler]:
     """What makes the results of inputs, of which this is the first."""
     from rbvsr_deploy.engines import open_engine
     from rbvsr_deploy.upscaler import Upscaler
@@ -305,7 +317,13 @@ def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Itera
     def report(line: str) -> None:
         click.echo(line, err=True)
 
-    with open_engine(path, device=device, size=lambda: frame_size(first), report=report) as engine:
+    with open_engine(
+        path,
+        device=device,
+        size=lambda: frame_size(first),
+        trust_engines=trust_engines,
+        report=report,
+    ) as engine:
         report(f"Engine: {engine.describe()}")
         with Upscaler(engine, **settings) as upscaler:
             yield upscaler

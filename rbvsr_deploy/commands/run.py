@@ -61,6 +61,7 @@ def run(
     output: Path | None,
     engine_path: Path | None,
     device: str,
+    trust_engines: bool,
     preview: int | None,
     as_json: bool,
     verbose: bool,
@@ -126,6 +127,7 @@ def run(
             engine = open_engine(
                 engine_path or DEFAULT_BUNDLE,
                 device=device,
+                trust_engines=trust_engines,
                 size=lambda: first_frame_size(inputs, reading),
                 report=report,
                 progress=compiling,

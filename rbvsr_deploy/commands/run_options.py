@@ -19,6 +19,7 @@ __all__ = [
     "READING",
     "SCENE_CUTS",
     "SECTIONS",
+    "TRUST_ENGINES",
     "WRITING",
     "SectionedCommand",
     "values_of",
@@ -160,6 +161,13 @@ DEVICE = click.Option(
     "provider.",
 )
 
+TRUST_ENGINES = click.Option(
+    ["--trust-engines"],
+    is_flag=True,
+    help="Run the bundle's compiled engines even if somebody else compiled them: they are machine "
+    "code.",
+)
+
 _ENGINE = (
     click.Option(
         ["--engine", "engine_path"],
@@ -168,6 +176,7 @@ _ENGINE = (
         "model for CPUs]",
     ),
     DEVICE,
+    TRUST_ENGINES,
 )
 
 NETWORK = (
