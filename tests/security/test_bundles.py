@@ -4,6 +4,7 @@ sees them, whichever command or call opens them.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from rbvsr_deploy.graph_check import check_graph_bytes
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import COMPACT
 from rbvsr_deploy.models import DEFAULT_BUNDLE
-from rbvsr_deploy.onnx_reader import GraphFormatError
+from rbvsr_deploy.onnx_fields import GraphFormatError
 
 Edit = Callable[[ModelProto], object]
 
@@ -172,6 +173,116 @@ def outer_product(model: ModelProto) -> None:
     first(model, helper.make_node("Mul", inputs, ["x"]))
 
 
+def enlarged(model: ModelProto) -> None:
+    scales = constant(model, [1, 1, 1000, 1000], "float32")
+    first(model, helper.make_node("Resize", ["picture", "", scales], ["x"]))
+
+
+def resized(model: ModelProto) -> None:
+    sizes = constant(model, [1, 3, 10**5, 10**5])
+    first(model, helper.make_node("Resize", ["picture", "", "", sizes], ["x"]))
+
+
+def expanded(model: ModelProto) -> None:
+    shape = constant(model, [10**9, 1, 1, 1, 1])
+    first(model, helper.make_node("Expand", ["picture", shape], ["x"]))
+
+
+def padded_convolution(model: ModelProto) -> None:
+    weight = constant(model, np.ones((3, 3, 1, 1)), "float32")
+    pads = [10**5] * 4
+    first(model, helper.make_node("Conv", ["picture", weight], ["x"], pads=pads))
+
+
+def wide_pool(model: ModelProto) -> None:
+    sizes = {"kernel_shape": [1000, 1000], "pads": [999] * 4}
+    first(model, helper.make_node("AveragePool", ["picture"], ["x"], **sizes))
+
+
+def height(model: ModelProto) -> list[onnx.NodeProto]:
+    """Gives the value ``h``."""
+    return [
+        helper.make_node("Shape", ["picture"], ["shape"], start=2, end=3),
+        helper.make_node("Squeeze", ["shape"], ["h"]),
+    ]
+
+
+def long_range(model: ModelProto) -> None:
+    zero, one, many = (constant(model, value) for value in (0, 1, 10**9))
+    first(
+        model,
+        *height(model),
+        helper.make_node("Mul", ["h", many], ["end"]),
+        helper.make_node("Range", [zero, "end", one], ["x"]),
+    )
+
+
+def tower_of_squares(model: ModelProto) -> None:
+    """Numbers of 2^60 digits, for whoever computes them."""
+    names = ["h", *(f"h{i}" for i in range(60))]
+    pairs = itertools.pairwise(names)
+    squares = [helper.make_node("Mul", [x, x], [square]) for x, square in pairs]
+    first(model, *height(model), *squares)
+
+
+def doubled_often(model: ModelProto) -> None:
+    names = ["picture", *(f"x{i}" for i in range(40))]
+    pairs = itertools.pairwise(names)
+    first(model, *(helper.make_node("Concat", [x, x], [two], axis=0) for x, two in pairs))
+
+
+def many_at_once(model: ModelProto) -> None:
+    """Each of them small enough."""
+    scales = constant(model, [1, 1, 8, 8], "float32")
+    names = [f"x{i}" for i in range(10_000)]
+    nodes = [helper.make_node("Resize", ["picture", "", scales], [name]) for name in names]
+    first(model, *nodes)
+
+
+def product_of_all_pixels(model: ModelProto) -> None:
+    column, row = constant(model, [-1, 1]), constant(model, [1, -1])
+    first(
+        model,
+        helper.make_node("Reshape", ["picture", column], ["a"]),
+        helper.make_node("Reshape", ["picture", row], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["x"]),
+    )
+
+
+def repeated_rows(model: ModelProto) -> None:
+    indices = constant(model, np.zeros(10**6))
+    first(model, helper.make_node("Gather", ["picture", indices], ["x"], axis=2))
+
+
+def as_large_as_a_pixel_says(model: ModelProto) -> None:
+    zero, one = (constant(model, value, "float32") for value in (0, 1))
+    nodes = [
+        helper.make_node("ReduceMean", ["picture"], ["mean"], axes=[0, 1, 2, 3], keepdims=0),
+        helper.make_node("Range", [zero, "mean", one], ["x"]),
+    ]
+    model.opset_import[0].version = 17
+    first(model, *nodes)
+
+
+def shape_of_a_constant_size(model: ModelProto) -> None:
+    """A runtime knows it when it opens the graph, and computes with it."""
+    numbers = [constant(model, [value] * 4) for value in (0, 1)]
+    axes = constant(model, [0, 1, 2, 3])
+    first(
+        model,
+        helper.make_node("Slice", ["picture", *numbers, axes], ["one"]),
+        helper.make_node("Shape", ["one"], ["x"]),
+    )
+
+
+def turned_image(model: ModelProto) -> None:
+    """Its declaration is right."""
+    for node in model.graph.node:
+        if node.op_type == "Transpose":
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("perm", [0, 3, 2, 1]))
+
+
 def renamed_output(model: ModelProto) -> None:
     model.graph.output[0].name = model.graph.node[-1].output[0] = "other"
 
@@ -225,6 +336,20 @@ HOSTILE: dict[Edit, str] = {
     expanded_constant: "a Expand of constants alone",
     range_of_constants: "a Range of constants alone",
     outer_product: "a Mul of constants alone",
+    enlarged: "a Resize that makes",
+    resized: "a Resize that makes",
+    expanded: "a Expand that makes",
+    padded_convolution: "a Conv that makes",
+    wide_pool: "a AveragePool that makes no sense",
+    long_range: "a Range that makes",
+    tower_of_squares: "a Mul that makes no sense",
+    doubled_often: "a Concat that makes",
+    many_at_once: "a Resize that makes",
+    product_of_all_pixels: "a Add that makes",
+    repeated_rows: "a Gather that makes",
+    as_large_as_a_pixel_says: "a Range whose size depends on pixels",
+    shape_of_a_constant_size: "a shape that is the same for all frames",
+    turned_image: "makes 'image' of the shape",
     renamed_output: "has the outputs other uint8",
     other_shape: "has the outputs",
     another_output: "has the outputs",
