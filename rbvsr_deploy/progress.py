@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rbvsr_deploy.duration import show_duration
+from rbvsr_deploy.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -62,6 +63,7 @@ class _Display:
             return False
         if self._task is None:
             self._task = self._bars.add_task("", note="")
+        text = printable(text)
         self._bars.update(self._task, description=text, completed=done, total=total, note=note)
         return True
 
@@ -70,7 +72,7 @@ class _Display:
         now = time.monotonic()
         if due or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
 
 class ProgressDisplay(_Display):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rbvsr_deploy.commands.compile_options import Compiling, compile_options
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, show
 
 __all__ = ["build"]
 
@@ -64,7 +64,7 @@ def build(
         sets = compiling.into_bundle(bundle, targets, output=output, remove=remove)
     written = output or bundle
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(s) | {"name": s.name} for s in sets], indent=1))
+        show(json.dumps([dataclasses.asdict(s) | {"name": s.name} for s in sets], indent=1))
     else:
         count = f"{len(sets)} engine set{'s' * (len(sets) != 1)}"
-        click.echo(f"{written}: {count}, {written.stat().st_size / 1e6:.1f} MB")
+        show(f"{written}: {count}, {written.stat().st_size / 1e6:.1f} MB")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, memory_size, say, show
 
 if TYPE_CHECKING:
     from rbvsr_deploy.compare import Comparison
@@ -112,7 +112,7 @@ def compare(
                     device=device,
                     trust_engines=trust_engines,
                     size=lambda: (source.height, source.width),
-                    report=lambda line: click.echo(line, err=True),
+                    report=say,
                     progress=compiling,
                 )
 
@@ -139,7 +139,7 @@ def compare(
                 progress=progress,
             )
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(result), indent=1))
+            show(json.dumps(dataclasses.asdict(result), indent=1))
         else:
             _show(result)
         if result.failures:
@@ -150,19 +150,19 @@ def compare(
 
 
 def _show(result: Comparison) -> None:
-    click.echo(f"A     {result.reference}")
-    click.echo(f"B     {result.other}")
-    click.echo(f"clip  {result.clip}, {result.frames} frames of {result.width}x{result.height}")
+    show(f"A     {result.reference}")
+    show(f"B     {result.other}")
+    show(f"clip  {result.clip}, {result.frames} frames of {result.width}x{result.height}")
     for scene in result.scenes:
         if scene.agree:
             continue
         changes = (", ".join(f"{value:.3f}" for value in side) for side in scene.residues)
-        click.echo(
+        show(
             f"scene of {scene.frames} frames from frame {scene.first_frame}: A cleaned "
             f"{scene.cleanings[0]} times (mean changes {next(changes)} of 255), B "
             f"{scene.cleanings[1]} times ({next(changes)}); --cleanings N makes them equal"
         )
-    click.echo(f"\n{'':24}{'calls':>6}{'max difference':>16}{'peak':>8}{'PSNR (dB)':>11}")
+    show(f"\n{'':24}{'calls':>6}{'max difference':>16}{'peak':>8}{'PSNR (dB)':>11}")
     for name, graph in result.graphs.items():
         for output, errors in graph.outputs.items():
             _show_row(f"{name} {output}", graph.calls, errors)
@@ -174,8 +174,8 @@ def _show(result: Comparison) -> None:
     parts = (
         f"{levels}: {100 * count / values:.3g} %" for levels, count in images.histogram.items()
     )
-    click.echo(f"\nlevels of 255 by which values differ   {', '.join(parts)}")
-    click.echo(
+    show(f"\nlevels of 255 by which values differ   {', '.join(parts)}")
+    show(
         f"pixels that differ                     {images.differing_pixels} of {images.pixels}, by "
         f"{images.max_levels} levels at most"
     )
@@ -183,7 +183,7 @@ def _show(result: Comparison) -> None:
 
 def _show_row(name: str, calls: int, errors: Errors) -> None:
     bad = f"  {errors.not_finite} NaN or infinite" if errors.not_finite else ""
-    click.echo(
+    show(
         f"{name:24}{calls:>6}{errors.max_difference:>16.3g}{errors.peak:>8.3g}"
         f"{errors.psnr:>11.1f}{bad}"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbvsr_deploy.commands.edge import memory_size
+from rbvsr_deploy.commands.edge import memory_size, say
 from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Compiling:
                 remove=remove,
                 output=output,
                 progress=progress,
-                report=lambda line: click.echo(line, err=True),
+                report=say,
             )
 
     def _build_options(self) -> BuildOptions:

@@ -21,8 +21,9 @@ import click
 
 from rbvsr_deploy import __version__
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
+from rbvsr_deploy.printable import printable
 
-__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require", "show"]
+__all__ = ["JSON", "PATH", "VERBOSE", "VERSION", "edge", "memory_size", "require", "say", "show"]
 
 PATH = click.Path(path_type=Path)
 VERSION = click.version_option(__version__, package_name="rbvsr-deploy")
@@ -48,7 +49,7 @@ class _Echo(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        click.echo(printable(self.format(record)), err=True)
 
 
 @contextlib.contextmanager
@@ -78,14 +79,19 @@ def edge(*, verbose: bool = False) -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(1)
+
+
+def say(line: str) -> None:
+    """Print a line about the work, on standard error."""
+    click.echo(printable(line), err=True)
 
 
 def show(text: str, *, err: bool = False) -> None:
     """Print a result; where it cannot be, the command ends with a sentence that says so."""
     try:
-        click.echo(text, err=err)
+        click.echo(printable(text), err=err)
     except OSError as error:
         # What waits to be printed would fail again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)

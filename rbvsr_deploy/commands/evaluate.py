@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, require, show
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, say, show
 from rbvsr_deploy.commands.run_options import (
     DEVICE,
     NETWORK,
@@ -227,7 +227,6 @@ def evaluate(
             check_report_folder(output, overwrite=overwrite)
             stack.enter_context(output_folder(output))
         if degrade is not None:
-            require("msgspec", extra="train", purpose="--degrade")
             from rbvsr_deploy.training.degraded_inputs import DEGRADATIONS, degrade_items
 
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="rbvsr-eval-")))
@@ -276,7 +275,7 @@ def evaluate(
         if output is not None:
             write_report(output, evaluation, scores)
     if as_json:
-        click.echo(json.dumps(scores, indent=1))
+        show(json.dumps(scores, indent=1))
     else:
         _show(evaluation, missing)
 
@@ -314,17 +313,14 @@ def _upscaler(
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video import frame_size
 
-    def report(line: str) -> None:
-        click.echo(line, err=True)
-
     with open_engine(
         path,
         device=device,
         size=lambda: frame_size(first),
         trust_engines=trust_engines,
-        report=report,
+        report=say,
     ) as engine:
-        report(f"Engine: {engine.describe()}")
+        say(f"Engine: {engine.describe()}")
         with Upscaler(engine, **settings) as upscaler:
             yield upscaler
 

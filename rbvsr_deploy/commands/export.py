@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rbvsr_deploy.commands.compile_options import Compiling, compile_options
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, require
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, require, say, show
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
@@ -151,14 +151,14 @@ def export(
             calibrate=calibrate,
             min_psnr=min_psnr,
             verify=verify,
-            report=lambda line: click.echo(line, err=True),
+            report=say,
         )
         if targets:
             manifest = _compile(output, targets, compiling)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(manifest), indent=1))
+        show(json.dumps(dataclasses.asdict(manifest), indent=1))
     else:
-        click.echo(
+        show(
             f"{output}: {'int8 and ' * int8}{manifest.precision}, opset {manifest.opset}, "
             f"{output.stat().st_size / 1e6:.1f} MB"
         )
@@ -175,7 +175,7 @@ def _targets(target: str, compiling: Compiling) -> list[Target]:
             try:
                 return compiling.targets("here")
             except EngineError as error:
-                click.echo(f"Graphs only: {error}", err=True)
+                say(f"Graphs only: {error}")
     return []
 
 

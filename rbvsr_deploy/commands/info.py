@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, show
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
@@ -30,11 +30,10 @@ def info(bundle: Path, as_json: bool, verbose: bool) -> None:
         from rbvsr_deploy.bundle import open_bundle
 
         opened = open_bundle(bundle)
-    if as_json:
-        click.echo(
-            json.dumps({**dataclasses.asdict(opened.manifest), "sha256": opened.sha256}, indent=1)
-        )
-    else:
+        if as_json:
+            values = {**dataclasses.asdict(opened.manifest), "sha256": opened.sha256}
+            show(json.dumps(values, indent=1))
+            return
         _show_manifest(bundle, opened.manifest, opened.sha256)
         for engine_set in opened.manifest.engine_sets:
             plans = opened.plans(engine_set)
@@ -45,7 +44,7 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
     model, weights = manifest.model, manifest.weights
     network = "RealBasicVSR" if manifest.has_cleaning else "BasicVSR (no cleaning)"
     parts = [f"{network} x{manifest.scale}", f"{model['mid_channels']} channels"]
-    parts += [f"{model['propagation_blocks']} propagation blocks"]
+    parts += [f"{model.get('propagation_blocks', 'unknown')} propagation blocks"]
     parts += [f"{model['cleaning_blocks']} cleaning blocks"] * manifest.has_cleaning
     refinement = f"again while the mean change is {manifest.refine_threshold:g} of 255 or more"
     rows = {
@@ -70,7 +69,7 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
     if manifest.quantisation is not None:
         rows["int8"] = _told_quantisation(manifest.quantisation)
     for name, value in rows.items():
-        click.echo(f"{name:>11}  {value}")
+        show(f"{name:>11}  {' '.join(value.split())}")  # what a file says stays in its line
     for name, sides in manifest.graphs.items():
         inputs, outputs = (
             ", ".join(
@@ -78,14 +77,15 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
             )
             for side in ("inputs", "outputs")
         )
-        click.echo(f"{name:>11}  {inputs} -> {outputs}")
+        show(f"{name:>11}  {inputs} -> {outputs}")
         for output, sizes in manifest.verification.get("outputs", {}).get(name, {}).items():
-            worst = max(
+            worst: Mapping[str, float] = max(
                 sizes.values(),
-                key=lambda figures: figures.get("max_difference", figures.get("max_levels")),
+                key=lambda figures: figures.get("max_difference", figures.get("max_levels", 0.0)),
+                default={},
             )
             told = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in worst.items())
-            click.echo(f"{'':>11}  {output} against torch: {told}")
+            show(f"{'':>11}  {output} against torch: {told}")
 
 
 def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool) -> None:
@@ -101,25 +101,25 @@ def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool
     parts += [f"batches up to {engine_set.profile.batch}"]
     parts += ["also for later versions"] * engine_set.version_compatible
     parts += ["also for other GPUs from 8.0 on"] * engine_set.hardware_compatible
-    click.echo(f"{'engines':>11}  {engine_set.name}: {', '.join(parts)}")
+    show(f"{'engines':>11}  {engine_set.name}: {', '.join(parts)}")
     if verbose:
         for graph, layers in engine_set.layers.items():
             told = ", ".join(f"{count} {kind.lower()}" for kind, count in layers.items())
-            click.echo(f"{'':>11}  {graph}, {sizes[graph] / 1e6:.1f} MB: {told}")
+            show(f"{'':>11}  {graph}, {sizes[graph] / 1e6:.1f} MB: {told}")
 
 
 def _told_quantisation(record: Mapping[str, Any]) -> str:
     """How much is in int8, and what it costs."""
-    blocks = (
+    parts = [
         f"{sum(b['form'] != 'float16' for b in found)} of {len(found)} residual blocks of {graph}"
-        for graph, found in record["graphs"].items()
-    )
-    clips = ", ".join(f"{c['frames']} frames of {c['name']}" for c in record["clips"])
-    figures = {name: record["psnr"][name]["psnr"] for name in ("int8", "float16")}
-    return (
-        f"{', '.join(blocks)}; PSNR against float32 {figures['int8']:.1f} dB "
-        f"(float16: {figures['float16']:.1f} dB) over {clips}"
-    )
+        for graph, found in record.get("graphs", {}).items()
+    ]
+    told = ", ".join(parts)
+    if record.get("psnr") is not None:
+        clips = ", ".join(f"{c['frames']} frames of {c['name']}" for c in record.get("clips", ()))
+        int8, float16 = (record["psnr"][name]["psnr"] for name in ("int8", "float16"))
+        told += f"; PSNR against float32 {int8:.1f} dB (float16: {float16:.1f} dB) over {clips}"
+    return told
 
 
 def _shape(shape: list[int | str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, show
+from rbvsr_deploy.commands.edge import JSON, PATH, VERBOSE, VERSION, edge, say, show
 from rbvsr_deploy.commands.run_options import (
     NETWORK,
     READING,
@@ -104,9 +104,6 @@ def run(
         writing = WriteOptions(**values_of(WRITING, options))
         others = {name: options[name] for name in _PASSED_ON}
 
-        def report(line: str) -> None:
-            click.echo(line, err=True)
-
         def upscale(path: Path, target: Path) -> Summary:
             with ProgressDisplay() as progress:
                 return upscale_file(
@@ -117,7 +114,7 @@ def run(
                     reading=reading,
                     writing=writing,
                     progress=progress,
-                    report=report,
+                    report=say,
                     **others,
                 )
 
@@ -129,11 +126,11 @@ def run(
                 device=device,
                 trust_engines=trust_engines,
                 size=lambda: first_frame_size(inputs, reading),
-                report=report,
+                report=say,
                 progress=compiling,
             )
         with engine:
-            report(f"Engine: {engine.describe()}")
+            say(f"Engine: {engine.describe()}")
             if preview is not None:
                 with ProgressDisplay() as progress:
                     shown = write_preview(
@@ -146,13 +143,13 @@ def run(
                         reading=reading,
                         overwrite=options["overwrite"],
                         progress=progress,
-                        report=report,
+                        report=say,
                     )
                 _show_preview(shown, as_json=as_json)
                 return
             if several:
                 with output_folder(output):
-                    results = upscale_each(inputs, outputs, upscale=upscale, report=report)
+                    results = upscale_each(inputs, outputs, upscale=upscale, report=say)
             else:
                 results = [upscale(inputs[0], outputs[0])]
     if as_json:
