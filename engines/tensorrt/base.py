@@ -27,6 +27,9 @@ class Executable(Protocol):
     def scratch_bytes(self) -> int:
         """Bytes of device memory that a launch with the present shapes needs for its intermediate
         results; 0 where the context owns them itself. Ask after the last :meth:`set_shape`.
+
+        Raises:
+            EngineError: with these inputs, outputs would have other shapes than the contract's.
         """
         ...
 
