@@ -99,6 +99,9 @@ class OnnxRuntimeEngine:
         options.log_severity_level = (
             4 if provider == _CUDA else 3
         )  # a missing driver is told by the error below
+        # Bytes that were read as ONNX when they were checked are not to be taken for ONNX Runtime's
+        # own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         # Graphs are checked before they come here. Should one name a file all the same, ONNX
         # Runtime from 1.23 on looks for it here only, and no file lies below a device.
         options.add_session_config_entry(

@@ -53,6 +53,8 @@ def check_graph_bytes(
         GraphFormatError: it is anything but a graph that the exporter writes for ``spec``; the
             message is a clause that says why.
     """
+    if data[4:8] == b"ORTM":
+        raise GraphFormatError("has the mark of ONNX Runtime's own format")
     graph = read_graph(data)
     if graph.opset not in OPSETS:
         raise GraphFormatError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from rbvsr_deploy.graphs import GraphSpec
 from rbvsr_deploy.onnx_fields import GraphFormatError
-from rbvsr_deploy.onnx_reader import MOST_VALUES, Graph, Node
+from rbvsr_deploy.onnx_reader import ELEMENT_TYPES, MOST_VALUES, Graph, Node
 
 __all__ = ["check_sizes"]
 
@@ -24,6 +24,9 @@ _FRAMES = ((2, 18, 25), (1, 2160, 3840))
 small, as what does not depend on the frame's size must be small, too."""
 
 _MULTIPLE = 64  # The flow network works on frames enlarged to a multiple of 32.
+
+_COUNTED: Mapping[str, Callable[[float], float]] = {"int64": int, "float32": float}
+"""Types in which sizes are computed. Numbers of smaller ones would wrap around at their ends."""
 
 _Shape = tuple[int, ...]
 
@@ -70,7 +73,10 @@ def _of_frame(
         return tuple(size if isinstance(size, int) else names[size] for size in shape)
 
     values = {"": _Value(())}
-    values |= {name: _Value(t.shape, t.values) for name, t in graph.initializers.items()}
+    values |= {
+        name: _Value(tensor.shape, tensor.values if tensor.dtype in _COUNTED else None)
+        for name, tensor in graph.initializers.items()
+    }
     values |= {item.name: _Value(contract(item.shape)) for item in spec.inputs}
     area = n * (height + _MULTIPLE) * (width + _MULTIPLE)
     largest = area * (32 * channels + 2048)
@@ -146,8 +152,8 @@ def _each(function: Callable[[float], float]) -> Callable[..., _Value]:
 
 
 def _cast(attributes: Mapping[str, Any], x: _Value) -> _Value:
-    whole = attributes["to"] not in (1, 10)
-    return _Value(x.shape, x.numbers and tuple(int(v) if whole else float(v) for v in x.numbers))
+    to = _COUNTED.get(ELEMENT_TYPES[attributes["to"]])
+    return _Value(x.shape, to and x.numbers and tuple(map(to, x.numbers)))
 
 
 def _broadcast(*shapes: _Shape) -> _Shape:

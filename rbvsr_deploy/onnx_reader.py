@@ -181,9 +181,10 @@ def _value(item: Mapping[str, Any]) -> Value:
     tensor = item.get("type", {}).get("tensor_type")
     if tensor is None or "shape" not in tensor:
         raise GraphFormatError(f"has '{name}', which is no tensor with a shape")
-    shape = tuple(
-        size.get("dim_value", size.get("dim_param", "")) for size in tensor["shape"]["dim"]
-    )
+    sizes = tensor["shape"]["dim"]
+    if any(len(size) != 1 for size in sizes):
+        raise GraphFormatError(f"has '{name}', a size of which is not given, or twice")
+    shape = tuple(next(iter(size.values())) for size in sizes)
     return Value(name, _element_type(tensor.get("elem_type"), f"'{name}'"), shape)
 
 

@@ -254,6 +254,18 @@ def repeated_rows(model: ModelProto) -> None:
     first(model, helper.make_node("Gather", ["picture", indices], ["x"], axis=2))
 
 
+def wrapped_around(model: ModelProto) -> None:
+    """2^31 - 1, for a runtime: more than int32 holds less than nothing."""
+    zero, one = (constant(model, value, "int32") for value in (0, 1))
+    least = constant(model, -(2**31), "int32")
+    nodes = [
+        helper.make_node("Cast", ["h"], ["small"], to=TensorProto.INT32),
+        helper.make_node("Sub", [least, "small"], ["end"]),
+        helper.make_node("Range", [zero, "end", one], ["x"]),
+    ]
+    first(model, *height(model), *nodes)
+
+
 def as_large_as_a_pixel_says(model: ModelProto) -> None:
     zero, one = (constant(model, value, "float32") for value in (0, 1))
     nodes = [
@@ -347,6 +359,7 @@ HOSTILE: dict[Edit, str] = {
     many_at_once: "a Resize that makes",
     product_of_all_pixels: "a Add that makes",
     repeated_rows: "a Gather that makes",
+    wrapped_around: "a Range whose size depends on pixels",
     as_large_as_a_pixel_says: "a Range whose size depends on pixels",
     shape_of_a_constant_size: "a shape that is the same for all frames",
     turned_image: "makes 'image' of the shape",
@@ -443,6 +456,37 @@ def test_flipped_bits_do_no_more_than_refuse(tiny_bundle: Path) -> None:
 def test_odd_bytes(data: bytes, told: str) -> None:
     with pytest.raises(GraphFormatError, match=told):
         check(data)
+
+
+def test_no_other_format_is_within(tiny_bundle: Path) -> None:
+    """ONNX Runtime takes bytes with its mark for a format of its own, whatever ONNX they are."""
+    model = loaded(open_bundle(tiny_bundle).graph("emit"))
+    for name in ("ir_version", "producer_name"):
+        model.ClearField(name)
+    data = field(2, b"xxORTM") + b"\x08\x0a" + model.SerializeToString()
+    assert data[4:8] == b"ORTM"
+    with pytest.raises(GraphFormatError, match="ONNX Runtime's own format"):
+        check(data)
+    check(field(2, b"xxORTN") + b"\x08\x0a" + model.SerializeToString())
+
+
+def test_a_size_that_is_given_twice(tiny_bundle: Path) -> None:
+    """As a number and as a name: parsers take the last."""
+    model = loaded(open_bundle(tiny_bundle).graph("emit"))
+    model.graph.ClearField("output")
+
+    def with_last_size(size: bytes) -> bytes:
+        sizes = [field(2, name) for name in (b"N", b"4H", b"4W")] + [size]
+        shape = b"".join(field(1, size) for size in sizes)
+        kind = field(1, b"\x08\x02" + field(2, shape))  # uint8
+        output = field(1, b"image") + field(2, kind)
+        graph = model.graph.SerializeToString() + field(12, output)
+        return field(7, graph) + field(8, model.opset_import[0].SerializeToString())
+
+    check(with_last_size(b"\x08\x03"))
+    for size in (b"\x08\x03" + field(2, b"4W"), b""):
+        with pytest.raises(GraphFormatError, match="a size of which is not given, or twice"):
+            check(with_last_size(size))
 
 
 def field(number: int, content: bytes) -> bytes:
