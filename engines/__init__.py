@@ -31,6 +31,7 @@ def open_engine(
     *,
     device: str = "auto",
     size: Callable[[], tuple[int, int]] | None = None,
+    trust_engines: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, str, int, int], None] = lambda graph, phase, step, steps: None,
 ) -> Engine:
@@ -44,6 +45,8 @@ def open_engine(
             checkpoint: "auto" or any torch device.
         size: gives H and W of the frames to come, if TensorRT asks: engines for them are then
             compiled now, if there are none, and "auto" falls back if that fails.
+        trust_engines: whether to run the compiled engines of a bundle, whoever compiled them; they
+            are machine code. Otherwise only those of this user are run.
         report: called with a line before TensorRT compiles, which may take minutes.
         progress: called with graph, phase, steps completed and total steps.
 
@@ -85,7 +88,12 @@ def open_engine(
             reason = "TensorRT is available" if device == "auto" else "TensorRT was requested"
             try:
                 return open_tensorrt(
-                    bundle, size=size, reason=reason, report=report, progress=progress
+                    bundle,
+                    size=size,
+                    reason=reason,
+                    trust_engines=trust_engines,
+                    report=report,
+                    progress=progress,
                 )
             except EngineError as error:
                 if device == "tensorrt":

@@ -98,6 +98,14 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = (
             4 if provider == _CUDA else 3
         )  # a missing driver is told by the error below
+        # Bytes that were read as ONNX when they were checked are not to be taken for ONNX Runtime's
+        # own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        # Graphs are checked before they come here. Should one name a file all the same, ONNX
+        # Runtime from 1.23 on looks for it here only, and no file lies below a device.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.devnull
+        )
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Each graph has a thread pool of its own, and one graph runs at a time. Threads that spin
@@ -152,11 +160,12 @@ class OnnxRuntimeEngine(Engine):
             ) from None
         outputs = tuple(into) if into is not None else self._outputs(graph, arrays)
         binding = session.io_binding()
-        for name, array in arrays.items():
-            binding.bind_input(name, *self._place(array))
-        for item, array in zip(GRAPHS[graph].outputs, outputs, strict=True):
-            binding.bind_output(item.name, *self._place(array))
         try:
+            for name, array in arrays.items():
+                binding.bind_input(name, *self._place(array))
+            # Results of other shapes than these are refused when they are to be written.
+            for item, array in zip(GRAPHS[graph].outputs, outputs, strict=True):
+                binding.bind_output(item.name, *self._place(array))
             session.run_with_iobinding(binding)
         except Exception as error:
             raise failure(str(error))(

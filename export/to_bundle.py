@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from rbvsr_deploy.bundle import Manifest, Weights, check_bundle_path, graph_io, write_bundle
+from rbvsr_deploy.bundle.graph_check import check_graph_bytes
+from rbvsr_deploy.bundle.onnx_fields import GraphFormatError
 from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.export.calibration import read_clip
 from rbvsr_deploy.export.checks import check_graph, check_quantisation
 from rbvsr_deploy.export.int8 import DEFAULT_MIN_PSNR, quantise_network
@@ -124,6 +128,7 @@ def export_bundle(
         manifest = replace(
             manifest, quantisation=record, verification={**verification, "outputs": rest}
         )
+    _check_opens(graphs, manifest)
     if verify is not None:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             trial = Path(folder, output.name)
@@ -132,3 +137,19 @@ def export_bundle(
         manifest = replace(manifest, verification={**manifest.verification, "clip": record})
     write_bundle(output, manifest, graphs)
     return manifest
+
+
+def _check_opens(graphs: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Raises ExportError if a graph would be refused when the bundle is opened, as one written by
+    another version of torch's exporter may be.
+    """
+    for name, data in graphs.items():
+        try:
+            check_graph_bytes(
+                data, GRAPHS[name], precision=manifest.precision, channels=manifest.channels
+            )
+        except GraphFormatError as error:
+            raise ExportError(
+                f"graph '{name}' as torch {torch.__version__} writes it {error}: its bundle would "
+                "not be opened; use a version of torch that this toolkit is tested with"
+            ) from None

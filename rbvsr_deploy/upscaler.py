@@ -53,6 +53,8 @@ class Upscaler(Closing):
         model: a bundle (``model.plan``), a checkpoint, or an open engine, which stays open; the
             compact model for CPUs if ``None``.
         device: as in :func:`rbvsr_deploy.engines.open_engine`, such as "auto" or "cpu".
+        trust_engines: whether to run the compiled engines of a bundle, whoever compiled them; they
+            are machine code. Otherwise only those of this user are run.
         memory: how much of the device's memory to use, in bytes or as text such as "4GiB"; half of
             the free memory if ``None``. The output does not depend on it.
         lookahead: number of future frames each frame draws on; ``None``: all of its scene, up to
@@ -74,6 +76,7 @@ class Upscaler(Closing):
         model: str | Path | Engine | None = None,
         *,
         device: str = "auto",
+        trust_engines: bool = False,
         memory: int | str | None = None,
         lookahead: int | None = None,
         max_scene: int = MAX_SCENE,
@@ -94,7 +97,9 @@ class Upscaler(Closing):
         self._owns_engine = model is None or isinstance(model, (str, Path))
         self.engine: Engine
         if model is None or isinstance(model, (str, Path)):
-            self.engine = open_engine(Path(model or DEFAULT_BUNDLE), device=device)
+            self.engine = open_engine(
+                Path(model or DEFAULT_BUNDLE), device=device, trust_engines=trust_engines
+            )
         else:
             self.engine = model
         self._lock = threading.Lock()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from rbvsr_deploy.engine_sets import EngineSet, Flavour
+from rbvsr_deploy.bundle.engine_sets import EngineSet, Flavour
 
 __all__ = ["Candidate", "Executable", "Plans", "Runtime"]
 
@@ -28,6 +28,9 @@ class Executable(Protocol):
     def scratch_bytes(self) -> int:
         """Bytes of device memory that a launch with the present shapes needs for its intermediate
         results; 0 where the context owns them itself. Ask after the last :meth:`set_shape`.
+
+        Raises:
+            EngineError: with these inputs, outputs would have other shapes than the contract's.
         """
         ...
 

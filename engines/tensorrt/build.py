@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.bundle import Manifest
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, checked
 from rbvsr_deploy.engines.tensorrt.network import check_network

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rbvsr_deploy.bundle import check_bundle_path, open_bundle, write_bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.build import (
     BuildOptions,
     Progress,
@@ -17,6 +17,7 @@ from rbvsr_deploy.engines.tensorrt.build import (
     describe_gpu,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, installed_flavours, load_flavour
+from rbvsr_deploy.engines.tensorrt.signing import sign
 from rbvsr_deploy.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def compile_into_bundle(
     progress: Progress = lambda graph, phase, step, steps: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[EngineSet, ...]:
-    """Add engine sets to a bundle and remove others, atomically.
+    """Add engine sets to a bundle, signed by this user, and remove others, atomically.
 
     Args:
         path: a bundle.
@@ -172,6 +173,7 @@ def compile_into_bundle(
             options=options,
             progress=progress,
         )
+        engine_set = sign(engine_set, bundle.graphs(), plans)
         engines[engine_set.name] = engine_set, plans
         size = sum(len(plan) for plan in plans.values()) / 1e6
         report(f"compiled {engine_set.name}: {size:.1f} MB")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rbvsr_deploy.engine_sets import Flavour
+from rbvsr_deploy.bundle.engine_sets import Flavour
 from rbvsr_deploy.engines.memory import failure
 from rbvsr_deploy.errors import (
     EngineError,

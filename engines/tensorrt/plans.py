@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.engines.tensorrt.build import (
     BuildOptions,
@@ -35,9 +35,9 @@ from rbvsr_deploy.engines.tensorrt.cache import (
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.engines.cuda.driver import CudaDriver
+    from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
 
-__all__ = ["MachinePlans", "fits", "profile_for"]
+__all__ = ["MachinePlans", "fits", "fits_machine", "profile_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class MachinePlans:
         self._folder = cache_folder() / "engines" / key
 
     def candidates(self, height: int, width: int, *, batch: int) -> Iterator[Candidate]:
-        held = [s for s in self._bundle.manifest.engine_sets if self._fits(s)]
+        sets = self._bundle.manifest.engine_sets
+        held = [s for s in sets if fits_machine(s, self._tensorrt, self._gpu)]
         for engine_set in _covering(held, height, width, batch=batch):
             yield Candidate(engine_set, self._bundle.plans(engine_set), "from the bundle")
 
@@ -125,20 +126,29 @@ class MachinePlans:
         write_cached(self._folder / f"{profile}.engines", _packed(engine_set, plans))
         yield Candidate(engine_set, plans, "compiled now")
 
-    def _fits(self, engine_set: EngineSet) -> bool:
-        return fits(
-            engine_set,
-            flavour=self._tensorrt.name,
-            version=self._tensorrt.version,
-            compute_capability=self._gpu.compute_capability,
-            platform=this_platform(),
-        )
-
     def _cached(self) -> Iterator[tuple[Path, tuple[EngineSet, dict[str, bytes]]]]:
         for path in sorted(self._folder.glob("*.engines")):
             content = read_cached(path)
-            if content is not None:
-                yield path, _unpacked(content)
+            if content is None:
+                continue
+            try:
+                found = _unpacked(content)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                logger.warning("the cache file '%s' holds no engines and is made anew", path)
+                remove_cached(path)
+            else:
+                yield path, found
+
+
+def fits_machine(engine_set: EngineSet, tensorrt: TensorRT, gpu: Gpu) -> bool:
+    """Whether this machine may be able to run a set: :func:`fits` with what is here."""
+    return fits(
+        engine_set,
+        flavour=tensorrt.name,
+        version=tensorrt.version,
+        compute_capability=gpu.compute_capability,
+        platform=this_platform(),
+    )
 
 
 def fits(
@@ -220,6 +230,11 @@ def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:
 
 
 def _unpacked(content: bytes) -> tuple[EngineSet, dict[str, bytes]]:
+    """What :func:`_packed` packed.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is something else.
+    """
     line, _, rest = content.partition(b"\n")
     header = json.loads(line)
     plans, start = {}, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbvsr_deploy.engine_sets import Flavour
+from rbvsr_deploy.bundle.engine_sets import Flavour
 from rbvsr_deploy.engines.tensorrt.cache import (
     cache_folder,
     cache_key,
@@ -14,6 +14,7 @@ from rbvsr_deploy.engines.tensorrt.cache import (
 )
 from rbvsr_deploy.engines.tensorrt.flavours import KernelCache, TensorRT, checked
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import GRAPHS
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import Gpu
@@ -65,6 +66,7 @@ class TensorRTExecutable:
         self._graph = graph
         self._engine = engine
         self._context = context
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):
@@ -73,9 +75,28 @@ class TensorRTExecutable:
                 f"graph '{self._graph}' was compiled for '{name}' between {tuple(least)} and "
                 f"{tuple(most)}, not for {shape}"
             )
+        self._shapes[name] = shape
 
     def scratch_bytes(self) -> int:
+        self._check_outputs()
         return self._tensorrt.scratch_bytes(self._engine, self._context)
+
+    def _check_outputs(self) -> None:
+        """Outputs are written to memory of the contract's sizes: an engine that makes others is not
+        launched. Raises EngineError.
+        """
+        spec = GRAPHS[self._graph]
+        channels = [self._shapes[item.name][1] for item in spec.inputs if item.shape[1:2] == ("C",)]
+        shapes = spec.output_shapes(
+            self._shapes[spec.inputs[0].name], channels=channels[0] if channels else 0
+        )
+        for item, shape in zip(spec.outputs, shapes, strict=True):
+            made = tuple(self._context.get_tensor_shape(item.name))
+            if made != shape:
+                raise EngineError(
+                    f"graph '{self._graph}' makes '{item.name}' of the shape {made}, where {shape} "
+                    "belongs: export the checkpoint again"
+                )
 
     def set_scratch(self, address: int, size: int) -> None:
         self._tensorrt.set_scratch(self._context, address, size)

@@ -23,6 +23,7 @@ import click
 from rbvsr_deploy.commands._hints import with_options
 from rbvsr_deploy.commands._process import discard, exit_on_signals, prepare_streams
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
+from rbvsr_deploy.printable import printable
 from rbvsr_deploy.version import __version__
 
 __all__ = [
@@ -153,7 +154,7 @@ def _fail(message: str) -> NoReturn:
 def report(line: str) -> None:
     """Print a line on standard error; if that fails, the work continues without it."""
     try:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     except OSError:
         discard(2)
 
@@ -161,7 +162,7 @@ def report(line: str) -> None:
 def show(text: str, *, err: bool = False) -> None:
     """Print a result; if that fails, the command ends with one sentence."""
     try:
-        click.echo(text, err=err)
+        click.echo(printable(text), err=err)
     except OSError as error:
         discard(2 if err else 1)
         _fail(f"the work is done, but its result cannot be printed ({error.strerror})")

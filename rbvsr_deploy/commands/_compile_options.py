@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.commands._common import memory_size, report
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.tensorrt.build import BuildOptions

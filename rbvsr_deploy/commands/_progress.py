@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.commands._common import report
+from rbvsr_deploy.printable import printable
 from rbvsr_deploy.units import show_duration
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class _Display(Closing):
             return False
         if self._task is None:
             self._task = self._bars.add_task("", note="")
+        text = printable(text)
         self._bars.update(self._task, description=text, completed=done, total=total, note=note)
         return True
 

@@ -17,6 +17,7 @@ __all__ = [
     "READING",
     "SCENE_CUTS",
     "SECTIONS",
+    "TRUST_ENGINES",
     "WRITING",
     "SectionedCommand",
     "values_of",
@@ -166,6 +167,13 @@ DEVICE = click.Option(
     "execution provider.",
 )
 
+TRUST_ENGINES = click.Option(
+    ["--trust-engines"],
+    is_flag=True,
+    help="Run the bundle's compiled engines even if somebody else compiled them: they are machine "
+    "code.",
+)
+
 _ENGINE = (
     click.Option(
         ["--engine", "engine_path"],
@@ -174,6 +182,7 @@ _ENGINE = (
         "included compact model for CPUs]",
     ),
     DEVICE,
+    TRUST_ENGINES,
 )
 
 NETWORK = (
@@ -245,7 +254,7 @@ _REPORTS = (
         "right.",
     ),
     click.Option(
-        ["--report", "compare"],
+        ["--report", "page"],
         metavar="PAGE.html",
         type=PATH,
         help="Also write a report page with some frames before and after, and the run's figures.",

@@ -87,6 +87,12 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
     help="Also write an image of the frame with the lowest PSNR, with A, B and their amplified "
     "difference; an existing file is replaced.",
 )
+@click.option(
+    "--trust-engines",
+    is_flag=True,
+    help="Run the compiled engines of A and B even if somebody else compiled them: they are "
+    "machine code.",
+)
 @JSON
 @VERBOSE
 @VERSION
@@ -100,6 +106,7 @@ def compare(
     min_psnr: float | None,
     max_difference: float | None,
     worst: Path | None,
+    trust_engines: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -122,6 +129,7 @@ def compare(
                 return open_engine(
                     model,
                     device=device,
+                    trust_engines=trust_engines,
                     size=lambda: (source.height, source.width),
                     report=report,
                     progress=compiling,

@@ -28,6 +28,7 @@ from rbvsr_deploy.commands._run_options import (
     DEVICE,
     NETWORK,
     SCENE_CUTS,
+    TRUST_ENGINES,
     SectionedCommand,
 )
 
@@ -115,6 +116,7 @@ _ENGINE = (
         help="Bundle or checkpoint that upscales the inputs, in place of RESULTS.",
     ),
     DEVICE,
+    TRUST_ENGINES,
     *NETWORK,
     SCENE_CUTS,
 )
@@ -190,6 +192,7 @@ def evaluate(
     seed: int,
     engine_path: Path | None,
     device: str,
+    trust_engines: bool,
     scene_cuts: bool,
     metrics: list[str] | None,
     preset: str | None,
@@ -254,7 +257,14 @@ def evaluate(
             first = items[0].inputs
             assert first is not None  # _check_usage
             upscaler = stack.enter_context(
-                _upscaler(engine_path, first, device=device, scene_cuts=scene_cuts, **network)
+                _upscaler(
+                    engine_path,
+                    first,
+                    device=device,
+                    trust_engines=trust_engines,
+                    scene_cuts=scene_cuts,
+                    **network,
+                )
             )
         with FramesDisplay(len(items)) as progress:
             evaluation = evaluate_items(
@@ -313,13 +323,21 @@ def _check_usage(ctx: click.Context) -> None:
 
 
 @contextmanager
-def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Iterator[Upscaler]:
+def _upscaler(
+    path: Path, first: Path, *, device: str, trust_engines: bool, **settings: Any
+) -> Iterator[Upscaler]:
     """Open the engine that upscales the inputs, given the path of the first one."""
     from rbvsr_deploy.engines import open_engine
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video import frame_size
 
-    with open_engine(path, device=device, size=lambda: frame_size(first), report=report) as engine:
+    with open_engine(
+        path,
+        device=device,
+        size=lambda: frame_size(first),
+        trust_engines=trust_engines,
+        report=report,
+    ) as engine:
         report(f"Engine: {engine.describe()}")
         with Upscaler(engine, **settings) as upscaler:
             yield upscaler

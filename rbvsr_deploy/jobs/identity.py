@@ -18,8 +18,8 @@ __all__ = ["job_identity"]
 
 
 _SAME_OUTPUT_SINCE = "0.1.0"
-"""The first version whose output is that of this one, so that its unfinished jobs are continued. Set
-it to the current version in any change that alters frames or packets.
+"""The first version with the same output as this one: its unfinished jobs are continued. Set it to
+the current version in any change that alters frames or packets.
 """
 
 

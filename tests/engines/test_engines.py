@@ -18,7 +18,7 @@ from rbvsr_deploy.bundle import graph_io, open_bundle, write_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
-from rbvsr_deploy.errors import EngineError, MissingDependencyError
+from rbvsr_deploy.errors import BundleError, EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stream
@@ -178,16 +178,16 @@ def test_bundle_with_a_graph_of_another_model(tiny_bundle: Path, tmp_path: Path)
     bundle = open_bundle(tiny_bundle)
     graphs = {name: bundle.graph(name) for name in GRAPHS}
     write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "clean": graphs["ingest"]})
-    with pytest.raises(EngineError, match="of another model"):
+    with pytest.raises(BundleError, match="of another model"):
         open_engine(tmp_path / "m.plan", device="cpu")
 
 
 def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
-    """ONNX Runtime's refusal names the graph."""
+    """The refusal names the graph; ONNX Runtime does not get to see it."""
     bundle = open_bundle(tiny_bundle)
     graphs = {name: bundle.graph(name) for name in GRAPHS}
     write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "flow": b"not onnx"})
-    with pytest.raises(EngineError, match="graph 'flow'"):
+    with pytest.raises(BundleError, match="graph 'flow'"):
         open_engine(tmp_path / "m.plan", device="cpu")
 
 

@@ -153,6 +153,28 @@ def test_failed_verification_leaves_no_file(
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_a_graph_that_would_not_be_opened_is_not_written(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator that another version of torch's exporter may write, if a harmless one."""
+
+    def with_an_identity(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
+        model = graph(tiny_bundle, spec.name)
+        for node in model.graph.node:
+            if node.output[0] == "image":
+                node.output[0] = "almost"
+        if spec.name == "emit":
+            model.graph.node.append(onnx.helper.make_node("Identity", ["almost"], ["image"]))
+        return model
+
+    monkeypatch.setattr(export_module, "export_graph", with_an_identity)
+    with pytest.raises(
+        ExportError, match=r"'emit' as torch .* 'Identity', .*: its bundle would not be opened"
+    ):
+        export_bundle(tiny_checkpoint, tmp_path / "model.plan")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("output", ["nowhere/model.plan", "."])
 def test_unwritable_output_is_found_out_first(
     output: str, tiny_checkpoint: Path, tmp_path: Path

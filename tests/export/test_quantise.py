@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Manifest, open_bundle
+from rbvsr_deploy.bundle.engine_sets import ShapeProfile
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.commands.export import export as export_command
-from rbvsr_deploy.engine_sets import ShapeProfile
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError, MediaError

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.bundle import open_bundle, write_bundle
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
+from rbvsr_deploy.engines.tensorrt.signing import sign
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 from rbvsr_deploy.parity.compare import compare_engines
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
@@ -144,7 +145,8 @@ def test_a_plan_that_does_not_load_is_compiled_again(
     bundle = open_bundle(built)
     (engine_set,) = bundle.manifest.engine_sets
     cut = {graph: plan[: len(plan) // 2] for graph, plan in bundle.plans(engine_set).items()}
-    write_bundle(built, bundle.manifest, bundle.graphs(), [(engine_set, cut)])
+    signed = sign(engine_set, bundle.graphs(), cut)
+    write_bundle(built, bundle.manifest, bundle.graphs(), [(signed, cut)])
     clip = moving_clip(3, 64, 96)
     with (
         open_engine(built, device="tensorrt", size=lambda: (64, 96)) as engine,
@@ -266,7 +268,9 @@ def test_a_bundle_of_another_gpu_still_runs(tiny_bundle: Path, tmp_path: Path) -
     assert len(names) == 7
     bundle = open_bundle(built)
     (engine_set,) = bundle.manifest.engine_sets
+    plans = bundle.plans(engine_set)
     other = type(engine_set).from_dict({**engine_set.as_dict(), "compute_capability": "3.5"})
-    write_bundle(built, bundle.manifest, bundle.graphs(), [(other, bundle.plans(engine_set))])
+    signed = sign(other, bundle.graphs(), plans)
+    write_bundle(built, bundle.manifest, bundle.graphs(), [(signed, plans)])
     with open_engine(built, device="tensorrt", size=lambda: (64, 96)) as engine:
         assert "from the bundle" not in engine.describe().reason

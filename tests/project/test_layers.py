@@ -23,6 +23,7 @@ FOLDERS = {
 
 LAYERS = (
     "rbvsr_deploy",  # the modules directly in the folder: what every stage shares
+    "rbvsr_deploy.bundle",
     "rbvsr_deploy.pretrained",
     "rbvsr_deploy.engines",
     "rbvsr_deploy.video",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.cuda.driver import Gpu
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions, build_engine_set, check_target
 from rbvsr_deploy.engines.tensorrt.cache import read_cached

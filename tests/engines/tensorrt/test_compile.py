@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rbvsr_deploy.bundle import Manifest, open_bundle, write_bundle
+from rbvsr_deploy.bundle.engine_sets import ShapeProfile
 from rbvsr_deploy.commands.build import build
 from rbvsr_deploy.commands.export import export
 from rbvsr_deploy.commands.info import info
-from rbvsr_deploy.engine_sets import ShapeProfile
 from rbvsr_deploy.engines.tensorrt import compile as compile_module
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions
 from rbvsr_deploy.engines.tensorrt.compile import choose_targets

@@ -22,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engine_sets import ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import ShapeProfile
 from rbvsr_deploy.engines import Engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt import launches

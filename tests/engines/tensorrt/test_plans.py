@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.cuda.driver import Gpu
 from rbvsr_deploy.engines.tensorrt import plans as plans_module
 from rbvsr_deploy.engines.tensorrt.base import Candidate

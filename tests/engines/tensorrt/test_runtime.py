@@ -76,6 +76,25 @@ def test_shapes_outside_the_profile_are_rejected() -> None:
         engine.set_shape("frame", (9,))
 
 
+@pytest.mark.parametrize("made", [(2, 9, 8, 8), (2, 3, 8, 1 << 20), (2, 3, -1, 8), (2, 3, 8)])
+def test_outputs_of_other_shapes_are_never_written(made: tuple[int, ...]) -> None:
+    """The memory for them has the contract's size."""
+    shapes = {"frame": (2, 3, 8, 8), "state": (2, 9, 8, 8), "flow": (2, 2, 8, 8)}
+    context: Any = SimpleNamespace(
+        set_input_shape=lambda name, shape: True,
+        get_tensor_shape=lambda name: {"new_state": made}[name],
+    )
+    sizes: Any = SimpleNamespace(device_memory_size=7)
+    engine = TensorRTExecutable(TensorRT("tensorrt", bindings("8.6.1")), "forward", sizes, context)
+    for name, shape in shapes.items():
+        engine.set_shape(name, shape)
+    if made == (2, 9, 8, 8):
+        assert engine.scratch_bytes() == 7
+    else:
+        with pytest.raises(EngineError, match="makes 'new_state' of the shape"):
+            engine.scratch_bytes()
+
+
 def test_a_launch_that_fails_is_told() -> None:
     """With TensorRT's own words."""
     engine, context, tensorrt = executable()
