@@ -99,7 +99,7 @@ class ImageSink(Sink):
             self.end_part({})
         with self._writing():
             if not self.job.parts:
-                raise MediaError(f"{self.path} is not written: there was no image to write")
+                raise MediaError(f"{self.path} is not written: the input has no images")
             self.job.publish(self._images if self._folder else self._images / self.path.name)
         self.close()
 

@@ -144,9 +144,7 @@ class Job(Closing):
             begun = any(re.fullmatch(r"part-\d+\.json", name) for name in self.storage.names())
         if begun:
             self.started_over = (
-                self._difference(identity)
-                if self._resume
-                else "the input cannot be read from an earlier position"
+                self._difference(identity) if self._resume else "the input cannot be rewound"
             )
             if self.started_over is None:
                 self.parts = self._read_parts(fits)
