@@ -110,7 +110,7 @@ class TestSpecialFiles:
             upscaled(clip, tmp_path / ("x" * 5000) / "out.mp4")
 
     @pytest.mark.parametrize(
-        ("option", "name"), [("before_after", "both.png"), ("compare", "page.html")]
+        ("option", "name"), [("before_after", "both.png"), ("page", "page.html")]
     )
     @pytest.mark.parametrize("kind", ["fifo", "link"])
     def test_extra_output(self, clip, tmp_path, option, name, kind):
@@ -177,7 +177,7 @@ class TestConflictingPaths:
         output.mkdir()
         (output / "0.png").write_text("old")
         extra = (frames if where == "input" else output) / name
-        refused(frames, output, match=f"one of the {where}'s", before_after=extra)
+        refused(frames, output, match=f"would be inside the {where}: choose", before_after=extra)
 
     @pytest.mark.parametrize("which", ["input", "output"])
     def test_scene_list(self, clip, tmp_path, which):
@@ -186,7 +186,7 @@ class TestConflictingPaths:
         scene_list = clip if which == "input" else output
         refused(clip, output, match=f"is the {which} itself", scene_list=scene_list)
 
-    @pytest.mark.parametrize(("option", "name"), [("before_after", "a.png"), ("compare", "a.html")])
+    @pytest.mark.parametrize(("option", "name"), [("before_after", "a.png"), ("page", "a.html")])
     def test_scene_list_and_extra_output(self, clip, tmp_path, option, name):
         options = {"scene_list": tmp_path / name, option: tmp_path / name}
         refused(clip, tmp_path / "out.mp4", match="is the scene list itself", **options)
