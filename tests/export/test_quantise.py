@@ -374,7 +374,7 @@ def test_a_bad_clip_is_detected_first(tiny_checkpoint: Path, tmp_path: Path) -> 
     ("arguments", "message"),
     [
         (["--int8"], "--int8 needs --calibrate"),
-        (["--calibrate", "clip.mp4"], "--calibrate is for --int8"),
+        (["--calibrate", "clip.mp4"], "--calibrate is only for --int8"),
         (["--int8", "--calibrate", "clip.mp4", "--opset", "18"], "--int8 needs --opset 19"),
     ],
 )
