@@ -71,7 +71,7 @@ def write_before_after(
 
 
 def check_apart(path: Path, *, what: str, others: Mapping[str, Path]) -> None:
-    """Refuse a file beside the output that would replace something else of the same run.
+    """Refuse an additional output file that would replace something else of the same run.
 
     Args:
         path: of the file.

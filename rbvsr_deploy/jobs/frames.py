@@ -198,10 +198,10 @@ class Run:
 def _left_by_an_earlier_run(
     sink: Sink, *, engine: Engine, size: tuple[int, int]
 ) -> tuple[list[SceneRecord], StreamState | None]:
-    """The scenes that the finished parts tell of, and what to go on from, if there are any parts.
+    """Restore the scenes and the stream state of an interrupted run; ``[], None`` if there is none.
 
     Raises:
-        MediaError: what was stored with the parts is nothing that a run stores.
+        MediaError: the data stored with the segments is damaged.
     """
     parts = sink.finished_parts
     if not parts:
@@ -214,9 +214,9 @@ def _left_by_an_earlier_run(
         if not state.fits(
             frames=sum(part.frames for part in parts), network=engine.network, size=size
         ):
-            raise ValueError("a state of something else")
+            raise ValueError("the state does not fit the input or the model")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        logger.debug("cannot go on: %s", error)
+        logger.debug("cannot resume: %s", error)
         raise MediaError(
             f"the unfinished work on {sink.path} cannot be continued, because its records are "
             f"damaged: delete the folder {sink.folder}, and start again"
