@@ -146,6 +146,8 @@ class _Model(_Strict):
     flow_channels: Annotated[list[_Channels], Meta(max_length=100)] = []
     flow_kernel: Annotated[int, Meta(ge=1, le=101)] = 1
     flow_levels: _Layers = 0
+    flow_reduction: Annotated[int, Meta(ge=1, le=16)] = 1
+    reconstruction_blocks: _Layers = 0
 
 
 class _Profile(_Strict):

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.bundle import open_bundle, write_bundle
-from rbvsr_deploy.commands._common import edge, say, show
+from rbvsr_deploy.commands._common import command_errors, report, show
 from rbvsr_deploy.commands.info import info
 from rbvsr_deploy.errors import BundleError, RbvsrError
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
@@ -400,8 +400,8 @@ def test_a_licence_cannot_speak_to_the_terminal(bundle: Path) -> None:
 def test_no_line_of_a_command_speaks_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Results, lines about the work, and errors."""
     show(ESCAPES)
-    say(ESCAPES)
-    with pytest.raises(SystemExit), edge():
+    report(ESCAPES)
+    with pytest.raises(SystemExit), command_errors():
         raise RbvsrError(ESCAPES)
     out, err = capsys.readouterr()
     assert all(c.isprintable() or c == "\n" for c in out + err)
