@@ -127,9 +127,12 @@ def test_the_device_holds_a_window_of_states() -> None:
     assert most[0] < 20
 
 
-def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: MemoryPlan) -> NDArray[np.uint8]:
+def upscaled(
+    engine: Engine, clip: NDArray[np.uint8], plan: MemoryPlan, *, deep: bool = False
+) -> NDArray[Any]:
     size = clip.shape[1], clip.shape[2]
-    with Context(engine, Settings(), size=size, budget=MemoryBudget(plan)) as context:
+    budget = MemoryBudget(plan)
+    with Context(engine, Settings(), size=size, budget=budget, deep=deep) as context:
         frames = SceneFrames(context)
         for i in range(0, len(clip), plan.batch):
             images = clip[i : i + plan.batch]
@@ -165,6 +168,20 @@ def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path
     levels = (255 * whole).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(first - levels).max() <= 1
     assert (first != levels).mean() < 1e-4  # those on the border between two levels
+
+
+@pytest.mark.parametrize("model", ["tiny_bundle", "tiny_checkpoint"])
+def test_frames_may_wait_anywhere(model: str, request: pytest.FixtureRequest) -> None:
+    """On ONNX Runtime and on torch, frames that stay on the device and those that come back from
+    the disk give the same output, compared in 16 bits.
+    """
+    clip = moving_clip(9, 24, 31)
+    with open_engine(request.getfixturevalue(model), device="cpu") as engine:
+        plans = [MemoryPlan(window=4, batch=2, band=24, in_memory=n) for n in (100, 5, 0)]
+        first, *others = (upscaled(engine, clip, plan, deep=True) for plan in plans)
+    assert first.dtype == np.uint16
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 @pytest.mark.parametrize("band", [1, 2, 5, 16, 33])
