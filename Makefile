@@ -1,7 +1,7 @@
-# The two commands of the README, and the checks CI runs beside them. Each makes what it needs, from nothing but Python.
+# The README's two commands and the CI checks. Each target needs only Python and installs everything else.
 
 PYTHON ?= python3
-# Plain "torch" takes the newest CUDA build, several gigabytes; this version is what everything here is tested with.
+# Plain "torch" would install the newest CUDA build, several gigabytes; this is the tested version.
 TORCH ?= torch==2.13.0
 
 # Options for pytest: make test ARGS="-k bundle"
@@ -9,7 +9,7 @@ ARGS ?=
 
 .PHONY: demo check test test-fast test-gpu lint types clean links
 
-# What a user has: the installed wheel with [cpu], no torch.
+# Runs the demo in a user's environment: the installed wheel with [cpu], without torch.
 demo: .venv-demo/installed
 	mkdir -p demo
 	.venv-demo/bin/rbvsr-run tests/data/sample.mp4 -o demo/sample_x4.mp4 \
@@ -19,19 +19,20 @@ demo: .venv-demo/installed
 
 .venv-demo/installed: pyproject.toml $(shell find rbvsr_deploy export engines -name "*.py" -o -name "*.html" -o -name "*.plan")
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet --upgrade ".[cpu]"
+	.venv-demo/bin/python -m pip install --quiet --upgrade '.[cpu]'
 	touch $@
 
-# What a developer has: the checkout, editable, with everything. Two processes, as most tests keep one core busy.
+# Runs all tests in a developer's environment: an editable install with all extras. Most tests use one core, so two run
+# in parallel.
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The tests that take a second or so each, for use while working.
+# Runs the tests that take about a second each, for use during development.
 test-fast: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
-# Lint and types in seconds, from an environment without torch. What mypy cannot see of the missing libraries, it takes
-# as given; `make types` checks those calls too.
+# Checks lint and types in seconds, in an environment without torch. Calls to missing libraries are not checked;
+# `make types` checks those too.
 check: .venv-check/installed links
 	.venv-check/bin/ruff check .
 	.venv-check/bin/ruff format --check .
@@ -48,11 +49,11 @@ check: .venv-check/installed links
 .venv/installed: pyproject.toml | links
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
-	.venv/bin/python -m pip install --quiet --editable ".[cpu,rtx,export,train,eval,bench,dev]"
+	.venv/bin/python -m pip install --quiet --editable '.[cpu,rtx,export,train,eval,bench,dev]'
 	.venv/bin/python -m pip install --quiet --no-deps mmagic==1.2.0 brisque==0.2.0  # parameters of metrics, as files
 	touch $@
 
-# What needs a GPU, with the machine's own torch and TensorRT where it has them: a skipped test is a failure here.
+# Runs the GPU tests with the machine's own torch and TensorRT, if installed. Skipped tests count as failures.
 test-gpu: .venv-gpu/installed
 	RBVSR_REQUIRE_GPU=1 .venv-gpu/bin/python -m pytest -m gpu
 
@@ -62,11 +63,11 @@ test-gpu: .venv-gpu/installed
 	.venv-gpu/bin/python -c "import tensorrt" 2>/dev/null \
 	    || .venv-gpu/bin/python -c "import tensorrt_rtx" 2>/dev/null \
 	    || .venv-gpu/bin/python -m pip install --quiet tensorrt
-	.venv-gpu/bin/python -m pip install --quiet --editable ".[cpu,engines,export,dev]"
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[cpu,engines,export,dev]'
 	touch $@
 
-# export, engines and training are sub-packages of rbvsr_deploy once installed. The links show them to editors and type
-# checkers in the checkout, where they are folders beside it.
+# export, engines and training are sub-packages of rbvsr_deploy once installed. In a checkout they are separate folders,
+# and the links make them visible to editors and type checkers.
 links:
 	@for name in export engines training; do ln -sfn ../$$name rbvsr_deploy/$$name; done
 
@@ -79,5 +80,16 @@ types: .venv/installed
 	.venv/bin/python -m mypy
 	.venv/bin/python -m mypy --platform win32 --cache-dir .mypy_cache/win32
 
+# The documentation as a site in build/site, its API reference from the docstrings. Warnings are errors.
+.PHONY: docs
+docs: .venv-docs/installed links
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "The documentation:  build/site/index.html"
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-check .venv-demo .venv-gpu build demo dist *.egg-info
+	rm -rf .venv .venv-check .venv-demo .venv-docs .venv-gpu build demo dist *.egg-info

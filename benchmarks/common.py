@@ -1,4 +1,4 @@
-"""What several programs here share: clips in, figures out."""
+"""Reads clips, upscales them and describes the machine, for the programs in this folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rbvsr_deploy import __version__
 from rbvsr_deploy.engines import Engine
 from rbvsr_deploy.runtime.stream import Settings, Stream
 
-Pictures = list[NDArray[np.uint8]]
+Frames = list[NDArray[np.uint8]]
 
 
 def environment(engine: Engine | None = None) -> dict[str, Any]:
-    """What a program ran on, for its JSON."""
+    """Describe the machine and the engine, for a program's JSON."""
     return {
         "machine": platform.processor() or platform.machine(),
         "processors": os.cpu_count(),
@@ -34,24 +34,26 @@ def environment(engine: Engine | None = None) -> dict[str, Any]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of "320x180"."""
+    """Return width and height of text such as "320x180"."""
     try:
         width, height = (int(part) for part in text.split("x"))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no size: write it like 320x180") from None
+        raise click.BadParameter(f"{text!r} is not a size: use for example 320x180") from None
     return width, height
 
 
 def parse_numbers(text: str) -> list[int]:
-    """Different whole numbers of "0,1,2", in rising order."""
+    """Return the distinct whole numbers in "0,1,2", in ascending order."""
     try:
         return sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise click.BadParameter(f"{text!r}: write whole numbers like 0,1,2,4") from None
+        raise click.BadParameter(
+            f"{text!r} is not a list of whole numbers: use for example 0,1,2,4"
+        ) from None
 
 
 def read_clip(path: Path, *, frames: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The first frames of a video, area-averaged to a width and height: (T, H, W, 3) RGB."""
+    """Read the first frames of a video, area-averaged to a width and height: (T, H, W, 3) RGB."""
     with av.open(str(path)) as container:
         images = [
             frame.reformat(
@@ -60,23 +62,25 @@ def read_clip(path: Path, *, frames: int, size: tuple[int, int]) -> NDArray[np.u
             for frame, _ in zip(container.decode(video=0), range(frames), strict=False)
         ]
     if len(images) < frames:
-        raise click.ClickException(f"{path} has {len(images)} frames, {frames} are needed")
+        raise click.ClickException(
+            f"{path} has {len(images)} frames, and {frames} are needed: give a longer clip"
+        )
     return np.stack(images)
 
 
 def upscale(
     engine: Engine, images: NDArray[np.uint8], settings: Settings, *, cuts: Iterable[int] = ()
-) -> Pictures:
-    """Pictures of a clip; a new scene begins with every frame whose number is among the cuts."""
-    pictures: Pictures = []
+) -> Frames:
+    """Upscale a clip; a new scene begins at every frame whose number is among the cuts."""
+    outputs: Frames = []
     starts = set(cuts)
     with Stream(engine, settings, size=images.shape[1:3]) as stream:
         for number, image in enumerate(images):
-            pictures += [p.image for p in stream.push(image, cut=number in starts)]
-        pictures += [p.image for p in stream.flush()]
-    return pictures
+            outputs += [output.image for output in stream.push(image, cut=number in starts)]
+        outputs += [output.image for output in stream.flush()]
+    return outputs
 
 
 def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Absolute difference of two pictures, in levels of 255."""
+    """Return the absolute difference of two images, in levels of 255."""
     return np.abs(one.astype(np.float32) - other.astype(np.float32))

@@ -1,11 +1,12 @@
-"""What the stochastic degradation scheme saves: loading L/2 frames and mirroring them, against
-loading L different ones.
+"""Measures what the stochastic degradation scheme saves: loading L/2 frames and mirroring them in
+time, compared with loading L different frames.
 
-Both load the same footage in the same run, clip by clip in turn, in one process with one thread;
-times are CPU seconds of that process, per clip. Three ways to the same frames are measured: the
-video files as they are, which have to be decoded from the last key frame; folders of PNG made from
-them, the layout of REDS; and the cache of decoded frames. Loading ends with the crop; sharpening is
-the unsharp mask, which needs to see different frames only; degrading takes as long either way.
+Both schemes load the same footage in the same run, alternating clip by clip, in one process with
+one thread; times are CPU seconds of that process, per clip. Three sources of the same frames are
+measured: the original video files, which must be decoded from the preceding key frame; folders of
+PNG files made from them, the layout of REDS; and the cache of decoded frames. Loading ends with the
+crop; sharpening is the unsharp mask, applied to distinct frames only; degrading takes equally long
+in both schemes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Seconds = dict[str, float]
 
 
 class Clock:
-    """CPU seconds that the parts of :meth:`TrainingSet.sample` take."""
+    """Measures the CPU seconds of each part of :meth:`TrainingSet.sample`."""
 
     def __init__(self) -> None:
         self.seconds: Seconds = dict.fromkeys(PARTS, 0.0)
@@ -54,7 +55,7 @@ class Clock:
         return call
 
     def sample(self, data: TrainingSet, index: int) -> Seconds:
-        """Seconds by part of one clip, and of all of it."""
+        """Return the seconds one clip takes, by part and in total."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
         started = time.process_time()
         data.sample(index)
@@ -62,7 +63,7 @@ class Clock:
 
 
 def make_frames(videos: Iterable[Path], folder: Path, *, frames: int) -> None:
-    """The first frames of every video as PNG files, in a folder each."""
+    """Write the first frames of every video as PNG files, one folder per video."""
     for video in videos:
         target = folder / video.stem
         target.mkdir(parents=True)
@@ -75,7 +76,7 @@ def make_frames(videos: Iterable[Path], folder: Path, *, frames: int) -> None:
 def measure(
     sources: dict[str, tuple[SourceConfig, Path | None]], *, length: int, crop: int, clips: int
 ) -> list[dict[str, Any]]:
-    """Mean seconds per clip of every source, configuration and scheme."""
+    """Return mean seconds per clip for every source, configuration and scheme."""
     clock = Clock()
     rows: list[dict[str, Any]] = []
     for way, (source, cache) in sources.items():
@@ -111,6 +112,7 @@ def measure(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """Format the rows as a Markdown table."""
     lines = ["| source | degradations | scheme | loading | sharpening | degrading | whole |"]
     lines.append("|" + "---|" * 7)
     for row in rows:
@@ -126,6 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw CPU milliseconds per clip as stacked bars."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,10 +161,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--length", default=30, show_default=True, help="Frames per clip.")
 @click.option("--crop", default=64, show_default=True, help="Side of the degraded frames.")
-@click.option("--clips", default=24, show_default=True, help="Measured with either scheme.")
-@click.option("--frames", default=90, show_default=True, help="Of each video, made into PNG files.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="PNG to write.")
+@click.option("--clips", default=24, show_default=True, help="Clips measured with each scheme.")
+@click.option(
+    "--frames", default=90, show_default=True, help="Frames of each video to write as PNG files."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="PNG file to write.")
 def main(
     videos: tuple[Path, ...],
     length: int,
@@ -171,7 +176,7 @@ def main(
     json_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    """Measure the loader on VIDEOS, files of one size."""
+    """Measure the loader on VIDEOS, which must all have the same frame size."""
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         links = Path(folder, "videos")

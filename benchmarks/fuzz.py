@@ -1,8 +1,8 @@
-"""Hundreds of damaged, false and uncommon inputs through ``rbvsr-run``, each in a process.
+"""Runs ``rbvsr-run`` on hundreds of damaged, mislabelled and uncommon inputs, one process each.
 
-Every one must end in time and within bounded memory: with 0 and an output that holds as many frames
-as were told and as plain PyAV reads of the input, or with 1, one sentence and no output. Exit code
-1 tells that one did not.
+Every run must finish within the time and memory limits: either with exit code 0 and an output that
+has as many frames as reported and as plain PyAV reads from the input, or with exit code 1, one
+sentence and no output. The program exits with 1 if any run did not.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _PRELOADED = (
     "av",
     "onnxruntime",
     "rbvsr_deploy.commands.run",
-    "rbvsr_deploy.engines.onnxruntime",
+    "rbvsr_deploy.engines.onnx_runtime",
     "rbvsr_deploy.jobs.upscale_file",
 )
-_ADDRESS_SPACE = 8 * 2**30  # beyond which an allocation fails, for the machine's sake
+_ADDRESS_SPACE = 8 * 2**30  # allocations beyond it fail, to protect the machine
 _MIB = 2**20
 
 
 def run_command(arguments: list[str], folder: str) -> None:
-    """In a process of its own: ``rbvsr-run``; its output and peak memory go to files."""
-    import resource  # of POSIX systems, as is the whole method
+    """Run ``rbvsr-run`` in this process; its output and peak memory go to files."""
+    import resource  # POSIX only, like the whole method
 
     from rbvsr_deploy.commands.run import run
 
@@ -56,23 +56,23 @@ def run_command(arguments: list[str], folder: str) -> None:
 
 
 class Runner:
-    """Runs the command on one case after the other, each in a fresh process that has imported
-    everything already.
+    """Runs the command on one case after another, each in a fresh process that has already
+    imported everything.
     """
 
     def __init__(self, options: list[str], *, seconds: float, folder: Path) -> None:
         self._options = options
         self._seconds = seconds
-        self._said = folder
+        self._log = folder
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(list(_PRELOADED))
 
     def run(self, path: Path) -> tuple[Outcome, float, int]:
-        """How it ended, after how many seconds, and the peak of its memory in MiB."""
-        shutil.rmtree(self._said, ignore_errors=True)
-        self._said.mkdir()
+        """Return the outcome, the seconds it took, and its peak memory in MiB."""
+        shutil.rmtree(self._log, ignore_errors=True)
+        self._log.mkdir()
         arguments = [*self._options, "--", str(path)]
-        process = self._processes.Process(target=run_command, args=(arguments, str(self._said)))
+        process = self._processes.Process(target=run_command, args=(arguments, str(self._log)))
         start = time.perf_counter()
         process.start()
         process.join(self._seconds)
@@ -85,12 +85,12 @@ class Runner:
         return outcome, seconds, int(self._text("peak") or 0)
 
     def _text(self, name: str) -> str:
-        file = self._said / name
+        file = self._log / name
         return file.read_text(errors="replace") if file.exists() else ""
 
 
 def judge(case: Case, runner: Runner, *, memory: int) -> dict[str, Any]:
-    """Runs a case; how it ended and what was wrong with that."""
+    """Run a case and list what was wrong with its outcome."""
     outcome, seconds, peak = runner.run(case.path)
     wrong = violations(outcome, path=case.path)
     if peak > memory:
@@ -102,13 +102,13 @@ def judge(case: Case, runner: Runner, *, memory: int) -> dict[str, Any]:
         "peak_mib": peak,
         "frames": outcome.summary.get("frames"),
         "frames_of_seed": case.frames,
-        "said": outcome.error,
+        "message": outcome.error,
         "wrong": wrong,
     }
 
 
 def ending(result: dict[str, Any]) -> str:
-    """A word for how a case ended."""
+    """Return a word for the outcome of a case."""
     if result["wrong"]:
         return "WRONG"
     if result["code"]:
@@ -119,14 +119,14 @@ def ending(result: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--count", default=300, show_default=True, help="Files damaged at random.")
-@click.option("--seed", default=0, show_default=True, help="Of the damage.")
-@click.option("--engine", type=click.Path(path_type=Path), help="As of rbvsr-run.")
-@click.option("--seconds", default=10.0, show_default=True, help="Longest time for a file.")
-@click.option("--memory", default=1024, show_default=True, help="Largest peak for a file, in MiB.")
-@click.option("--only", default="", help="Cases whose name holds this.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Folder for files that went wrong.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
+@click.option("--count", default=300, show_default=True, help="Number of randomly damaged files.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the damage.")
+@click.option("--engine", type=click.Path(path_type=Path), help="As for rbvsr-run.")
+@click.option("--seconds", default=10.0, show_default=True, help="Time limit per file.")
+@click.option("--memory", default=1024, show_default=True, help="Memory limit per file, in MiB.")
+@click.option("--only", default="", help="Run only cases whose name contains this.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep failing files in.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     count: int,
     seed: int,
@@ -137,7 +137,7 @@ def main(
     keep: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Run all cases that are made with care, and COUNT that are damaged at random."""
+    """Run all handmade cases, and COUNT randomly damaged ones."""
     options = ["--json", "--device", "cpu", "--memory", "512MiB"]
     options += [] if engine is None else ["--engine", str(engine.resolve())]
     results: list[dict[str, Any]] = []
@@ -146,7 +146,7 @@ def main(
         temporary = folder / "temporary"
         temporary.mkdir()
         os.environ["TMPDIR"] = str(temporary)
-        runner = Runner(options, seconds=seconds, folder=folder / "said")
+        runner = Runner(options, seconds=seconds, folder=folder / "log")
         (folder / "cases").mkdir()
         for case in cases(folder / "cases", seed=seed, count=count):
             if only in case.name:
@@ -155,7 +155,7 @@ def main(
                 print(
                     f"{len(results):>4} {ending(result):<12} {result['seconds']:5.2f} s "
                     f"{result['peak_mib']:5} MiB  {case.name}: "
-                    f"{'; '.join(result['wrong']) or result['said']}",
+                    f"{'; '.join(result['wrong']) or result['message']}",
                     flush=True,
                 )
                 if result["wrong"] and keep is not None:

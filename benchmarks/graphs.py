@@ -1,7 +1,7 @@
-"""Milliseconds per frame of every graph, of one or several bundles and checkpoints.
+"""Measures milliseconds per frame of every graph, for one or several bundles and checkpoints.
 
-The models are measured in turns, so that a machine that slows down slows all of them, and set in
-relation to the first. A frame costs one ``ingest``, ``clean``, ``backward``, ``forward``,
+The models are measured alternately, so that a machine that slows down slows all of them, and are
+compared with the first. A frame costs one ``ingest``, ``clean``, ``backward``, ``forward``,
 ``reconstruct`` and ``emit``, and two ``flow``.
 """
 
@@ -24,7 +24,7 @@ PER_FRAME = {name: 2 if name == "flow" else 1 for name in GRAPHS}
 
 
 def inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Any]:
-    """Random arrays of a graph's shapes on the engine's device; flow of a few pixels."""
+    """Make random arrays of a graph's shapes on the engine's device; flow of a few pixels."""
     sizes = {"N": 1, "C": engine.network.channels, "H": height, "W": width}
     sizes |= {"4H": SCALE * height, "4W": SCALE * width}
     rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, 
 
 
 def measure(engine: Engine, graph: str, arrays: dict[str, Any]) -> float:
-    """Milliseconds of one run, its result waited for."""
+    """Return the milliseconds of one run, including the download of its result."""
     start = time.perf_counter()
     outputs = engine.run(graph, **arrays)
     engine.download(outputs[-1])
@@ -52,15 +52,13 @@ def measure(engine: Engine, graph: str, arrays: dict[str, Any]) -> float:
 @click.option("--size", default="320x180", show_default=True, help="Width x height of the input.")
 @click.option("--device", default="auto", show_default=True)
 @click.option(
-    "--repeats", default=7, show_default=True, help="Runs per graph, after one to warm up."
+    "--repeats", default=7, show_default=True, help="Runs per graph, after one warm-up run."
 )
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Where to write the result."
-)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     models: tuple[Path, ...], size: str, device: str, repeats: int, json_path: Path | None
 ) -> None:
-    """Measure MODELS, bundles or checkpoints, graph by graph."""
+    """Measure MODELS (bundles or checkpoints) graph by graph."""
     width, height = parse_size(size)
     engines = [open_engine(model, device=device) for model in models]
     result: dict[str, Any] = {
@@ -91,7 +89,7 @@ def main(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a table: one line per graph, one column per model, the frame's sum and ratio below."""
+    """Print a table: one line per graph, one column per model, then totals per frame and ratios."""
     for number, model in enumerate(result["models"], start=1):
         model["per_frame"] = round(
             sum(PER_FRAME[graph] * took for graph, took in model["milliseconds"].items()), 2

@@ -1,22 +1,22 @@
-"""What a bounded view of the future costs: the error of ``--lookahead N`` against the whole scene.
+"""Measures the error of a bounded lookahead, ``--lookahead N``, relative to the whole scene.
 
-Two parts. First, pictures with a lookahead of N frames against those that draw on all of the clip.
-Measured are the first frames of a clip that goes on for long behind them, so that the future of
-every one of them is cut, and the same frames for every N. The program takes every few frames and
-goes back to them only, which gives the pictures that ``Settings(lookahead=N)`` gives; a test holds
-that.
+There are two parts. The first compares outputs with a lookahead of N frames to outputs that use the
+whole clip. It measures the first frames of a clip that continues long after them, so that every one
+of them loses some of its future, and the same frames for every N. Only every few frames are
+computed, which gives the same outputs as ``Settings(lookahead=N)``; a test checks that.
 
-Second, scenes longer than ``--max-scene P``, worked on in parts whose backward branch begins L
-frames behind each part (the warm-up): the error of the last picture of a part, which knows least,
-and of all others. The forward branch is exact in both, so the last picture of a part is the one
-with a lookahead of L.
+The second part measures scenes longer than ``--max-scene P``, processed in chunks whose backward
+branch starts L frames after each chunk (the warm-up): the error of the last output of a chunk,
+which sees the least of the future, and of all others. The forward branch is exact in both, so the
+last output of a chunk equals the one with a lookahead of L.
 
-Clips must be single scenes. Cleaning is set to one pass: how often to clean is decided on the
-frames that are there, which a lookahead changes too, and is not what is measured here.
+Clips must be single scenes. Cleaning is set to one pass: the number of passes is decided from the
+available frames, which a lookahead also changes, and is not measured here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -27,90 +27,91 @@ from unittest import mock
 
 import click
 import numpy as np
-from common import Pictures, difference, environment, parse_numbers, parse_size, read_clip, upscale
+from common import Frames, difference, environment, parse_numbers, parse_size, read_clip, upscale
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
-from rbvsr_deploy.runtime import stream
-from rbvsr_deploy.runtime.memory_plan import choose_plan
-from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
+from rbvsr_deploy.runtime import settings as settings_module
+from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.memory_plan import MemoryBudget, choose_plan
+from rbvsr_deploy.runtime.propagation import propagate
 from rbvsr_deploy.runtime.refinement import Cleaner
-from rbvsr_deploy.runtime.spool import Spool
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.scene_frames import SceneFrames
+from rbvsr_deploy.runtime.settings import Settings
 
 
 class Clip:
-    """The cleaned frames of a clip, to make any of its pictures with any view of the future."""
+    """Holds the cleaned frames of a clip, to upscale any of them with any amount of future."""
 
     def __init__(self, engine: Engine, images: NDArray[np.uint8]) -> None:
-        self._engine = engine
-        self._size = images.shape[1:3]
         self._length = len(images)
-        self._plan = choose_plan(
+        plan = choose_plan(
             engine.network,
-            height=self._size[0],
-            width=self._size[1],
+            height=images.shape[1],
+            width=images.shape[2],
             memory=engine.free_memory() // 2,
             longest=self._length,
             on_cpu=engine.describe().device == "cpu",
         )
-        self._spool = Spool(folder=None, in_memory=self._length)
-        self._kept = Spool(folder=None, in_memory=self._length)
-        cleaner = Cleaner(engine, self._spool, threshold=0.0, cleanings=1)
+        self._context = Context(
+            engine,
+            # Frames are used again and again, as with a bounded lookahead.
+            Settings(lookahead=self._length, cleanings=1),
+            size=(images.shape[1], images.shape[2]),
+            budget=MemoryBudget(dataclasses.replace(plan, batch=1)),
+        )
+        self._frames = SceneFrames(self._context)
+        cleaner = Cleaner(self._context, self._frames)
         for image in images:
             cleaner.push(image)
         cleaner.decide()
-        self._frames = SceneFrames(engine, self._spool, batch=1, ahead=self._length)
 
-    def pictures(
+    def outputs(
         self, start: int, end: int, *, stop: int | None = None, forward_state: Array | None = None
-    ) -> tuple[Pictures, Array]:
-        """Pictures of some frames that draw on those up to ``stop``; and the forward state."""
+    ) -> tuple[Frames, Array]:
+        """Upscale some frames from those up to ``stop``; also return the forward state."""
         made = propagate(
-            self._engine,
+            self._context,
             self._frames,
             start=start,
             end=end,
             stop=self._length if stop is None else min(stop, self._length),
-            size=self._size,
-            plan=self._plan,
-            kept=self._kept,
             forward_state=forward_state,
         )
         pairs = list(made)
-        return [picture for picture, _ in pairs], pairs[-1][1]
+        return [output for output, _ in pairs], pairs[-1][1]
 
 
 def by_lookahead(
     clip: Clip, lookaheads: list[int], *, measured: int, every: int
 ) -> dict[int, dict[int, NDArray[np.uint8]]]:
-    """Pictures by lookahead and frame: every so many of the first ones."""
-    pictures: dict[int, dict[int, NDArray[np.uint8]]] = {ahead: {} for ahead in lookaheads}
+    """Upscale every few of the first frames; return the outputs by lookahead and frame."""
+    outputs: dict[int, dict[int, NDArray[np.uint8]]] = {ahead: {} for ahead in lookaheads}
     state = None
     for i in range(measured):
         after = None
         for ahead in lookaheads if i % every == every - 1 else [0]:
-            (picture,), after = clip.pictures(i, i + 1, stop=i + 1 + ahead, forward_state=state)
+            (output,), after = clip.outputs(i, i + 1, stop=i + 1 + ahead, forward_state=state)
             if i % every == every - 1:
-                pictures[ahead][i] = picture
+                outputs[ahead][i] = output
         state = after
-    return pictures
+    return outputs
 
 
 def errors(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> dict[str, Any]:
-    """Of pictures against the right ones: RMSE, the worst picture's, and the mean absolute
-    difference in levels; PSNR in dB, ``None`` where all are equal.
+    """Compare outputs with the exact ones: RMSE over all, RMSE of the worst one, and mean absolute
+    difference, in levels; PSNR in dB, ``None`` where all are equal.
     """
     squares, means = [], []
-    for picture, right in pairs:
-        levels = difference(picture, right)
+    for output, exact in pairs:
+        levels = difference(output, exact)
         squares.append(float(np.mean(np.square(levels))))
         means.append(float(np.mean(levels)))
     rmse = math.sqrt(float(np.mean(squares)))
     return {
-        "pictures": len(squares),
+        "frames": len(squares),
         "rmse": rmse,
         "worst_rmse": math.sqrt(max(squares)),
         "mean_difference": float(np.mean(means)),
@@ -119,26 +120,26 @@ def errors(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> dict
 
 
 def joins(
-    engine: Engine, images: NDArray[np.uint8], whole: Pictures, *, part: int, warm_ups: list[int]
+    engine: Engine, images: NDArray[np.uint8], whole: Frames, *, chunk: int, warm_ups: list[int]
 ) -> dict[str, Any]:
-    """Errors of a scene continued in parts, by warm-up; ``whole`` are the right pictures."""
-    settings = Settings(max_scene=part, cleanings=1)
-    last = [i for i in range(part - 1, len(whole), part) if i < len(images) - 1]
+    """Return errors of a scene processed in chunks, by warm-up; ``whole`` are the exact outputs."""
+    settings = Settings(max_scene=chunk, cleanings=1)
+    last = [i for i in range(chunk - 1, len(whole), chunk) if i < len(images) - 1]
     rest = [i for i in range(len(whole)) if i not in last]
-    end = -(-len(whole) // part) * part
+    end = -(-len(whole) // chunk) * chunk
     result = {}
     for warm_up in warm_ups:
-        with mock.patch.object(stream, "CONTINUATION_LOOKAHEAD", warm_up):
-            pictures = upscale(engine, images[: end + warm_up], settings)
+        with mock.patch.object(settings_module, "CONTINUATION_LOOKAHEAD", warm_up):
+            outputs = upscale(engine, images[: end + warm_up], settings)
         result[str(warm_up)] = {
-            "joins": errors((pictures[i], whole[i]) for i in last),
-            "rest": errors((pictures[i], whole[i]) for i in rest),
+            "joins": errors((outputs[i], whole[i]) for i in last),
+            "rest": errors((outputs[i], whole[i]) for i in rest),
         }
     return result
 
 
 def mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the clips; the worst is the worst of all."""
+    """Average the figures of all clips; the worst is the worst of all."""
     psnr = [f["psnr"] for f in figures]
     return {
         "rmse": float(np.mean([f["rmse"] for f in figures])),
@@ -159,21 +160,21 @@ def measure(
     warm_ups: list[int],
     float16: Engine | None,
 ) -> dict[str, Any]:
-    """Everything about one clip."""
+    """Measure everything about one clip."""
     clip = Clip(engine, images)
-    whole, _ = clip.pictures(0, measured)
+    whole, _ = clip.outputs(0, measured)
     result: dict[str, Any] = {
         "lookahead": {
-            str(ahead): errors((picture, whole[i]) for i, picture in pictures.items())
-            for ahead, pictures in by_lookahead(
+            str(ahead): errors((output, whole[i]) for i, output in outputs.items())
+            for ahead, outputs in by_lookahead(
                 clip, lookaheads, measured=measured, every=every
             ).items()
         }
     }
     if max_scene:
-        result["continuation"] = joins(engine, images, whole, part=max_scene, warm_ups=warm_ups)
+        result["continuation"] = joins(engine, images, whole, chunk=max_scene, warm_ups=warm_ups)
     if float16 is not None:
-        halves, _ = Clip(float16, images).pictures(0, measured)
+        halves, _ = Clip(float16, images).outputs(0, measured)
         result["float16"] = errors(zip(halves, whole, strict=True))
     return result
 
@@ -186,14 +187,20 @@ def measure(
 @click.option("--device", default="auto", show_default=True)
 @click.option("--size", default="160x90", show_default=True, help="Width x height of the input.")
 @click.option("--frames", default=128, show_default=True, help="Length of the scene.")
-@click.option("--measured", default=56, show_default=True, help="Frames from its beginning.")
-@click.option("--every", default=4, show_default=True, help="Measure one frame in so many.")
+@click.option(
+    "--measured", default=56, show_default=True, help="Number of its first frames to measure."
+)
+@click.option("--every", default=4, show_default=True, help="Measure every N-th frame.")
 @click.option("--lookaheads", default="0,1,2,4,8,16,32", show_default=True)
-@click.option("--max-scene", default=0, show_default=True, help="Length of parts; 0: do not.")
+@click.option(
+    "--max-scene", default=0, show_default=True, help="Length of chunks; 0: skip this part."
+)
 @click.option("--warm-ups", default="0,4,16,32", show_default=True)
-@click.option("--float16", type=click.Path(path_type=Path), help="The same model, to compare.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Picture to write.")
+@click.option(
+    "--float16", type=click.Path(path_type=Path), help="The same model in float16, to compare."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="PNG file to write.")
 def main(
     videos: tuple[Path, ...],
     model: Path,
@@ -211,7 +218,9 @@ def main(
 ) -> None:
     """Measure the error of a bounded lookahead on VIDEOS, each a single scene."""
     if not 0 < every <= measured < frames:
-        raise click.UsageError("--every is at most --measured, which is less than --frames")
+        raise click.UsageError(
+            "--every must be at most --measured, and --measured less than --frames"
+        )
     engine = open_engine(model, device=device)
     half = None if float16 is None else open_engine(float16, device=device)
     result: dict[str, Any] = {
@@ -244,7 +253,7 @@ def main(
 
 
 def summarize(result: dict[str, Any]) -> None:
-    """Add the means over the clips, and whether the error falls with every step of N."""
+    """Add the means over the clips, and whether the error decreases with every step of N."""
     clips = list(result["clips"].values())
     result["mean"] = {
         "lookahead": {
@@ -271,7 +280,7 @@ def summarize(result: dict[str, Any]) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print errors in levels by lookahead, one column per clip, then what happens at joins."""
+    """Print errors in levels by lookahead, one column per clip, then those at joins."""
     columns = {**result["clips"], "mean": result["mean"]}
     print(result["engine"])
     for error, title in (("rmse", "RMSE, levels"), ("mean_difference", "mean difference")):
@@ -315,10 +324,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(lookaheads, labels=[str(ahead) for ahead in lookaheads])
     axes.set_xlim(left=lookaheads[0] - 0.2)
     axes.minorticks_off()
-    axes.set_xlabel("lookahead N: future frames a picture draws on")
-    axes.set_ylabel("PSNR against the whole scene, dB (higher is nearer)")
+    axes.set_xlabel("lookahead N: number of future frames used")
+    axes.set_ylabel("PSNR against the whole scene, dB (higher is closer)")
     axes.set_title(
-        f"What a bounded lookahead costs ({result['engine'].split(' by ')[0]}, {result['size']})"
+        f"Error of a bounded lookahead ({result['engine'].split(' by ')[0]}, {result['size']})"
     )
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,8 +1,8 @@
-"""Peak memory of ``rbvsr-run`` against the length of a clip that is one single scene.
+"""Measures the peak memory of ``rbvsr-run`` against the length of a clip that is a single scene.
 
-Clips of the given lengths are made from a video by playing it to and fro, and upscaled with
-``--memory`` as one scene. The resident memory of the process, libraries, decoder and encoder
-included, is sampled while it runs.
+Clips of the given lengths are made from a video by playing it back and forth, and upscaled with
+``--memory`` as one scene. The resident memory of the process, including libraries, decoder and
+encoder, is sampled while it runs.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ INTERVAL = 0.25  # seconds between two samples
 
 
 def make_clip(source: Path, path: Path, *, frames: int, size: tuple[int, int]) -> None:
-    """A clip of a length, made of a video played to and fro, so that no cut is in it."""
+    """Make a clip of a given length from a video played back and forth, which has no cut."""
     with av.open(str(source)) as container:
-        pictures = [
+        forth = [
             frame.reformat(width=size[0], height=size[1], format="yuv420p")
             for frame, _ in zip(container.decode(video=0), range(frames), strict=False)
         ]
-    there_and_back = pictures + pictures[-2:0:-1]
+    back_and_forth = forth + forth[-2:0:-1]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "23"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(frames):
-            picture = there_and_back[number % len(there_and_back)]
-            picture.pts, picture.time_base = number, 1 / stream.average_rate
-            container.mux(stream.encode(picture))
+            frame = back_and_forth[number % len(back_and_forth)]
+            frame.pts, frame.time_base = number, 1 / stream.average_rate
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process that are in memory; 0 once it has ended."""
+    """Return the resident memory of a process in bytes; 0 once it has ended."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
     except (OSError, IndexError):
@@ -53,7 +53,7 @@ def resident(pid: int) -> int:
 
 
 def measure(clip: Path, output: Path, *, memory: str, options: list[str]) -> dict[str, Any]:
-    """Run the command; returns its peak, its curve (seconds, MiB) and its own summary."""
+    """Run the command and return its peak, its curve (seconds, MiB) and its own summary."""
     command = [
         *(sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"),
         *(str(clip), "-o", str(output), "--memory", memory, "--no-scene-cuts", "--json"),
@@ -81,14 +81,12 @@ def measure(clip: Path, output: Path, *, memory: str, options: list[str]) -> dic
 
 @click.command()
 @click.argument("video", type=click.Path(path_type=Path, exists=True))
-@click.option("--frames", default="200,2000", show_default=True, help="Lengths to measure.")
+@click.option("--frames", default="200,2000", show_default=True, help="Clip lengths to measure.")
 @click.option("--size", default="320x180", show_default=True, help="Width x height of the input.")
 @click.option("--memory", default="1GiB", show_default=True)
-@click.option("--max-scene", type=int, help="As of rbvsr-run.")
-@click.option("--engine", type=click.Path(path_type=Path), help="As of rbvsr-run.")
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Where to write the result."
-)
+@click.option("--max-scene", type=int, help="As for rbvsr-run.")
+@click.option("--engine", type=click.Path(path_type=Path), help="As for rbvsr-run.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     video: Path,
     frames: str,

@@ -1,8 +1,9 @@
-"""Whether reading and writing stay out of the network's way: total time against the network's.
+"""Measures how much longer a job takes than its network, that is, how long the network waits for
+reading and writing.
 
-Decoding and encoding run in threads beside the network. Where the network is the slowest stage, a
-job should take little longer than the network alone: on a CPU all three share the cores, so the
-network's own time grows while they work, and what this ratio shows is waiting.
+Decoding and encoding run in threads alongside the network. Where the network is the slowest stage,
+a job should take little longer than the network alone. On a CPU all three share the cores, so the
+network's own time grows while they work; the ratio shows only the waiting.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 @click.option("--engine", "model", default=DEFAULT_BUNDLE, type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True)
 @click.option("--repeats", default=1, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(clip: Path, model: Path, device: str, repeats: int, json_path: Path | None) -> None:
     """Upscale CLIP and print the seconds of every stage."""
     engine = open_engine(model, device=device)

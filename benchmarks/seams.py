@@ -1,14 +1,14 @@
-"""Whether cutting a scene up shows: pictures made in chunks against the whole scene at once.
+"""Measures whether splitting a scene shows: outputs made in chunks against the whole scene at once.
 
-Three ways. ``window``: the device holds the backward states of one chunk at a time, which is what
-little memory does, and changes nothing. ``continued``: ``--max-scene``, whose parts hand the
-forward state on and look some frames ahead. ``independent``: every chunk for itself, the way the
-published script cuts (``--max_seq_len``).
+There are three ways to split. ``window``: the device holds the backward states of one chunk at a
+time, as happens when memory is short; this changes nothing. ``continued``: ``--max-scene``, whose
+chunks pass on the forward state and look some frames ahead. ``independent``: every chunk on its
+own, as the published script does (``--max_seq_len``).
 
-Measured are the mean absolute difference from the whole scene, and the mean absolute difference
-between consecutive pictures where one belongs to the end of a chunk and the next to the start of
-another, in relation to all others: that needs no right answer, but moves with the clip's motion, so
-the whole scene's own ratio stands beside it.
+Two figures are measured: the mean absolute difference from the whole scene; and the mean absolute
+difference between consecutive outputs across chunk borders, divided by that within chunks. The
+second needs no reference, but depends on the motion in the clip, so the ratio of the whole scene is
+reported next to it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from unittest import mock
 
 import click
 import numpy as np
-from common import Pictures, difference, environment, parse_size, read_clip, upscale
+from common import Frames, difference, environment, parse_size, read_clip, upscale
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.runtime import stream
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.settings import CONTINUATION_LOOKAHEAD, Settings
 
 WAYS = ("window", "continued", "independent")
 
 
 def in_windows(
     engine: Engine, images: NDArray[np.uint8], settings: Settings, *, chunk: int
-) -> tuple[Pictures, MemoryPlan]:
-    """Pictures of the whole scene with no more than a chunk's states in memory, and half as many
-    frames; and the plan that was followed.
+) -> tuple[Frames, MemoryPlan]:
+    """Upscale the whole scene with the states of one chunk and half as many frames in memory; also
+    return the plan that was used.
     """
     choose_plan = stream.choose_plan
     plans = []
@@ -49,15 +49,15 @@ def in_windows(
         return plans[-1]
 
     with mock.patch.object(stream, "choose_plan", little):
-        pictures = upscale(engine, images, settings)
-    return pictures, plans[-1]
+        outputs = upscale(engine, images, settings)
+    return outputs, plans[-1]
 
 
-def compare(pictures: Pictures, whole: Pictures, *, chunk: int) -> dict[str, Any]:
-    """Differences in levels, by frame and at borders; and the ratio between neighbours."""
-    by_frame = [float(np.mean(difference(*pair))) for pair in zip(pictures, whole, strict=True)]
-    steps = [float(np.mean(difference(*pair))) for pair in itertools.pairwise(pictures)]
-    starts = range(chunk, len(pictures), chunk)  # the first frames of all chunks but the first
+def compare(outputs: Frames, whole: Frames, *, chunk: int) -> dict[str, Any]:
+    """Return differences in levels, by frame and at borders, and the ratio between neighbours."""
+    by_frame = [float(np.mean(difference(*pair))) for pair in zip(outputs, whole, strict=True)]
+    steps = [float(np.mean(difference(*pair))) for pair in itertools.pairwise(outputs)]
+    starts = range(chunk, len(outputs), chunk)  # the first frames of all chunks but the first
     borders = {start - 1 for start in starts} | set(starts)
     at_border = [d for i, d in enumerate(by_frame) if i in borders]
     elsewhere = [d for i, d in enumerate(by_frame) if i not in borders]
@@ -79,8 +79,8 @@ def compare(pictures: Pictures, whole: Pictures, *, chunk: int) -> dict[str, Any
 @click.option("--size", default="160x90", show_default=True, help="Width x height of the input.")
 @click.option("--frames", default=120, show_default=True)
 @click.option("--chunk", default=16, show_default=True, help="Frames at a time.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Picture to write.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="PNG file to write.")
 def main(
     video: Path,
     model: Path,
@@ -91,12 +91,12 @@ def main(
     json_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    """Measure what is seen of chunks in VIDEO, the beginning of which is a single scene."""
+    """Measure how visible chunk borders are in VIDEO, which must begin with a single scene."""
     if not 1 < chunk < frames:
-        raise click.UsageError("--chunk is 2 or more and less than --frames")
+        raise click.UsageError("--chunk must be at least 2 and less than --frames")
     engine = open_engine(model, device=device)
     images = read_clip(video, frames=frames, size=parse_size(size))
-    # How often to clean is decided per scene: one pass, lest chunks differ by that too.
+    # The number of cleaning passes is decided per scene: fix it, or chunks could differ in it.
     at_once = Settings(max_scene=frames, cleanings=1)
     whole = upscale(engine, images, at_once)
     windowed, plan = in_windows(engine, images, at_once, chunk=chunk)
@@ -112,9 +112,9 @@ def main(
         "frames": frames,
         "chunk": chunk,
         "window_plan": dataclasses.asdict(plan),
-        "continued_with_lookahead": stream.CONTINUATION_LOOKAHEAD,
+        "continued_with_lookahead": CONTINUATION_LOOKAHEAD,
         "whole_step_ratio": compare(whole, whole, chunk=chunk)["step_ratio"],
-        "ways": {way: compare(pictures, whole, chunk=chunk) for way, pictures in ways.items()},
+        "ways": {way: compare(outputs, whole, chunk=chunk) for way, outputs in ways.items()},
     }
     show(result)
     if json_path is not None:
@@ -135,7 +135,7 @@ def show(result: dict[str, Any]) -> None:
             + "".join(f"{cell:>12.4f}" for cell in cells)
             + f"{figures['step_ratio']:>9.3f}"
         )
-    print("steps: change from picture to picture across borders / within chunks")
+    print("steps: change between consecutive frames across borders / within chunks")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -160,7 +160,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel(f"frame (grey: borders of chunks of {result['chunk']})")
     axes.set_ylabel("mean absolute difference\nfrom the whole scene, levels of 255")
     axes.set_title(
-        f"What is seen of cutting a scene ({result['engine'].split(' by ')[0]}, {result['size']})"
+        f"Effect of splitting a scene ({result['engine'].split(' by ')[0]}, {result['size']})"
     )
     axes.set_xlim(0, result["frames"] - 1)
     highest = max(figures["largest"] for figures in result["ways"].values())

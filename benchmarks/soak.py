@@ -1,8 +1,8 @@
-"""Kills ``rbvsr-run`` at random moments and lets it continue, until many kills are survived.
+"""Kills ``rbvsr-run`` at random moments and resumes it, many times.
 
-The result must be what a run in one go gives: the packets of every stream with their bytes and time
-stamps. Nothing may be left beside the output or in the folder for temporary files. Exit code 1
-tells that something was.
+The result must equal that of an uninterrupted run: the packets of every stream with their bytes and
+timestamps. Nothing may be left next to the output or in the folder for temporary files. The program
+exits with 1 if anything differs or is left.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ LOOKS = (
     lambda image: image[:, ::-1] // 2,
     lambda image: 255 - image[:, ::-1] // 2,
 )
-"""What scenes are told apart by; there is a cut between any two that follow each other."""
+"""Transformations that make scenes differ; there is a cut between any two consecutive ones."""
 
 
 def scenes_of(path: Path, *, scenes: int, length: int) -> Iterator[NDArray[np.uint8]]:
-    """Frames of so many scenes, made of a video played to and fro."""
+    """Yield the frames of several scenes, made from a video played back and forth."""
     with av.open(str(path)) as container:
         images = [
             frame.to_ndarray(format="rgb24")
             for frame, _ in zip(container.decode(video=0), range(length), strict=False)
         ]
-    there_and_back = images + images[-2:0:-1]
+    back_and_forth = images + images[-2:0:-1]
     for scene in range(scenes):
         for number in range(length):
-            yield LOOKS[scene % len(LOOKS)](there_and_back[number % len(there_and_back)])
+            yield LOOKS[scene % len(LOOKS)](back_and_forth[number % len(back_and_forth)])
 
 
 def make_clip(source: Path, path: Path, *, scenes: int, length: int, size: tuple[int, int]) -> None:
-    """A clip of so many scenes of a length, with a tone of seconds as its sound."""
-    rate, samples = 25, 1920  # sound samples per frame, at 48 kHz
+    """Make a clip of several scenes of a given length, with a tone as its audio."""
+    rate, samples = 25, 1920  # audio samples per frame, at 48 kHz
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=rate, options={"crf": "23"})
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
@@ -71,7 +71,7 @@ def make_clip(source: Path, path: Path, *, scenes: int, length: int, size: tuple
 
 
 def packets(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Of every stream: time stamps, key frames and a digest of every packet's bytes."""
+    """Return timestamps, key frame flags and a digest of the bytes of every packet, by stream."""
     with av.open(str(path)) as container:
         found: dict[str, list[tuple[Any, ...]]] = {
             f"{stream.index} {stream.type}": [] for stream in container.streams
@@ -87,7 +87,7 @@ def packets(path: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 @dataclass
 class Work:
-    """One output in a folder of its own, with another for temporary files."""
+    """Makes one output in a folder of its own, with another for temporary files."""
 
     clip: Path
     folder: Path
@@ -103,7 +103,7 @@ class Work:
             folder.mkdir(parents=True)
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The command, on its way."""
+        """Start the command."""
         program = "from rbvsr_deploy.commands.run import run; run()"
         with self.log.open("wb") as log:
             return subprocess.Popen(
@@ -114,10 +114,10 @@ class Work:
             )
 
     def run(self, *, limit: float | None = None) -> bool:
-        """Run the command, killed after some seconds; tells whether it came to its end.
+        """Run the command, kill it after ``limit`` seconds, and return whether it finished.
 
-        One that was killed after its output was in place has done its work: the next removes what
-        is left and refuses to make the output again.
+        A run that was killed after its output was in place has done its work: the next one removes
+        the rest and refuses to make the output again.
         """
         was_done = self.output.exists()
         process = self.start()
@@ -127,35 +127,38 @@ class Work:
             process.kill()
             process.wait()
             return False
-        if process.returncode and not (was_done and "out.mp4 exists" in self.said()):
+        if process.returncode and not (was_done and "out.mp4 exists" in self.message()):
             raise click.ClickException(
-                f"the command failed with {process.returncode}: {self.said()}"
+                f"the command failed with {process.returncode}: {self.message()}"
             )
         return True
 
-    def said(self) -> str:
-        """What the last run said."""
+    def message(self) -> str:
+        """Return what the last run printed."""
         return self.log.read_text(errors="replace").strip()
 
     def finished_parts(self) -> int:
-        """How many parts wait to be continued."""
+        """Count the finished segments in the job folder."""
         return len(list(self.place.glob(".*.job/part-*.json")))
 
     def strays(self, *, done: bool) -> list[str]:
-        """What lies about and should not: while the work is unfinished, all but the job folder."""
+        """List files that should not exist; while the work is unfinished, the job folder may."""
         allowed = {self.output} if done else {self.output, self.place / ".out.mp4.job"}
         found = [*self.place.iterdir(), *self.temporary.iterdir()]
-        allowed.add(self.temporary / ".ses")  # ONNX Runtime's, one file for all of its runs
+        allowed.add(self.temporary / ".ses")  # ONNX Runtime's, one file shared by all runs
         return sorted(str(path.relative_to(self.folder)) for path in found if path not in allowed)
 
 
 def survive(
-    work: Work, *, kills: int, longest: float, rng: random.Random, told: int
+    work: Work, *, kills: int, longest: float, rng: random.Random, earlier: int
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Kill and continue one output until it is complete; stop killing after so many kills.
+    """Kill and resume one output until it is complete or was killed ``kills`` times.
+
+    Args:
+        earlier: kills of earlier outputs, to number these.
 
     Returns:
-        What happened at each kill, and whether the output came to its end.
+        A record of each kill, and whether the output was completed.
     """
     events: list[dict[str, Any]] = []
     while len(events) < kills:
@@ -163,7 +166,7 @@ def survive(
         if work.run(limit=moment):
             return events, True
         event = {
-            "kill": told + len(events) + 1,
+            "kill": earlier + len(events) + 1,
             "after_seconds": round(moment, 3),
             "finished_parts": work.finished_parts(),
             "output_exists": work.output.exists(),
@@ -171,8 +174,8 @@ def survive(
         }
         events.append(event)
         print(
-            f"kill {event['kill']:>3} after {moment:6.2f} s: {event['finished_parts']} parts "
-            f"finished{', output is there' * event['output_exists']}"
+            f"kill {event['kill']:>3} after {moment:6.2f} s: {event['finished_parts']} segments "
+            f"finished{', output exists' * event['output_exists']}"
             + "".join(f"; stray {path}" for path in event["strays"]),
             flush=True,
         )
@@ -180,7 +183,7 @@ def survive(
 
 
 def verdict(work: Work, reference: dict[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
-    """What differs from the run in one go, and what is left over."""
+    """Compare the output with that of the uninterrupted run, and list files that are left."""
     found = packets(work.output)
     streams = {*reference, *found}
     return {
@@ -193,14 +196,16 @@ def verdict(work: Work, reference: dict[str, list[tuple[Any, ...]]]) -> dict[str
 @click.argument("clip", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("options", nargs=-1)
 @click.option("--kills", default=20, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of the moments.")
-@click.option("--engine", type=click.Path(path_type=Path), help="As of rbvsr-run.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments.")
+@click.option("--engine", type=click.Path(path_type=Path), help="As for rbvsr-run.")
 @click.option(
-    "--scenes", default=0, help="Make a clip of so many scenes of CLIP, played to and fro."
+    "--scenes", default=0, help="Make a clip of this many scenes from CLIP, played back and forth."
 )
-@click.option("--length", default=60, show_default=True, help="Of those, in frames.")
-@click.option("--size", default="96x54", show_default=True, help="Of that clip, width x height.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="To write the result.")
+@click.option("--length", default=60, show_default=True, help="Length of these scenes in frames.")
+@click.option(
+    "--size", default="96x54", show_default=True, help="Size of that clip, width x height."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     clip: Path,
     options: tuple[str, ...],
@@ -212,9 +217,9 @@ def main(
     size: str,
     json_path: Path | None,
 ) -> None:
-    """Upscale CLIP, killed at random moments; OPTIONS after -- are handed to rbvsr-run.
+    """Upscale CLIP, killed at random moments; OPTIONS after -- are passed to rbvsr-run.
 
-    The clip should make several parts, or every run begins from the start: scenes of 48 frames or
+    The clip should give several segments, or every run starts over: use scenes of 48 frames or
     more, or one of several hundred with --max-scene.
     """
     arguments = [*(() if engine is None else ("--engine", str(engine))), *options]
@@ -231,26 +236,28 @@ def main(
         longest = time.monotonic() - start
         reference = packets(whole.output)
         print(
-            f"in one go: {longest:.1f} s, "
+            f"uninterrupted: {longest:.1f} s, "
             + ", ".join(f"{n} {len(p)}" for n, p in reference.items())
         )
         result: dict[str, Any] = {
             **environment(),
             "options": arguments,
-            "seconds_in_one_go": round(longest, 2),
+            "seconds_uninterrupted": round(longest, 2),
             "outputs": [],
         }
         killed = 0
         while killed < kills:
             number = len(result["outputs"])
             work = Work(clip, folder / f"output-{number}", arguments)
-            events, _ = survive(work, kills=kills - killed, longest=longest, rng=rng, told=killed)
+            events, _ = survive(
+                work, kills=kills - killed, longest=longest, rng=rng, earlier=killed
+            )
             killed += len(events)
-            outcome = {"kills": events, **verdict(work, reference), "said": work.said()}
+            outcome = {"kills": events, **verdict(work, reference), "message": work.message()}
             result["outputs"].append(outcome)
             print(
                 f"output {number + 1}, {len(events)} kills: differing streams "
-                f"{', '.join(outcome['differing_streams']) or 'none'}; left over "
+                f"{', '.join(outcome['differing_streams']) or 'none'}; left "
                 f"{', '.join(outcome['strays']) or 'nothing'}",
                 flush=True,
             )
@@ -261,7 +268,10 @@ def main(
     result["kills"] = killed
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(f"{killed} kills, {len(outcomes)} outputs: " + ("FAILED" if bad else "all as in one go"))
+    print(
+        f"{killed} kills, {len(outcomes)} outputs: "
+        + ("FAILED" if bad else "all equal the uninterrupted run")
+    )
     sys.exit(1 if bad else 0)
 
 

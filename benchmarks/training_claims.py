@@ -1,10 +1,11 @@
-"""What the paper says about training, measured on a network and a run of any size.
+"""Measures the paper's claims about training, on a network and a run of any size.
 
-``cleaning`` trains twice, with and without the cleaning loss. ``length`` trains at one number of
-frames per iteration, as many short clips or as few long ones. ``refinement`` upscales real footage
-with fixed numbers of cleanings and with dynamic refinement. Trainings of one call differ in nothing
-else: same recipe, seeds and iterations, each in a folder of its own, where the same command goes on
-after an interruption. They are measured on the same held-out clips, whose frames are all different.
+``cleaning`` trains twice, with and without the cleaning loss. ``length`` trains with a fixed number
+of frames per iteration, split into many short clips or a few long ones. ``refinement`` upscales
+real footage with fixed numbers of cleaning passes and with dynamic refinement. Trainings of one
+call differ in nothing else: they share recipe, seeds and iterations, each in its own folder, where
+the same command resumes after an interruption. They are measured on the same held-out clips, whose
+frames all differ.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from rbvsr_deploy.training.clips import to_frames
 from rbvsr_deploy.training.config import TrainingConfig, load_config
 from rbvsr_deploy.training.data.sources import find_sources
 from rbvsr_deploy.training.data.training_set import Sample, SourceConfig, TrainingSet
-from rbvsr_deploy.training.evaluation.metrics.base import Picture, Scorer, Shown, luma
+from rbvsr_deploy.training.evaluation.metrics.base import CroppedImage, ScoredFrame, Scorer, luma
 from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS, open_metrics
 from rbvsr_deploy.training.evaluation.metrics.fidelity import psnr
 from rbvsr_deploy.training.evaluation.metrics.resize import enlarge
@@ -60,20 +61,21 @@ TITLES = {
 Images = NDArray[np.uint8]
 Scores = dict[str, "float | None"]
 Rows = dict[str, dict[str, Scores]]
-"""Scores by what was compared, then by clip or sequence, then by measure."""
+"""Scores by variant, then by clip or sequence, then by measure."""
 
 
 # --------------------------------------------------------------------------------------- trainings
 
 
 def sources_of(folders: Iterable[Path]) -> list[SourceConfig]:
+    """List the training sources in some folders."""
     return [source for folder in folders for source in find_sources(folder)]
 
 
 def train_all(
     configs: dict[str, dict[int, TrainingConfig]], runs: Path, device: str
 ) -> dict[str, dict[int, Path]]:
-    """Train each, or go on, in a folder of its name and seed; the averaged generators."""
+    """Train or resume each, in a folder of its name and seed; return the averaged generators."""
     models: dict[str, dict[int, Path]] = {}
     for name, of_seeds in configs.items():
         models[name] = {}
@@ -86,7 +88,7 @@ def train_all(
 
 
 def label_of(recipe: str, config: TrainingConfig, device: str) -> str:
-    """What was trained; a figure without this would be taken for more than it is."""
+    """Describe what was trained, so that its figures are not taken for more than they are."""
     parameters = sum(p.numel() for p in RealBasicVSR(config.network).parameters())
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,7 +102,7 @@ def label_of(recipe: str, config: TrainingConfig, device: str) -> str:
 def held_out_clips(
     config: TrainingConfig, sources: Sequence[SourceConfig], *, count: int, length: int, crop: int
 ) -> list[Sample]:
-    """Degraded as in training, but with a fixed degradation per clip."""
+    """Make clips degraded as in training, but with a fixed degradation per clip."""
     data = msgspec.structs.replace(
         config.data, sources=tuple(sources), length=length, crop=crop, stochastic=False
     )
@@ -113,7 +115,7 @@ def held_out_clips(
 def measure(
     models: dict[str, dict[int, Path]], clips: Sequence[Sample], scorers: dict[str, Scorer]
 ) -> Rows:
-    """Of every model of every seed on every clip, with one cleaning, beside bicubic enlargement."""
+    """Score every model of every seed on every clip, with one cleaning pass, and bicubic."""
     rows: Rows = {"bicubic": {}}
     for number, clip in enumerate(clips):
         large = np.stack([enlarge(image, SCALE) for image in clip.degraded])
@@ -133,31 +135,31 @@ def measure(
 
 
 def clip_scores(
-    clip: Sample, cleaned: Images, pictures: Images, scorers: dict[str, Scorer]
+    clip: Sample, cleaned: Images, outputs: Images, scorers: dict[str, Scorer]
 ) -> Scores:
-    """Means over the frames: of the pictures against what training wants, the sharpened truth, and
-    of the cleaned frames against that, reduced to their size.
+    """Average scores over the frames: of the outputs against the target of training, which is the
+    sharpened ground truth, and of the cleaned frames against the target reduced to their size.
     """
-    wanted = to_frames(torch.from_numpy(clip.sharpened), torch.device("cpu"))[None]
-    reduced = cleaning_target(wanted)
+    target = to_frames(torch.from_numpy(clip.sharpened), torch.device("cpu"))[None]
+    reduced = cleaning_target(target)
     inner = slice(BORDER // SCALE, -(BORDER // SCALE))
     pairs = zip(cleaned[:, inner, inner], to_images(reduced[0])[:, inner, inner], strict=True)
     shown = [
-        Shown(Picture(picture, border=BORDER), Picture(truth, border=BORDER))
-        for picture, truth in zip(pictures, clip.sharpened, strict=True)
+        ScoredFrame(CroppedImage(output, border=BORDER), CroppedImage(truth, border=BORDER))
+        for output, truth in zip(outputs, clip.sharpened, strict=True)
     ]
     scores = {name: mean(scorer(frame) for frame in shown) for name, scorer in scorers.items()}
     return {**scores, "cleaned_psnr_y": fmean(psnr(luma(one), luma(other)) for one, other in pairs)}
 
 
 def to_images(frames: Tensor) -> Images:
-    """(T, 3, H, W) in [0, 1] -> (T, H, W, 3) uint8."""
+    """Convert (T, 3, H, W) in [0, 1] to (T, H, W, 3) uint8."""
     rounded = frames.clamp(0.0, 1.0).mul(255.0).round().byte()
     return np.ascontiguousarray(rounded.permute(0, 2, 3, 1).numpy())
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Over those that are defined."""
+    """Average the values that are defined."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
@@ -166,9 +168,10 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def upscaled(stream: Stream, images: Iterable[Image]) -> Iterator[Image]:
+    """Yield the outputs of a stream of images."""
     for image in images:
-        yield from (picture.image for picture in stream.push(image))
-    yield from (picture.image for picture in stream.flush())
+        yield from (output.image for output in stream.push(image))
+    yield from (output.image for output in stream.flush())
 
 
 def refine_sequence(
@@ -180,17 +183,17 @@ def refine_sequence(
     frames: int,
     every: int,
 ) -> tuple[Scores, SceneRecord]:
-    """Mean scores of the first frames of a sequence, taken as one scene, and what was decided."""
+    """Score the first frames of a sequence as one scene; also return its cleaning decision."""
     records: list[SceneRecord] = []
     found: dict[str, list[float | None]] = {name: [] for name in scorers}
     with open_source(path) as source:
         images = (eight_bits(frame.image) for frame in itertools.islice(source, frames))
         first = next(images)
         with Stream(engine, settings, size=first.shape[:2], on_scene=records.append) as stream:
-            pictures = upscaled(stream, itertools.chain([first], images))
-            for number, picture in enumerate(pictures):
+            outputs = upscaled(stream, itertools.chain([first], images))
+            for number, output in enumerate(outputs):
                 if number % every == 0:
-                    shown = Shown(Picture(eight_bits(picture), border=BORDER))
+                    shown = ScoredFrame(CroppedImage(eight_bits(output), border=BORDER))
                     for name, scorer in scorers.items():
                         found[name].append(scorer(shown))
     (record,) = records
@@ -209,7 +212,7 @@ def report(
     json_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    """Table, JSON and plot."""
+    """Print a table; write JSON and a plot."""
     measures = list(dict.fromkeys(m for of in rows.values() for s in of.values() for m in s))
     means = {
         name: {m: mean(scores.get(m) for scores in items.values()) for m in measures}
@@ -230,8 +233,8 @@ def report(
 def plot(
     rows: Rows, means: dict[str, Scores], measures: Sequence[str], label: str, path: Path
 ) -> None:
-    """A panel per measure: clips or sequences as dots, their means as lines. Clips differ more than
-    what is compared, so each is shown as its difference from what was compared first.
+    """Draw a panel per measure: clips or sequences as dots, their means as lines. Clips differ more
+    than variants, so each is drawn as its difference from the first variant.
     """
     import matplotlib
 
@@ -262,8 +265,8 @@ def plot(
 
 
 def differences(items: dict[str, Scores], first: dict[str, Scores], measure: str) -> list[float]:
-    """From the first's scores of the same clips, whatever the seed; the scores themselves where the
-    first has none.
+    """Subtract the first variant's scores of the same clips, whatever the seed; return the scores
+    themselves where the first variant has none.
     """
     found = []
     for name, scores in items.items():
@@ -291,28 +294,38 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 
 RESULT = with_options(
-    click.option("--json", "json_path", type=PLACE, help="To write the result."),
-    click.option("--plot", "plot_path", type=PLACE, help="PNG to write."),
+    click.option("--json", "json_path", type=PLACE, help="JSON file to write."),
+    click.option("--plot", "plot_path", type=PLACE, help="PNG file to write."),
     click.option("--device", default="auto", show_default=True),
 )
-NIQE = click.option("--niqe-parameters", type=EXISTING, help="As in rbvsr-eval.")
+NIQE = click.option("--niqe-parameters", type=EXISTING, help="As for rbvsr-eval.")
 TRAINING = with_options(
     click.argument("data", nargs=-1, required=True, type=EXISTING),
-    click.option("--held-out", multiple=True, required=True, type=EXISTING, help="Not in DATA."),
-    click.option("--runs", required=True, type=PLACE, help="Folder of the run folders."),
+    click.option(
+        "--held-out",
+        multiple=True,
+        required=True,
+        type=EXISTING,
+        help="Clips to measure on, not in DATA.",
+    ),
+    click.option("--runs", required=True, type=PLACE, help="Folder to hold the run folders."),
     click.option("--recipe", default="tiny-stage1", show_default=True),
     click.option("--iterations", default=2000, show_default=True),
-    click.option("--seeds", default="0", show_default=True, help="A training for each."),
-    click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="As in rbvsr-train."),
-    click.option("--clips", default=16, show_default=True, help="Held out."),
-    click.option("--clip-length", default=12, show_default=True, help="Of those, frames."),
-    click.option("--clip-crop", default=64, show_default=True, help="Of those, degraded side."),
+    click.option("--seeds", default="0", show_default=True, help="Train once per seed."),
+    click.option(
+        "--set", "changes", multiple=True, metavar="KEY=VALUE", help="As for rbvsr-train."
+    ),
+    click.option("--clips", default=16, show_default=True, help="Number of held-out clips."),
+    click.option("--clip-length", default=12, show_default=True, help="Their length in frames."),
+    click.option(
+        "--clip-crop", default=64, show_default=True, help="Side of their degraded frames."
+    ),
 )
 
 
 @click.group()
 def main() -> None:
-    """Measure what the paper says about training."""
+    """Measure the paper's claims about training."""
 
 
 @main.command()
@@ -333,17 +346,19 @@ def cleaning(niqe_parameters: Path | None, **options: Any) -> None:
 @click.option("--shapes", default="12x2,6x4,3x8,2x12", show_default=True, help="Batch x length.")
 @RESULT
 def length(shapes: str, **options: Any) -> None:
-    """Train on DATA with clips of several lengths and as many frames per iteration.
+    """Train on DATA with several clip lengths and the same number of frames per iteration.
 
-    Without the stochastic scheme, which would load a single frame for a clip of two.
+    The stochastic scheme is off, as it would load a single frame for a clip of two.
     """
     try:
         pairs = [tuple(int(n) for n in shape.split("x")) for shape in shapes.split(",")]
         products = {batch * frames for batch, frames in pairs}
     except ValueError:
-        raise click.BadParameter(f"{shapes!r}: write batch x length like 12x2,6x4") from None
+        raise click.BadParameter(
+            f"{shapes!r} is not a list of batch x length: use for example 12x2,6x4"
+        ) from None
     if len(products) > 1:
-        raise click.BadParameter(f"{shapes!r}: batch times length must be the same for all")
+        raise click.BadParameter(f"{shapes!r}: batch times length must be equal for all")
     variants = {
         f"{batch}x{frames}": [f"batch={batch}", f"data.length={frames}", "data.stochastic=false"]
         for batch, frames in pairs
@@ -370,7 +385,7 @@ def compare(
     json_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    """Train all variants of a recipe and hold them against each other."""
+    """Train all variants of a recipe and compare them."""
     with command_errors(verbose=False):
         common = [f"iterations={iterations}", *changes]
         sources = sources_of(data)
@@ -412,10 +427,16 @@ def compare(
 @main.command()
 @click.argument("model", type=EXISTING)
 @click.argument("sequences", type=EXISTING)
-@click.option("--fixed", default="0,1,3", show_default=True, help="Numbers of cleanings.")
-@click.option("--thresholds", default="1,2,5", show_default=True, help="Of dynamic refinement.")
-@click.option("--frames", default=100, show_default=True, help="Of each sequence, the first ones.")
-@click.option("--every", default=10, show_default=True, help="Score every so many frames.")
+@click.option(
+    "--fixed", default="0,1,3", show_default=True, help="Fixed numbers of cleaning passes."
+)
+@click.option(
+    "--thresholds", default="1,2,5", show_default=True, help="Thresholds of dynamic refinement."
+)
+@click.option(
+    "--frames", default=100, show_default=True, help="Number of first frames of each sequence."
+)
+@click.option("--every", default=10, show_default=True, help="Score every N-th frame.")
 @NIQE
 @RESULT
 def refinement(
@@ -430,16 +451,18 @@ def refinement(
     json_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    """Clean real footage a fixed number of times and as often as dynamic refinement decides.
+    """Clean real footage a fixed number of times, and as often as dynamic refinement decides.
 
-    MODEL is a bundle or a checkpoint, SEQUENCES a folder of videos or of folders of frames, each
-    of one scene.
+    MODEL is a bundle or a checkpoint, SEQUENCES a folder of videos or image folders, each a single
+    scene.
     """
     ways = {f"{n} fixed": Settings(cleanings=n) for n in parse_numbers(fixed)}
     try:
         levels = [float(level) for level in thresholds.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{thresholds!r}: write numbers like 1,2,5") from None
+        raise click.BadParameter(
+            f"{thresholds!r} is not a list of numbers: use for example 1,2,5"
+        ) from None
     ways |= {f"threshold {level:g}": Settings(refine_threshold=level) for level in levels}
     rows: Rows = {}
     residues: dict[str, dict[str, list[float]]] = {}

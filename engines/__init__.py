@@ -1,4 +1,4 @@
-"""Graphs on a device: bundles under TensorRT or ONNX Runtime, checkpoints under torch."""
+"""Runs graphs on a device: bundles with TensorRT or ONNX Runtime, checkpoints with torch."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def open_engine(
     *,
     device: str = "auto",
     size: Callable[[], tuple[int, int]] | None = None,
+    trust_engines: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, str, int, int], None] = lambda graph, phase, step, steps: None,
 ) -> Engine:
@@ -44,12 +45,14 @@ def open_engine(
             checkpoint: "auto" or any torch device.
         size: gives H and W of the frames to come, if TensorRT asks: engines for them are then
             compiled now, if there are none, and "auto" falls back if that fails.
+        trust_engines: whether to run the compiled engines of a bundle, whoever compiled them; they
+            are machine code. Otherwise only those of this user are run.
         report: called with a line before TensorRT compiles, which may take minutes.
-        progress: told how far it is: graph, phase, steps done and all steps.
+        progress: called with graph, phase, steps completed and total steps.
 
     Raises:
         BundleError, CheckpointError: the file is not what its suffix promises, damaged or unsafe.
-        EngineError: the device is not to be had, or a package is missing.
+        EngineError: the device is not available, or a package is missing.
     """
     match model.suffix:
         case suffix if suffix in CHECKPOINT_SUFFIXES:
@@ -82,10 +85,15 @@ def open_engine(
                 return OnnxRuntimeEngine(bundle, device=device)
             from rbvsr_deploy.engines.tensorrt.open import open_tensorrt
 
-            reason = "TensorRT is there" if device == "auto" else "--device tensorrt"
+            reason = "TensorRT is available" if device == "auto" else "TensorRT was requested"
             try:
                 return open_tensorrt(
-                    bundle, size=size, reason=reason, report=report, progress=progress
+                    bundle,
+                    size=size,
+                    reason=reason,
+                    trust_engines=trust_engines,
+                    report=report,
+                    progress=progress,
                 )
             except EngineError as error:
                 if device == "tensorrt":
@@ -95,7 +103,7 @@ def open_engine(
 
 
 def _why_not_tensorrt(bundle: Bundle, error: EngineError) -> str:
-    """A clause for the description, if it is worth one; what to do about it stands in the log."""
+    """Return a clause for the description, if it is useful; the log contains the remedy."""
     from rbvsr_deploy.engines.tensorrt.flavours import installed_flavours
 
     what, _, _ = str(error).partition(": ")

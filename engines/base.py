@@ -1,15 +1,16 @@
-"""What every engine is: the graphs of one network on one device."""
+"""Defines the interface of every engine, which runs the graphs of one network on one device."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Manifest
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.graphs import Precision
 
 __all__ = ["Array", "Description", "Engine", "Network"]
@@ -21,28 +22,28 @@ Array = Any
 
 @dataclass(frozen=True)
 class Network:
-    """What the runtime has to know about the network an engine runs."""
+    """Describes the network of an engine to the runtime."""
 
     channels: int
-    """Of the recurrent state."""
+    """Channels of the recurrent state."""
     head_channels: int
-    """Numbers per input pixel in the widest map of ``reconstruct``; memory is planned by it."""
+    """Values per input pixel in the widest feature map of ``reconstruct``; used to plan memory."""
     has_cleaning: bool
-    """False: there is no ``clean`` graph (BasicVSR)."""
+    """False if there is no ``clean`` graph (BasicVSR)."""
     refine_threshold: float
-    """Default of dynamic refinement, on the 0-255 scale."""
+    """Default threshold of dynamic refinement, on the 0-255 scale."""
     precision: Precision
     quantised: bool = False
-    """Whether convolutions run in int8 where that was found good enough."""
+    """True if convolutions run in int8 where its accuracy is sufficient."""
 
     @property
     def types(self) -> str:
-        """Of its features and convolutions, for people."""
+        """Types of its features and convolutions, for display."""
         return f"int8 and {self.precision}" if self.quantised else self.precision
 
     @classmethod
     def of(cls, manifest: Manifest) -> Network:
-        """The network in a bundle."""
+        """Return the network of a bundle."""
         return cls(
             channels=manifest.channels,
             head_channels=manifest.head_channels,
@@ -55,7 +56,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Description:
-    """Which engine was taken, and why: shown to the user at every run."""
+    """Describes the chosen engine and the reason for it; shown to the user at every run."""
 
     engine: Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
     version: str
@@ -65,27 +66,26 @@ class Description:
     model: str
     """File name of the bundle or checkpoint."""
     weights: str
-    """SHA-256 that tells one bundle, or one checkpoint's weights, from another."""
+    """SHA-256 that identifies the bundle or the checkpoint's weights."""
     reason: str
-    """Why this engine and device, as a clause."""
+    """Reason for this engine and device, as a clause."""
 
     def __str__(self) -> str:
         what = f"{self.model} in {self.precision}"
         return f"{what} by {self.engine} {self.version} on {self.device} ({self.reason})"
 
 
-class Engine(Protocol):
-    """Runs the graphs of :mod:`rbvsr_deploy.graphs`; a context manager that frees the device.
+class Engine(Closing):
+    """Runs the graphs of :mod:`rbvsr_deploy.graphs`; closing it frees the device.
 
-    An engine keeps no state between calls. Arrays it returns are the caller's: later calls never
-    write to them, unless the caller passes them as ``into``.
+    An engine keeps no state between calls. The arrays it returns belong to the caller: later calls
+    never write to them, unless the caller passes them as ``into``.
     """
 
-    @property
-    def network(self) -> Network:
-        """The network behind the graphs."""
-        ...
+    network: Network
+    """The network that the graphs are from."""
 
+    @abstractmethod
     def run(
         self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
     ) -> tuple[Array, ...]:
@@ -93,7 +93,7 @@ class Engine(Protocol):
 
         Args:
             graph: its name.
-            into: arrays (or parts of arrays) to write the outputs to, in the contract's order; new
+            into: arrays (or slices of arrays) to write the outputs to, in the contract's order; new
                 ones if ``None``. None of them may overlap an input.
             arrays: one per input, by the input's name, with the contract's shape and dtype.
 
@@ -101,66 +101,56 @@ class Engine(Protocol):
             The outputs in the contract's order, on the device.
 
         Raises:
-            DeviceMemoryError: the device has too little memory left; smaller arrays may do.
+            DeviceMemoryError: the device ran out of memory; smaller arrays may fit.
             EngineError: the engine failed otherwise; the graph is named.
         """
-        ...
 
+    @abstractmethod
     def empty(self, shape: tuple[int, ...], *, dtype: str) -> Array:
-        """An array of a NumPy dtype on the device, its content undefined."""
-        ...
+        """Allocate an array of a NumPy dtype on the device, with undefined content."""
 
+    @abstractmethod
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
-        """A zero array of a NumPy dtype on the device."""
-        ...
+        """Allocate a zero array of a NumPy dtype on the device."""
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
-        """Items ``start`` to ``stop`` along the first axis, sharing the array's memory."""
-        ...
+    @abstractmethod
+    def slice(self, array: Array, start: int, stop: int) -> Array:
+        """Return items ``start`` to ``stop`` along the first axis, sharing the array's memory."""
 
+    @abstractmethod
     def rows(self, array: Array, top: int, bottom: int) -> Array:
-        """A copy of the rows ``top`` to ``bottom`` of an array (N, C, H, W)."""
-        ...
+        """Copy the rows ``top`` to ``bottom`` of an array (N, C, H, W)."""
 
+    @abstractmethod
     def upload(self, array: NDArray[Any]) -> Array:
-        """Copy to the device. On a CPU the array may be used in place: leave it unchanged until
+        """Copy to the device. A CPU engine may use the array in place: leave it unchanged until
         results are read.
         """
-        ...
 
+    @abstractmethod
     def download(self, array: Array) -> NDArray[Any]:
-        """Copy from the device, waiting for what is still being computed. On a CPU it may share
+        """Copy from the device, waiting for pending computations. On a CPU the result may share
         the array's memory.
         """
-        ...
 
+    @abstractmethod
     def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
         """Begin to copy from the device, without waiting.
 
         The array may be written to or dropped afterwards: that waits for the copy.
 
         Returns:
-            Call it, once, to wait for the copy and get it.
+            A function to call once, which waits for the copy and returns it.
         """
-        ...
 
+    @abstractmethod
     def free_memory(self) -> int:
-        """Bytes of the device's memory that are free now."""
-        ...
+        """Return the free bytes of the device's memory."""
 
+    @abstractmethod
     def describe(self) -> Description:
-        """Which engine this is and why it was taken."""
-        ...
+        """Describe this engine and why it was chosen."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Free the device; a closed engine runs nothing."""
-        ...
-
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+        """Free the device; a closed engine cannot run graphs."""

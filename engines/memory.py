@@ -1,5 +1,6 @@
-"""How much memory is free: of the host, with the limits of containers, and of NVIDIA GPUs; and
-whether an error is about memory.
+"""Measures free memory of the host and of NVIDIA GPUs, and classifies out-of-memory errors.
+
+Free host memory respects the limits of containers.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ __all__ = ["failure", "free_cuda_memory", "free_host_memory"]
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-# What CUDA, TensorRT, the arena of ONNX Runtime, C++ and torch on a CPU say.
+# Covers messages of CUDA, TensorRT, the arena of ONNX Runtime, C++ and torch on a CPU.
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|allocate memory|bad.?alloc", re.IGNORECASE)
 
 
 def failure(text: str) -> type[EngineError]:
-    """What an engine's error is to us, told by its text: libraries have no common type for it."""
+    """Return the error class for an engine's message: libraries share no type for out of memory."""
     return DeviceMemoryError if _OUT_OF_MEMORY.search(text) else EngineError
 
 
 def free_host_memory() -> int:
-    """Bytes of memory that this process can use without swapping or being killed."""
+    """Return the bytes of memory this process can use without swapping or being killed."""
     return min(_available(), _left_in_container())
 
 
 def free_cuda_memory(index: int = 0) -> int:
-    """Bytes of free memory of the GPU that CUDA calls ``index`` in this process.
+    """Return the free memory, in bytes, of the GPU with this CUDA index in this process.
 
     Raises:
         EngineError: nvidia-ml-py is not installed, or the driver does not answer.
@@ -41,7 +42,8 @@ def free_cuda_memory(index: int = 0) -> int:
     except ImportError:
         raise EngineError(
             "finding the GPU's free memory needs the package 'nvidia-ml-py', which is not "
-            "installed: pip install 'rbvsr-deploy[cuda]', or say how much to use with --memory"
+            "installed: pip install 'rbvsr-deploy[cuda]', or set a memory limit",
+            parameters=("memory",),
         ) from None
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     name = visible[index] if visible else str(index)
@@ -55,8 +57,8 @@ def free_cuda_memory(index: int = 0) -> int:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     except pynvml.NVMLError as error:
         raise EngineError(
-            f"the driver does not tell the free memory of GPU {name} ({error}): say how much to "
-            "use with --memory"
+            f"cannot read the free memory of GPU {name} ({error}): set a memory limit",
+            parameters=("memory",),
         ) from error
 
 
@@ -82,13 +84,13 @@ def _available() -> int:
 
 
 def _left_in_container() -> int:
-    """What the control group's limit leaves; more than any machine has where there is no limit."""
+    """Return the bytes the control group may still use; a huge number if there is no limit."""
     for limit, used in (
         (_CGROUP / "memory.max", _CGROUP / "memory.current"),
         (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
     ):
         try:
-            # The limit reads "max" where there is none. Cached files count as used, but give way.
+            # The limit reads "max" if there is none. Cached files count as used but can be evicted.
             left = int(limit.read_text("ascii")) - int(used.read_text("ascii"))
             return max(0, left + _cached(limit.parent))
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The bundle's graphs under ONNX Runtime: CPU, CUDA or any execution provider by name."""
+"""Runs the bundle's graphs with ONNX Runtime: on the CPU, CUDA or any execution provider."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.memory import failure, free_cuda_memory, free_host_memory
 from rbvsr_deploy.errors import (
     DeviceMemoryError,
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """An :class:`~rbvsr_deploy.engines.base.Engine` on ONNX Runtime. Arrays are NumPy's on the
     host, and ``_CudaArray`` under CUDA; they are read and written in place.
 
@@ -40,11 +39,11 @@ class OnnxRuntimeEngine:
         bundle: an opened bundle.
         device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", or an execution
             provider's own name such as "OpenVINOExecutionProvider".
-        beside: why nothing better was taken, as a clause, for the description.
+        beside: why no faster engine was chosen, as a clause, for the description.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        EngineError: the device is not to be had here, or a graph is not what the bundle says.
+        EngineError: the device is not available, or a graph is not what the bundle says.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto", beside: str = "") -> None:
@@ -66,7 +65,7 @@ class OnnxRuntimeEngine:
         self._on_cuda = provider == _CUDA
 
     def _choose_provider(self, device: str) -> tuple[str, str]:
-        """The execution provider's name, and why it is taken."""
+        """Return the execution provider's name and the reason for it."""
         offered = self._runtime.get_available_providers()
         if device == "auto":
             if _CUDA not in offered:
@@ -76,7 +75,7 @@ class OnnxRuntimeEngine:
             except EngineError as error:
                 logger.warning("CUDA is not used: %s", error)
                 return _CPU, "CUDA does not start on this machine"
-            return _CUDA, "CUDA is there"
+            return _CUDA, "CUDA is available"
         provider = {"cpu": _CPU, "cuda": _CUDA}.get(device, device)
         if provider not in offered:
             hint = (
@@ -85,20 +84,28 @@ class OnnxRuntimeEngine:
                 else ""
             )
             raise EngineError(
-                f"device '{device}' is not to be had: this ONNX Runtime offers "
-                f"{', '.join(offered)}; "
-                f"{hint}use --device cpu"
+                f"device '{device}' is not available: this ONNX Runtime provides "
+                f"{', '.join(offered)}; {hint}use the CPU",
+                parameters=("device",),
             )
-        return provider, f"--device {device}"
+        return provider, f"device '{device}' was requested"
 
     def _open_session(self, name: str, provider: str) -> Any:
         ort = self._runtime
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds the CUDA libraries that pip installs beside it
+            ort.preload_dlls()  # finds the CUDA libraries that pip installs with it
         options = ort.SessionOptions()
         options.log_severity_level = (
             4 if provider == _CUDA else 3
         )  # a missing driver is told by the error below
+        # Bytes that were read as ONNX when they were checked are not to be taken for ONNX Runtime's
+        # own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        # Graphs are checked before they come here. Should one name a file all the same, ONNX
+        # Runtime from 1.23 on looks for it here only, and no file lies below a device.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.devnull
+        )
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Each graph has a thread pool of its own, and one graph runs at a time. Threads that spin
@@ -123,13 +130,14 @@ class OnnxRuntimeEngine:
             ) from error
         if provider not in session.get_providers():
             raise EngineError(
-                f"{provider} did not start here (no driver or no library for it): use --device cpu"
+                f"{provider} did not start here (no driver or no library for it): use the CPU",
+                parameters=("device",),
             )
         self._check_io(name, session)
         return session
 
     def _check_io(self, name: str, session: Any) -> None:
-        """The graph in the file is the one the manifest describes."""
+        """Check that the graph in the file is the one the manifest describes."""
         described = self._bundle.manifest.graphs[name]
         for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
             got = [(value.name, list(value.shape)) for value in values]
@@ -152,11 +160,12 @@ class OnnxRuntimeEngine:
             ) from None
         outputs = tuple(into) if into is not None else self._outputs(graph, arrays)
         binding = session.io_binding()
-        for name, array in arrays.items():
-            binding.bind_input(name, *self._place(array))
-        for item, array in zip(GRAPHS[graph].outputs, outputs, strict=True):
-            binding.bind_output(item.name, *self._place(array))
         try:
+            for name, array in arrays.items():
+                binding.bind_input(name, *self._place(array))
+            # Results of other shapes than these are refused when they are to be written.
+            for item, array in zip(GRAPHS[graph].outputs, outputs, strict=True):
+                binding.bind_output(item.name, *self._place(array))
             session.run_with_iobinding(binding)
         except Exception as error:
             raise failure(str(error))(
@@ -175,7 +184,7 @@ class OnnxRuntimeEngine:
         )
 
     def _place(self, array: Array) -> tuple[str, int, Any, list[int], int]:
-        """Device, its number, dtype, shape and address, as a binding takes them."""
+        """Return device, device index, dtype, shape and address, as a binding needs them."""
         if isinstance(array, _CudaArray):
             return "cuda", 0, array.dtype, list(array.shape), array.address
         return "cpu", 0, array.dtype, list(array.shape), array.ctypes.data
@@ -185,7 +194,7 @@ class OnnxRuntimeEngine:
             try:
                 return np.empty(shape, dtype)
             except MemoryError as error:
-                raise DeviceMemoryError(f"the memory is full: {first_line(error)}") from error
+                raise DeviceMemoryError(f"out of memory: {first_line(error)}") from error
         value = self._runtime.OrtValue.ortvalue_from_shape_and_type(
             list(shape), np.dtype(dtype), "cuda"
         )
@@ -194,14 +203,14 @@ class OnnxRuntimeEngine:
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         return self.upload(np.zeros(shape, dtype))
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
+    def slice(self, array: Array, start: int, stop: int) -> Array:
         if isinstance(array, _CudaArray):
             shape = (stop - start, *array.shape[1:])
             return _CudaArray(array.value, array.start + start, shape=shape, dtype=array.dtype)
         return array[start:stop]
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
-        # Under CUDA by way of the host: needed only where a whole picture does not fit.
+        # With CUDA this goes through the host: needed only if a whole image does not fit.
         return self.upload(self.download(array)[:, :, top:bottom])
 
     def upload(self, array: NDArray[Any]) -> Array:
@@ -218,7 +227,7 @@ class OnnxRuntimeEngine:
         return values
 
     def begin_download(self, array: Array) -> Callable[[], NDArray[Any]]:
-        # Runs of a graph return when their work is done: there is nothing to overlap.
+        # Runs of a graph return when they have completed, so nothing can overlap.
         values = np.array(self.download(array))
         return lambda: values
 
@@ -239,21 +248,10 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         self._sessions = {}
 
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 @dataclass(frozen=True)
 class _CudaArray:
-    """Some items, along the first axis, of an ``OrtValue`` in the GPU's memory."""
+    """A slice, along the first axis, of an ``OrtValue`` in GPU memory."""
 
     value: Any
     start: int
@@ -267,24 +265,26 @@ class _CudaArray:
 
 
 def import_onnxruntime() -> Any:
-    """The module, made quiet.
+    """Import onnxruntime, with telemetry and warnings disabled.
 
     Raises:
         ImportError: it is not installed.
     """
-    # Its wheels (1.32, on Linux too) hold telemetry that begins a session when they are imported.
+    # Its wheels (1.32, on Linux too) contain telemetry that starts a session on import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
-    # Warnings are about details of graphs that no user can act on.
+    # Warnings concern details of graphs that users cannot change.
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime
 
 
 @functools.cache
 def _share_arena() -> None:
-    """One pool of the host's memory for the intermediate results of all graphs, which never run at
-    once, growing by what is asked for: at 320x180, 0.2 GB in all instead of 0.4.
+    """Share one pool of host memory for the intermediate results of all graphs.
+
+    Graphs never run at the same time. The pool grows by the requested size: at 320x180 it takes
+    0.2 GB in total instead of 0.4.
     """
     onnxruntime = import_onnxruntime()
     onnxruntime.create_and_register_allocator(
@@ -294,5 +294,5 @@ def _share_arena() -> None:
             0,
             onnxruntime.OrtMemType.DEFAULT,
         ),
-        onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}),  # 1: as much as is asked for
+        onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}),  # 1: grow by the requested size
     )

@@ -1,19 +1,16 @@
-"""The graphs' torch modules run directly: the reference other engines are compared with, on any
-torch device.
-"""
+"""Runs the graphs' torch modules directly, as the reference for other engines."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.memory import failure, free_host_memory
 from rbvsr_deploy.errors import EngineError, first_line
 from rbvsr_deploy.graph_modules import graph_modules
@@ -23,18 +20,18 @@ from rbvsr_deploy.model import RealBasicVSR
 __all__ = ["TorchEngine"]
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """An :class:`~rbvsr_deploy.engines.base.Engine` on torch. Arrays are tensors on the device.
 
     Args:
         model: float32; copied, not changed.
-        name: what to call the model when describing the engine.
-        device: a torch device, or "auto" for CUDA where there is one and the CPU otherwise.
-        precision: float type of features.
-        refine_threshold: default of dynamic refinement, on the 0-255 scale.
+        name: of the model, for the description of the engine.
+        device: a torch device, or "auto" for CUDA if available and the CPU otherwise.
+        precision: float type of the features.
+        refine_threshold: default threshold of dynamic refinement, on the 0-255 scale.
 
     Raises:
-        EngineError: the device is unknown to torch or not there.
+        EngineError: the device is unknown to torch or not available.
     """
 
     def __init__(
@@ -52,16 +49,17 @@ class TorchEngine:
             modules = graph_modules(model, precision=precision)
             self._modules = {graph: module.to(self._device) for graph, module in modules.items()}
             if self._device.type == "cuda":
-                # A reference in float32 is one: cuDNN would take TF32, which has float16's digits.
+                # A float32 reference must be exact, but cuDNN would use TF32, as coarse as float16.
                 torch.backends.cudnn.allow_tf32 = False
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"torch has no device '{device}' here ({first_line(error)}): use --device {there}"
+                f"torch has no device '{device}' here ({first_line(error)}): use '{there}'",
+                parameters=("device",),
             ) from error
         self._name = name
         self._sha256 = _weights_sha256(model)
         self._reason = "a checkpoint runs in torch" + (
-            "" if device == "auto" else f", --device {device}"
+            "" if device == "auto" else f"; device '{device}' was requested"
         )
         self.network = Network(
             channels=model.config.mid_channels,
@@ -81,7 +79,7 @@ class TorchEngine:
             module = self._modules[graph]
         except KeyError:
             raise EngineError(
-                f"there is no graph '{graph}'; open are {', '.join(self._modules) or 'none'}"
+                f"there is no graph '{graph}'; available: {', '.join(self._modules) or 'none'}"
             ) from None
         try:
             outputs = module(*(arrays[item.name] for item in GRAPHS[graph].inputs))
@@ -91,7 +89,8 @@ class TorchEngine:
             ) from error
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if into is None:
-            return outputs
+            # Results depend on the memory layout of inputs: the same one wherever a frame waits.
+            return tuple(output.contiguous() for output in outputs)
         for place, output in zip(into, outputs, strict=True):
             place.copy_(output)
         return tuple(into)
@@ -102,7 +101,7 @@ class TorchEngine:
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self._device)
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
+    def slice(self, array: Array, start: int, stop: int) -> Array:
         return array[start:stop]
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
@@ -137,17 +136,6 @@ class TorchEngine:
 
     def close(self) -> None:
         self._modules = {}
-
-    def __enter__(self) -> TorchEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _weights_sha256(model: RealBasicVSR) -> str:

@@ -1,15 +1,16 @@
-"""What the graphs see and make of real footage: clips go through the runtime as in a run, scenes,
-cleaning, refinement and propagation included.
+"""Runs calibration clips through the runtime, as in a normal run with scene detection, cleaning,
+refinement and propagation, and records the inputs of the graphs.
 
-Inputs of the recurrent graphs are recorded where states have come a long way: the ranges of a first
-step, with no state before it, are not those of the hundredth.
+Inputs of the recurrent graphs are sampled across the whole clip, because value ranges grow as
+states propagate: those of a first step, with a zero state, differ from those of the hundredth.
 
-The one module of the export that knows the runtime.
+This is the only module of the export that depends on the runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Engine
-from rbvsr_deploy.engines.pytorch import TorchEngine
+from rbvsr_deploy.engines.tap import TappedEngine
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.pixels import eight_bits
@@ -26,46 +27,46 @@ from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
 
-__all__ = ["FRAMES", "MIN_FRAMES", "Clip", "RecordingEngine", "pictures", "read_clip"]
+__all__ = ["FRAMES", "MIN_FRAMES", "Clip", "read_clip", "record_inputs", "upscale_clip"]
 
 FRAMES = 60
-"""Frames that are taken of a clip at most: its first ones."""
+"""Maximum number of frames used per clip, counted from its start."""
 
 MIN_FRAMES = 8
-"""Of a clip: states that have not come at least this far tell nothing about recurrence."""
+"""Minimum length of a clip: states that propagate less far do not represent recurrence."""
 
 WINDOW = (144, 256)
-"""H and W of the part that is taken from the middle of larger frames: a published-size network
-takes seconds per frame on a CPU, and the footage goes through it several times.
+"""H and W of the centre crop of larger frames: a published-size network takes seconds per frame on
+a CPU, and the footage is run several times.
 """
 
 SAMPLES = 8
-"""How many inputs of a graph are recorded per clip and pass over it."""
+"""Number of inputs recorded per graph, clip and pass over the clip."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """The part of a calibration clip that is used."""
+    """Holds the frames of a calibration clip that are used."""
 
     name: str
     sha256: str
-    """Of the file; of a folder, of its files' names and contents."""
+    """Checksum of the file; for a folder, of its files' names and contents."""
     size: tuple[int, int]
     """H and W of the whole frames."""
     images: NDArray[np.uint8]
-    """(T, H, W, 3) RGB: the middle of the first frames."""
+    """(T, H, W, 3) RGB: centre crops of the first frames."""
     cuts: frozenset[int]
-    """Numbers of the frames that a scene begins with, the first frame apart."""
+    """Indices of the frames that begin a scene, except frame 0."""
 
     def excerpt(self, start: int, stop: int, *, window: tuple[int, int]) -> Clip:
-        """The middle of some of the frames."""
+        """Return a centre crop of frames ``start`` to ``stop`` (exclusive)."""
         cuts = frozenset(cut - start for cut in self.cuts if start < cut < stop)
         images = np.ascontiguousarray(_middle(self.images[start:stop], window))
         return Clip(self.name, self.sha256, self.size, images, cuts)
 
 
 def read_clip(path: Path) -> Clip:
-    """Read a video or a folder of pictures for calibration.
+    """Read a video or an image folder for calibration.
 
     Raises:
         MediaError: it is missing or cannot be read.
@@ -86,49 +87,51 @@ def read_clip(path: Path) -> Clip:
     if len(images) < MIN_FRAMES:
         raise ExportError(
             f"the calibration clip '{path}' has {len(images)} frame{'s' * (len(images) != 1)}, and "
-            f"at least {MIN_FRAMES} are needed for states to propagate: give a longer one"
+            f"at least {MIN_FRAMES} are needed for states to propagate: use a longer clip"
         )
     return Clip(path.name, sha256(path), size, np.stack(images), frozenset(cuts))
 
 
 def _middle(images: NDArray[np.uint8], window: tuple[int, int]) -> NDArray[np.uint8]:
-    """The middle of (..., H, W, 3), at most as large as the window."""
+    """Return a centre crop of (..., H, W, 3), at most as large as the window."""
     height, width = images.shape[-3:-1]
     top, left = max(0, height - window[0]) // 2, max(0, width - window[1]) // 2
     return images[..., top : top + window[0], left : left + window[1], :]
 
 
-def pictures(engine: Engine, clip: Clip) -> NDArray[np.uint8]:
-    """What a run makes of a clip: (T, 4H, 4W, 3) RGB."""
-    made = []
+def upscale_clip(engine: Engine, clip: Clip) -> NDArray[np.uint8]:
+    """Upscale a clip as in a normal run: (T, 4H, 4W, 3) RGB."""
+    upscaled = []
     with Stream(engine, Settings(), size=clip.images.shape[1:3]) as stream:
         for number, image in enumerate(clip.images):
-            made += [p.image for p in stream.push(image, cut=number in clip.cuts)]
-        made += [p.image for p in stream.flush()]
-    return np.stack(made)
+            upscaled += [f.image for f in stream.push(image, cut=number in clip.cuts)]
+        upscaled += [f.image for f in stream.flush()]
+    return np.stack(upscaled)
 
 
-class RecordingEngine(TorchEngine):
-    """The float32 model, that remembers what some graphs are given: of every ``every`` runs of a
-    graph the last one. Arguments are those of :class:`TorchEngine`.
+def record_inputs(
+    engine: Engine, clip: Clip, graphs: Sequence[str], *, every: int
+) -> tuple[NDArray[np.uint8], dict[str, list[dict[str, NDArray[Any]]]]]:
+    """Upscale a clip and record the inputs of some graphs.
+
+    Args:
+        engine: runs the clip; is left open.
+        clip: the clip to run.
+        graphs: names of the graphs to record.
+        every: record every this many-th run of a graph.
+
+    Returns:
+        The result of :func:`upscale_clip`, and the samples of each graph: per recorded run, the
+        (N, ...) arrays by input name.
     """
+    samples: dict[str, list[dict[str, NDArray[Any]]]] = {graph: [] for graph in graphs}
+    runs: Counter[str] = Counter()
 
-    samples: dict[str, list[dict[str, NDArray[Any]]]]
-    """By graph; (N, ...) arrays by the input's name."""
+    def record(graph: str, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        runs[graph] += 1
+        if graph in samples and runs[graph] % every == 0:
+            samples[graph].append(
+                {name: engine.download(array).copy() for name, array in inputs.items()}
+            )
 
-    def record(self, graphs: Sequence[str], *, every: int) -> None:
-        """Forget what was recorded and begin again."""
-        self.samples = {graph: [] for graph in graphs}
-        self._every = every
-        self._runs = dict.fromkeys(graphs, 0)
-
-    def run(
-        self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
-    ) -> tuple[Array, ...]:
-        if graph in self.samples:
-            self._runs[graph] += 1
-            if self._runs[graph] % self._every == 0:
-                self.samples[graph].append(
-                    {name: self.download(array).copy() for name, array in arrays.items()}
-                )
-        return super().run(graph, into=into, **arrays)
+    return upscale_clip(TappedEngine(engine, record), clip), samples

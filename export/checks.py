@@ -1,6 +1,4 @@
-"""What must hold in a graph that was written, read off the file itself: the promises engines rely
-on.
-"""
+"""Checks that exported graphs satisfy their contract, the guarantees that engines rely on."""
 
 from __future__ import annotations
 
@@ -23,23 +21,23 @@ def check_graph(
 ) -> None:
     """Check a graph against its contract.
 
-    The ONNX checker accepts it; opset, inputs and outputs are as promised; convolutions run in the
-    bundle's float type; every GridSample is bilinear with aligned corners, and its image and grid
-    are float32 in every precision.
+    The ONNX checker must accept it; opset, inputs and outputs must match the contract; convolutions
+    must run in the bundle's float type; every GridSample must be bilinear with aligned corners and
+    take a float32 image and grid in every precision.
 
     Raises:
-        ExportError: the first promise that is broken.
+        ExportError: the graph breaks its contract; describes the first violation.
     """
     where = f"graph '{spec.name}'"
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{where} is refused by the ONNX checker: {error}") from None
+        raise ExportError(f"{where} is rejected by the ONNX checker: {error}") from None
     written = {item.domain: item.version for item in model.opset_import}
     if written.get("") != opset:
         raise ExportError(
-            f"{where} came out with opset {written.get('')}, but {opset} was asked for"
+            f"{where} was exported with opset {written.get('')}, but opset {opset} was requested"
         )
 
     graph = inferred.graph
@@ -55,8 +53,8 @@ def check_graph(
         expected = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(item.numpy_dtype(precision)))
         if value.name != item.name or dtypes[value.name] != expected:
             raise ExportError(
-                f"{where} has '{value.name}' of ONNX type {dtypes[value.name]} where "
-                f"'{item.name}' of type {expected} belongs"
+                f"{where} has '{value.name}' of ONNX type {dtypes[value.name]} in the place of "
+                f"'{item.name}' of type {expected}"
             )
     for node in graph.node:
         if node.op_type == "Conv" and dtypes.get(node.input[0]) != features:
@@ -76,18 +74,18 @@ def check_graph(
 
 
 def check_quantisation(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Check what TensorRT asks of int8: zero-points are 0 and scales positive; a convolution with
-    quantised weights takes a dequantised input and an unquantised bias.
+    """Check TensorRT's requirements for int8: zero-points are 0 and scales positive; a convolution
+    with quantised weights takes a dequantised input and an unquantised bias.
 
     Raises:
-        ExportError: the first promise that is broken.
+        ExportError: the graph violates one; describes the first violation.
     """
     where = f"graph '{spec.name}'"
-    made_by = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
 
     def dequantised(name: str) -> bool:
-        return name in made_by and made_by[name].op_type == "DequantizeLinear"
+        return name in producers and producers[name].op_type == "DequantizeLinear"
 
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -100,6 +98,6 @@ def check_quantisation(model: onnx.ModelProto, spec: GraphSpec) -> None:
             image, weight, *bias = node.input
             if dequantised(image) != dequantised(weight) or any(map(dequantised, bias)):
                 raise ExportError(
-                    f"{where}: of convolution '{node.name}' not just the input and the weights are "
-                    "quantised"
+                    f"{where}: convolution '{node.name}' must have both its input and its weights "
+                    "quantised, or neither, and an unquantised bias"
                 )

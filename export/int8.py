@@ -1,8 +1,8 @@
-"""float16 graphs -> int8 graphs that pass a gate: calibrated on real footage, compared with the
-float32 model on whole sequences, and in int8 only as far as the pictures allow.
+"""Quantises float16 graphs to int8: calibrates on real footage, compares whole sequences with the
+float32 model, and keeps blocks in float16 where int8 would fall below a PSNR gate.
 
-What decides are the pictures at the end of the whole chain, not a graph's output: an error in a
-state goes round with it, and a single step says nothing of what becomes of it.
+The gate measures the final upscaled images rather than the outputs of single graphs, because errors
+in a recurrent state accumulate over frames.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Manifest, bundle_in_memory
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine, import_onnxruntime
+from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError
-from rbvsr_deploy.export.calibration import SAMPLES, Clip, RecordingEngine, pictures
+from rbvsr_deploy.export.calibration import SAMPLES, Clip, record_inputs, upscale_clip
 from rbvsr_deploy.export.quantise import (
     Calibrator,
     ResidualBlock,
@@ -29,26 +30,26 @@ from rbvsr_deploy.export.quantise import (
 )
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import RealBasicVSR
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 
 __all__ = ["DEFAULT_MIN_PSNR", "quantise_network"]
 
 DEFAULT_MIN_PSNR = 40.0
-"""dB, of the pictures in 8-bit RGB against the float32 model."""
+"""Minimum PSNR in dB against the float32 model, over the upscaled images in 8-bit RGB."""
 
 EXCERPT_FRAMES, EXCERPT_WINDOW = 10, (96, 96)
-"""What a single block's sensitivity is measured on, up to the worst frame of the gate."""
+"""Excerpt for measuring the sensitivity of single blocks; it ends at the gate's worst frame."""
 
 _BEST = 100.0
-"""dB; stands for pictures without any difference."""
+"""PSNR in dB reported for identical images."""
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 Key = tuple[str, int]
-"""Graph and number of a residual block."""
+"""Graph name and number of a residual block."""
 Form = Literal["int8", "int8, float16 sum", "float16"]
-"""What a block runs in: convolutions and sum, the convolutions alone, or nothing in int8."""
+"""Precision of a block: convolutions and sum in int8, only the convolutions in int8, or float16."""
 Forms = Mapping[Key, Form]
-"""Blocks that are not named are float16."""
+"""Form of each block; unlisted blocks are float16."""
 
 
 def quantise_network(
@@ -60,19 +61,20 @@ def quantise_network(
     min_psnr: float = DEFAULT_MIN_PSNR,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Put the residual blocks of a network into int8, as far as the gate lets pass.
+    """Quantise as many residual blocks of a network to int8 as the PSNR gate allows.
 
-    All is tried first. If the pictures differ from the float32 model's by more than is allowed,
-    sums go back to float16; if with all of them the gate does not pass yet, so do whole blocks. How
-    sensitive each one is, is measured with it alone in int8, on an excerpt; the fewest of the most
-    sensitive go back that make the gate pass.
+    First, all blocks run in int8. If the PSNR against the float32 model is too low, the most
+    sensitive sums return to float16; if returning all sums is not enough, so do the most sensitive
+    blocks. The sensitivity of a block is measured on an excerpt with only this block in int8. A
+    binary search finds how few blocks must return to float16 to pass the gate.
 
     Args:
-        model: float32.
-        manifest: of the float16 bundle.
-        graphs: its graphs, of opset 19.
-        clips: calibrate the ranges and are the gate's footage.
-        min_psnr: of the pictures of all clips, 8-bit RGB, against the float32 model's, in dB.
+        model: the float32 model.
+        manifest: manifest of the float16 bundle.
+        graphs: the bundle's graphs, of opset 19.
+        clips: footage for the calibration and for the gate.
+        min_psnr: minimum PSNR in dB against the float32 model, over the upscaled images of all
+            clips in 8-bit RGB.
         report: called with one line per step and graph.
 
     Returns:
@@ -80,7 +82,7 @@ def quantise_network(
         and PSNR before and after with the worst frame.
 
     Raises:
-        ExportError: the gate does not pass even in float16, or only with no block left in int8.
+        ExportError: the PSNR is too low even in float16, or with any block in int8.
     """
     network = _QuantisedNetwork(manifest, graphs)
     gate = _Gate(clips, network.calibrate(model, clips))
@@ -90,8 +92,9 @@ def quantise_network(
     report(f"float16 against float32: {scores['float16']}")
     if scores["float16"].psnr < min_psnr:
         raise ExportError(
-            f"the pictures have {scores['float16']} against the float32 model in float16 already, "
-            f"below the {min_psnr:g} dB asked for: int8 cannot be better, lower --min-psnr"
+            f"float16 already reaches only {scores['float16']} against the float32 model, less "
+            f"than the required {min_psnr:g} dB, and int8 cannot be better: require a lower PSNR",
+            parameters=("min_psnr",),
         )
     forms: dict[Key, Form] = dict.fromkeys(network.blocks, "int8")
     scores["all int8"] = scores["int8"] = gate.score(network, forms)
@@ -110,7 +113,7 @@ def quantise_network(
             continue
         alone = _sensitivities(network, forms, gate.excerpt(scores["int8"]))
         order = sorted(network.blocks, key=lambda key: alone[key])
-        least, most = 0, len(order)  # so many do not suffice, so many do
+        least, most = 0, len(order)  # too few blocks, enough blocks
         while most - least > 1:
             tried = (least + most) // 2
             trial = {**forms, **dict.fromkeys(order[:tried], easier)}
@@ -123,8 +126,9 @@ def quantise_network(
         forms, scores["int8"] = {**forms, **dict.fromkeys(order[:most], easier)}, score
     if set(forms.values()) == {"float16"}:
         raise ExportError(
-            f"the pictures reach the {min_psnr:g} dB asked for only with every residual block in "
-            f"float16 (all in int8: {scores['all int8']}): export with --fp16, or lower --min-psnr"
+            f"the required {min_psnr:g} dB are reached only with every residual block in float16 "
+            f"(all in int8: {scores['all int8']}): export in float16, or require a lower PSNR",
+            parameters=("min_psnr",),
         )
     quantised = network.graphs(forms)
     table = network.table(forms, alone)
@@ -152,7 +156,7 @@ def quantise_network(
 
 
 class _QuantisedNetwork:
-    """A float16 network whose residual blocks take any form."""
+    """Builds and runs variants of a float16 network with residual blocks in any form."""
 
     def __init__(self, manifest: Manifest, graphs: Mapping[str, bytes]) -> None:
         self._manifest = manifest
@@ -166,52 +170,53 @@ class _QuantisedNetwork:
         self._loaded = {name: loaded[name] for name, _ in self.blocks}
         self._ranges: dict[str, Any] = {}
 
-    def calibrate(self, model: RealBasicVSR, clips: Sequence[Clip]) -> list[Pictures]:
-        """Run the float32 model on clips, and learn the ranges from what the graphs are given.
+    def calibrate(self, model: RealBasicVSR, clips: Sequence[Clip]) -> list[Images]:
+        """Calibrate the activation ranges on the graphs' inputs in runs of the float32 model.
 
         Returns:
-            The float32 model's pictures of each clip.
+            The float32 model's upscaled images of each clip.
         """
-        made = []
+        references = []
         with contextlib.ExitStack() as stack:
             calibrators = {
                 name: stack.enter_context(Calibrator(proto)) for name, proto in self._loaded.items()
             }
-            engine = RecordingEngine(
+            engine = TorchEngine(
                 model,
                 name="the float32 model",
                 device="cpu",
                 refine_threshold=self._manifest.refine_threshold,
             )
-            stack.callback(engine.close)
+            stack.enter_context(engine)
             for clip in clips:  # one at a time: states are large
-                engine.record(tuple(calibrators), every=max(1, len(clip.images) // SAMPLES))
-                made.append(pictures(engine, clip))
+                every = max(1, len(clip.images) // SAMPLES)
+                images, samples = record_inputs(engine, clip, tuple(calibrators), every=every)
+                references.append(images)
                 for name, calibrator in calibrators.items():
-                    calibrator.add(_typed(name, sample) for sample in engine.samples[name])
+                    calibrator.add(_typed(name, sample) for sample in samples[name])
             self._ranges = {name: item.ranges() for name, item in calibrators.items()}
-        return made
+        return references
 
     def graphs(self, forms: Forms) -> dict[str, bytes]:
-        """All graphs, with the blocks in some forms."""
+        """Return all graphs with the blocks in the given forms."""
         graphs = dict(self._float16)
         for name, proto in self._loaded.items():
-            ours = {k: forms[k] for k in self.blocks if k[0] == name and k in forms}
-            blocks = [self.blocks[key] for key, form in ours.items() if form != "float16"]
-            unfused = [self.blocks[key] for key, form in ours.items() if form.endswith("sum")]
+            own = {k: forms[k] for k in self.blocks if k[0] == name and k in forms}
+            blocks = [self.blocks[key] for key, form in own.items() if form != "float16"]
+            unfused = [self.blocks[key] for key, form in own.items() if form.endswith("sum")]
             if blocks:
                 quantised = quantise(proto, blocks, self._ranges[name], unfused=unfused)
                 graphs[name] = quantised.SerializeToString()
         return graphs
 
-    def pictures(self, forms: Forms, clip: Clip) -> Pictures:
-        """What the network makes of a clip with the blocks in some forms."""
+    def upscale(self, forms: Forms, clip: Clip) -> Images:
+        """Upscale a clip with the blocks in the given forms."""
         bundle = bundle_in_memory("the int8 network", self._manifest, self.graphs(forms))
         with OnnxRuntimeEngine(bundle, device="cpu") as engine:
-            return pictures(engine, clip)
+            return upscale_clip(engine, clip)
 
     def table(self, forms: Forms, alone: Mapping[Key, float]) -> dict[str, list[dict[str, Any]]]:
-        """Per graph one entry per residual block: its form, scales, and sensitivity if measured."""
+        """Return the form, scales and, if measured, sensitivity of each block, per graph."""
         table: dict[str, list[dict[str, Any]]] = {name: [] for name in self._loaded}
         graphs = self.graphs(forms)
         quantised = {name: onnx.load_from_string(graphs[name]) for name in table}
@@ -227,7 +232,7 @@ class _QuantisedNetwork:
 
 
 def _typed(graph: str, sample: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A float32 sample in the types of the float16 graph."""
+    """Convert a float32 sample to the input types of the float16 graph."""
     return {
         item.name: sample[item.name].astype(item.numpy_dtype("float16"))
         for item in GRAPHS[graph].inputs
@@ -236,12 +241,12 @@ def _typed(graph: str, sample: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[
 
 @dataclass(frozen=True)
 class _Score:
-    """How far pictures are from the float32 model's, over all frames of all clips together."""
+    """Summarises the difference to the float32 model over all frames of all clips."""
 
     psnr: float
-    """dB, of 8-bit RGB."""
+    """PSNR in dB of 8-bit RGB, over all frames."""
     worst_psnr: float
-    """Of the worst frame."""
+    """PSNR in dB of the worst frame."""
     worst_clip: int
     worst_frame: int
     clip_name: str
@@ -262,16 +267,16 @@ class _Score:
 
 
 class _Gate:
-    """Pictures of the clips against the float32 model's."""
+    """Compares the upscaled clips with those of the float32 model."""
 
-    def __init__(self, clips: Sequence[Clip], references: Sequence[Pictures]) -> None:
+    def __init__(self, clips: Sequence[Clip], references: Sequence[Images]) -> None:
         self._clips = clips
         self._references = references
         self.frames = sum(len(clip.images) for clip in clips)
 
     def score(self, network: _QuantisedNetwork, forms: Forms) -> _Score:
         errors = [
-            _squared_errors(network.pictures(forms, clip), reference)
+            _squared_errors(network.upscale(forms, clip), reference)
             for clip, reference in zip(self._clips, self._references, strict=True)
         ]
         clip = max(range(len(errors)), key=lambda i: errors[i].max())
@@ -284,14 +289,14 @@ class _Gate:
         )
 
     def excerpt(self, score: _Score) -> Clip:
-        """A small part of the clip with the worst frame, up to it where it is late enough."""
+        """Return a small excerpt of the worst clip, which ends at its worst frame if possible."""
         clip = self._clips[score.worst_clip]
         start = max(0, score.worst_frame + 1 - EXCERPT_FRAMES)
         return clip.excerpt(start, start + EXCERPT_FRAMES, window=EXCERPT_WINDOW)
 
 
-def _squared_errors(got: Pictures, want: Pictures) -> NDArray[np.float64]:
-    """Mean squared difference of each frame, in levels of 255."""
+def _squared_errors(got: Images, want: Images) -> NDArray[np.float64]:
+    """Return the mean squared difference of each frame, for 8-bit levels."""
     return np.array(
         [
             ((one.astype(np.float32) - other.astype(np.float32)) ** 2).mean(dtype=np.float64)
@@ -305,24 +310,24 @@ def _psnr(mse: float) -> float:
 
 
 def _sensitivities(network: _QuantisedNetwork, forms: Forms, excerpt: Clip) -> dict[Key, float]:
-    """PSNR in dB that the pictures have against float16 with one block alone in its form."""
-    reference = network.pictures({}, excerpt)
+    """Return the PSNR in dB against float16 with each block alone in its form."""
+    reference = network.upscale({}, excerpt)
     return {
-        key: _psnr(float(_squared_errors(network.pictures({key: form}, excerpt), reference).mean()))
+        key: _psnr(float(_squared_errors(network.upscale({key: form}, excerpt), reference).mean()))
         for key, form in forms.items()
     }
 
 
 def _row(graph: str, entries: Sequence[Mapping[str, Any]]) -> str:
-    """A graph's line of the table."""
+    """Format a graph's line of the report."""
     forms = [entry["form"] for entry in entries]
     row = f"{graph}: {len(forms) - forms.count('float16')} of {len(forms)} residual blocks in int8"
     for form in ("int8, float16 sum", "float16"):
         if form in forms:
-            told = (
+            listed = (
                 f"{entry['block']}" + f" ({entry['psnr_alone']:.1f} dB)" * ("psnr_alone" in entry)
                 for entry in entries
                 if entry["form"] == form
             )
-            row += f"; in {form}, alone: {', '.join(told)}"
+            row += f"; in {form}, alone: {', '.join(listed)}"
     return row

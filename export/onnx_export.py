@@ -1,4 +1,4 @@
-"""One torch module -> one ONNX graph with dynamic N, H and W, as the contract has it."""
+"""Exports torch modules as ONNX graphs with dynamic N, H and W, as the graph contract requires."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rbvsr_deploy.graphs import GraphSpec, Precision
 __all__ = ["DEFAULT_OPSET", "OPSETS", "convert_opset", "example_inputs", "export_graph"]
 
 OPSETS = (17, 18, 19)
-"""16 brought GridSample; TensorRT before 2026 reads the ``linear`` that 20 renamed its mode to as
-nearest.
+"""Opset 16 introduced GridSample. Opset 20 renamed its mode to ``linear``, which TensorRT before
+2026 reads as nearest.
 """
 
 DEFAULT_OPSET = 18
-"""What torch's exporter writes natively; 17 and 19 are converted from it."""
+"""Opset that torch's exporter writes natively; 17 and 19 are converted from it."""
 
-# Example sizes: distinct and none of 0 or 1, which the exporter would take for constants.
+# Example sizes: all distinct, and not 0 or 1, which the exporter would treat as constants.
 _EXAMPLE = {"N": 2, "H": 40, "W": 56, "4H": 160, "4W": 224}
 
 
 def example_inputs(spec: GraphSpec, *, channels: int, precision: Precision) -> tuple[Tensor, ...]:
-    """Distinct random tensors of the right shapes and types (one tensor given twice would become
-    one input).
+    """Return random example inputs of a graph, one tensor each (a tensor passed twice would become
+    a single input).
     """
     sizes = {**_EXAMPLE, "C": channels}
     tensors = []
@@ -55,17 +55,17 @@ def export_graph(
     """Export one graph.
 
     Args:
-        module: as made by :func:`rbvsr_deploy.graph_modules.graph_modules`.
-        spec: its inputs and outputs.
+        module: one of :func:`rbvsr_deploy.graph_modules.graph_modules`.
+        spec: contract of the graph.
         channels: mid channels of the network.
-        precision: float type of features.
+        precision: float type of the features.
         opset: one of :data:`OPSETS`.
 
     Returns:
-        The model with weights inside and inputs and outputs named and shaped as in ``spec``.
+        The model with embedded weights, its inputs and outputs named and shaped as in ``spec``.
 
     Raises:
-        ExportError: torch or onnx could not write it.
+        ExportError: torch or onnx could not export it.
         ValueError: ``opset`` is not one of :data:`OPSETS`.
     """
     if opset not in OPSETS:
@@ -89,7 +89,7 @@ def export_graph(
         model = program.model_proto
         _name_dimensions(model, spec, channels=channels)
         return convert_opset(model, opset)
-    except Exception as error:  # the exporter's own errors are many pages: the first line tells
+    except Exception as error:  # the exporter's messages are pages long
         raise ExportError(
             f"graph '{spec.name}' could not be exported to ONNX opset {opset}: {first_line(error)}"
         ) from error
@@ -97,7 +97,7 @@ def export_graph(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports progress on stdout and warns of packages this network does not use."""
+    """Silence the exporter's progress on stdout and its warnings about unused packages."""
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
@@ -110,8 +110,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_dimensions(model: onnx.ModelProto, spec: GraphSpec, *, channels: int) -> None:
-    """Give inputs and outputs the contract's dimension names in place of the exporter's numbered
-    symbols.
+    """Replace the exporter's numbered dimension symbols of inputs and outputs by the contract's
+    names.
     """
     graph = model.graph
     for value, item in zip(
@@ -122,23 +122,22 @@ def _name_dimensions(model: onnx.ModelProto, spec: GraphSpec, *, channels: int) 
                 dimension.dim_value = size if isinstance(size, int) else channels
             else:
                 dimension.dim_param = size
-    # Shapes of inner values still carry the old symbols; engines infer them anew.
+    # Shapes of intermediate values still use the old symbols; engines infer them again.
     del graph.value_info[:]
-    # What the exporter notes about its source lines is of no use to an engine and names the
-    # exporting machine's folders.
+    # The exporter's source locations are useless to engines and contain paths of the exporting
+    # machine.
     for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
 
 
 def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Bring a graph from :data:`DEFAULT_OPSET` to another of :data:`OPSETS`."""
+    """Convert a graph from :data:`DEFAULT_OPSET` to another of :data:`OPSETS`."""
     if opset == DEFAULT_OPSET:
         return model
     for node in model.graph.node:
-        if (
-            node.op_type == "ReduceMean"
-        ):  # the converter would carry this default into opset 17, which lacks it
+        if node.op_type == "ReduceMean":
+            # The converter would copy this attribute to opset 17, which does not have it.
             kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
             del node.attribute[:]
             node.attribute.extend(kept)

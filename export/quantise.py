@@ -1,13 +1,13 @@
-"""Float graphs -> graphs whose residual blocks run in int8, by explicit QuantizeLinear and
-DequantizeLinear that onnxruntime.quantization sets.
+"""Quantises the residual blocks of float graphs to int8, with explicit QuantizeLinear and
+DequantizeLinear nodes inserted by onnxruntime.quantization.
 
-What is quantised are the two convolutions of a residual block, ``x + conv2(relu(conv1(x)))``, and
-where its sum is fused, the ``x`` of the sum too: it takes the value that ``conv1`` takes. What
-``conv2`` gives goes into the sum as it is, so that an engine can fuse convolution, sum and the next
-block's quantisation. A fused sum rounds what is carried through all blocks, and from frame to
-frame, to 8 bits; an unfused one leaves that in the graph's float type. Activations
-are symmetric (zero-point 0) with one scale, weights symmetric with one scale per output channel,
-biases stay in the graph's float type: TensorRT takes nothing else.
+Both convolutions of a residual block, ``x + conv2(relu(conv1(x)))``, are quantised. If its sum is
+fused, the sum takes the same dequantised ``x`` as ``conv1``. The output of ``conv2`` enters the sum
+unquantised, so that an engine can fuse convolution, sum and the next block's quantisation. A fused
+sum rounds the features carried through all blocks, and from frame to frame, to 8 bits; an unfused
+sum keeps them in the graph's float type. As TensorRT requires, activations are symmetric
+(zero-point 0) with one scale, weights symmetric with one scale per output channel, and biases stay
+in the graph's float type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 from numpy.typing import NDArray
+
+from rbvsr_deploy.closing import Closing
 
 __all__ = [
     "QUANTISED_OPSET",
@@ -36,8 +37,8 @@ __all__ = [
 ]
 
 QUANTISED_OPSET = 19
-"""QuantizeLinear and DequantizeLinear take float16 from 19 on; 20 brings the GridSample trap (see
-:data:`rbvsr_deploy.export.onnx_export.OPSETS`).
+"""QuantizeLinear and DequantizeLinear support float16 from opset 19 on; opset 20 changes GridSample
+(see :data:`rbvsr_deploy.export.onnx_export.OPSETS`).
 """
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -46,26 +47,26 @@ Feeds = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """The names of one block's parts in a graph."""
+    """Names the nodes and tensors of a residual block in a graph."""
 
     number: int
-    """In the order the graph runs them, from 0."""
+    """Number in execution order, from 0."""
     convolutions: tuple[str, str]
-    """Nodes."""
+    """Names of the Conv nodes."""
     input: str
-    """The tensor that the first convolution and the sum take."""
+    """Input tensor of the first convolution and the sum."""
     hidden: str
-    """The tensor between the convolutions, behind the ReLU."""
+    """Tensor between the convolutions, after the ReLU."""
     sum: str
-    """Node."""
+    """Name of the Add node."""
 
 
 def residual_blocks(model: onnx.ModelProto) -> list[ResidualBlock]:
-    """The residual blocks of a graph, found by their form; none in most graphs."""
-    made_by = {name: node for node in model.graph.node for name in node.output}
+    """Find the residual blocks of a graph by their structure; most graphs have none."""
+    producers = {name: node for node in model.graph.node for name in node.output}
 
-    def maker(name: str, op_type: str) -> onnx.NodeProto | None:
-        node = made_by.get(name)
+    def producer(name: str, op_type: str) -> onnx.NodeProto | None:
+        node = producers.get(name)
         return node if node is not None and node.op_type == op_type else None
 
     blocks: list[ResidualBlock] = []
@@ -73,21 +74,22 @@ def residual_blocks(model: onnx.ModelProto) -> list[ResidualBlock]:
         if node.op_type != "Add":
             continue
         skip, change = node.input
-        second = maker(change, "Conv")
-        relu = maker(second.input[0], "Relu") if second is not None else None
-        first = maker(relu.input[0], "Conv") if relu is not None else None
+        second = producer(change, "Conv")
+        relu = producer(second.input[0], "Relu") if second is not None else None
+        first = producer(relu.input[0], "Conv") if relu is not None else None
         if first is not None and second is not None and first.input[0] == skip:
             names = (first.name, second.name)
             blocks.append(ResidualBlock(len(blocks), names, skip, second.input[0], node.name))
     return blocks
 
 
-class Calibrator:
-    """Learns the ranges of a graph's activations from recorded inputs, by their minimum and
-    maximum: what a percentile cuts off is white. A context manager.
+class Calibrator(Closing):
+    """Determines the activation ranges of a graph from recorded inputs.
+
+    Ranges are minimum and maximum, because percentiles would clip white.
 
     Args:
-        model: float32 or float16.
+        model: a float32 or float16 graph.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -104,28 +106,21 @@ class Calibrator:
         )
 
     def add(self, samples: Iterable[Feeds]) -> None:
-        """Run the graph on inputs and widen the ranges by what is seen."""
+        """Run the graph on recorded inputs and extend the ranges accordingly."""
         self._calibrator.collect_data(_Reader(iter(samples)))
 
     def ranges(self) -> Any:
-        """What :func:`quantise` takes."""
+        """Return the ranges for :func:`quantise`."""
         return self._calibrator.compute_data()
 
-    def __enter__(self) -> Calibrator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._calibrator.infer_session = None  # it has the file open
+    def close(self) -> None:
+        """Delete the temporary copy of the graph."""
+        self._calibrator.infer_session = None  # it keeps the file open
         self._folder.cleanup()
 
 
 class _Reader:
-    """Inputs in the form that onnxruntime's calibrators ask for them."""
+    """Provides inputs through the interface of onnxruntime's calibrators."""
 
     def __init__(self, samples: Iterator[Feeds]) -> None:
         self._samples = samples
@@ -142,21 +137,21 @@ def quantise(
     *,
     unfused: Sequence[ResidualBlock] = (),
 ) -> onnx.ModelProto:
-    """A graph with some of its residual blocks in int8.
+    """Return a graph with some of its residual blocks in int8.
 
     Args:
-        model: float16 of opset :data:`QUANTISED_OPSET`, or float32.
-        blocks: of :func:`residual_blocks`; the others stay as they are.
-        ranges: of a :class:`Calibrator` of the same graph.
-        unfused: those of ``blocks`` whose sum takes its ``x`` unquantised.
+        model: a float16 graph of opset :data:`QUANTISED_OPSET`, or a float32 graph.
+        blocks: the blocks to quantise, from :func:`residual_blocks`.
+        ranges: from a :class:`Calibrator` of the same graph.
+        unfused: the blocks among ``blocks`` whose sum takes ``x`` unquantised.
     """
-    if not blocks:  # for the class below, no nodes are all nodes
+    if not blocks:  # QDQQuantizer takes an empty list as all nodes
         return model
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    # The class behind ``quantize_static``, which would calibrate anew at every call. The sums are
-    # not among the nodes: with them, what the second convolutions give would be quantised as well.
+    # This class implements ``quantize_static``, which would calibrate at every call. The sums are
+    # not listed, because that would also quantise the outputs of the second convolutions.
     quantizer = QDQQuantizer(
         onnx.shape_inference.infer_shapes(model),
         per_channel=True,
@@ -187,7 +182,7 @@ def quantise(
 
 
 def activation_scales(model: onnx.ModelProto, block: ResidualBlock) -> dict[str, float]:
-    """The scales of a quantised block's two activations: 127 of them are the largest value."""
+    """Return the scales (largest value / 127) of a quantised block's two activations."""
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     quantised_by = {
         node.input[0]: node.input[1]

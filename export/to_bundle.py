@@ -1,17 +1,21 @@
-"""Checkpoint -> verified bundle."""
+"""Exports a checkpoint as a verified bundle."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from rbvsr_deploy.bundle import Manifest, Weights, check_bundle_path, graph_io, write_bundle
+from rbvsr_deploy.bundle.graph_check import check_graph_bytes
+from rbvsr_deploy.bundle.onnx_fields import GraphFormatError
 from rbvsr_deploy.checkpoint import load_checkpoint
+from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.export.calibration import read_clip
 from rbvsr_deploy.export.checks import check_graph, check_quantisation
 from rbvsr_deploy.export.int8 import DEFAULT_MIN_PSNR, quantise_network
@@ -37,28 +41,28 @@ def export_bundle(
     verify: Callable[[Path], dict[str, Any]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Export a checkpoint to a bundle, verified against the torch model on the way.
+    """Export a checkpoint to a bundle and verify it against the torch model.
 
     Args:
-        checkpoint: see :mod:`rbvsr_deploy.checkpoint` for what is accepted.
-        output: the ``model.plan`` to write; replaced if it exists, and only once everything has
+        checkpoint: a checkpoint in any layout that :mod:`rbvsr_deploy.checkpoint` accepts.
+        output: the ``model.plan`` to write; an existing file is replaced only after all checks have
             passed.
-        precision: float type of features and convolutions; flow and coordinates are float32 in
-            both.
+        precision: float type of features and convolutions; flow and coordinates are always
+            float32.
         opset: 17, 18 or 19.
-        refine_threshold: dynamic refinement's default to record, on the 0-255 scale; the
-            checkpoint's own if ``None``.
-        calibrate: videos or folders of pictures; with any, the residual blocks run in int8, as
-            :func:`rbvsr_deploy.export.int8.quantise_network` has it. Takes ``precision`` float16
-            and ``opset`` 19.
-        min_psnr: of the int8 bundle's pictures of these clips against the float32 model's, in dB.
-        verify: called with the finished bundle while it is still a temporary file, such as
-            :func:`rbvsr_deploy.parity.compare.verify_bundle`: what it returns is recorded as the
-            verification's ``clip``, and what it raises ends the export.
+        refine_threshold: default threshold of dynamic refinement to record, on the 0-255 scale;
+            ``None`` keeps the checkpoint's.
+        calibrate: videos or image folders for calibration; if given, residual blocks are quantised
+            to int8 by :func:`rbvsr_deploy.export.int8.quantise_network`, which requires
+            ``precision`` float16 and ``opset`` 19.
+        min_psnr: minimum PSNR in dB of the int8 bundle against the float32 model on these clips.
+        verify: called with the path of the complete bundle before it is moved to ``output``, such
+            as :func:`rbvsr_deploy.parity.compare.verify_bundle`. Its result is recorded as the
+            verification's ``clip``; an exception ends the export.
         report: called with one line per step.
 
     Returns:
-        The manifest written.
+        The manifest of the bundle.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
@@ -70,7 +74,7 @@ def export_bundle(
     """
     if calibrate and (precision, opset) != ("float16", QUANTISED_OPSET):
         raise ValueError(
-            f"int8 takes float16 and opset {QUANTISED_OPSET}, got {precision} and {opset}"
+            f"int8 requires float16 and opset {QUANTISED_OPSET}, got {precision} and {opset}"
         )
     check_bundle_path(output)
     clips = [read_clip(path) for path in calibrate]
@@ -119,11 +123,12 @@ def export_bundle(
             proto = onnx.load_from_string(graphs[name])
             check_graph(proto, GRAPHS[name], precision=precision, opset=opset)
             check_quantisation(proto, GRAPHS[name])
-        # What was verified of these graphs are their float16 forms; for int8 the record speaks.
-        rest = {n: v for n, v in verification["outputs"].items() if n not in record["graphs"]}
+        # The verification of these graphs applies to their float16 forms only.
+        floats = {n: v for n, v in verification["outputs"].items() if n not in record["graphs"]}
         manifest = replace(
-            manifest, quantisation=record, verification={**verification, "outputs": rest}
+            manifest, quantisation=record, verification={**verification, "outputs": floats}
         )
+    _check_opens(graphs, manifest)
     if verify is not None:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             trial = Path(folder, output.name)
@@ -132,3 +137,19 @@ def export_bundle(
         manifest = replace(manifest, verification={**manifest.verification, "clip": record})
     write_bundle(output, manifest, graphs)
     return manifest
+
+
+def _check_opens(graphs: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Raises ExportError if a graph would be refused when the bundle is opened, as one written by
+    another version of torch's exporter may be.
+    """
+    for name, data in graphs.items():
+        try:
+            check_graph_bytes(
+                data, GRAPHS[name], precision=manifest.precision, channels=manifest.channels
+            )
+        except GraphFormatError as error:
+            raise ExportError(
+                f"graph '{name}' as torch {torch.__version__} writes it {error}: its bundle would "
+                "not be opened; use a version of torch that this toolkit is tested with"
+            ) from None

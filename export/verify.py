@@ -1,10 +1,9 @@
-"""Do the graphs in the file compute what the torch model computes? Measured, per output, before a
-bundle is written.
+"""Verifies exported graphs against the torch model, output by output, before a bundle is written.
 
-Inputs are what the graphs will really see: a moving texture is taken through the float32 model,
-step by step, and every graph is given the model's own intermediate results, at two sizes that are
-no multiple of 32. The flow between frames is moved off whole pixels, because a sampler that has
-fallen back to "nearest" is right on whole pixels.
+The inputs are realistic: a moving texture runs through the float32 model step by step, and every
+graph receives the model's own intermediate results, at two sizes that are not multiples of 32. The
+flow between frames is shifted off whole pixels, where a sampler that has fallen back to "nearest"
+would go unnoticed.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from torch import Tensor, nn
 
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GRAPHS, Precision
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 
 __all__ = ["MAX_DIFFERENCE", "MIN_PSNR", "verify_graphs"]
 
 SIZES = ((1, 45, 70), (2, 71, 37))
-"""(N, H, W)"""
+"""Test sizes (N, H, W)."""
 
 MAX_DIFFERENCE = 1e-4
-"""Of float32 outputs, in units of the output's largest value where that is above 1."""
+"""Tolerance for float32 outputs, relative to the output's largest value if that is above 1."""
 
 MIN_PSNR = 50.0
-"""dB, of float16 outputs against float32; the peak is the output's largest value."""
+"""Minimum PSNR in dB of float16 outputs; the peak is the output's largest value, at least 1."""
 
 Call = tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]
-"""Graph, inputs, expected outputs; all float32 or uint8."""
+"""Graph name, inputs, expected outputs; all float32 or uint8."""
 
 
 def verify_graphs(
@@ -45,17 +44,17 @@ def verify_graphs(
     model.
 
     Args:
-        graphs: serialised ONNX model by graph name; some of them will do.
+        graphs: serialised ONNX models by graph name; a subset is allowed.
         reference: the float32 modules of the same model, by graph name.
-        precision: of ``graphs``.
+        precision: float type of ``graphs``.
 
     Returns:
-        Record for the manifest: per graph, output and size the largest absolute difference, the
-        largest value and the PSNR in dB; for uint8 the largest difference in levels.
+        The record for the manifest: the largest absolute difference, the largest value and the
+        PSNR in dB (for uint8, the largest difference in levels) per graph, output and size.
 
     Raises:
-        ExportError: ONNX Runtime refuses a graph, or an output is off by more than is allowed;
-            every such output is listed with its figure.
+        ExportError: ONNX Runtime rejects a graph, or outputs exceed the tolerance; lists every
+            such output with its figures.
     """
     from rbvsr_deploy.engines.onnx_runtime import import_onnxruntime
 
@@ -71,7 +70,7 @@ def verify_graphs(
         try:
             sessions[name] = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ExportError(f"graph '{name}' is refused by ONNX Runtime: {error}") from error
+            raise ExportError(f"graph '{name}' is rejected by ONNX Runtime: {error}") from error
     for n, height, width in SIZES:
         for name, inputs, expected in _calls(reference, n, height, width):
             if name not in sessions:
@@ -96,7 +95,7 @@ def verify_graphs(
                     failures.append(f"{name}.{item.name} at {n}x{height}x{width}: {figures}")
     if failures:
         raise ExportError(
-            f"{len(failures)} outputs differ from the torch model by more than is allowed "
+            f"{len(failures)} outputs differ from the torch model by more than the tolerance "
             f"({MAX_DIFFERENCE} in float32, {MIN_PSNR} dB in float16, 1 level in uint8): "
             f"{'; '.join(failures)}"
         )
@@ -128,7 +127,7 @@ def _passes(figures: Mapping[str, float], precision: Precision) -> bool:
 
 @torch.no_grad()
 def _calls(modules: Mapping[str, nn.Module], n: int, height: int, width: int) -> list[Call]:
-    """Every graph once or twice with the inputs it meets in a sequence of two frames."""
+    """Return calls of every graph, with their inputs in a sequence of two frames."""
     calls: list[Call] = []
 
     def call(name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -153,19 +152,19 @@ def _calls(modules: Mapping[str, nn.Module], n: int, height: int, width: int) ->
     backward_state = call("backward", earlier, later_state, to_next)[0]
     earlier_state = call("forward", earlier, zero_state, zero_flow)[0]
     forward_state = call("forward", later, earlier_state, to_previous)[0]
-    picture = call("reconstruct", earlier, backward_state, forward_state)[0]
-    call("emit", picture)
+    upscaled = call("reconstruct", earlier, backward_state, forward_state)[0]
+    call("emit", upscaled)
     return calls
 
 
 def _state_channels(step: nn.Module) -> int:
-    """Mid channels, from the module that makes states."""
+    """Return the mid channels of a propagation step."""
     return int(step.model.config.mid_channels)  # type: ignore[union-attr, arg-type]
 
 
 def _moving_texture(n: int, height: int, width: int) -> list[Tensor]:
-    """Two uint8 frames (n, H, W, 3): smooth noise, and the same moved by a part of a pixel plus
-    fresh grain.
+    """Return two uint8 frames (n, H, W, 3): smooth noise, and the same moved by a fraction of a
+    pixel, each with its own grain.
     """
     generator = torch.Generator().manual_seed(height * 1000 + width)
     coarse = torch.rand(n, 3, height // 4 + 3, width // 4 + 3, generator=generator)

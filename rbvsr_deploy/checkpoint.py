@@ -1,18 +1,17 @@
-"""Checkpoints: from a file of any known layout to a :class:`~rbvsr_deploy.model.RealBasicVSR` with
-strict names.
+"""Loads checkpoints: turns a file of any known layout into a
+:class:`~rbvsr_deploy.model.RealBasicVSR`, with strict names.
 
 Accepted layouts, all found in the wild:
-
 - ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) read with
   ``weights_only=True``;
 - bare, or wrapped in ``state_dict`` (mmediting 0.x, mmagic 1.x) or ``params_ema``/``params``
   (BasicSR);
-- names with the prefix ``generator_ema.`` (the released weights), ``generator.`` or none, and
-  ``module.`` before them;
+- names with the prefix ``generator_ema.`` (the released weights), ``generator.`` or none, each
+  possibly preceded by ``module.``;
 - published BasicVSR: names without ``basicvsr.``, in the spelling of mmediting or of BasicSR.
 
-A pickle is a program. Only tensors and plain containers are rebuilt here; any other global stops
-the load and is named.
+A pickle is a program. Only tensors and plain containers are rebuilt here; any other global is
+refused by name.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 RELEASED_REFINE_THRESHOLD = 255.0
-"""The released configuration leaves the threshold at 255 of 255: exactly one cleaning pass."""
+"""Threshold of the released configuration, 255 of 255: exactly one cleaning pass."""
 
 _WRAPPERS = ("state_dict", "params_ema", "params")
 _PREFIXES = ("generator_ema.", "generator.")
-# Parts of a training checkpoint that inference has no use for.
+# Parts of a training checkpoint that inference does not need.
 _TRAINING_ONLY = (
     *_PREFIXES,
     "discriminator.",
@@ -57,7 +56,7 @@ _TRAINING_ONLY = (
     "optimizer",
 )
 
-# BasicSR's spelling of the published BasicVSR -> mmediting's, which is this project's.
+# BasicSR's names of the published BasicVSR -> mmediting's, which this project uses.
 _BASICSR_NAMES = (
     (re.compile(r"^(backward|forward)_trunk\.main\."), r"\1_resblocks.main."),
     (re.compile(r"^upconv([12])\."), r"upsample\1.upsample_conv."),
@@ -66,25 +65,25 @@ _BASICSR_FLOW_CONV = re.compile(
     r"^(spynet\.basic_module\.\d+\.basic_module\.)(\d+)\.(weight|bias)$"
 )
 
-# What the pickle of a plain state_dict may refer to, and how torch's own message names the rest.
+# Globals that the pickle of a plain state_dict may refer to, and how torch's message names others.
 _PLAIN_GLOBALS = ("torch.", "collections.", "builtins.set", "_codecs.encode")
 _TORCH_REFUSES = re.compile(r"GLOBAL (\S+)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded generator and where it came from."""
+    """Holds a loaded generator and its origin."""
 
     model: RealBasicVSR
     """Float32, in eval mode, on the CPU."""
     file_name: str
     sha256: str
-    """Of the whole file, as published sums are."""
+    """SHA-256 of the whole file, as in published checksums."""
     layout: str
-    """How the names were found, in words."""
+    """The wrapper and prefix the names were found under, in words."""
     refine_threshold: float
-    """Dynamic refinement threshold on the 0-255 scale: the file's own if it names one, else the
-    released 255.
+    """Dynamic refinement threshold on the 0-255 scale: from the file's metadata, else the released
+    255.
     """
     license: str | None
     provenance: str | None
@@ -94,7 +93,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Load a RealBasicVSR or BasicVSR checkpoint.
 
     Args:
-        path: see the module's docstring for what is accepted.
+        path: a file in one of the layouts listed at the top of this module.
 
     Raises:
         CheckpointError: missing or unreadable file, an unsafe pickle (the global is named), or
@@ -126,7 +125,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of any network, under the names they have in the file.
+    """Return the tensors of a checkpoint of any network, under their names in the file.
 
     Raises:
         CheckpointError: missing or unreadable file, an unsafe pickle, or no tensors in it.
@@ -139,7 +138,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
-    """Tensors, the name of what they were wrapped in, and the metadata of a safetensors file."""
+    """Return the tensors, the name of their wrapper, and the metadata of a safetensors file."""
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint '{path}' is not a file: give the path of a .safetensors or .pth file"
@@ -172,9 +171,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class _Inert:
-    """Stands in for training-time bookkeeping (mmengine's message hub), which is thrown away: it
-    holds no behaviour.
-    """
+    """Stands in for training-time bookkeeping (mmengine's message hub), which is discarded."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -184,11 +181,11 @@ class _Inert:
 
 
 def _inert_getattr(*args: object) -> None:
-    """In place of ``getattr`` in such bookkeeping: looks nothing up."""
+    """Replace ``getattr`` in such bookkeeping: return ``None``, whatever is looked up."""
 
 
 def _read_pickle(path: Path) -> object:
-    # mmagic 1.x writes its message hub beside the weights: loss histories with references to their
+    # mmagic 1.x stores its message hub next to the weights: loss histories with references to their
     # own methods.
     bookkeeping: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
@@ -202,7 +199,7 @@ def _read_pickle(path: Path) -> object:
     ]
     try:
         with torch.serialization.safe_globals(bookkeeping), warnings.catch_warnings():
-            # About a pickle protocol that torch does not write itself: the error below tells.
+            # About a pickle protocol that torch does not write itself; the error below reports it.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on foreign bytes
@@ -214,15 +211,15 @@ def _read_pickle(path: Path) -> object:
         if unsafe:
             raise CheckpointError(
                 f"'{path}' is refused: its pickle calls '{unsafe[0]}', and only plain tensors "
-                "are loaded; save its state_dict alone, best as .safetensors"
+                "are loaded; save only its state_dict, preferably as .safetensors"
             ) from None
         if pickled and "Unsupported operand" in str(error):  # an opcode of protocol 3 or newer
             raise CheckpointError(
-                f"'{path}' is written in a pickle protocol that is not read here: save it without "
-                "pickle_protocol, best as .safetensors"
+                f"'{path}' uses a pickle protocol that is not supported: save it without "
+                "pickle_protocol, preferably as .safetensors"
             ) from None
-        told = isinstance(error, OSError | RuntimeError) and str(error)
-        reason = f" ({first_line(error).split('. ')[0]})" if told else ""
+        useful = isinstance(error, OSError | RuntimeError) and str(error)
+        reason = f" ({first_line(error).split('. ')[0]})" if useful else ""
         raise CheckpointError(
             f"'{path}' is not a PyTorch checkpoint, or a damaged one{reason}: download or save "
             "it again"
@@ -230,7 +227,7 @@ def _read_pickle(path: Path) -> object:
 
 
 def _pickle_in(path: Path) -> bytes:
-    """The pickle (or several in a row, the layout before PyTorch 1.6) in a file; empty if none."""
+    """Return the pickle in a file (several in a row before PyTorch 1.6), or nothing."""
     with contextlib.suppress(Exception):  # a damaged zip raises nearly anything
         data = path.read_bytes()
         if zipfile.is_zipfile(path):
@@ -241,9 +238,9 @@ def _pickle_in(path: Path) -> bytes:
 
 
 def _globals_in(pickled: bytes) -> Iterator[str]:
-    """Names of the globals that pickles refer to, read off their opcodes without running any."""
+    """Yield the globals that pickles refer to, read from their opcodes without running any."""
     stream = io.BytesIO(pickled)
-    with contextlib.suppress(Exception):  # cut, or something else follows: up to there counts
+    with contextlib.suppress(Exception):  # truncated, or followed by something else
         while pickled.startswith(pickle.PROTO, stream.tell()):
             for name in _globals_of_one_pickle(stream):
                 yield name.replace("__builtin__.", "builtins.")  # its name in Python 2
@@ -252,12 +249,12 @@ def _globals_in(pickled: bytes) -> Iterator[str]:
 def _globals_of_one_pickle(stream: io.BytesIO) -> Iterator[str]:
     strings: list[str] = []
     memo: dict[int, str] = {}
-    top = ""  # of the pickle's stack, if it is a string
+    top = ""  # the top of the pickle's stack, if it is a string
     for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
             case "GLOBAL":
                 yield str(argument).replace(" ", ".")
-            case "STACK_GLOBAL":  # takes module and name off the stack
+            case "STACK_GLOBAL":  # pops module and name from the stack
                 yield ".".join(strings[-2:])
             case "MEMOIZE" | "BINPUT" | "LONG_BINPUT":
                 memo[len(memo) if argument is None else int(argument)] = top
@@ -273,7 +270,7 @@ def _globals_of_one_pickle(stream: io.BytesIO) -> Iterator[str]:
 
 
 def _unwrap(raw: object, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The dictionary of tensors inside the file, and the wrapper's name."""
+    """Return the dictionary of tensors inside the file, and the wrapper's name."""
     wrapper = ""
     if isinstance(raw, Mapping):
         wrapper = next((name for name in _WRAPPERS if isinstance(raw.get(name), Mapping)), "")
@@ -292,7 +289,7 @@ def _unwrap(raw: object, path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _published_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Bring the generator's names to the published ones; drop what only training uses."""
+    """Convert the generator's names to the published ones, and drop training-only tensors."""
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), "")
     if prefix:
@@ -314,9 +311,8 @@ def _published_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str
 def _from_basicsr(name: str) -> str:
     for pattern, replacement in _BASICSR_NAMES:
         name = pattern.sub(replacement, name)
-    if flow := _BASICSR_FLOW_CONV.match(
-        name
-    ):  # activations are counted there: 0, 2, 4, ... are the convolutions
+    # BasicSR numbers activations too: the convolutions are 0, 2, 4, ...
+    if flow := _BASICSR_FLOW_CONV.match(name):
         name = f"{flow[1]}{int(flow[2]) // 2}.conv.{flow[3]}"
     return name
 
@@ -325,7 +321,7 @@ def _from_basicsr(name: str) -> str:
 
 
 def _build(tensors: dict[str, Tensor], path: Path) -> RealBasicVSR:
-    """The model the shapes describe, with the weights in it."""
+    """Return the model that the shapes describe, with the weights loaded."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     try:
         config = RealBasicVSRConfig.from_state_dict(shapes)
@@ -352,7 +348,7 @@ def _build(tensors: dict[str, Tensor], path: Path) -> RealBasicVSR:
     ]
     if problems:
         raise CheckpointError(
-            f"'{path}' does not fit the network its sizes describe, {len(problems)} keys are "
+            f"'{path}' does not match the network its sizes describe, {len(problems)} keys are "
             f"wrong: {'; '.join(problems)}"
         )
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=True)

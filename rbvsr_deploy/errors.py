@@ -1,21 +1,23 @@
-"""The errors a caller may want to catch.
+"""Defines the errors that a caller may want to catch.
 
 ::
 
-    RbvsrError                      anything this package refuses or fails at: one sentence
-    ├── CheckpointError             a checkpoint that is no (Real)BasicVSR, or unsafe to load
+    RbvsrError                      anything this package refuses or fails at, in one sentence
+    ├── CheckpointError             not a (Real)BasicVSR checkpoint, or unsafe to load
     ├── BundleError                 a ``model.plan`` that is missing, damaged, foreign or too new
-    ├── ExportError                 a graph not exported, or one that differs from the model
-    ├── EngineError                 an engine that cannot be opened, or failed while running
-    │   ├── DeviceMemoryError       the device has too little memory left: less at once may do
-    │   └── MissingDependencyError  an optional package is not installed; the extra is named
-    └── MediaError                  a picture or video that cannot be read or written
+    ├── ExportError                 a graph cannot be exported, or differs from the model
+    ├── EngineError                 an engine cannot be opened, or failed while running
+    │   ├── DeviceMemoryError       the device ran out of memory: smaller arrays may fit
+    │   └── MissingDependencyError  an optional package is not installed; names the extra
+    └── MediaError                  an image or video cannot be read or written
 
-Messages say what came, what is allowed and what to do. Bad arguments of Python calls stay
-``ValueError``/``TypeError``.
+Messages say what came, what is allowed and what to do; ``RbvsrError.parameters`` names arguments to
+change where that helps. Invalid arguments of Python calls raise ``ValueError`` or ``TypeError``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = [
     "BundleError",
@@ -31,7 +33,17 @@ __all__ = [
 
 
 class RbvsrError(Exception):
-    """Base class: the command line prints the message as one line and exits with 1."""
+    """Base class of this package's errors; commands print its message and exit with 1.
+
+    Args:
+        message: one sentence, which names no option of a command.
+        parameters: names of the arguments whose values may help, such as "memory"; a command adds
+            its options of these names to the message.
+    """
+
+    def __init__(self, message: str, *, parameters: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.parameters = tuple(parameters)
 
 
 class CheckpointError(RbvsrError):
@@ -51,7 +63,7 @@ class EngineError(RbvsrError):
 
 
 class DeviceMemoryError(EngineError):
-    """The device has too little memory left for what was asked of it; less at once may do."""
+    """The device ran out of memory; smaller arrays may fit."""
 
 
 class MissingDependencyError(EngineError):
@@ -59,8 +71,8 @@ class MissingDependencyError(EngineError):
 
     Args:
         package: import name of the missing package.
-        extra: the extra of this project that brings it.
-        purpose: what needed it, as the subject of the sentence.
+        extra: the extra of this project that installs it.
+        purpose: what needs it, as the subject of the sentence.
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
@@ -71,9 +83,9 @@ class MissingDependencyError(EngineError):
 
 
 class MediaError(RbvsrError):
-    """A video or picture could not be read or written."""
+    """A video or image could not be read or written."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says, cut to its first line; the name of its type if it says nothing."""
+    """Return the first line of a foreign error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

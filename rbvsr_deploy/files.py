@@ -97,9 +97,14 @@ def is_same_place(path: Path, other: Path) -> bool:
         return os.path.realpath(path) == os.path.realpath(other)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write ``data`` to ``path`` through a temporary file beside it, flushed to disk and then
     renamed into place.
+
+    Args:
+        path: an existing file is replaced.
+        data: its content.
+        private: whether nobody but this user may read it.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full; nothing is left behind and an
@@ -111,7 +116,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, usual_mode())  # mkstemp makes files private
+        if not private:
+            os.chmod(name, usual_mode())  # mkstemp makes files private
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

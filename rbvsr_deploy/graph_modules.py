@@ -1,8 +1,7 @@
-"""The graphs as torch modules: thin wrappers around the methods of
-:class:`~rbvsr_deploy.model.RealBasicVSR`.
+"""Wraps the methods of :class:`~rbvsr_deploy.model.RealBasicVSR` as torch modules, one per graph.
 
-They serve twice: they are what is exported, and the torch engine runs them as the reference. Their
-inputs and outputs are the table of :mod:`rbvsr_deploy.graphs`.
+The export writes these modules to ONNX, and the torch engine runs them as the reference. Their
+inputs and outputs are listed in :mod:`rbvsr_deploy.graphs`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class _Ingest(nn.Module):
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
-        # Divided in float32 and rounded once: 1/255 is no float16 number. To float before anything
-        # else: TensorRT does nothing with uint8 but cast it.
+        # Divided in float32 and rounded once: float16 cannot represent 1/255. Cast first, as casts
+        # are TensorRT's only uint8 operation.
         return (image.float() / 255.0).permute(0, 3, 1, 2).to(self.dtype)
 
 
@@ -36,7 +35,7 @@ class _Emit(nn.Module):
 
 
 class _ModelPart(nn.Module):
-    """A method of the network as a module with a ``forward``."""
+    """Holds the network for a module whose ``forward`` is one of its methods."""
 
     def __init__(self, model: RealBasicVSR) -> None:
         super().__init__()
@@ -69,11 +68,12 @@ class _Reconstruct(_ModelPart):
 
 
 def graph_modules(model: RealBasicVSR, *, precision: Precision) -> dict[str, nn.Module]:
-    """The graphs of a model in one precision.
+    """Return the graphs of a model in one precision.
 
     Args:
-        model: float32; it is copied, not changed.
-        precision: of features and convolutions; flow and coordinates are float32 in both.
+        model: float32; copied, not changed.
+        precision: float type of features and convolutions; flow and coordinates are float32 in
+            either case.
 
     Returns:
         Modules in eval mode by graph name, ``clean`` only if the model cleans.

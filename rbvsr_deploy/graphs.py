@@ -1,9 +1,8 @@
-"""The seven graphs: the contract between export, engines and runtime.
+"""Defines the seven graphs: the contract between export, engines and runtime.
 
-A network is split where its recurrence and its decisions are, so that each graph is a plain
-function with dynamic N, H and W and no memory: state goes in, state comes out, and the runtime owns
-it. C is the number of mid channels; ``features`` is the bundle's float type. Flow is float32 in
-every precision.
+The network is split at its recurrence and its decisions, so that each graph is a pure function
+with dynamic N, H and W: state goes in, state comes out, and the runtime owns it. C is the number of
+mid channels; ``features`` is the bundle's float type. Flow is float32 in every precision.
 """
 
 from __future__ import annotations
@@ -27,30 +26,30 @@ Precision = Literal["float32", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
 
 SCALE = 4
-"""The network enlarges height and width this many times."""
+"""Factor by which the network enlarges height and width."""
 
 MAX_CLEANINGS = 3
-"""Dynamic refinement runs ``clean`` at most this often, as the published code does."""
+"""Most cleaning passes of dynamic refinement, as in the published code."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph."""
+    """Describes an input or output of a graph."""
 
     name: str
     dtype: Literal["uint8", "float32", "features"]
-    """``features``: float32 or float16, whichever the bundle's precision is."""
+    """``features``: float32 or float16, the bundle's precision."""
     shape: tuple[int | str, ...]
     """Integers, or the names ``N``, ``H``, ``W``, ``C``, ``4H``, ``4W``."""
 
     def numpy_dtype(self, precision: Precision) -> str:
-        """Name of the NumPy dtype in a bundle of that precision."""
+        """Return the name of the NumPy dtype in a bundle of that precision."""
         return precision if self.dtype == "features" else self.dtype
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph: what goes in and what comes out, in order."""
+    """Describes one graph: its inputs and outputs, in order."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -59,10 +58,10 @@ class GraphSpec:
     def output_shapes(
         self, input_shape: tuple[int, ...], *, channels: int
     ) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the outputs.
+        """Return the shapes of the outputs.
 
         Args:
-            input_shape: of the first input.
+            input_shape: shape of the first input.
             channels: C.
         """
         sizes = {"C": channels}
@@ -111,21 +110,22 @@ GRAPHS: dict[str, GraphSpec] = {
         GraphSpec("emit", (_PICTURE,), (TensorSpec("image", "uint8", ("N", "4H", "4W", 3)),)),
     )
 }
-"""In the order a frame goes through them. ``image`` is RGB; ``frame`` is in [0, 1]; ``residue`` is
-each frame's mean absolute change, in [0, 1] units; ``flow`` is in pixels, (dx, dy), with
-neighbour(x + flow) ~ reference(x); ``picture`` is not clamped.
+"""The graphs in the order a frame passes through them. ``image`` is RGB; ``frame`` is in [0, 1];
+``residue`` is each frame's mean absolute change, in [0, 1] units; ``flow`` is in pixels, (dx, dy),
+with neighbour(x + flow) ~ reference(x); ``picture`` is the upscaled frame, not clamped.
 """
 
 
 def graph_names(*, has_cleaning: bool) -> tuple[str, ...]:
-    """The graphs a bundle holds: all seven, or six for a network without a cleaning module
-    (BasicVSR).
+    """Return the names of a bundle's graphs: all seven, or six for a network without a cleaning
+    module (BasicVSR).
     """
     return tuple(name for name in GRAPHS if has_cleaning or name != "clean")
 
 
 def head_channels(*, channels: int, single_shuffle: bool) -> int:
-    """Numbers per input pixel in the widest map of ``reconstruct``: C maps of the picture's size
-    for the published head, the 48 values that become the picture for the compact one.
+    """Return the values per input pixel in the widest map of ``reconstruct``: C maps of the
+    output's size for the published head, the 48 values before the pixel shuffle for the compact
+    one.
     """
     return (3 if single_shuffle else channels) * SCALE**2

@@ -1,14 +1,14 @@
-"""RealBasicVSR in one file: real-world video super-resolution, x4.
+"""Implements RealBasicVSR in one file: real-world video super-resolution, x4.
 
 Chan et al., "Investigating Tradeoffs in Real-World Video Super-Resolution", CVPR 2022. The names
 and shapes of the ``state_dict`` are exactly those of the published code (RealBasicVSR, mmediting
 and mmagic, Apache-2.0), so a released checkpoint loads with ``strict=True``. Without the cleaning
 module the same class is BasicVSR (CVPR 2021).
 
-Read top to bottom: configuration, leaves, flow, propagation step, head, network. The pieces
-(``clean``, ``flow``, ``backward_step``, ``forward_step``, ``reconstruct``) are the methods the
-exported graphs are made of; ``forward`` strings them together over a whole sequence and is the
-reference that everything else is tested against.
+Read top to bottom: configuration, leaves, flow, propagation step, head, network. The methods
+``clean``, ``flow``, ``backward_step``, ``forward_step`` and ``reconstruct`` become the exported
+graphs; ``forward`` chains them over a whole sequence and is the reference that everything else is
+tested against.
 
 Precision: features and convolutions run in the dtype of the weights, while flow, sampling
 coordinates and the sampling itself are always float32, because a float16 coordinate is off by up to
@@ -38,7 +38,8 @@ _RECONSTRUCTION = "basicvsr.reconstruction"
 
 @dataclass(frozen=True)
 class RealBasicVSRConfig:
-    """Sizes of a network. All of them can be read off a checkpoint: see :meth:`from_state_dict`.
+    """Holds the sizes of a network, which a checkpoint's shapes determine: see
+    :meth:`from_state_dict`.
 
     The defaults are the published RealBasicVSR (6,294,834 parameters).
     """
@@ -48,8 +49,8 @@ class RealBasicVSRConfig:
     cleaning_blocks: int | None = 20
     """Residual blocks of the cleaning module; ``None`` for a network without one (BasicVSR)."""
     flow_channels: tuple[int, ...] = (32, 64, 32, 16)
-    """Widths of the hidden convolutions of each flow level; a last one always gives the two flow
-    channels.
+    """Widths of the hidden convolutions of each flow level; the last convolution always has the two
+    flow channels.
     """
     flow_kernel: int = 7
     flow_levels: int = 6
@@ -60,24 +61,24 @@ class RealBasicVSRConfig:
     reconstruction_blocks: int = 0
     """Residual blocks of the head, where both branches have met; 0 is the published head."""
     single_shuffle: bool = False
-    """True: the head goes to x4 in one pixel shuffle; False: the published two steps of x2 and two
+    """True: the head reaches x4 in one pixel shuffle; False: the published two steps of x2 and two
     convolutions.
     """
 
     @property
     def flow_multiple(self) -> int:
-        """Height and width the flow pyramid needs to be a multiple of (32 for the published six
-        levels).
+        """Number that height and width must be a multiple of inside the flow pyramid (32 for the
+        published six levels).
         """
         return int(2 ** (self.flow_levels - 1)) * self.flow_reduction
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON manifest; ``RealBasicVSRConfig.from_dict`` reads them back."""
+        """Return plain values for a JSON manifest; :meth:`from_dict` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RealBasicVSRConfig:
-        """Inverse of :meth:`as_dict`.
+        """Invert :meth:`as_dict`.
 
         Raises:
             TypeError: a name is unknown or a value is not iterable where widths are expected.
@@ -88,20 +89,20 @@ class RealBasicVSRConfig:
     def from_state_dict(cls, shapes: Mapping[str, tuple[int, ...]]) -> RealBasicVSRConfig:
         """Derive the sizes from the names and shapes of a ``state_dict``.
 
-        Only a few telling tensors are looked at; loading with ``strict=True`` afterwards is what
-        finds every missing, unexpected or mis-shaped one.
+        Only the few tensors that determine a size are inspected; loading with ``strict=True``
+        afterwards finds every missing, unexpected or mis-shaped one.
 
         Args:
             shapes: tensor shape per published name (see :class:`RealBasicVSR`).
 
         Raises:
-            KeyError: a tensor that tells a size is absent; the argument is its name.
-            ValueError: the name of a numbered module has no number, or one beyond all reason.
+            KeyError: a tensor that determines a size is absent; the argument is its name.
+            ValueError: the name of a numbered module has no number, or an absurd one.
         """
 
         def count(prefix: str) -> int:
-            """Number of consecutively numbered modules below ``prefix``; at least 1, so that a gap
-            shows as missing.
+            """Count the consecutively numbered modules below ``prefix``; at least 1, so that a gap
+            is reported as missing.
             """
             numbers = {
                 int(k[len(prefix) :].split(".", 1)[0]) for k in shapes if k.startswith(prefix)
@@ -148,8 +149,8 @@ COMPACT = RealBasicVSRConfig(
     reconstruction_blocks=4,
     single_shuffle=True,
 )
-"""The preset for CPUs: about 40 times less arithmetic than the published size. Most of its depth is
-in the head, which every frame passes with both branches at hand.
+"""Preset for CPUs, with about 40 times less arithmetic than the published size. Most of its depth
+is in the head, which runs once per frame and sees both branches.
 """
 
 
@@ -171,7 +172,7 @@ def warp(image: Tensor, flow: Tensor, *, padding_mode: str) -> Tensor:
     height, width = image.shape[-2:]
     ys = torch.arange(height, device=flow.device, dtype=flow.dtype)
     xs = torch.arange(width, device=flow.device, dtype=flow.dtype)
-    # [-1, 1] are the centres of the outermost pixels (align_corners); a side of one pixel has no
+    # -1 and 1 are the centres of the outermost pixels (align_corners); a side of one pixel has no
     # extent to divide by.
     x = 2.0 * (xs.view(1, 1, width) + flow[:, 0]) / _at_least_one(width - 1) - 1.0
     y = 2.0 * (ys.view(1, height, 1) + flow[:, 1]) / _at_least_one(height - 1) - 1.0
@@ -183,12 +184,12 @@ def warp(image: Tensor, flow: Tensor, *, padding_mode: str) -> Tensor:
 
 
 def _at_least_one(value: int) -> int:
-    """``max(value, 1)``, also for the symbolic sizes of an export."""
+    """Return ``max(value, 1)``, also for the symbolic sizes of an export."""
     return torch.sym_max(value, 1)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ResidualBlockNoBN(nn.Module):
-    """``x + conv2(relu(conv1(x)))``: 3x3, no normalisation."""
+    """Computes ``x + conv2(relu(conv1(x)))``: 3x3, no normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -204,7 +205,7 @@ class ResidualBlockNoBN(nn.Module):
 
 
 class ResidualBlocksWithInputConv(nn.Module):
-    """One 3x3 convolution to ``channels``, LeakyReLU(0.1), then ``blocks`` residual blocks."""
+    """Applies a 3x3 convolution, LeakyReLU(0.1), then ``blocks`` residual blocks."""
 
     def __init__(self, in_channels: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -219,7 +220,7 @@ class ResidualBlocksWithInputConv(nn.Module):
 
 
 class PixelShufflePack(nn.Module):
-    """3x3 convolution to ``out_channels * scale**2``, then a pixel shuffle by ``scale``."""
+    """Applies a 3x3 convolution and a pixel shuffle by ``scale``."""
 
     def __init__(self, in_channels: int, out_channels: int, scale: int) -> None:
         super().__init__()
@@ -236,7 +237,7 @@ class PixelShufflePack(nn.Module):
 
 
 class _FlowConv(nn.Module):
-    """A convolution under the published name ``conv``."""
+    """Holds a convolution under the published name ``conv``."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
@@ -247,8 +248,8 @@ class _FlowConv(nn.Module):
 
 
 class _FlowLevel(nn.Module):
-    """One pyramid level: reference (3), warped neighbour (3) and flow so far (2) in, flow
-    correction (2) out.
+    """Computes the flow correction (2) of one pyramid level from reference (3), warped neighbour
+    (3) and the flow so far (2).
     """
 
     def __init__(self, channels: tuple[int, ...], kernel: int) -> None:
@@ -275,11 +276,11 @@ def _averaging_conv(factor: int) -> nn.Conv2d:
 
 
 class SPyNet(nn.Module):
-    """Optical flow by a spatial pyramid (Ranjan and Black, CVPR 2017), in the form RealBasicVSR
-    carries.
+    """Estimates optical flow with a spatial pyramid (Ranjan and Black, CVPR 2017), in the form that
+    RealBasicVSR contains.
 
-    The weights of the published checkpoints descend from weights under a non-commercial licence;
-    this file holds none.
+    The weights in the published checkpoints derive from weights under a non-commercial licence;
+    this file contains none.
     """
 
     mean: Tensor
@@ -298,7 +299,7 @@ class SPyNet(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def forward(self, reference: Tensor, neighbour: Tensor) -> Tensor:
-        """Flow with ``neighbour(x + flow) ~ reference(x)``.
+        """Return the flow with ``neighbour(x + flow) ~ reference(x)``.
 
         Args:
             reference, neighbour: (N, 3, H, W), RGB, [0, 1], dtype of the weights. Any size: both
@@ -325,7 +326,7 @@ class SPyNet(nn.Module):
 
         flow: Tensor | None = None
         for module, (ref, supp) in zip(self.basic_module, reversed(levels), strict=True):
-            if flow is None:  # coarsest level: nothing to start from
+            if flow is None:  # coarsest level: no flow yet
                 flow = torch.zeros_like(ref[:, :2], dtype=torch.float32)
             else:
                 flow = 2.0 * F.interpolate(
@@ -345,7 +346,7 @@ class SPyNet(nn.Module):
 
 
 class BasicVSR(nn.Module):
-    """Bidirectional propagation and the x4 head. Use it through :class:`RealBasicVSR`."""
+    """Holds bidirectional propagation and the x4 head. Use it through :class:`RealBasicVSR`."""
 
     def __init__(self, config: RealBasicVSRConfig) -> None:
         super().__init__()
@@ -371,8 +372,8 @@ class BasicVSR(nn.Module):
             self.conv_last = nn.Conv2d(channels, 3, 3, 1, 1)
 
     def head(self, features: Tensor) -> Tensor:
-        """(N, 2C, H, W), backward features first -> (N, 3, 4H, 4W), what is added to the enlarged
-        frame.
+        """Return the detail that is added to the enlarged frame: (N, 2C, H, W), backward features
+        first, to (N, 3, 4H, 4W).
         """
         x = self.reconstruction(F.leaky_relu(self.fusion(features), 0.1))
         if self.single_shuffle:
@@ -384,8 +385,8 @@ class BasicVSR(nn.Module):
 
 
 class RealBasicVSR(nn.Module):
-    """The network. Frames are RGB in [0, 1]; the dtype is that of the weights (float32, or float16
-    after ``half()``).
+    """Upscales sequences by four. Frames are RGB in [0, 1]; the dtype is that of the weights
+    (float32, or float16 after ``half()``).
 
     Args:
         config: sizes; the published network by default.
@@ -403,36 +404,35 @@ class RealBasicVSR(nn.Module):
 
     @property
     def has_cleaning(self) -> bool:
-        """Whether the network cleans its input (RealBasicVSR) or not (BasicVSR)."""
+        """True if the network cleans its input (RealBasicVSR), False if not (BasicVSR)."""
         return self.config.cleaning_blocks is not None
 
     def clean(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """One cleaning pass.
+        """Run one cleaning pass.
 
         Args:
             frame: (N, 3, H, W).
 
         Returns:
-            The cleaned frame (N, 3, H, W), and the residue (N) float32: mean absolute change of
+            The cleaned frame (N, 3, H, W), and the residue (N) float32: the mean absolute change of
             each frame.
         """
         change = self.image_cleaning(frame)
         return frame + change, change.float().abs().mean(dim=(1, 2, 3))
 
     def flow(self, reference: Tensor, neighbour: Tensor) -> Tensor:
-        """Flow (N, 2, H, W) float32 with ``neighbour(x + flow) ~ reference(x)``; see
+        """Return the flow (N, 2, H, W) float32 with ``neighbour(x + flow) ~ reference(x)``; see
         :class:`SPyNet`.
         """
         return self.basicvsr.spynet(reference, neighbour)  # type: ignore[no-any-return]
 
     def backward_step(self, frame: Tensor, state: Tensor, flow: Tensor) -> Tensor:
-        """One step of the branch that goes backward in time.
+        """Run one step of the branch that goes backward in time.
 
         Args:
             frame: (N, 3, H, W) cleaned.
-            state: (N, C, H, W) of the frame after this one; zeros at the end of a scene.
-            flow: (N, 2, H, W) float32 from this frame to the one after it; zeros at the end of a
-                scene.
+            state: (N, C, H, W) of the next frame; zeros at the end of a scene.
+            flow: (N, 2, H, W) float32 from this frame to the next one; zeros at the end of a scene.
 
         Returns:
             The state (N, C, H, W) of this frame.
@@ -441,15 +441,14 @@ class RealBasicVSR(nn.Module):
         return self.basicvsr.backward_resblocks(torch.cat((frame, aligned), dim=1))  # type: ignore[no-any-return]
 
     def forward_step(self, frame: Tensor, state: Tensor, flow: Tensor) -> Tensor:
-        """As :meth:`backward_step`, going forward in time: ``state`` and ``flow`` are of the frame
-        before.
+        """Run one step of the branch that goes forward in time: as :meth:`backward_step`, but with
+        the state of the previous frame and the flow to it.
         """
         aligned = warp(state, flow, padding_mode="zeros")
         return self.basicvsr.forward_resblocks(torch.cat((frame, aligned), dim=1))  # type: ignore[no-any-return]
 
     def reconstruct(self, frame: Tensor, backward_state: Tensor, forward_state: Tensor) -> Tensor:
-        """The picture of one frame: head of both states plus the bilinear x4 of the *cleaned*
-        frame.
+        """Upscale one frame: the head of both states plus the bilinear x4 of the *cleaned* frame.
 
         Returns:
             (N, 3, 4H, 4W), not clamped.
@@ -461,18 +460,17 @@ class RealBasicVSR(nn.Module):
     def refine(
         self, frames: Tensor, *, refine_threshold: float = 255.0, cleanings: int | None = None
     ) -> Tensor:
-        """Dynamic refinement (paper, section 3.2): clean until the change is small, one to three
-        times.
+        """Apply dynamic refinement (paper, section 3.2): clean until the change is small, one to
+        three times.
 
         The published code decides once for the whole call, by the mean absolute change of all
         frames together.
 
         Args:
             frames: (N, T, 3, H, W).
-            refine_threshold: on the 0-255 scale; cleaning goes on while the change is at or above
+            refine_threshold: on the 0-255 scale; cleaning continues while the change is at or above
                 it. 255, the value of the released configuration, always cleans once.
-            cleanings: fixed number of passes instead of a decision; 0 leaves the frames as they
-                are.
+            cleanings: fixed number of passes instead of a decision; 0 leaves the frames unchanged.
 
         Raises:
             ValueError: ``cleanings`` is negative.
@@ -489,7 +487,7 @@ class RealBasicVSR(nn.Module):
         return batch.view(frames.shape)
 
     def flows(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Both flows between neighbours of a sequence.
+        """Return both flows between neighbours of a sequence.
 
         Args:
             frames: (N, T, 3, H, W), T >= 2.
@@ -506,7 +504,7 @@ class RealBasicVSR(nn.Module):
         return to_next, to_previous
 
     def propagate(self, frames: Tensor) -> Tensor:
-        """BasicVSR on cleaned frames: (N, T, 3, H, W) -> (N, T, 3, 4H, 4W), not clamped."""
+        """Run BasicVSR on cleaned frames: (N, T, 3, H, W) to (N, T, 3, 4H, 4W), not clamped."""
         n, t, _, height, width = frames.shape
         zero_state = frames.new_zeros(n, self.config.mid_channels, height, width)
         zero_flow = frames.new_zeros(n, 2, height, width, dtype=torch.float32)
@@ -519,17 +517,17 @@ class RealBasicVSR(nn.Module):
             backward_states.append(state)
         backward_states.reverse()
 
-        state, pictures = zero_state, []
+        state, upscaled = zero_state, []
         for i in range(t):
             flow = zero_flow if to_previous is None or i == 0 else to_previous[:, i - 1]
             state = self.forward_step(frames[:, i], state, flow)
-            pictures.append(self.reconstruct(frames[:, i], backward_states[i], state))
-        return torch.stack(pictures, dim=1)
+            upscaled.append(self.reconstruct(frames[:, i], backward_states[i], state))
+        return torch.stack(upscaled, dim=1)
 
     def forward(
         self, frames: Tensor, *, refine_threshold: float = 255.0, cleanings: int | None = None
     ) -> Tensor:
-        """Upscale a whole sequence at once; the reference of everything else in this project.
+        """Upscale a whole sequence at once; everything else in this project is tested against it.
 
         Args:
             frames: (N, T, 3, H, W), RGB, [0, 1], T, H and W at least 1.

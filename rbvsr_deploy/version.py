@@ -1,3 +1,3 @@
 """Holds the version, which every file that this package writes names."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -15,6 +16,15 @@ from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _key_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines are signed with a key of their own, not with that of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RBVSR_CONFIG", str(tmp_path_factory.mktemp("config")))
+        yield
+
 
 TINY = RealBasicVSRConfig(
     mid_channels=8,

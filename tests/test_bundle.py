@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -28,16 +30,55 @@ from rbvsr_deploy.bundle import (
 )
 from rbvsr_deploy.errors import BundleError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import COMPACT, RealBasicVSRConfig
 
 
 def make_graphs(*, has_cleaning: bool = True) -> dict[str, bytes]:
-    """Bytes in place of ONNX models: a bundle does not look into them."""
-    return {
-        name: hashlib.sha256(name.encode()).digest() * (i + 1)
-        for i, name in enumerate(graph_names(has_cleaning=has_cleaning))
+    """ONNX models of one or two operations that keep the contract of :func:`make_manifest`."""
+    io = graph_io(has_cleaning=has_cleaning, channels=COMPACT.mid_channels, precision="float16")
+    return {name: _graph(name, sides) for name, sides in io.items()}
+
+
+def _graph(name: str, sides: dict[str, Any]) -> bytes:
+    node = onnx.helper.make_node
+    constants = {
+        "flow": [onnx.numpy_helper.from_array(np.array([0, 1]), "first_two")],
+        "reconstruct": [onnx.numpy_helper.from_array(np.array([1, 1, 4, 4], "float32"), "scales")],
     }
+    nodes = {
+        "ingest": [
+            node("Cast", ["image"], ["numbers"], to=onnx.TensorProto.FLOAT16),
+            node("Transpose", ["numbers"], ["frame"], perm=[0, 3, 1, 2]),
+        ],
+        "clean": [
+            node("Relu", ["frame"], ["cleaned"]),
+            node("ReduceMean", ["frame"], ["mean"], axes=[1, 2, 3], keepdims=0),
+            node("Cast", ["mean"], ["residue"], to=onnx.TensorProto.FLOAT),
+        ],
+        "flow": [node("Gather", ["reference", "first_two"], ["flow"], axis=1)],
+        "backward": [node("Relu", ["state"], ["new_state"])],
+        "forward": [node("Relu", ["state"], ["new_state"])],
+        "reconstruct": [node("Resize", ["frame", "", "scales"], ["picture"])],
+        "emit": [
+            node("Cast", ["picture"], ["numbers"], to=onnx.TensorProto.UINT8),
+            node("Transpose", ["numbers"], ["image"], perm=[0, 2, 3, 1]),
+        ],
+    }
+    inputs, outputs = (
+        [
+            onnx.helper.make_tensor_value_info(
+                item["name"],
+                onnx.helper.np_dtype_to_tensor_dtype(np.dtype(item["dtype"])),
+                item["shape"],
+            )
+            for item in sides[side]
+        ]
+        for side in ("inputs", "outputs")
+    )
+    graph = onnx.helper.make_graph(nodes[name], name, inputs, outputs, constants.get(name, []))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    return bytes(model.SerializeToString())
 
 
 def make_manifest(config: RealBasicVSRConfig = COMPACT) -> Manifest:

@@ -1,4 +1,4 @@
-"""Checkpoints of every layout found in the wild, and every kind of file that must be refused."""
+"""Tests checkpoints of every layout found in the wild, and every kind of file to refuse."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ State = dict[str, Tensor]
 
 
 def make_state(config: RealBasicVSRConfig = LITTLE, seed: int = 0) -> State:
-    """Weights in [-1, 1] under the published names."""
+    """Return weights in [-1, 1] under the published names."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.empty_like(value).uniform_(-1, 1, generator=generator)
@@ -53,7 +53,7 @@ def prefixed(prefix: str, state: State) -> State:
 def assert_loads(
     path: Path, expected: State, layout: str, *, config: RealBasicVSRConfig = LITTLE
 ) -> None:
-    """The file gives exactly these weights in a float32 model that is ready for inference."""
+    """Check that the file gives exactly these weights in a float32 model ready for inference."""
     loaded = load_checkpoint(path)
     got = loaded.model.state_dict()
     assert got.keys() == expected.keys()
@@ -69,7 +69,7 @@ def assert_loads(
 
 
 def refusal(path: Path) -> str:
-    """The message a file is refused with: one line that names the file."""
+    """Return the message a file is refused with: one line that names the file."""
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
@@ -94,7 +94,7 @@ def test_safetensors_with_metadata(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".ckpt", ".bin"])
 def test_bare_of_every_suffix(tmp_path: Path, suffix: str) -> None:
-    """A state_dict alone is read from every suffix; what the file does not say is unknown, and the
+    """A bare state_dict is read from every suffix; missing metadata stays unknown, and the
     refinement threshold is the released 255.
     """
     path = tmp_path / f"net{suffix}"
@@ -108,7 +108,9 @@ def test_bare_of_every_suffix(tmp_path: Path, suffix: str) -> None:
 
 
 def training_checkpoint(*, ema: bool = True) -> dict[str, Any]:
-    """What mmediting 0.x writes in stage two: two generators, discriminator, VGG and Adam."""
+    """Return a checkpoint as mmediting 0.x writes it in stage two: two generators, discriminator,
+    VGG and Adam.
+    """
     raw = make_state(seed=1)
     state = prefixed("generator.", raw)
     if ema:
@@ -134,8 +136,8 @@ def training_checkpoint(*, ema: bool = True) -> dict[str, Any]:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_training_checkpoint_gives_the_averaged_weights(tmp_path: Path, zipped: bool) -> None:
-    """Of a whole training checkpoint, in the zip layout and in the older one that openmmlab's files
-    have, the generator with averaged weights is taken and all else left.
+    """The generator with averaged weights, and nothing else, is loaded from a whole training
+    checkpoint, in the zip layout and in the older one of openmmlab's files.
     """
     path = tmp_path / "released.pth"
     torch.save(training_checkpoint(), path, _use_new_zipfile_serialization=zipped)
@@ -144,14 +146,14 @@ def test_training_checkpoint_gives_the_averaged_weights(tmp_path: Path, zipped: 
 
 
 def test_training_checkpoint_without_averaged_weights(tmp_path: Path) -> None:
-    """Without averaged weights the raw generator is taken."""
+    """Without averaged weights the raw generator is loaded."""
     path = tmp_path / "stage.pth"
     torch.save(training_checkpoint(ema=False), path)
     assert_loads(path, make_state(seed=1), "state_dict, generator.")
 
 
 class HistoryBuffer:
-    """The shape of mmengine's class of that name: arrays, and references to its own methods."""
+    """Imitates mmengine's class of that name: arrays, and references to its own methods."""
 
     def __init__(self) -> None:
         self._max_length = 1_000_000
@@ -168,8 +170,8 @@ class HistoryBuffer:
 
 @pytest.fixture
 def mmengine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """``mmengine.logging.history_buffer`` exists while saving; calling the fixture's value takes it
-    away, as on a machine without mmengine.
+    """Provide ``mmengine.logging.history_buffer`` while saving; calling the fixture's value removes
+    it, as on a machine without mmengine.
     """
     name = "mmengine.logging.history_buffer"
     module = types.ModuleType(name)
@@ -187,8 +189,8 @@ def mmengine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 def test_mmagic_checkpoint_with_message_hub(
     tmp_path: Path, mmengine: Callable[[], None], zipped: bool
 ) -> None:
-    """The bookkeeping mmagic 1.x writes beside the weights (loss histories of a class that is not
-    installed here, NumPy arrays and scalars, references to methods) does not stop the load.
+    """The bookkeeping that mmagic 1.x stores with the weights (loss histories of a class that is
+    not installed, NumPy arrays and scalars, references to methods) does not prevent loading.
     """
     path = tmp_path / "iter_1000.pth"
     raw = {
@@ -228,21 +230,21 @@ def test_mmagic_checkpoint_with_message_hub(
     ids=["params", "params_ema", "module", "module.generator_ema", "state_dict", "other entries"],
 )
 def test_wrappers_and_prefixes(tmp_path: Path, raw: dict[Any, Any], layout: str, seed: int) -> None:
-    """BasicSR's wrappers (averaged weights first), DataParallel's prefix and combinations."""
+    """BasicSR's wrappers (averaged weights first), DataParallel's prefix and combinations load."""
     path = tmp_path / "net.pth"
     torch.save(raw, path)
     assert_loads(path, make_state(seed=seed), layout)
 
 
 def mmediting_basicvsr() -> State:
-    """BasicVSR as mmediting names it: no cleaning, no ``basicvsr.``."""
+    """Return BasicVSR under mmediting's names: no cleaning, no ``basicvsr.``."""
     return {
         name.removeprefix("basicvsr."): value for name, value in make_state(LITTLE_BASICVSR).items()
     }
 
 
 def basicsr_basicvsr() -> State:
-    """BasicVSR as BasicSR names it: trunks, upconvs, and activations counted in the flow net."""
+    """Return BasicVSR under BasicSR's names: trunks, upconvs, and numbered activations."""
     named = {}
     for name, value in mmediting_basicvsr().items():
         name = name.replace("_resblocks.main.", "_trunk.main.")
@@ -253,7 +255,7 @@ def basicsr_basicvsr() -> State:
 
 
 def test_basicvsr_of_mmediting(tmp_path: Path) -> None:
-    """A published BasicVSR is the network without cleaning."""
+    """A published BasicVSR loads as the network without cleaning."""
     path = tmp_path / "basicvsr.pth"
     torch.save({"state_dict": prefixed("generator.", mmediting_basicvsr())}, path)
     assert_loads(
@@ -265,7 +267,7 @@ def test_basicvsr_of_mmediting(tmp_path: Path) -> None:
 
 
 def test_basicvsr_of_basicsr(tmp_path: Path) -> None:
-    """So is one under BasicSR's names."""
+    """A BasicVSR under BasicSR's names loads too."""
     names = basicsr_basicvsr()
     assert {
         "backward_trunk.main.2.0.conv1.weight",
@@ -299,11 +301,11 @@ def test_other_float_types_become_float32(tmp_path: Path, dtype: torch.dtype, su
 
 
 class Custom:
-    """Some class of somebody's training code."""
+    """Stands for a class of somebody's training code."""
 
 
 class Call:
-    """Pickles as a call of ``function(argument)``, which a careless load would make."""
+    """Pickles as a call of ``function(argument)``, which a careless load would run."""
 
     def __init__(self, function: Callable[[str], object], argument: str) -> None:
         self.call = (function, (argument,))
@@ -330,8 +332,8 @@ SAVERS: dict[str, Callable[[object, Path], None]] = {
 def test_pickles_that_call_anything_are_refused_unrun(
     tmp_path: Path, payload: str, saver: str
 ) -> None:
-    """A pickle that would run a command, evaluate code or build somebody's class is refused by the
-    name of what it calls, in every pickle layout, and nothing of it runs.
+    """A pickle that would run a command, evaluate code or build somebody's class is refused, in
+    every pickle layout; the error names the call, and none of it runs.
     """
     proof = tmp_path / "ran"
     thing, name = {
@@ -346,15 +348,15 @@ def test_pickles_that_call_anything_are_refused_unrun(
 
 
 def test_the_payload_above_does_run_when_unpickled(tmp_path: Path) -> None:
-    """The test above proves something: Python's own unpickler runs what it refuses."""
+    """The test above is meaningful: Python's own unpickler runs the refused payload."""
     proof = tmp_path / "ran"
     pickle.loads(pickle.dumps(Call(os.system, f"touch '{proof}'")))
     assert proof.exists()
 
 
 def test_bookkeeping_does_not_open_a_way_in(tmp_path: Path) -> None:
-    """``getattr``, which mmengine's bookkeeping refers to, looks nothing up: no attribute, be it of
-    a class that torch allows or of anything else, can be called through it.
+    """The replaced ``getattr``, which mmengine's bookkeeping refers to, gives access to no
+    attribute, neither of a class that torch allows nor of anything else.
     """
 
     def call_through_getattr(module: bytes, name: bytes, attribute: bytes) -> bytes:
@@ -371,7 +373,7 @@ def test_bookkeeping_does_not_open_a_way_in(tmp_path: Path) -> None:
 
 
 def test_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
-    """A pickled module (``torch.save(model)``) is refused by the name of its class."""
+    """A pickled module (``torch.save(model)``) is refused, and the error names its class."""
     path = tmp_path / "model.pth"
     torch.save(torch.nn.Sequential(torch.nn.ReLU()), path)
     assert "calls 'torch.nn.modules.container.Sequential'" in refusal(path)
@@ -379,7 +381,7 @@ def test_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_other_pickle_protocol_is_named(tmp_path: Path) -> None:
-    """Plain weights in a pickle protocol that torch's safe loader lacks are not called damaged."""
+    """Plain weights in a pickle protocol unknown to torch's safe loader are not called damaged."""
     path = tmp_path / "net.pth"
     torch.save(make_state(), path, pickle_protocol=4)
     assert "pickle protocol" in refusal(path)
@@ -390,8 +392,8 @@ def test_other_pickle_protocol_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not\na checkpoint\n" * 50, b"check\nit\n", b"\x80\x02"])
-def test_files_that_are_no_checkpoint(tmp_path: Path, suffix: str, content: bytes) -> None:
-    """Empty files, text and scraps are refused as what they are not."""
+def test_files_that_are_not_checkpoints(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """Empty files, text and fragments are refused; the error says what they are not."""
     path = tmp_path / f"net{suffix}"
     path.write_bytes(content)
     kind = "PyTorch checkpoint" if suffix == ".pth" else "readable safetensors file"
@@ -400,7 +402,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, suffix: str, content: byte
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
 def test_truncated_files(tmp_path: Path, layout: str) -> None:
-    """A file that ends early, wherever, is refused."""
+    """A truncated file is refused, wherever it ends."""
     path = tmp_path / ("net.safetensors" if layout == "safetensors" else "net.pth")
     if layout == "safetensors":
         save_file(make_state(), path)
@@ -416,8 +418,8 @@ def test_truncated_files(tmp_path: Path, layout: str) -> None:
     assert_loads(path, make_state(), "bare")
 
 
-def test_paths_that_are_no_file(tmp_path: Path) -> None:
-    """A missing file, a folder and an unknown suffix are told apart from damaged files."""
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
+    """A missing file, a folder and an unknown suffix are distinguished from damaged files."""
     folder = tmp_path / "folder.pth"
     folder.mkdir()
     for path in (tmp_path / "missing.safetensors", folder):
@@ -429,14 +431,14 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("raw", [None, [1, 2], torch.zeros(3), {}, {"state_dict": {"a": 1}}])
 def test_pickles_without_weights(tmp_path: Path, raw: object) -> None:
-    """A pickle of something else is refused with what is expected."""
+    """A pickle of something else is refused; the error says what is expected."""
     path = tmp_path / "net.pth"
     torch.save(raw, path)
     assert "holds no weights: expected a dictionary of tensors" in refusal(path)
 
 
-def test_threshold_that_is_no_number(tmp_path: Path) -> None:
-    """Metadata that cannot be understood is named, not raised as ValueError."""
+def test_threshold_that_is_not_a_number(tmp_path: Path) -> None:
+    """Invalid metadata is named, not raised as ValueError."""
     path = tmp_path / "net.safetensors"
     save_file(make_state(), path, metadata={"refine_threshold": "high"})
     assert "'high' for refine_threshold" in refusal(path)
@@ -446,7 +448,7 @@ def test_threshold_that_is_no_number(tmp_path: Path) -> None:
 
 
 def test_every_wrong_key_is_listed(tmp_path: Path) -> None:
-    """Missing, unexpected and mis-shaped keys and values not finite: all in one message."""
+    """One message lists all missing, unexpected and mis-shaped keys, and non-finite values."""
     state = make_state()
     del state["basicvsr.conv_hr.bias"]
     del state["image_cleaning.1.weight"]
@@ -457,7 +459,7 @@ def test_every_wrong_key_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file(state, path)
     message = refusal(path)
-    for part in (
+    for clause in (
         "6 keys are wrong",
         "missing basicvsr.conv_hr.bias",
         "missing image_cleaning.1.weight",
@@ -466,12 +468,12 @@ def test_every_wrong_key_is_listed(tmp_path: Path) -> None:
         "basicvsr.fusion.bias holds values that are not finite",
         "basicvsr.conv_hr.weight holds values that are not finite",
     ):
-        assert part in message
+        assert clause in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_one_value_that_is_not_finite(tmp_path: Path, value: float) -> None:
-    """A single NaN or infinity in one weight is enough."""
+    """A single NaN or infinity in one weight is enough to refuse the file."""
     state = make_state()
     state["basicvsr.upsample1.upsample_conv.weight"][-1, -1, -1, -1] = value
     path = tmp_path / "net.pth"
@@ -496,7 +498,7 @@ def test_a_gap_in_the_blocks_is_a_missing_key(tmp_path: Path) -> None:
 
 
 def test_another_model(tmp_path: Path) -> None:
-    """Weights of some other network are refused with the first of their names."""
+    """Weights of another network are refused; the error quotes the first of their names."""
     path = tmp_path / "esrgan.safetensors"
     save_file({"conv_first.weight": torch.zeros(4, 3, 3, 3), "body.0.bias": torch.zeros(4)}, path)
     message = refusal(path)
@@ -514,7 +516,7 @@ def test_another_model(tmp_path: Path) -> None:
     ids=["no channels", "no number", "absurd number"],
 )
 def test_sizes_that_make_no_sense(tmp_path: Path, strange: State) -> None:
-    """Names and shapes that describe no network are refused, at once and before one is built."""
+    """Names and shapes that describe no possible network are refused before one is built."""
     path = tmp_path / "net.safetensors"
     save_file({**make_state(), **strange}, path)
     assert "it lacks the sizes of its layers" in refusal(path)

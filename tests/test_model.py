@@ -1,4 +1,4 @@
-"""The network against the published data flow (``support/reference.py``) and published sizes."""
+"""Tests the network against the published data flow (``support/reference.py``) and sizes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.support import reference
 SMALL = RealBasicVSRConfig(
     mid_channels=8, propagation_blocks=2, cleaning_blocks=2, flow_channels=(6, 8), flow_levels=3
 )
-"""The published structure in little, for what needs many runs."""
+"""Small network of the published structure, for tests with many runs."""
 
 TOLERANCE = 1e-4
-"""Largest difference in [0, 1] units, float32; what was measured is about 1e-6."""
+"""Largest difference in [0, 1] units, float32; about 1e-6 was measured."""
 
 
 def make_model(config: RealBasicVSRConfig, seed: int = 0) -> RealBasicVSR:
-    """Random weights under which every part matters: flow of sub-pixels to pixels, a cleaning whose
-    residue shrinks from pass to pass, and features that reach the picture.
+    """Return a model with random weights under which every part matters: flow from sub-pixels to
+    pixels, residues that shrink from pass to pass, and features that affect the output.
     """
     generator = torch.Generator().manual_seed(seed)
     model = RealBasicVSR(config).eval().requires_grad_(False)
@@ -54,7 +54,7 @@ def make_model(config: RealBasicVSRConfig, seed: int = 0) -> RealBasicVSR:
 
 
 def make_frames(n: int, t: int, height: int, width: int, seed: int = 1) -> Tensor:
-    """A smooth texture that moves, with noise: (N, T, 3, H, W) in [0, 1]."""
+    """Return a moving smooth texture with noise: (N, T, 3, H, W) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(height, dtype=torch.float32).view(-1, 1)
     x = torch.arange(width, dtype=torch.float32).view(1, -1)
@@ -87,7 +87,7 @@ def small() -> RealBasicVSR:
 
 @pytest.fixture(scope="module")
 def residues(published: RealBasicVSR) -> list[float]:
-    """Residue of three passes over the six-frame clip, on the 0-255 scale, by the reference."""
+    """Return the reference's residues of three passes over the six-frame clip, 0-255 scale."""
     found = reference.clean(published.state_dict(), make_frames(1, 6, 12, 20), 0.0)[1]
     assert len(found) == 3
     assert 255 > found[0] > 1.2 * found[1] > 1.44 * found[2] > 1  # the decisions are not marginal
@@ -139,7 +139,7 @@ def test_test_weights_make_every_part_matter(published: RealBasicVSR) -> None:
 
 
 def test_published_size_at_full_pyramid_size(published: RealBasicVSR) -> None:
-    """Sides that already are multiples of 32, where nothing is resized, give the same too."""
+    """Sides that are multiples of 32, where nothing is resized, match too."""
     frames = make_frames(1, 2, 32, 32)
     with torch.inference_mode():
         assert_close(published(frames), reference.realbasicvsr(published.state_dict(), frames))
@@ -174,8 +174,8 @@ def test_any_length_size_and_batch_matches(
 
 
 def test_mirrored_sequence_matches(small: RealBasicVSR) -> None:
-    """A sequence followed by itself played backward, which the published code detects to save half
-    of the flow, gives the same here, where nothing is detected.
+    """A sequence followed by its reverse, which the published code detects to save half of the
+    flow, gives the same result here, without such detection.
     """
     half = make_frames(1, 3, 12, 20)
     frames = torch.cat([half, half.flip(1)], dim=1)
@@ -201,7 +201,7 @@ def test_flow_and_warp_match(small: RealBasicVSR) -> None:
 
 
 def test_one_decision_for_everything_given_at_once(small: RealBasicVSR) -> None:
-    """An item that alone would be cleaned once is cleaned as often as the whole batch asks for."""
+    """An item that alone would be cleaned once is cleaned as often as the whole batch needs."""
     strong, weak = make_frames(1, 2, 8, 8), 0.5 + 0.05 * make_frames(1, 2, 8, 8)
     state = small.state_dict()
     alone = [reference.clean(state, item, 0.0)[1] for item in (strong, weak)]
@@ -219,7 +219,7 @@ def test_one_decision_for_everything_given_at_once(small: RealBasicVSR) -> None:
 
 def test_residue_is_the_mean_absolute_change_of_each_frame(small: RealBasicVSR) -> None:
     """``clean`` returns the frame plus its change, and per frame the mean of the absolute change;
-    their mean is what the published code decides by.
+    the published code decides by their mean.
     """
     frames = make_frames(1, 3, 8, 12)
     cleaned, residue = small.clean(frames[0])
@@ -230,8 +230,8 @@ def test_residue_is_the_mean_absolute_change_of_each_frame(small: RealBasicVSR) 
 
 
 def test_refinement_limits(small: RealBasicVSR) -> None:
-    """Threshold 255 cleans once, 0 three times and no more; a fixed count is obeyed, 0 included; a
-    negative one is refused; the caller's frames are left alone.
+    """Threshold 255 cleans once, 0 three times and no more; a fixed count is used, including 0; a
+    negative one is refused; the caller's frames are not modified.
     """
     frames = make_frames(1, 2, 8, 8)
     before = frames.clone()
@@ -250,7 +250,7 @@ def test_refinement_limits(small: RealBasicVSR) -> None:
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the released generator."""
+    """Return the name and shape of every tensor of the released generator."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name: str, out: int, into: int, kernel: int) -> None:
@@ -311,13 +311,13 @@ def test_names_and_shapes_are_the_published_ones(published: RealBasicVSR) -> Non
     ids=["published", "compact", "small", "basicvsr", "least", "reduced flow", "deep head"],
 )
 def test_config_comes_back_from_shapes_and_from_json(config: RealBasicVSRConfig) -> None:
-    """Sizes read off a network's tensors, and off a manifest's JSON, are those it was made with."""
+    """Sizes read from a network's tensors and from a manifest's JSON are the original ones."""
     assert RealBasicVSRConfig.from_state_dict(shapes_of(RealBasicVSR(config))) == config
     assert RealBasicVSRConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
 
 def test_config_refuses_unknown_names_and_incomplete_shapes() -> None:
-    """A manifest with an unknown size is a TypeError; shapes without a telling tensor name it."""
+    """An unknown size is a TypeError; the error about incomplete shapes names a tensor."""
     with pytest.raises(TypeError, match="depth"):
         RealBasicVSRConfig.from_dict({**PUBLISHED.as_dict(), "depth": 3})
     shapes = published_shapes()
@@ -377,7 +377,7 @@ def test_blocks_of_the_head_come_after_the_fusion() -> None:
 
 
 def operations_per_frame(config: RealBasicVSRConfig) -> float:
-    """Multiply-accumulates that one more 64x64 frame costs, one cleaning pass; counted, not run."""
+    """Count the multiply-accumulates of one more 64x64 frame with one cleaning pass."""
     model = RealBasicVSR(config).to("meta")
     totals = []
     for frames in (2, 3):
@@ -397,20 +397,20 @@ def test_arithmetic_of_both_presets() -> None:
 
 
 def test_compact_preset_runs() -> None:
-    """The one-shuffle head gives x4 pictures of any size, different from the enlarged frame."""
+    """The one-shuffle head upscales any size by four, and differs from the enlarged frame."""
     model = make_model(COMPACT)
     frames = make_frames(1, 2, 9, 14)
     with torch.inference_mode():
-        pictures = model(frames)
+        upscaled = model(frames)
         enlarged = torch.nn.functional.interpolate(
             model.refine(frames)[0], scale_factor=4, mode="bilinear"
         )
-    assert pictures.shape == (1, 2, 3, 36, 56)
-    assert (pictures[0] - enlarged).abs().mean() > 1e-3
+    assert upscaled.shape == (1, 2, 3, 36, 56)
+    assert (upscaled[0] - enlarged).abs().mean() > 1e-3
 
 
 def test_network_without_cleaning_is_basicvsr() -> None:
-    """``cleaning_blocks=None`` leaves frames as they are and equals the published BasicVSR."""
+    """``cleaning_blocks=None`` leaves frames unchanged and equals the published BasicVSR."""
     model = make_model(RealBasicVSRConfig(**{**SMALL.as_dict(), "cleaning_blocks": None}))
     frames = make_frames(1, 3, 10, 12)
     assert not model.has_cleaning
@@ -424,8 +424,8 @@ def test_network_without_cleaning_is_basicvsr() -> None:
 
 
 def test_half_precision_keeps_flow_in_float32(small: RealBasicVSR) -> None:
-    """In float16 features and pictures are float16, flow and residue float32, and the result is
-    near the float32 one.
+    """In float16, features and output are float16, flow and residue float32, and the result is
+    close to that in float32.
     """
     half = make_model(SMALL).half()
     frames = make_frames(1, 3, 12, 16)
@@ -438,14 +438,14 @@ def test_half_precision_keeps_flow_in_float32(small: RealBasicVSR) -> None:
         assert (cleaned.dtype, residue.dtype) == (torch.float16, torch.float32)
         state = half.backward_step(first.half(), torch.ones(1, 8, 12, 16).half(), flow)
         assert state.dtype == torch.float16
-        pictures = half(frames.half())
-        assert pictures.dtype == torch.float16
-        assert_close(pictures.float(), small(frames), 0.1)
+        upscaled = half(frames.half())
+        assert upscaled.dtype == torch.float16
+        assert_close(upscaled.float(), small(frames), 0.1)
 
 
 def test_half_precision_samples_exactly_far_from_the_origin() -> None:
-    """A shift by one and a quarter pixels in a row of 1280 float16 pixels is right to float16's own
-    rounding, where float16 coordinates would be off by half a pixel.
+    """A shift by 1.25 pixels in a row of 1280 float16 pixels is correct up to float16's rounding;
+    float16 coordinates would be off by half a pixel.
     """
     row = (torch.arange(1280) % 2).half().view(1, 1, 1, 1280)
     flow = torch.zeros(1, 2, 1, 1280)
@@ -459,8 +459,8 @@ def test_half_precision_samples_exactly_far_from_the_origin() -> None:
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (1, 0), (0, -1), (-2, 3), (3, -2), (7, 0)])
 def test_integer_shift_is_exact(dx: int, dy: int) -> None:
-    """Whole-pixel flow moves pixels without changing them; positive flow looks right and down; out
-    of the picture, "zeros" gives nothing and "border" the nearest edge pixel.
+    """Whole-pixel flow moves pixels without changing them; positive flow samples right and down;
+    outside of the image, "zeros" gives 0 and "border" the nearest edge pixel.
     """
     height, width = 9, 8
     image = make_frames(1, 2, height, width)[0]
@@ -474,7 +474,7 @@ def test_integer_shift_is_exact(dx: int, dy: int) -> None:
 
 
 def test_paddings_differ_only_outside() -> None:
-    """Where all four neighbours are inside, both paddings agree; further out than a pixel, "zeros"
+    """Both paddings agree where all four neighbours are inside; more than a pixel outside, "zeros"
     is black and "border" is not.
     """
     image = 0.5 + 0.5 * make_frames(1, 1, 12, 12)[0]
@@ -492,7 +492,7 @@ def test_paddings_differ_only_outside() -> None:
 
 
 def test_half_a_pixel_is_the_mean_of_two() -> None:
-    """Between pixels the two (or four) neighbours are mixed by distance."""
+    """Between pixels the two (or four) neighbours are weighted by distance."""
     image = make_frames(1, 1, 6, 6)[0]
     right = torch.zeros(1, 2, 6, 6)
     right[:, 0] = 0.5

@@ -1,4 +1,4 @@
-"""The Python API: frames in, pictures out, one stream after the other."""
+"""Tests the Python API: frames in, upscaled frames out, one stream after the other."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def upscaler(tiny_bundle: Path) -> Iterator[Upscaler]:
 
 
 def whole(tiny_bundle: Path, clip: NDArray[np.uint8], **settings: Any) -> NDArray[np.uint8]:
-    """One scene, without the API."""
+    """Upscale one scene without the API."""
     with (
         open_engine(tiny_bundle, device="cpu") as engine,
         Stream(engine, Settings(**settings), size=clip.shape[1:3]) as stream,
     ):
-        made = [p for f in clip for p in stream.push(f)] + list(stream.flush())
-    return np.stack([picture.image for picture in made])
+        frames = [u for f in clip for u in stream.push(f)] + list(stream.flush())
+    return np.stack([frame.image for frame in frames])
 
 
 def test_it_is_the_packages_own_name() -> None:
@@ -45,18 +45,18 @@ def test_it_is_the_packages_own_name() -> None:
 
 
 def test_frames_of_any_iterable(upscaler: Upscaler, tiny_bundle: Path) -> None:
-    """An array, a list, a generator; as many pictures as frames, those of the scene as a whole."""
+    """It takes an array, a list or a generator; the result is that of the scene as a whole."""
     clip = moving_clip(7, 24, 31)
     want = whole(tiny_bundle, clip)
     for frames in (clip, list(clip), (frame for frame in clip)):
         got = list(upscaler.frames(frames))
-        assert all(p.dtype == np.uint8 and p.shape == (96, 124, 3) for p in got)
+        assert all(image.dtype == np.uint8 and image.shape == (96, 124, 3) for image in got)
         np.testing.assert_array_equal(np.stack(got), want)
     assert list(upscaler.frames([])) == []
 
 
-def test_frames_are_read_as_pictures_are_asked_for(tiny_bundle: Path) -> None:
-    """With a bounded lookahead an endless stream is no matter."""
+def test_frames_are_read_on_demand(tiny_bundle: Path) -> None:
+    """With a bounded lookahead, an endless stream works."""
     clip = moving_clip(4, 16, 16)
     taken = []
 
@@ -67,32 +67,32 @@ def test_frames_are_read_as_pictures_are_asked_for(tiny_bundle: Path) -> None:
                 yield frame
 
     with Upscaler(tiny_bundle, device="cpu", lookahead=2, scene_cuts=False) as upscaler:
-        pictures = upscaler.frames(endless())
+        images = upscaler.frames(endless())
         for number in range(5):
-            next(pictures)
+            next(images)
             assert len(taken) == number + 3
-        pictures.close()
+        images.close()
         assert upscaler.flush() == []  # free again
 
 
 def test_push_and_flush(tiny_bundle: Path) -> None:
-    """Live: the first picture after lookahead + 1 frames, the rest at the end; then a new stream,
-    of another size if need be.
+    """Live: the first upscaled frame comes after lookahead + 1 frames, the rest at the end; then a
+    new stream may have another size.
     """
     with Upscaler(tiny_bundle, device="cpu", lookahead=2) as upscaler:
         for size in ((24, 31), (16, 20)):
             clip = moving_clip(6, *size)
-            made = [upscaler.push(frame) for frame in clip]
-            assert [len(pictures) for pictures in made] == [0, 0, 1, 1, 1, 1]
+            pushed = [upscaler.push(frame) for frame in clip]
+            assert [len(images) for images in pushed] == [0, 0, 1, 1, 1, 1]
             rest = upscaler.flush()
             assert len(rest) == 2
-            got = np.stack([p for pictures in made for p in pictures] + rest)
+            got = np.stack([image for images in pushed for image in images] + rest)
             np.testing.assert_array_equal(got, whole(tiny_bundle, clip, lookahead=2))
         assert upscaler.flush() == []
 
 
 def test_pushed_frames_may_be_used_again(upscaler: Upscaler, tiny_bundle: Path) -> None:
-    """A camera's buffer; and pictures belong to the caller."""
+    """A caller may reuse its input buffer, and upscaled frames belong to it."""
     clip = moving_clip(5, 16, 20)
     buffer = np.empty_like(clip[0])
     for frame in clip:
@@ -100,14 +100,14 @@ def test_pushed_frames_may_be_used_again(upscaler: Upscaler, tiny_bundle: Path) 
         assert upscaler.push(buffer) == []
     buffer[:] = 0
     first = upscaler.flush()
-    copies = [p.copy() for p in first]
+    copies = [image.copy() for image in first]
     second = list(upscaler.frames(255 - clip))
     np.testing.assert_array_equal(np.stack(first), whole(tiny_bundle, clip))
     np.testing.assert_array_equal(np.stack(first), np.stack(copies))
     assert len(second) == 5
 
 
-def test_cuts_are_looked_for_unless_told_otherwise(tiny_bundle: Path) -> None:
+def test_cuts_are_detected_by_default(tiny_bundle: Path) -> None:
     clip = np.concatenate((moving_clip(5, 32, 48), 255 - moving_clip(6, 32, 48)))
     apart = np.concatenate((whole(tiny_bundle, clip[:5]), whole(tiny_bundle, clip[5:])))
     for scene_cuts, want in ((True, apart), (False, whole(tiny_bundle, clip))):
@@ -116,7 +116,7 @@ def test_cuts_are_looked_for_unless_told_otherwise(tiny_bundle: Path) -> None:
 
 
 def test_video(upscaler: Upscaler, sample: Path, tmp_path: Path) -> None:
-    """A file, with the options of the command."""
+    """It upscales a file, with the options of the command."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
     summary = upscaler.video(clip, tmp_path / "out.mkv", writing=WriteOptions(crf=30))
     assert (summary.frames, summary.width, summary.height) == (6, 384, 216)
@@ -128,7 +128,7 @@ def test_video(upscaler: Upscaler, sample: Path, tmp_path: Path) -> None:
 
 
 def test_two_upscalers_do_not_disturb_each_other(tiny_bundle: Path) -> None:
-    """Two streams frame by frame in turn, and two threads at once."""
+    """Two streams can take turns frame by frame, and two threads can run at once."""
     clips = (moving_clip(6, 24, 32), 255 - moving_clip(6, 24, 32))
     want = [whole(tiny_bundle, clip) for clip in clips]
     with (
@@ -139,8 +139,8 @@ def test_two_upscalers_do_not_disturb_each_other(tiny_bundle: Path) -> None:
         for a, b in zip(*clips, strict=True):
             first.push(a)
             second.push(b)
-        for upscaler, pictures in zip(pair, want, strict=True):
-            np.testing.assert_array_equal(np.stack(upscaler.flush()), pictures)
+        for upscaler, images in zip(pair, want, strict=True):
+            np.testing.assert_array_equal(np.stack(upscaler.flush()), images)
 
         got: dict[int, NDArray[np.uint8]] = {}
 
@@ -157,10 +157,10 @@ def test_two_upscalers_do_not_disturb_each_other(tiny_bundle: Path) -> None:
 
 
 def test_one_thing_at_a_time(upscaler: Upscaler) -> None:
-    """A call while another is at work is refused, from whichever thread, and does no harm."""
+    """A call during another one is refused, from whichever thread, and does no harm."""
     clip = moving_clip(4, 16, 16)
-    pictures = upscaler.frames(clip)
-    first = next(pictures)
+    images = upscaler.frames(clip)
+    first = next(images)
     refused: list[str] = []
 
     def other() -> None:
@@ -175,17 +175,17 @@ def test_one_thing_at_a_time(upscaler: Upscaler) -> None:
     thread.join()
     assert len(refused) == 2
     assert all("at work in another thread" in text for text in refused)
-    assert len([first, *pictures]) == 4
+    assert len([first, *images]) == 4
 
 
 def test_closing_while_another_thread_computes_is_refused() -> None:
-    """It would pull the device from under it."""
-    computing, go_on = threading.Event(), threading.Event()
+    """Closing would free the device that the thread uses."""
+    computing, proceed = threading.Event(), threading.Event()
 
     class Slow(ArithmeticEngine):
         def run(self, graph: str, **arguments: Any) -> tuple[Any, ...]:
             computing.set()
-            assert go_on.wait(10)
+            assert proceed.wait(10)
             return super().run(graph, **arguments)
 
     upscaler = Upscaler(Slow(), scene_cuts=False)
@@ -194,22 +194,22 @@ def test_closing_while_another_thread_computes_is_refused() -> None:
     assert computing.wait(10)
     with pytest.raises(RuntimeError, match="at work in another thread"):
         upscaler.close()
-    go_on.set()
+    proceed.set()
     thread.join()
     assert len(upscaler.flush()) == 1
 
 
-def test_an_iterator_may_be_left_behind(tiny_bundle: Path) -> None:
-    """Leaving the context in the middle of a stream is no error; asking for more is."""
+def test_an_iterator_may_be_abandoned(tiny_bundle: Path) -> None:
+    """Leaving the context in the middle of a stream is not an error; continuing is."""
     with Upscaler(tiny_bundle, device="cpu", lookahead=0) as upscaler:
-        pictures = upscaler.frames(moving_clip(4, 16, 16))
-        next(pictures)
+        images = upscaler.frames(moving_clip(4, 16, 16))
+        next(images)
     with pytest.raises(RuntimeError, match="is closed"):
-        next(pictures)
+        next(images)
 
 
 def test_pushed_frames_must_be_flushed_first(upscaler: Upscaler, tmp_path: Path) -> None:
-    """They would be lost."""
+    """Otherwise they would be lost."""
     clip = moving_clip(2, 16, 16)
     upscaler.push(clip[0])
     with pytest.raises(RuntimeError, match=r"call flush\(\) before frames\(\)"):
@@ -230,8 +230,8 @@ def test_pushed_frames_must_be_flushed_first(upscaler: Upscaler, tmp_path: Path)
         ("a.png", "NumPy array, got str"),
     ],
 )
-def test_what_is_no_frame(frame: Any, words: str, upscaler: Upscaler) -> None:
-    """What came and what is allowed; the stream goes on."""
+def test_invalid_frames(frame: Any, words: str, upscaler: Upscaler) -> None:
+    """The error says what came and what is allowed; the stream continues."""
     good = moving_clip(3, 16, 16)
     upscaler.push(good[0])
     with pytest.raises(ValueError, match=words):
@@ -242,8 +242,8 @@ def test_what_is_no_frame(frame: Any, words: str, upscaler: Upscaler) -> None:
     assert len(upscaler.flush()) == 2
 
 
-def test_a_failing_engine_gives_the_stream_up() -> None:
-    """The error is the engine's; the next frame begins a new stream."""
+def test_a_failing_engine_ends_the_stream() -> None:
+    """The engine's error is raised; the next frame begins a new stream."""
 
     class Failing(ArithmeticEngine):
         fails = False
@@ -281,7 +281,7 @@ def test_closing_frees_the_engine_it_opened_only(tiny_bundle: Path) -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    """Before anything is opened."""
+    """They are refused before anything is opened."""
     with pytest.raises(ValueError, match="4GiB"):
         Upscaler(memory="much")
     with pytest.raises(ValueError, match="lookahead must be 0 or more"):

@@ -1,7 +1,7 @@
-"""Training and evaluation: clips, degradations, losses, the two stages, metrics.
+"""Trains and evaluates models: clips, degradations, losses, the two stages, metrics.
 
-Installed as ``rbvsr_deploy.training``; ``rbvsr-train`` and ``rbvsr-eval`` are its commands, the
-``train`` and ``eval`` extras bring what they need.
+This package is installed as ``rbvsr_deploy.training``. Its commands are ``rbvsr-train`` and
+``rbvsr-eval``; the extras ``train`` and ``eval`` install their dependencies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A run's checkpoint: one file that continues the run and that ``rbvsr-export`` takes.
+"""Reads and writes checkpoints, from which a run resumes and which ``rbvsr-export`` accepts.
 
 ``state_dict`` has the names of published training checkpoints (``generator.*``,
-``generator_ema.*``, ``discriminator.*``, ``step_counter``), ``optimizer`` their keys; ``run`` is
-what else is needed to go on exactly.
+``generator_ema.*``, ``discriminator.*``, ``step_counter``), and ``optimizer`` has their keys.
+``run`` holds everything else that is needed to resume exactly.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ _FREE = (
     "data.cache",
     "distillation.folder",
 )
-"""Keys of a recipe (or how they begin) that change nothing in a run that goes on."""
+"""Prefixes of recipe keys that do not affect the weights; they may change without a message."""
 
-_GOES_ON = (
+_CHANGEABLE = (
     "iterations",
     "images.iterations",
     "images.learning_rate",
+    "flow.iterations",
     "distillation.clips",
     "batch",
     "accumulate",
@@ -54,23 +55,23 @@ _GOES_ON = (
     "optimizer.warm_up",
     "optimizer.clip_norm",
 )
-"""Keys that may have another value from here on, which is said. With any other, what is in the
-checkpoint would not be what the recipe says.
+"""Prefixes of recipe keys that may change when a run resumes, with a message. A change of any other
+key would make the checkpoint disagree with the recipe.
 """
 
 
 class RunState(msgspec.Struct):
-    """Where a run is."""
+    """The position of a run."""
 
     phase: str
     iteration: int = 0
-    """Done in this phase."""
+    """Number of finished iterations in this phase."""
     clips: int = 0
-    """Seen in this phase by all processes together: the number of the next one."""
+    """Number of clips used in this phase by all processes together; the number of the next clip."""
     seconds: float = 0.0
-    """Of training, over all restarts."""
+    """Duration of the training over all restarts."""
     log_bytes: int = 0
-    """Length of the log; lines beyond describe iterations that are repeated."""
+    """Size of the log; later lines describe iterations that are repeated after a restart."""
 
 
 def save_checkpoint(
@@ -82,13 +83,18 @@ def save_checkpoint(
     optimizers: Mapping[str, Optimizer],
     scaler: Mapping[str, Any],
 ) -> None:
-    """Write or replace a checkpoint; an interruption leaves the old one.
+    """Write or replace a checkpoint; the old one survives an interruption.
 
     Args:
-        scaler: of float16's gradients; empty for other precisions.
+        path: file to write.
+        state: position of the run.
+        config: recipe of the run.
+        networks: networks to save.
+        optimizers: optimisers by name.
+        scaler: state of the gradient scaler for float16; empty for other precisions.
 
     Raises:
-        RbvsrError: it cannot be written.
+        RbvsrError: the file cannot be written.
     """
     tensors = {
         f"{prefix}.{name}": value
@@ -114,13 +120,15 @@ def save_checkpoint(
 def save_batches(
     path: Path, batches: Sequence[Mapping[str, Tensor]], *, networks: Networks
 ) -> None:
-    """Write clips together with the networks that they met.
+    """Write batches of clips together with the networks that they were used with.
 
     Args:
-        batches: as the training loop gets them.
+        path: file to write.
+        batches: batches of the training loop.
+        networks: networks to save.
 
     Raises:
-        RbvsrError: it cannot be written.
+        RbvsrError: the file cannot be written.
     """
     states = {prefix: network.state_dict() for prefix, network in networks.published().items()}
     _write(path, {"batches": list(batches), **states})
@@ -134,19 +142,19 @@ def _write(path: Path, content: object) -> None:
 
 
 def read_checkpoint(path: Path, config: TrainingConfig) -> dict[str, Any]:
-    """A checkpoint of the run that goes on.
+    """Read the checkpoint of a run to resume.
 
     Raises:
-        CheckpointError: it is damaged, no checkpoint of a run, or of a run with another recipe; the
-            keys that differ are named, with their values.
+        CheckpointError: the file is damaged, not a checkpoint of a run, or of a run with another
+            recipe; the message names the keys that differ, with their values.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         theirs = checkpoint["run"]["config"]
-    except Exception as error:  # torch raises nearly anything on foreign bytes
+    except Exception as error:  # torch can raise any exception for foreign data
         raise CheckpointError(
-            f"'{path}' is no checkpoint that a run can go on from, or a damaged one "
-            f"({first_line(error)}): remove it, or choose another output folder"
+            f"'{path}' is damaged or not a checkpoint of a run ({first_line(error)}): remove it, "
+            "or choose another output folder"
         ) from None
     ours = msgspec.to_builtins(config)
     changes = {
@@ -154,18 +162,18 @@ def read_checkpoint(path: Path, config: TrainingConfig) -> dict[str, Any]:
         for key, old, new in sorted(_differing(theirs, ours))
         if not key.startswith(_FREE)
     }
-    if refused := [text for key, text in changes.items() if not key.startswith(_GOES_ON)]:
+    if refused := [text for key, text in changes.items() if not key.startswith(_CHANGEABLE)]:
         raise CheckpointError(
             f"'{path}' belongs to a run with {', and '.join(refused)}: repeat the same command to "
-            "go on, or choose another output folder"
+            "resume it, or choose another output folder"
         )
     if changes:
-        logger.warning("until here the run had %s", ", and ".join(changes.values()))
+        logger.warning("the run so far had %s", ", and ".join(changes.values()))
     return dict(checkpoint)
 
 
 def _differing(old: object, new: object, path: str = "") -> Iterator[tuple[str, object, object]]:
-    """Keys with other values, or in one of the two only, and their values."""
+    """Yield the keys that differ or that only one side has, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old.keys() | new.keys():
             yield from _differing(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
@@ -174,7 +182,7 @@ def _differing(old: object, new: object, path: str = "") -> Iterator[tuple[str, 
 
 
 def _shown(value: object) -> str:
-    """A value of a recipe, in a line."""
+    """Format a value of a recipe in one line."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -184,7 +192,7 @@ def restore(
     networks: Networks,
     optimizers: Mapping[str, Optimizer],
 ) -> None:
-    """Weights, optimisers and random numbers of a run of the same recipe."""
+    """Restore the weights, optimisers and random numbers of a run with the same recipe."""
     tensors = checkpoint["state_dict"]
     for prefix, network in networks.published().items():
         start = f"{prefix}."

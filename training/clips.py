@@ -1,8 +1,8 @@
-"""Batches of clips for the training loop, prepared by worker processes.
+"""Loads batches of clips for the training loop, prepared by worker processes.
 
-Which clips a process gets at which iteration follows from the number of clips that the whole run
-has seen so far, so that a run goes on with the clips it would have seen, and processes that share
-a batch see together what a single one would.
+The clips of an iteration follow from the number of clips that the whole run has used so far. An
+interrupted run therefore continues with the clips it would have used, and processes that share a
+batch use together the clips that a single process would.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["ClipDataset", "FlowDataset", "batches", "flow_training_set", "to_fra
 
 FLOW_LENGTH = 3
 _PAIRS = ((0, 1), (1, 2), (1, 0), (2, 1))
-"""Reference and neighbour of each flow of such a clip, in the order of ``RealBasicVSR.flows``."""
+"""Reference and neighbour of each flow in a flow clip, in the order of ``RealBasicVSR.flows``."""
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Skipped = tuple[tuple[str, str], ...]
@@ -42,7 +42,7 @@ Item = tuple[Arrays, Skipped] | RbvsrError
 
 
 class ClipDataset(Dataset[Item]):
-    """Clips by number: ``degraded``, ``truth`` and ``sharpened``, (L, H, W, 3) uint8."""
+    """Gives clips by number: ``degraded``, ``truth`` and ``sharpened``, (L, H, W, 3) uint8."""
 
     stream = 1
     motion_only = False
@@ -51,8 +51,7 @@ class ClipDataset(Dataset[Item]):
         self.clips = clips
 
     def __getitem__(self, index: int) -> Item:
-        # Errors are handed over, because one raised in a worker comes out with its whole traceback
-        # as its message.
+        # Errors are returned: one raised in a worker would carry its traceback as its message.
         try:
             sample = self.clips.sample(index, stream=self.stream, motion_only=self.motion_only)
             return {"index": np.array(index), **self.arrays(sample)}, sample.skipped
@@ -68,8 +67,8 @@ class ClipDataset(Dataset[Item]):
 
 
 class FlowDataset(ClipDataset):
-    """Three frames of a photograph: ``degraded``, and of the flows between neighbours ``flow``
-    (4, 2, S, S) float32 and ``known`` (4, S, S) bool.
+    """Gives clips of three frames of a photograph: ``degraded``, and for the flows between
+    neighbours ``flow`` (4, 2, S, S) float32 and ``known`` (4, S, S) bool.
     """
 
     stream = 0
@@ -86,7 +85,7 @@ class FlowDataset(ClipDataset):
 
 
 def flow_training_set(config: TrainingConfig) -> TrainingSet:
-    """The photographs of a recipe, as short clips with fast motion."""
+    """Return a training set of short clips with fast motion from the photographs of a recipe."""
     photos = tuple(s for s in config.data.sources if s.kind == "photos")
     data = msgspec.structs.replace(
         config.data,
@@ -99,7 +98,7 @@ def flow_training_set(config: TrainingConfig) -> TrainingSet:
 
 
 class _Indices(Sampler[list[int]]):
-    """Endless batches of one process out of several."""
+    """Yields the endless batches of one process out of several."""
 
     def __init__(self, start: int, *, batch: int, rank: int, processes: int) -> None:
         self.start, self.batch, self.rank, self.processes = start, batch, rank, processes
@@ -120,19 +119,22 @@ def batches(
     workers: int,
     pin: bool,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Endless batches: the arrays of the dataset, stacked. To be closed after use.
+    """Yield endless batches: the stacked arrays of the dataset. Close the generator after use.
 
     Args:
+        dataset: clips by number.
         start: number of the first clip of the first batch of the first process.
-        batch: clips per process.
-        workers: processes that prepare clips; 0 prepares them here.
-        pin: put them into memory that a GPU copies from faster.
+        batch: number of clips per process.
+        rank: number of this process.
+        processes: number of processes that share the clips.
+        workers: number of processes that prepare clips; 0 prepares them in this process.
+        pin: use page-locked memory, which a GPU copies from faster.
 
     Raises:
-        RbvsrError: a clip could not be made.
+        RbvsrError: a clip could not be prepared.
     """
-    # Threads do not survive the fork: a worker that wanted to end those of OpenCV, or of a decoder
-    # that it collects as garbage, would wait for ever. Neither is left to it.
+    # Threads do not survive the fork: a worker that tried to end the threads of OpenCV, or of a
+    # decoder that it garbage-collects, would hang. So let it inherit neither.
     cv2.setNumThreads(1)
     gc.collect()
     over = multiprocessing.RawValue(ctypes.c_bool, False)  # no lock, which a signal might interrupt
@@ -143,11 +145,11 @@ def batches(
         collate_fn=_stacked,
         worker_init_fn=partial(_start_worker, over),
         pin_memory=pin,
-        # What a loader draws seeds for its workers from; not the generator of the run, which would
-        # then depend on how often it was restarted.
+        # The loader draws seeds for its workers from this. The generator of the run would then
+        # depend on the number of restarts.
         generator=torch.Generator(),
     )
-    dataset.clips.tell_costs()
+    dataset.clips.log_costs()
     try:
         for stacked in loader:
             if isinstance(stacked, RbvsrError):
@@ -158,7 +160,7 @@ def batches(
             yield tensors
     finally:
         over.value = True
-        dataset.clips.tell_skipped()
+        dataset.clips.log_skipped()
 
 
 def _stacked(items: list[Item]) -> tuple[dict[str, Tensor], Skipped] | RbvsrError:
@@ -173,21 +175,21 @@ def _stacked(items: list[Item]) -> tuple[dict[str, Tensor], Skipped] | RbvsrErro
 
 
 def _start_worker(over: ctypes.c_bool, number: int) -> None:
-    """The signals that end a run are for the process that saves it, and that would be thrown off by
-    the end of a worker; only when it wants no more clips do they end this one.
+    """Ignore the signals that end a run until the main process needs no more clips. That process
+    handles them and saves the run, which the death of a worker would disrupt.
     """
 
     def end(signal_number: int, frame: object) -> None:
         if over.value:
             os._exit(0)
 
-    # Not through a progress bar, which writes from a thread of the other process, under a lock.
+    # Bypass any progress bar, which writes from a thread of the main process, under a lock.
     sys.stderr = sys.__stderr__
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
 
 
-def to_frames(pictures: Tensor, device: torch.device) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, [0, 1], on the device."""
-    moved = pictures.to(device, non_blocking=True)
+def to_frames(images: Tensor, device: torch.device) -> Tensor:
+    """Convert (..., H, W, 3) uint8 to (..., 3, H, W) float32, [0, 1], on the device."""
+    moved = images.to(device, non_blocking=True)
     return moved.movedim(-1, -3).float().div(255.0).contiguous()

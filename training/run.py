@@ -1,10 +1,9 @@
-"""A training run: its phases one after the other, and everything that lets it be stopped at any
-moment and go on exactly.
+"""Runs the phases of a training in order; it can be interrupted at any time and resumes exactly.
 
-The run folder holds ``latest.pth`` (see :mod:`rbvsr_deploy.training.checkpoints`), ``log.jsonl``,
-``config.json``, TensorBoard's files, and in the end ``model.safetensors``. The same command goes on
-from ``latest.pth``, on one machine in float32 bit for bit. Several processes (``torchrun``) share
-every batch.
+The run folder contains ``latest.pth`` (see :mod:`rbvsr_deploy.training.checkpoints`),
+``log.jsonl``, ``config.json``, TensorBoard's files, and at the end ``model.safetensors``. The same
+command resumes from ``latest.pth``; on one machine in float32, the result is bit-identical. Several
+processes (``torchrun``) share every batch.
 """
 
 from __future__ import annotations
@@ -56,25 +55,26 @@ __all__ = ["OnStep", "train"]
 logger = logging.getLogger(__name__)
 
 OnStep = Callable[[str, int, int], None]
-"""Phase, iterations done in it, iterations it has."""
+"""Function called with the phase, the number of its finished iterations, and their total."""
 
 
 def train(
     config: TrainingConfig, *, output: Path, device: str = "auto", on_step: OnStep | None = None
 ) -> Path:
-    """Train, or go on training, in a run folder.
+    """Train, or resume a training, in a run folder.
 
     Args:
-        output: run folder; made if it is missing.
-        device: "cpu", "cuda", or "auto" for CUDA where there is a GPU.
+        config: recipe of the run.
+        output: run folder; created if missing.
+        device: "cpu", "cuda", or "auto", which selects CUDA if a GPU is available.
         on_step: called after each iteration, in the first process only.
 
     Returns:
-        ``model.safetensors``: the averaged generator.
+        Path of ``model.safetensors``, the averaged generator.
 
     Raises:
-        RbvsrError: before the first iteration, anything that the recipe, its files or the run
-            folder are wrong in; later, a loss that is not finite.
+        RbvsrError: the recipe, its files or the run folder cannot be used, which is found before
+            the first iteration; or a loss is not finite.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the checkpoint is written.
     """
     fabric = launch(config, device)
@@ -93,7 +93,7 @@ def train(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM is noted, so that the iteration ends first; the next one ends the
+    """Record the first SIGINT or SIGTERM, so that the iteration can finish; a second one ends the
     process.
     """
     received: list[int] = []
@@ -117,11 +117,11 @@ def _signals() -> Iterator[list[int]]:
 
 
 class _Run:
-    """One run: networks, where it is, and its files."""
+    """One run, with its networks, its position and its files."""
 
     def __init__(self, fabric: Fabric, config: TrainingConfig, output: Path) -> None:
         self.fabric, self.config, self.output = fabric, config, output
-        # What a user may have got wrong comes first, before anything takes long.
+        # Check everything that a user may have got wrong first, before the slow steps.
         self.latest = output / "latest.pth"
         self.checkpoint = read_checkpoint(self.latest, config) if self.latest.exists() else None
         kinds: list[type[Phase]] = [RestorationPhase]
@@ -148,7 +148,9 @@ class _Run:
         if self.checkpoint is not None:
             self.state = msgspec.convert(self.checkpoint["run"]["state"], RunState)
             self._check_batch()
-            logger.info("going on from %s %d", self.state.phase, self.state.iteration)
+            logger.info(
+                "resuming after iteration %d of phase %s", self.state.iteration, self.state.phase
+            )
         else:
             self._load_initial_weights()
         self.log = RunLog(
@@ -164,24 +166,24 @@ class _Run:
                 write_atomically(output / "config.json", text.encode())
 
     def _trains_flow(self) -> bool:
-        """Whether the first phase takes place; refuses a flow network that would stay random."""
+        """Return true if the flow phase runs; refuse a flow network that would stay random."""
         flow, photos = self.config.flow, any(s.kind == "photos" for s in self.config.data.sources)
         known = flow.weights or self.config.load_from
         if not known and not flow.factor and not (flow.iterations and photos):
             raise RbvsrError(
-                "the flow network would stay random: name its weights as flow.weights, or train it "
-                "(flow.iterations, which needs photographs, or flow.factor above 0)"
+                "the flow network would stay random: set flow.weights to a file, or train it (set "
+                "flow.iterations, which needs photographs, or flow.factor above 0)"
             )
         if flow.iterations and not photos:
             logger.warning(
-                "there are no photographs to train on, whose motion would be known: the flow "
-                "network is not trained beforehand"
+                "skipping the flow phase: it needs photographs, for which the motion is known, and "
+                "the recipe has none"
             )
         return bool(flow.iterations and photos)
 
     def _check_batch(self) -> None:
-        """Refuse to go on with another number of clips per iteration: the learning rates and the
-        optimisers' averages are those of that number.
+        """Refuse to resume with another number of clips per iteration, as the learning rates and
+        the optimisers' averages depend on that number.
         """
         state, config = self.state, self.config
         batches = {FlowPhase.name: config.flow.batch, ImagePhase.name: config.images.batch}
@@ -190,8 +192,9 @@ class _Run:
         if state.clips != state.iteration * now:
             raise CheckpointError(
                 f"'{self.latest}' belongs to a run with {state.clips // state.iteration} clips per "
-                f"iteration, and this one has {now}, processes x batch x accumulate: set those to "
-                "give as many, or begin another run --from it in another folder"
+                f"iteration, but this one has {now} (processes x batch x accumulate): change these "
+                "to match, or start another run from that checkpoint in another folder",
+                parameters=("load_from",),
             )
 
     def _load_initial_weights(self) -> None:
@@ -204,7 +207,7 @@ class _Run:
     # ---------------------------------------------------------------------------------------- loop
 
     def phases(self, received: list[int], on_step: OnStep | None) -> None:
-        """Everything from where the run is to its end."""
+        """Run the phases from the current position to the end."""
         names = list(self.datasets)
         for name in names[names.index(self.state.phase) :]:
             if name != self.state.phase:
@@ -221,16 +224,16 @@ class _Run:
         return kind(fabric, config, networks, perceptual=self.perceptual, lpips=self.lpips)
 
     def _adopt_average(self, name: str) -> None:
-        """What a phase hands to the next one."""
+        """Prepare the generator and its average for the next phase."""
         generator, average = self.networks.generator, self.networks.average
         if name == FlowPhase.name:
-            # The average of a network that has learnt this short says nothing.
+            # The average over such a short training is meaningless.
             average.load_state_dict(generator.state_dict())
         else:
             generator.load_state_dict(average.state_dict())
 
     def iterations(self, phase: Phase, received: list[int], on_step: OnStep | None) -> None:
-        """Iterate until the phase is done, or a signal comes."""
+        """Iterate until the phase is finished or a signal arrives."""
         self._restore_into(phase)
         state, every = self.state, self.config.output
         with contextlib.closing(self._batches(phase)) as clips:
@@ -239,7 +242,7 @@ class _Run:
                 done = state.iteration == phase.iterations
                 if done or state.iteration % every.log_every == 0:
                     self._log(phase)
-                self._look(phase)
+                self._log_images_and_validation(phase)
                 if on_step is not None and self.fabric.is_global_zero:
                     on_step(phase.name, state.iteration, phase.iterations)
                 stop = self._all_reduce(torch.tensor(float(len(received))))
@@ -275,7 +278,7 @@ class _Run:
         )
 
     def _log(self, phase: Phase) -> None:
-        """Means over the iterations since the last line, and over the processes."""
+        """Log the means over the iterations since the last line, and over the processes."""
         stacked = torch.stack([torch.stack(list(values.values())) for values in self.logged])
         means = self._all_reduce(stacked.mean(dim=0)) / self.fabric.world_size
         values = dict(zip(self.logged[0], means.tolist(), strict=True))
@@ -285,17 +288,17 @@ class _Run:
         self.log.scalars(phase.name, self.state.iteration, values)
 
     def _all_reduce(self, value: Tensor) -> Tensor:
-        """Sum over the processes."""
+        """Sum a value over the processes."""
         total = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op="sum")
-        assert isinstance(total, Tensor)  # as what was given
+        assert isinstance(total, Tensor)  # like its input
         return total
 
-    def _look(self, phase: Phase) -> None:
-        """Pictures and validation, when it is their turn."""
+    def _log_images_and_validation(self, phase: Phase) -> None:
+        """Log images and the validation, if they are due."""
         config, iteration = self.config, self.state.iteration
         every = config.output.pictures_every
         if every and iteration % every == 0 and (strip := phase.strip()) is not None:
-            self.log.picture(phase.name, iteration, strip)
+            self.log.image(phase.name, iteration, strip)
         due = iteration % config.validation.every == 0 or iteration == phase.iterations
         if self.validation is not None and phase.name != FlowPhase.name and due:
             values = self.validation.measure(self.fabric, self.networks.average)
@@ -304,16 +307,16 @@ class _Run:
     # --------------------------------------------------------------------------------------- files
 
     def _restore_into(self, phase: Phase) -> None:
-        """Once after a restart: everything that the checkpoint holds."""
+        """Restore everything from the checkpoint, once after a restart."""
         if self.checkpoint is None:
             return
         restore(self.checkpoint, networks=self.networks, optimizers=phase.optimizers)
-        if scaler := self.checkpoint["run"]["scaler"]:  # none if it was not float16 until here
+        if scaler := self.checkpoint["run"]["scaler"]:  # empty if the run so far was not float16
             self.fabric.strategy.precision.load_state_dict(scaler)
         self.checkpoint = None
 
     def _save(self, phase: Phase) -> None:
-        """The latest checkpoint, and one to keep if it is its turn."""
+        """Save the latest checkpoint, and one to keep if that is due."""
         if not self.fabric.is_global_zero:
             return
         self.state.log_bytes = self.log.length
@@ -332,18 +335,18 @@ class _Run:
             )
 
     def _save_wrong(self, parts: list[dict[str, Tensor]]) -> str:
-        """Keep what made a loss infinite, and say so."""
+        """Save the batches that led to a loss that is not finite, and return the error message."""
         state, rank = self.state, self.fabric.global_rank
         path = self.output / f"not_finite_{state.phase}_{state.iteration}_{rank}.pt"
         save_batches(path, parts, networks=self.networks)
         return (
             f"the loss or its gradient is not finite at iteration {state.iteration} of "
             f"{state.phase}: its clips and the weights are in '{path}'; lower the learning rates, "
-            "or set optimizer.clip_norm, and go on from the checkpoint before it"
+            "or set optimizer.clip_norm, and resume from the last checkpoint"
         )
 
     def finish(self) -> Path:
-        """The averaged generator in a file of its own."""
+        """Write the averaged generator to its own file and return the path."""
         path = self.output / "model.safetensors"
         if self.fabric.is_global_zero:
             weights = {

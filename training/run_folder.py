@@ -1,4 +1,4 @@
-"""The folder that a run writes to: what cannot be written is said in one sentence."""
+"""Creates the folder of a run, and reports failed writes to it in one sentence."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["make_run_folder", "writes"]
 
 @contextlib.contextmanager
 def writes(path: Path) -> Iterator[None]:
-    """Around whatever writes to a file or folder of the run.
+    """Convert an ``OSError`` raised while writing to a file or folder of the run.
 
     Raises:
-        RbvsrError: in place of ``OSError``: a full disk and the like.
+        RbvsrError: in place of ``OSError``, for example when the disk is full.
     """
     try:
         yield
     except OSError as error:
         raise RbvsrError(
-            f"'{path}' cannot be written ({error.strerror or error}): make room, or choose another "
-            "output folder; a checkpoint that was there stays, and the same command goes on from it"
+            f"'{path}' cannot be written ({error.strerror or error}): free some space, or choose "
+            "another output folder; an existing checkpoint is kept, and the same command resumes it"
         ) from None
 
 
 def make_run_folder(folder: Path) -> None:
-    """Make it, if it is missing, and find out whether checkpoints can be written there.
+    """Create a run folder if it is missing, and check that checkpoints can be written to it.
 
     Raises:
-        RbvsrError: they cannot.
+        RbvsrError: the folder cannot be created or written to.
     """
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Stored clips with what a teacher makes of them.
+"""Stores clips together with the output of a teacher.
 
-A clip is degraded and shown to the teacher once, the first time that it is asked for, and lies in a
-file from then on: an epoch later, and after a restart, it is read. The student gets the degraded
-frames; the teacher saw the ground truth reduced by averaging, before blur, noise and compression.
+A clip is degraded and upscaled by the teacher once, when it is first requested, and then stored in
+a file, which is read in later epochs and after a restart. The student gets the degraded frames; the
+teacher gets the ground truth reduced by averaging, without blur, noise and compression.
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ from rbvsr_deploy.training.teacher import load_teacher
 __all__ = ["TaughtClips", "TaughtImages"]
 
 _FINE = ("truth", "sharpened", "taught")
-"""Arrays of the size of the output; the others have that of the degraded frames."""
+"""Names of the arrays at output size; the others have the size of the degraded frames."""
 
 
 class TaughtClips(ClipDataset):
-    """A limited number of stored clips: what :class:`ClipDataset` gives, and ``taught``, what the
-    teacher makes of the frames, (L, 4S, 4S, 3) uint8; for each frame but the first ``flow``
-    (L-1, 2, S, S) float32 to the one before it, and ``known`` (L-1, S, S) bool, false everywhere
-    if the source is not a photograph.
+    """Gives patches of a limited number of stored clips.
 
-    Each time a clip is drawn, a patch is cut from it, mirrored and transposed by chance.
+    In addition to the arrays of :class:`ClipDataset` there are: ``taught``, the output of the
+    teacher, (L, 4S, 4S, 3) uint8; ``flow`` from each frame but the first to the previous one,
+    (L-1, 2, S, S) float32; and ``known``, (L-1, S, S) bool, which is false everywhere if the source
+    is not a photograph.
+
+    Each time a clip is drawn, a patch is cut from it, and mirrored and transposed at random.
 
     Args:
-        config: with a share of a teacher.
+        config: recipe with a ``distillation.share`` above 0.
 
     Raises:
-        RbvsrError: no teacher is named, or the folder cannot be written or holds clips of another
+        RbvsrError: no teacher is named, the folder cannot be written, or it holds clips of another
             recipe.
-        CheckpointError: the teacher's weights cannot be read.
+        CheckpointError: the weights of the teacher cannot be read.
     """
 
     kind = "clips"
@@ -57,8 +59,8 @@ class TaughtClips(ClipDataset):
         distillation = config.distillation
         if distillation.teacher is None:
             raise RbvsrError(
-                "the recipe learns from a teacher, whose weights are not named: name the ncnn .bin "
-                "file of realesr-general-x4v3 as distillation.teacher"
+                "the recipe has a distillation.share above 0 but no teacher: set "
+                "distillation.teacher to the ncnn .bin file of realesr-general-x4v3"
             )
         files = [Path(f) for f in (distillation.teacher, distillation.mixed_with) if f is not None]
         self.teacher = load_teacher(
@@ -79,11 +81,11 @@ class TaughtClips(ClipDataset):
         self._claim(json.dumps(recipe, indent=1, sort_keys=True))
 
     def data(self, config: TrainingConfig) -> DataConfig:
-        """What the clips are that are stored."""
+        """Return the description of the stored clips."""
         return config.data
 
     def _claim(self, recipe: str) -> None:
-        """Note in the folder what its clips are, or find that they are those of this recipe."""
+        """Record the recipe in the folder, or check that its clips belong to the same recipe."""
         note = self.folder / "recipe.json"
         with writes(note):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ class TaughtClips(ClipDataset):
                 write_atomically(note, recipe.encode())
         if note.read_text(encoding="utf-8") != recipe:
             raise RbvsrError(
-                f"'{self.folder}' holds clips of other sources, sizes or degradations, or of "
+                f"'{self.folder}' contains clips of other sources, sizes or degradations, or of "
                 "another teacher: choose another distillation.folder, or remove this one"
             )
 
@@ -111,7 +113,7 @@ class TaughtClips(ClipDataset):
             return error
 
     def _taught(self, sample: Sample) -> Arrays:
-        """Everything of a clip that is stored."""
+        """Return all arrays of a clip to store."""
         arrays = self.arrays(sample)
         length, side = arrays["degraded"].shape[:2]
         blocks = arrays["truth"].reshape(length, side, SCALE, side, SCALE, 3)
@@ -128,7 +130,7 @@ class TaughtClips(ClipDataset):
         return {**super().arrays(sample), "flow": flow, "known": known}
 
     def _patch(self, path: Path, rng: np.random.Generator) -> Arrays:
-        """A part of a stored clip; only that is read."""
+        """Read a random patch of a stored clip, without reading the rest."""
         try:
             with safe_open(path, framework="numpy") as stored:
                 slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
@@ -140,17 +142,17 @@ class TaughtClips(ClipDataset):
                 }
         except (OSError, SafetensorError, KeyError) as error:
             raise RbvsrError(
-                f"the stored clip '{path}' cannot be read ({first_line(error)}): remove the file, "
-                "and it is made again"
+                f"the stored clip '{path}' cannot be read ({first_line(error)}): remove the file "
+                "to create it again"
             ) from None
 
 
 class TaughtImages(TaughtClips):
-    """Single frames: the arrays of :class:`TaughtClips` of length 1, without ``flow`` and
+    """Gives single frames: the arrays of :class:`TaughtClips` with length 1, without ``flow`` and
     ``known``.
 
-    Each is the middle one of three, so that it shows what video compression does to a frame among
-    others.
+    Each frame is the middle one of three, so that it shows how video compression affects a frame
+    with neighbours.
     """
 
     kind = "images"
@@ -166,7 +168,7 @@ class TaughtImages(TaughtClips):
 
 
 def _cut(part: Any, top: int, left: int, side: int, scale: int) -> NDArray[Any]:
-    """A square of every frame: of (L, H, W) and (L, H, W, 3), or of flow's (L, 2, H, W)."""
+    """Cut a square from every frame of (L, H, W) or (L, H, W, 3), or of flow (L, 2, H, W)."""
     rows, columns = (slice(scale * a, scale * (a + side)) for a in (top, left))
     shape = part.get_shape()
     of_flow = len(shape) == 4 and shape[1] == 2
@@ -175,7 +177,7 @@ def _cut(part: Any, top: int, left: int, side: int, scale: int) -> NDArray[Any]:
 
 
 def _turned(arrays: Arrays, rng: np.random.Generator) -> Arrays:
-    """Mirrored and transposed, each by chance."""
+    """Mirror and transpose the frames, each at random."""
     flip_x, flip_y, transpose = rng.random(3) < 0.5
     return {
         name: np.ascontiguousarray(
@@ -194,7 +196,7 @@ def _turned_frames(frames: Any, flip_x: bool, flip_y: bool, transpose: bool) -> 
 
 
 def _turned_flow(flow: Any, flip_x: bool, flip_y: bool, transpose: bool) -> Any:
-    """(L, 2, H, W): places and directions."""
+    """Mirror and transpose a flow (L, 2, H, W), in both its positions and its directions."""
     signs = np.array([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0], flow.dtype)
     flow = flow[:, :, :, ::-1] if flip_x else flow
     flow = flow[:, :, ::-1] if flip_y else flow

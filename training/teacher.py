@@ -1,8 +1,8 @@
-"""The teacher of a distillation: Real-ESRGAN's compact network, read from ncnn weights.
+"""Loads the teacher of a distillation: Real-ESRGAN's compact network, from ncnn weights.
 
 Wang et al., *Real-ESRGAN*, ICCV workshops 2021: ``realesr-general-x4v3`` and its twin ``-wdn``, 34
-convolutions in a row. The weights come from a file that the user names and are used in training
-alone; nothing of them reaches the student but what it learns from the teacher's output.
+convolutions in sequence. The weights come from a file that the user names, and are used only in
+training; the student learns from the teacher's output alone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["Teacher", "load_teacher"]
 
 _CHANNELS = 64
 _HIDDEN = 32
-"""Convolutions between the first and the last one."""
+"""Number of convolutions between the first and the last one."""
 _SCALE = 4
 _HALF_PRECISION = struct.pack("<I", 0x01306B47)
-"""ncnn's mark before weights stored as float16."""
+"""Marker that ncnn writes before float16 weights."""
 
 
 class Teacher(nn.Module):
-    """Upscales single frames x4; frozen."""
+    """Upscales single frames x4; its weights are frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,8 @@ class Teacher(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, frames: Tensor) -> Tensor:
-        """
+        """Upscale a batch of frames.
+
         Args:
             frames: (N, 3, H, W), RGB, [0, 1].
 
@@ -57,12 +58,12 @@ class Teacher(nn.Module):
     def upscale(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Upscale 8-bit images: (N, H, W, 3) RGB -> (N, 4H, 4W, 3).
 
-        One at a time, so that the result for an image does not depend on the others.
+        They are upscaled one at a time, so that no result depends on the other images.
         """
         upscaled = []
         with torch.inference_mode():
             for image in images:
-                # As (1, H, W, 3) permuted: the memory format that convolutions are fastest in.
+                # Permuted from (1, H, W, 3): the memory format in which convolutions are fastest.
                 frame = torch.from_numpy(image)[None].permute(0, 3, 1, 2).float().div(255.0)
                 levels = self(frame)[0].clamp(0.0, 1.0).mul(255.0).round()
                 upscaled.append(levels.to(torch.uint8).permute(1, 2, 0).numpy())
@@ -70,15 +71,15 @@ class Teacher(nn.Module):
 
 
 def load_teacher(weights: Path, *, other: Path | None = None, share: float = 1.0) -> Teacher:
-    """Read a teacher, or mix two of one kind, parameter by parameter.
+    """Load a teacher, or mix two of the same kind, parameter by parameter.
 
     Args:
         weights: ncnn ``.bin`` file of the network.
-        other: of a second network, for instance the twin that denoises less.
-        share: of the first one in the mixture, 0 to 1.
+        other: file of a second network, for instance the twin that denoises less.
+        share: share of the first network in the mixture, 0 to 1.
 
     Raises:
-        CheckpointError: a file cannot be read or holds another network.
+        CheckpointError: a file cannot be read or contains another network.
     """
     teacher = Teacher()
     tensors = _read(weights, teacher)
@@ -90,8 +91,8 @@ def load_teacher(weights: Path, *, other: Path | None = None, share: float = 1.0
 
 
 def _read(path: Path, teacher: Teacher) -> dict[str, Tensor]:
-    """Parameters in the order of the file: of each convolution float16 weights and float32 bias, of
-    each PReLU its float32 slopes.
+    """Read the parameters in the order of the file: float16 weights and float32 bias of each
+    convolution, float32 slopes of each PReLU.
     """
     try:
         content = path.read_bytes()
@@ -122,6 +123,6 @@ def _read(path: Path, teacher: Teacher) -> dict[str, Tensor]:
 
 def _misfit(path: Path, what: str) -> str:
     return (
-        f"'{path}' does not hold the teacher's network ({what}): give the ncnn .bin file of "
+        f"'{path}' does not contain the network of the teacher ({what}): use the ncnn .bin file of "
         "realesr-general-x4v3 or realesr-general-wdn-x4v3"
     )

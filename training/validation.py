@@ -1,4 +1,4 @@
-"""PSNR of the averaged generator on clips that are held out."""
+"""Measures the PSNR of the averaged generator on held-out clips."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _STREAM = 2
 
 
 class Validation:
-    """The same degraded clips at every call, and for every run with the same seed.
+    """Validates on the same degraded clips at every call, and in every run with the same seed.
 
     Raises:
-        MediaError: the recipe's validation sources do not do.
+        MediaError: the validation sources of the recipe cannot be used.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
@@ -33,8 +33,10 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, fabric: Fabric, network: RealBasicVSR) -> dict[str, float]:
-        """Mean PSNR over the clips, in dB, against the ground truth as it is (not sharpened), with
-        one cleaning; ``bicubic`` is that of plain enlargement. The processes share the clips.
+        """Measure the mean PSNR over the clips in dB, with one cleaning.
+
+        It is measured against the unsharpened ground truth. ``validation_bicubic`` is the PSNR of
+        bicubic enlargement. The processes share the clips.
         """
         sums = torch.zeros(3, device=fabric.device)
         for index in range(fabric.global_rank, self.count, fabric.world_size):
@@ -48,13 +50,13 @@ class Validation:
             enlarged = F.interpolate(degraded, scale_factor=4, mode="bicubic", align_corners=False)
             sums += torch.stack((_psnr(output, truth), _psnr(enlarged, truth), sums.new_ones(())))
         total = fabric.all_reduce(sums, reduce_op="sum")
-        assert isinstance(total, Tensor)  # as what was given
+        assert isinstance(total, Tensor)  # like its input
         psnr, bicubic = (total[:2] / total[2]).tolist()
         return {"validation_psnr": psnr, "validation_bicubic": bicubic}
 
 
 def _psnr(output: Tensor, truth: Tensor) -> Tensor:
-    """Of 8-bit pictures (T, 3, H, W) in RGB, mean over the frames."""
+    """Compute the PSNR of frames (T, 3, H, W), rounded to 8 bits, as the mean over the frames."""
     rounded = output.float().clamp(0.0, 1.0).mul(255.0).round().div(255.0)
     error = ((rounded - truth) ** 2).mean(dim=(1, 2, 3)).clamp(min=1e-10)
     return (-10.0 * error.log10()).mean()

@@ -1,16 +1,16 @@
-"""Memory of the GPU and pinned memory of the host, allocated once per size and used again.
+"""Allocates GPU memory and pinned host memory once per size and reuses it.
 
-Who owns what:
+Ownership:
 
-- A pool owns its blocks: it gets them from the driver, keeps them between uses, and gives them back
-  when the GPU's memory runs short and when it is closed.
+- A pool owns its blocks: it allocates them from the driver, keeps them between uses, and frees them
+  when the GPU runs out of memory and when the pool is closed.
 - A :class:`Loan` is the right to use a block. The block returns to its pool when the loan is
-  garbage, in whatever thread, with the marks of what is still in flight on it: the next to use it
-  waits for that, on the GPU.
-- A :class:`DeviceArray` holds a loan of device memory, which its parts share.
-- An array of :func:`host_array`, such as a downloaded picture, holds a loan of pinned memory, even
-  beyond the pool's closing. What waits to be copied to the GPU lies in pinned blocks that nobody
-  holds: they are used again once the copy is done.
+  garbage collected, in any thread, with the marks of operations still in flight on it: its next
+  user waits for these, on the GPU.
+- A :class:`DeviceArray` holds a loan of device memory, which its slices share.
+- An array from :func:`host_array`, such as a downloaded frame, holds a loan of pinned memory, even
+  after the pool is closed. Data waiting to be copied to the GPU is kept in pinned blocks without a
+  loan: they are reused once the copy has completed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = ["ALIGNMENT", "DeviceArray", "DevicePool", "Loan", "PinnedPool", "host
 logger = logging.getLogger(__name__)
 
 ALIGNMENT = 256
-"""Bytes; of addresses that are given to TensorRT."""
+"""Alignment of the addresses passed to TensorRT, in bytes."""
 
-_GRAIN = 512  # sizes of blocks are multiples of it, as those of the driver are
-_IDLE_PINNED = 256 * 2**20  # bytes of pinned memory that may lie idle in sizes no longer asked for
+_GRAIN = 512  # block sizes are multiples of this, as in the driver
+_IDLE_PINNED = 256 * 2**20  # bytes of pinned memory that may stay idle in sizes no longer used
 
 
 class Loan:
-    """The right to use a block, until it is garbage."""
+    """The right to use a block, until the loan is garbage collected."""
 
     def __init__(self, block: Block, give_back: Callable[[Block], None]) -> None:
         self.block = block
@@ -54,13 +54,13 @@ class Loan:
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """A contiguous array, or a part of one, in the GPU's memory."""
+    """A contiguous array, or a slice of one, in the GPU's memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     loan: Loan
     offset: int = 0
-    """Of the first byte within the block."""
+    """Position of the first byte within the block."""
 
     @property
     def nbytes(self) -> int:
@@ -74,7 +74,7 @@ class DeviceArray:
     def span(self) -> Span:
         return self.loan.block, self.offset, self.offset + self.nbytes
 
-    def part(self, start: int, stop: int) -> DeviceArray:
+    def slice(self, start: int, stop: int) -> DeviceArray:
         """Items ``start`` to ``stop`` along the first axis, in the same memory."""
         if not 0 <= start < stop <= self.shape[0]:
             raise ValueError(f"there are no items {start} to {stop} in an array {self.shape}")
@@ -84,13 +84,12 @@ class DeviceArray:
 
 
 class DevicePool:
-    """Device memory.
+    """A pool of GPU memory.
 
     Args:
         driver: of the GPU.
-        queues: where the work on it is given.
-        on_shortage: is called when the GPU's memory runs short, and lets go of loans that can be
-            done without.
+        queues: that work on the memory is submitted to.
+        on_shortage: called when the GPU is out of memory; drops the loans that are not required.
     """
 
     def __init__(
@@ -103,10 +102,10 @@ class DevicePool:
         self._idle: defaultdict[int, deque[Block]] = defaultdict(deque)
 
     def lend(self, size: int) -> Loan:
-        """A block of so many bytes at least, with any content.
+        """Lend a block of at least ``size`` bytes, with arbitrary content.
 
         Raises:
-            DeviceMemoryError: the GPU has too little memory left, even without what lies idle.
+            DeviceMemoryError: the GPU is out of memory, even after idle blocks were freed.
         """
         size = -(-max(size, 1) // _GRAIN) * _GRAIN
         idle = self._idle[size]
@@ -115,24 +114,24 @@ class DevicePool:
 
     @property
     def idle_bytes(self) -> int:
-        """Bytes that no loan holds."""
+        """Number of bytes that no loan holds."""
         return sum(size * len(blocks) for size, blocks in self._idle.items())
 
     def release(self) -> None:
-        """Give idle memory back to the driver."""
+        """Return idle memory to the driver."""
         self._queues.finish_all()
         idle = {block for blocks in self._idle.values() for block in blocks}
         for blocks in self._idle.values():
             blocks.clear()
         kept = [block for block in self._blocks if block not in idle]
-        # Those to free come last, and stay in the list until they are freed.
+        # Blocks to free come last, and stay in the list until they are freed.
         self._blocks = kept + list(idle)
         while len(self._blocks) > len(kept):
             self._driver.free(self._blocks[-1].address)
             self._blocks.pop()
 
     def close(self) -> None:
-        """Free everything, lent or not; nothing may be in flight."""
+        """Free all blocks, lent or not; no operation may be in flight."""
         free_each(self._blocks, lambda block: self._driver.free(block.address))
         self._idle.clear()
 
@@ -146,8 +145,8 @@ class DevicePool:
                 address = self._driver.malloc(size)
             except DeviceMemoryError as error:
                 raise DeviceMemoryError(
-                    f"{size / 2**20:.1f} MiB were asked for where the GPU has "
-                    f"{self._driver.free_memory() / 2**20:.1f} MiB left"
+                    f"{size / 2**20:.1f} MiB were requested, but the GPU has "
+                    f"{self._driver.free_memory() / 2**20:.1f} MiB free"
                 ) from error
         block = Block(address, size)
         self._blocks.append(block)
@@ -155,12 +154,13 @@ class DevicePool:
 
 
 class PinnedPool:
-    """Pinned memory of the host. A block is lent when nothing is in flight on it: the host may
-    write to it.
+    """A pool of pinned host memory.
+
+    A block is lent only when no operation is in flight on it, so the host may write to it.
 
     Args:
         driver: of the GPU.
-        queues: where the work on it is given.
+        queues: that work on the memory is submitted to.
     """
 
     def __init__(self, driver: CudaDriver, queues: Queues) -> None:
@@ -171,22 +171,22 @@ class PinnedPool:
         self._closed = False
 
     def lend(self, size: int, *, most: int) -> Loan:
-        """A block of so many bytes.
+        """Lend a block.
 
         Args:
             size: in bytes.
-            most: where there are so many blocks of that size already, wait for one that is not
-                lent, if there is one.
+            most: number of blocks of that size from which on to wait for an idle one, if there is
+                any, instead of allocating another.
 
         Raises:
-            DeviceMemoryError: so much memory cannot be pinned.
+            DeviceMemoryError: no more memory can be pinned.
         """
         idle = self._idle[size]
         for _ in range(len(idle)):
             loan = Loan(idle.popleft(), self._give_back)
             if self._queues.are_done(loan.block.marks(writes=True)):
                 return loan
-            del loan  # back to the others' end
+            del loan  # returns it to the end of the idle blocks
         if idle and self._counts[size] >= most:
             loan = Loan(idle.popleft(), self._give_back)
             self._queues.finish(*loan.block.marks(writes=True))
@@ -194,11 +194,11 @@ class PinnedPool:
         return Loan(self._allocate(size), self._give_back)
 
     def count(self, size: int) -> int:
-        """Blocks of a size, lent or not."""
+        """Return the number of blocks of a size, lent or not."""
         return self._counts[size]
 
     def close(self) -> None:
-        """Free what is not lent, and from now on what is when it returns."""
+        """Free idle blocks now, and lent blocks when they are returned."""
         self._closed = True
         self._free_idle()
 
@@ -213,7 +213,7 @@ class PinnedPool:
     def _give_back(self, block: Block) -> None:
         self._idle[block.size].append(block)
         if self._closed:
-            # When the program ends, CUDA may have ended before.
+            # At program exit CUDA may already have shut down.
             with suppress(EngineError), self._driver.current():
                 self._free_idle()
 
@@ -232,7 +232,7 @@ class PinnedPool:
 
 
 class _OnLoan:
-    """Bytes of the host's memory for NumPy, whose arrays keep this and with it the loan."""
+    """Presents pinned memory to NumPy, whose arrays keep this object and with it the loan."""
 
     def __init__(self, loan: Loan, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._loan = loan
@@ -245,5 +245,5 @@ class _OnLoan:
 
 
 def host_array(loan: Loan, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array in lent pinned memory; the loan lasts as long as the array and all its views."""
+    """Return an array in lent pinned memory; the loan lasts as long as the array and its views."""
     return np.asarray(_OnLoan(loan, shape, dtype))

@@ -1,4 +1,4 @@
-"""CUDA through cuda-python, NVIDIA's own bindings (``cuda.bindings.runtime``)."""
+"""Implements the CUDA driver protocol with cuda-python, NVIDIA's own Python bindings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["CudaPythonDriver"]
 
 
 class CudaPythonDriver:
-    """A :class:`~rbvsr_deploy.engines.cuda.driver.CudaDriver`.
+    """A :class:`~rbvsr_deploy.engines.cuda.driver.CudaDriver` based on ``cuda.bindings.runtime``.
 
     Args:
         index: of the GPU.
 
     Raises:
-        EngineError: there is no driver, it is too old, or there is no such GPU.
+        EngineError: the driver is missing or too old, or the GPU does not exist.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -27,8 +27,8 @@ class CudaPythonDriver:
             from cuda.bindings import runtime
         except (ImportError, OSError) as error:
             raise EngineError(
-                f"cuda-python is installed but does not load ({first_line(error)}): install it "
-                "again with pip install --force-reinstall 'rbvsr-deploy[engines]'"
+                f"cuda-python is installed but does not load ({first_line(error)}): reinstall it "
+                "with pip install --force-reinstall 'rbvsr-deploy[engines]'"
             ) from error
         self._cuda: Any = runtime
         self.index = index
@@ -36,11 +36,11 @@ class CudaPythonDriver:
         (count,) = self._call("cudaGetDeviceCount")
         if not 0 <= index < count:
             raise EngineError(
-                f"there is no GPU {index}: CUDA sees {count} here, counted from 0; see "
-                "CUDA_VISIBLE_DEVICES"
+                f"GPU {index} does not exist: CUDA finds {count} on this machine, numbered from 0; "
+                "choose another, or check CUDA_VISIBLE_DEVICES"
             )
         with self.current():
-            self._call("cudaFree", 0)  # makes the context, so that failures come now
+            self._call("cudaFree", 0)  # creates the context, so that failures surface now
 
     def _check_driver(self) -> None:
         (driver,), (runtime,) = (
@@ -49,24 +49,24 @@ class CudaPythonDriver:
         )
         if driver == 0:
             raise EngineError(
-                "there is no NVIDIA driver on this machine: install one, or run on the CPU with "
-                "--device cpu"
+                "there is no NVIDIA driver on this machine: install one, or run on the CPU",
+                parameters=("device",),
             )
-        # A driver runs what was made for any version of its own major number or an older one.
+        # A driver runs programs built for any CUDA version with the same or an older major number.
         if driver // 1000 < runtime // 1000:
             raise EngineError(
-                f"the NVIDIA driver is too old: it knows CUDA up to {_version(driver)}, and the "
+                f"the NVIDIA driver is too old: it supports CUDA up to {_version(driver)}, and the "
                 f"installed cuda-python needs {runtime // 1000}.0 or newer: update the driver, or "
                 f"pip install 'cuda-bindings=={driver // 1000}.*'"
             )
 
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        """Results of a function of CUDA's runtime, without its status."""
+        """Call a function of the CUDA runtime and return its results without the status."""
         status, *results = getattr(self._cuda, name)(*arguments)
         errors = self._cuda.cudaError_t
         if status == errors.cudaSuccess:
             return tuple(results)
-        # Otherwise a later call that is in order could be blamed for it.
+        # Clear the error; otherwise a later successful call could report it.
         self._cuda.cudaGetLastError()
         kind = DeviceMemoryError if status == errors.cudaErrorMemoryAllocation else EngineError
         raise kind(f"CUDA failed in {name}: {self._describe(status)}")
@@ -122,7 +122,7 @@ class CudaPythonDriver:
         self._call("cudaStreamSynchronize", stream)
 
     def create_event(self) -> int:
-        # The host sleeps while it waits: encoding needs the processor.
+        # The host sleeps while it waits: encoding needs the CPU.
         flags = self._cuda.cudaEventBlockingSync | self._cuda.cudaEventDisableTiming
         (event,) = self._call("cudaEventCreateWithFlags", flags)
         return int(event)
@@ -178,16 +178,16 @@ class CudaPythonDriver:
         self._call("cudaMemsetAsync", address, value, size, stream)
 
     def begin_capture(self, stream: int) -> None:
-        # Other threads may go on calling CUDA, torch's for one.
+        # Other threads, such as torch's, may keep calling CUDA.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: int) -> int:
-        (noted,) = self._call("cudaStreamEndCapture", stream)
+        (captured,) = self._call("cudaStreamEndCapture", stream)
         try:
-            (graph,) = self._call("cudaGraphInstantiate", noted, 0)
+            (graph,) = self._call("cudaGraphInstantiate", captured, 0)
         finally:
-            self._call("cudaGraphDestroy", noted)
+            self._call("cudaGraphDestroy", captured)
         return int(graph)
 
     def launch(self, graph: int, stream: int) -> None:
@@ -198,5 +198,5 @@ class CudaPythonDriver:
 
 
 def _version(number: int) -> str:
-    """12060 is 12.6."""
+    """Format CUDA's version number: 12060 is 12.6."""
     return f"{number // 1000}.{number % 1000 // 10}"

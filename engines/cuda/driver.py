@@ -1,6 +1,6 @@
-"""Declares what the device runtime needs of CUDA.
+"""Declares the part of CUDA that the device runtime needs.
 
-Addresses, streams, events and graphs are plain integers: handles that TensorRT takes as they are.
+Addresses, streams, events and graphs are plain integers: handles that TensorRT accepts directly.
 """
 
 from __future__ import annotations
@@ -14,108 +14,110 @@ __all__ = ["CudaDriver", "Gpu"]
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, as far as engines depend on it."""
+    """The properties of a GPU that engines depend on."""
 
     name: str
     compute_capability: str
-    """Such as "8.9"."""
+    """For example "8.9"."""
     driver_version: str
-    """The newest CUDA that the installed driver knows, such as "12.6"."""
+    """Newest CUDA version that the installed driver supports, for example "12.6"."""
     total_memory: int
-    """Bytes."""
+    """In bytes."""
 
 
 class CudaDriver(Protocol):
     """The part of CUDA that the runtime uses, for one GPU.
 
-    Calls are made within :meth:`current`, from one thread at a time, but not always the same. All
-    but :meth:`synchronise` and :meth:`synchronise_stream` return without waiting for the GPU.
-    Every method raises:
+    Calls are made within :meth:`current`, from one thread at a time, though not always the same
+    thread. All methods except :meth:`synchronise` and :meth:`synchronise_stream` return without
+    waiting for the GPU. Every method raises:
 
-    - ``DeviceMemoryError``: there is too little memory, of the GPU or of what can be pinned.
-    - ``EngineError``: anything else, perhaps the failure of a call long before; with CUDA's own
-      text.
+    - ``DeviceMemoryError``: the GPU is out of memory, or no more host memory can be pinned.
+    - ``EngineError``: any other failure, possibly of an earlier asynchronous call; includes CUDA's
+      own message.
     """
 
     index: int
-    """Of the GPU, as CUDA counts in this process."""
+    """Index of the GPU, as CUDA numbers them in this process."""
 
     def current(self) -> AbstractContextManager[None]:
-        """The GPU is this thread's current one; also while TensorRT is called."""
+        """Make the GPU current in this thread; required for calls to TensorRT as well."""
         ...
 
     def gpu(self) -> Gpu:
-        """Which GPU it is."""
+        """Return the properties of the GPU."""
         ...
 
     def free_memory(self) -> int:
-        """Bytes of the GPU's memory that nobody uses."""
+        """Return the bytes of GPU memory that are free."""
         ...
 
     def malloc(self, size: int) -> int:
-        """The address of so many bytes of the GPU's memory, 256-byte aligned at least."""
+        """Allocate GPU memory, aligned to at least 256 bytes, and return its address."""
         ...
 
     def free(self, address: int) -> None:
-        """Give them back; nothing that uses them may be in flight."""
+        """Free GPU memory; no operation that uses it may be in flight."""
         ...
 
     def malloc_host(self, size: int) -> int:
-        """The address of so many bytes of the host's memory, pinned: copies run beside the host."""
+        """Allocate pinned host memory, for asynchronous copies, and return its address."""
         ...
 
     def free_host(self, address: int) -> None:
-        """Give them back; nothing that uses them may be in flight."""
+        """Free pinned memory; no operation that uses it may be in flight."""
         ...
 
     def create_stream(self) -> int:
-        """A stream that does not wait for CUDA's default stream."""
+        """Create a stream that does not wait for CUDA's default stream."""
         ...
 
     def destroy_stream(self, stream: int) -> None:
-        """Nothing may be in flight on it."""
+        """Destroy a stream; no operation may be in flight on it."""
         ...
 
     def synchronise_stream(self, stream: int) -> None:
-        """Wait on the host until a stream has done all it was given."""
+        """Block the host until a stream has completed everything submitted to it."""
         ...
 
     def create_event(self) -> int:
-        """An event without a clock."""
+        """Create an event without timing."""
         ...
 
     def destroy_event(self, event: int) -> None:
-        """Nobody may be waiting for it."""
+        """Destroy an event; nothing may be waiting for it."""
         ...
 
     def record(self, event: int, stream: int) -> None:
-        """The event stands for all that the stream was given so far, and no more for what it stood
-        for before; those who wait for that already keep waiting for that.
+        """Make the event mark everything submitted to the stream so far.
+
+        This replaces what the event marked before; waits that were already submitted still refer
+        to that.
         """
         ...
 
     def wait(self, stream: int, event: int) -> None:
-        """What the stream is given from now on waits for the event; the host does not."""
+        """Make later work on the stream wait for the event; the host does not wait."""
         ...
 
     def synchronise(self, event: int) -> None:
-        """Wait on the host for the event."""
+        """Block the host until the event has completed."""
         ...
 
     def is_done(self, event: int) -> bool:
-        """Whether what the event stands for is done."""
+        """Return whether the work that the event marks has completed."""
         ...
 
     def upload(self, to: int, source: int, size: int, stream: int) -> None:
-        """Copy bytes from pinned memory to the GPU's."""
+        """Copy bytes from pinned memory to GPU memory."""
         ...
 
     def download(self, to: int, source: int, size: int, stream: int) -> None:
-        """Copy bytes from the GPU's memory to pinned memory."""
+        """Copy bytes from GPU memory to pinned memory."""
         ...
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        """Copy bytes within the GPU's memory."""
+        """Copy bytes within GPU memory."""
         ...
 
     def copy_rows(
@@ -129,27 +131,28 @@ class CudaDriver(Protocol):
         count: int,
         stream: int,
     ) -> None:
-        """Copy ``count`` runs of ``width`` bytes within the GPU's memory, which begin so many bytes
-        (pitch) apart.
+        """Copy ``count`` rows of ``width`` bytes within GPU memory.
+
+        A pitch is the distance between the starts of consecutive rows, in bytes.
         """
         ...
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
-        """Set bytes of the GPU's memory to a value of 0 to 255."""
+        """Set bytes of GPU memory to a value from 0 to 255."""
         ...
 
     def begin_capture(self, stream: int) -> None:
-        """From now on what the stream is given is noted down, not done."""
+        """Start capturing: work submitted to the stream is recorded instead of executed."""
         ...
 
     def end_capture(self, stream: int) -> int:
-        """End that, in any case, and return what was noted down as a graph."""
+        """End the capture, even after an error, and return the recorded work as a graph."""
         ...
 
     def launch(self, graph: int, stream: int) -> None:
-        """Give a stream all that a graph holds, in one call."""
+        """Submit all the work of a graph to a stream in one call."""
         ...
 
     def destroy_graph(self, graph: int) -> None:
-        """It may not be in flight."""
+        """Destroy a graph; it may not be in flight."""
         ...

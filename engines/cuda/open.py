@@ -12,27 +12,29 @@ __all__ = ["open_driver"]
 
 
 def open_driver(index: int = 0) -> CudaDriver:
-    """Open a GPU with cuda-python, or with pycuda where only that is installed or where the
-    environment says ``RBVSR_CUDA=pycuda``.
+    """Open a GPU with cuda-python, or with pycuda.
+
+    pycuda is used if it is the only one installed or if the environment variable ``RBVSR_CUDA`` is
+    set to ``pycuda``.
 
     Args:
-        index: of the GPU, as CUDA counts in this process.
+        index: of the GPU, as CUDA numbers them in this process.
 
     Raises:
-        EngineError: neither package is installed; there is no driver, or it is too old; there is no
-            such GPU; ``RBVSR_CUDA`` names neither package.
+        EngineError: neither package is installed; the driver is missing or too old; the GPU does
+            not exist; ``RBVSR_CUDA`` names neither package.
     """
     wanted = os.environ.get("RBVSR_CUDA", "")
     if wanted not in ("", "cuda-python", "pycuda"):
         raise EngineError(
-            f"RBVSR_CUDA is '{wanted}', but may be 'cuda-python' or 'pycuda': set one of them or "
-            "unset it"
+            f"RBVSR_CUDA is '{wanted}', but must be 'cuda-python' or 'pycuda': set it to one of "
+            "them or unset it"
         )
     installed = {"cuda-python": _is_installed("cuda.bindings"), "pycuda": _is_installed("pycuda")}
     if wanted and not installed[wanted]:
         extra = {"cuda-python": "engines", "pycuda": "pycuda"}[wanted]
         raise EngineError(
-            f"RBVSR_CUDA asks for {wanted}, which is not installed: "
+            f"RBVSR_CUDA selects {wanted}, which is not installed: "
             f"pip install 'rbvsr-deploy[{extra}]', or unset RBVSR_CUDA"
         )
     match wanted or next((name for name in installed if installed[name]), None):
@@ -47,13 +49,13 @@ def open_driver(index: int = 0) -> CudaDriver:
         case _:
             raise EngineError(
                 "running on a GPU needs cuda-python or pycuda, and neither is installed: "
-                "pip install 'rbvsr-deploy[engines]', or 'rbvsr-deploy[pycuda]' where there are "
-                "no wheels of the former"
+                "pip install 'rbvsr-deploy[engines]', or 'rbvsr-deploy[pycuda]' if cuda-python has "
+                "no wheels for this platform"
             )
 
 
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ImportError:  # the package above it is missing
+    except ImportError:  # its parent package is missing
         return False

@@ -1,11 +1,11 @@
-"""Work on several streams that runs at once wherever the data allow, and waits where they do not.
+"""Orders work on several streams by the data it reads and writes.
 
-Every piece of memory (:class:`Block`) remembers what was given to the GPU that reads or writes it,
-byte range by byte range. What is given to a stream next waits, on the GPU, for the writes to what
-it reads and for all uses of what it writes, as far as these are on other streams: within a stream
-things happen in order anyway. So a launch is right wherever it is put, parts of one array may be
-worked on by different streams, and memory that is used again waits for what is still in flight on
-it. The host waits for nothing.
+Every piece of memory (:class:`Block`) remembers which submitted operations read or write it, byte
+range by byte range. An operation waits, on the GPU, for earlier writes to the bytes it reads and
+for all earlier uses of the bytes it writes, if these are on other streams; within a stream,
+operations run in order anyway. So an operation may be submitted to any stream, different streams
+may work on different slices of one array, and reused memory waits for operations still in flight
+on it. The host does not wait.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ Item = TypeVar("Item")
 
 
 class Queue:
-    """A stream, and how far it and what it waited for are known to be."""
+    """A stream, with the known progress of the stream itself and of those it waited for."""
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
-        self.given = 0
-        """Operations it was given."""
+        self.submitted = 0
+        """Number of operations submitted."""
         self.finished = 0
-        """So many of them are known to be done."""
+        """Number of these operations known to have completed."""
         self.after: dict[Queue, int] = {}
-        """So many operations of another queue are done before what this one is given next."""
+        """Number of operations of another queue that this queue's next operation waits for."""
 
 
 class Mark:
-    """The end of one operation on a queue. Its event is used again when nobody knows the mark."""
+    """The end of one operation on a queue. Its event is reused once the mark is garbage."""
 
     __slots__ = ("_idle_events", "event", "number", "queue")
 
     def __init__(self, queue: Queue, idle_events: deque[int]) -> None:
-        queue.given += 1
+        queue.submitted += 1
         self.queue = queue
-        self.number = queue.given
+        self.number = queue.submitted
         self.event: int | None = None
-        """``None`` until the operation is on the stream: for good, if giving it failed half-way."""
+        """``None`` until the operation is on the stream; it stays ``None`` if submitting failed."""
         self._idle_events = idle_events
 
     @property
     def is_past(self) -> bool:
-        """Whether the host knows the operation to be done."""
+        """True if the host knows that the operation has completed."""
         return self.number <= self.queue.finished
 
     def __del__(self) -> None:
@@ -70,7 +70,7 @@ class _Access(NamedTuple):
 
 
 class Block:
-    """Memory that the GPU reads and writes, its own or pinned memory of the host.
+    """Memory that the GPU reads and writes: GPU memory or pinned host memory.
 
     Args:
         address: of the first byte.
@@ -83,22 +83,23 @@ class Block:
         self._accesses: list[_Access] = []
 
     def marks(self, start: int = 0, stop: int | None = None, *, writes: bool) -> Iterator[Mark]:
-        """What a use of some bytes has to wait for: writes to them, or all uses if it writes."""
+        """Yield the marks a use of some bytes must wait for: writes, or all uses if it writes."""
         stop = self.size if stop is None else stop
         for access in self._accesses:
             if access.start < stop and start < access.stop and (writes or access.writes):
                 yield access.mark
 
-    def note(self, start: int, stop: int, mark: Mark, *, writes: bool) -> None:
-        """Remember a use that waits for :meth:`marks`, in place of those that it makes
-        superfluous: a write comes after all others, a read after those on its own queue.
+    def remember(self, start: int, stop: int, mark: Mark, *, writes: bool) -> None:
+        """Remember a use that waits for :meth:`marks`, and forget the uses it supersedes.
+
+        A write supersedes all earlier uses; a read supersedes earlier reads on its own queue.
         """
         kept = [_Access(start, stop, mark, writes)]
         for access in self._accesses:
             if access.mark.is_past:
                 continue
             if writes or (not access.writes and access.mark.queue is mark.queue):
-                # What is left of it on both sides.
+                # Keep the rest of it on both sides.
                 for a, b in ((access.start, start), (stop, access.stop)):
                     left = max(a, access.start), min(b, access.stop)
                     if left[0] < left[1]:
@@ -109,17 +110,17 @@ class Block:
 
 
 Span = tuple[Block, int, int]
-"""Bytes of a block: from the second up to, not including, the third."""
+"""Bytes of a block: start (inclusive) and stop (exclusive)."""
 
 
 class Queues:
-    """Some streams of a GPU.
+    """Creates the streams of a GPU and submits work to them.
 
     Args:
         driver: of the GPU.
 
     Raises:
-        EngineError: as the driver does, here and everywhere below.
+        EngineError: the driver failed; every method may raise it.
     """
 
     def __init__(self, driver: CudaDriver) -> None:
@@ -129,7 +130,7 @@ class Queues:
         self._idle_events: deque[int] = deque()
 
     def open(self) -> Queue:
-        """One more."""
+        """Create a queue."""
         queue = Queue(self._driver.create_stream())
         self._queues.append(queue)
         return queue
@@ -142,22 +143,22 @@ class Queues:
         reads: Iterable[Span] = (),
         writes: Iterable[Span] = (),
     ) -> Mark:
-        """Give a queue some work, after all that it depends on.
+        """Submit work to a queue, after everything it depends on.
 
         Args:
-            queue: where to.
-            work: is called with the stream, puts the work onto it and returns without waiting.
-            reads, writes: the bytes it reads and writes; what it writes it may also read.
+            queue: to submit to.
+            work: called with the stream; submits the work to it and returns without waiting.
+            reads, writes: the bytes it reads and writes; bytes it writes may also be read.
         """
         uses = [(span, False) for span in reads] + [(span, True) for span in writes]
         for (block, start, stop), is_write in uses:
             for mark in block.marks(start, stop, writes=is_write):
                 self._wait(queue, mark)
-        # Noted before it is given: if giving it fails half-way, or the user stops the program just
-        # there, others still find the mark, see that it has no event and wait for all of the queue.
+        # Remembered before it is submitted: if submitting fails or the user interrupts the program
+        # here, others still find the mark, see that it has no event and wait for the whole queue.
         mark = Mark(queue, self._idle_events)
         for (block, start, stop), is_write in uses:
-            block.note(start, stop, mark, writes=is_write)
+            block.remember(start, stop, mark, writes=is_write)
         work(queue.stream)
         event = self._event()
         try:
@@ -169,7 +170,7 @@ class Queues:
         return mark
 
     def finish(self, *marks: Mark) -> None:
-        """Wait on the host until operations are done."""
+        """Block the host until operations have completed."""
         for mark in marks:
             if mark.is_past:
                 continue
@@ -180,7 +181,7 @@ class Queues:
                 mark.queue.finished = max(mark.queue.finished, mark.number)
 
     def are_done(self, marks: Iterable[Mark]) -> bool:
-        """Whether operations are done, without waiting for them."""
+        """Return whether operations have completed, without waiting for them."""
         for mark in marks:
             if mark.is_past:
                 continue
@@ -190,12 +191,12 @@ class Queues:
         return True
 
     def finish_all(self) -> None:
-        """Wait on the host until all that was given to all queues is done."""
+        """Block the host until all operations of all queues have completed."""
         for queue in self._queues:
             self._finish_queue(queue)
 
     def close(self) -> None:
-        """Free streams and events; nothing may be in flight, and nothing is submitted any more."""
+        """Free streams and events; no operation may be in flight or be submitted later."""
         free_each(self._events, self._driver.destroy_event)
         free_each(self._queues, lambda queue: self._driver.destroy_stream(queue.stream))
 
@@ -209,12 +210,12 @@ class Queues:
             queue.after[mark.queue] = mark.number
 
     def _finish_queue(self, queue: Queue) -> None:
-        given = queue.given
+        submitted = queue.submitted
         self._driver.synchronise_stream(queue.stream)
-        queue.finished = max(queue.finished, given)
+        queue.finished = max(queue.finished, submitted)
 
     def _event(self) -> int:
-        # Marks may be let go of in any thread: taking from a deque needs no lock.
+        # Marks may be garbage collected in any thread: taking from a deque needs no lock.
         with suppress(IndexError):
             return self._idle_events.popleft()
         event = self._driver.create_event()
@@ -223,8 +224,9 @@ class Queues:
 
 
 def free_each(items: list[Item], free: Callable[[Item], None]) -> None:
-    """Free what is in a list, from its end. A GPU that fails does so at every call: one that cannot
-    be freed does not keep the others, and went with the GPU's context.
+    """Free the items of a list, last first, and continue after failures.
+
+    A GPU that has failed does so at every call; its resources are gone with its context.
     """
     while items:
         try:

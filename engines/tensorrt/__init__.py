@@ -1,7 +1,7 @@
-"""The bundle's graphs under TensorRT 8.6, 10, 11 and TensorRT-RTX.
+"""Runs the bundle's graphs with TensorRT 8.6, 10, 11 and TensorRT-RTX.
 
-``flavours.py`` is the one place that knows how these differ. ``build.py`` compiles a graph,
-``plans.py`` finds the compiled engines that fit a machine or has them made, ``engine.py`` runs them
-with everything in the GPU's memory, by way of ``launches.py``. ``open.py`` puts these together,
-``base.py`` says what they ask of each other.
+``flavours.py`` contains everything that differs between these. ``build.py`` compiles graphs,
+``compile.py`` adds compiled engines to a bundle, and ``plans.py`` finds or compiles engines that
+fit a machine. ``engine.py`` runs them through ``launches.py`` with all data in GPU memory.
+``open.py`` assembles these parts, and ``base.py`` defines the protocols between them.
 """

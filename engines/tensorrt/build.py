@@ -1,7 +1,7 @@
-"""Compiling graphs for a kind of GPU: one engine per graph, for all sizes of a profile.
+"""Compiles graphs for one kind of GPU: one engine per graph, for all sizes of a profile.
 
-The builder is driven through its own API: Polygraphy chooses its TensorRT by an environment
-variable once per process, and both flavours may be met in one.
+This uses the builder's own API because Polygraphy selects its TensorRT by an environment variable,
+once per process, and both flavours may be used in one process.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.bundle import Manifest
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
-from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, made
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, checked
 from rbvsr_deploy.engines.tensorrt.network import check_network
 from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
 from rbvsr_deploy.errors import EngineError
@@ -37,32 +37,32 @@ __all__ = [
 ]
 
 Progress = Callable[[str, str, int, int], None]
-"""Called with the graph, the builder's phase, the steps done and all steps; from any thread."""
+"""Called with graph, builder phase, steps completed and total steps; from any thread."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the builder is asked for besides sizes; ``None`` is TensorRT's own default."""
+    """Settings of the builder; ``None`` selects TensorRT's own default."""
 
     workspace: int | None = None
-    """Bytes of device memory a kernel may use for intermediate results."""
+    """Limit on GPU memory a kernel may use for intermediate results, in bytes."""
     optimization_level: int | None = None
-    """0 to 5: how long to look for fast kernels."""
+    """0 to 5; higher levels search longer for fast kernels."""
     version_compatible: bool = False
-    """Whether later versions of TensorRT may run the engines."""
+    """Allow later versions of TensorRT to run the engines."""
     hardware_compatible: bool = False
-    """Whether any GPU from compute capability 8.0 on may run the engines."""
+    """Allow any GPU of compute capability 8.0 or higher to run the engines."""
 
 
 def this_platform() -> str:
-    """Operating system and processor, as in :attr:`EngineSet.platform`."""
+    """Return the operating system and processor, as in :attr:`EngineSet.platform`."""
     system = {"win32": "windows"}.get(sys.platform, sys.platform)
     machine = platform.machine().lower()
     return f"{system}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
 
 
 def describe_gpu(driver: CudaDriver) -> Gpu:
-    """Which GPU a driver has."""
+    """Return the properties of a driver's GPU."""
     with driver.current():
         return driver.gpu()
 
@@ -84,19 +84,19 @@ def build_engine_set(
         tensorrt: the flavour to compile with.
         manifest: of the bundle.
         graphs: serialised ONNX model by graph name.
-        profile: the sizes and batches engines will take.
-        compute_capability: of the GPUs engines are for, such as "8.9".
-        driver: of this machine's GPU, if it has one: plain TensorRT compiles on it, and for it
-            only.
-        options: see there.
-        progress: told how far the builder is.
+        profile: the sizes and batches that the engines will accept.
+        compute_capability: of the GPUs that will run the engines, for example "8.9".
+        driver: of this machine's GPU, if it has one; plain TensorRT compiles on this GPU and only
+            for it.
+        options: of the builder.
+        progress: called as the builder advances.
 
     Returns:
         The set, with the layers of every parsed network, and the serialised engines by graph.
 
     Raises:
-        EngineError: this flavour cannot compile for that compute capability, a graph is refused,
-            not read as it was meant, or not built; TensorRT's own text is in the sentence.
+        EngineError: this flavour cannot compile for that compute capability, or a graph was
+            rejected, misread or not built; the message includes TensorRT's own.
     """
     options = options or BuildOptions()
     gpu = None if driver is None else describe_gpu(driver)
@@ -126,10 +126,11 @@ def build_engine_set(
 def check_target(
     tensorrt: TensorRT, compute_capability: str, *, gpu: Gpu | None, options: BuildOptions
 ) -> None:
-    """Find out before long work whether engines can be compiled.
+    """Check before long work that engines can be compiled.
 
     Raises:
-        EngineError: not with this flavour for that compute capability, or not with these options.
+        EngineError: this flavour cannot compile for that compute capability, or not with these
+            options.
     """
     offered = tensorrt.compute_capabilities()
     if offered is not None and compute_capability not in offered:
@@ -140,25 +141,28 @@ def check_target(
         )
     if offered is not None and options.hardware_compatible:
         raise EngineError(
-            f"{tensorrt.name} has no hardware-compatible engines: name every GPU to compile for "
-            "with --compute-capability, such as 8.6,8.9,12.0"
+            f"{tensorrt.name} has no hardware-compatible engines: give the compute capability of "
+            "every GPU to compile for, such as 8.6,8.9,12.0",
+            parameters=("compute_capabilities",),
         )
     if offered is None and gpu is None:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles on the GPU that will run the engines, "
-            "and there is none here: compile there, or with --target tensorrt-rtx"
+            "and there is none here: compile there, or for the target tensorrt-rtx",
+            parameters=("target",),
         )
     if offered is None and gpu is not None and compute_capability != gpu.compute_capability:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles for the GPU it runs on only, which is "
             f"{gpu.name} of compute capability {gpu.compute_capability}, not "
-            f"{compute_capability}: compile on such a GPU, or with --target tensorrt-rtx"
+            f"{compute_capability}: compile on such a GPU, or for the target tensorrt-rtx",
+            parameters=("target",),
         )
 
 
 @dataclass(frozen=True)
 class _Build:
-    """One graph's way into an engine."""
+    """Compiles one graph into an engine."""
 
     tensorrt: TensorRT
     graph: str
@@ -171,10 +175,10 @@ class _Build:
     def run(
         self, model: bytes, timing_cache: TimingCache | None, progress: Progress
     ) -> tuple[dict[str, int], bytes]:
-        """Table of layers, and the serialised engine."""
+        """Return the table of layers and the serialised engine."""
         stopped = threading.Event()
-        # TensorRT calls back while it builds, and Ctrl-C is raised in whatever the main thread
-        # runs, which must not be a callback: so the main thread only waits.
+        # TensorRT calls back while it builds. Ctrl-C is raised in the main thread, which must not
+        # be in a callback then, so the main thread only waits.
         with ThreadPoolExecutor(1) as worker:
             future = worker.submit(self._run, model, timing_cache, progress, stopped)
             try:
@@ -183,7 +187,7 @@ class _Build:
                 stopped.set()
 
     def _run(self, *arguments: Any) -> tuple[dict[str, int], bytes]:
-        """In the worker's thread, which has a current GPU of its own."""
+        """Run in the worker thread, where the GPU must be made current too."""
         with contextlib.nullcontext() if self.driver is None else self.driver.current():
             return self._build(*arguments)
 
@@ -198,16 +202,16 @@ class _Build:
         where = f"graph '{self.graph}'"
         named = f"{tensorrt.name} {tensorrt.version}"
         with tensorrt.attempt(f"{named} does not start"):
-            builder = made(module.Builder(tensorrt.logger))
+            builder = checked(module.Builder(tensorrt.logger))
             network = tensorrt.create_network(builder)
-            parser = made(module.OnnxParser(network, tensorrt.logger))
-        with tensorrt.attempt(f"{where} is refused by the parser of {named}"):
-            made(parser.parse(model))
+            parser = checked(module.OnnxParser(network, tensorrt.logger))
+        with tensorrt.attempt(f"{where} was rejected by the parser of {named}"):
+            checked(parser.parse(model))
         layers = check_network(
             tensorrt, network, graph=self.graph, precision=self.manifest.precision
         )
         with tensorrt.attempt(f"{where} could not be compiled by {named}"):
-            config = made(builder.create_builder_config())
+            config = checked(builder.create_builder_config())
             self._configure(builder, network, config)
             tensorrt.watch(
                 config,
@@ -216,20 +220,20 @@ class _Build:
             )
             if timing_cache is not None:
                 timing_cache.attach(config)
-            plan = bytes(made(builder.build_serialized_network(network, config)))
+            plan = bytes(checked(builder.build_serialized_network(network, config)))
             if timing_cache is not None:
                 timing_cache.keep(config)
         return layers, plan
 
     def _configure(self, builder: Any, network: Any, config: Any) -> None:
         tensorrt, options = self.tensorrt, self.options
-        tensorrt.ask_for_precision(
+        tensorrt.set_precision(
             config,
             network,
             precision=self.manifest.precision,
             quantised=self.manifest.quantisation is not None,
         )
-        tensorrt.aim(config, compute_capability=self.compute_capability)
+        tensorrt.set_compute_capability(config, compute_capability=self.compute_capability)
         if options.workspace is not None:
             pool = tensorrt.module.MemoryPoolType.WORKSPACE
             config.set_memory_pool_limit(pool, options.workspace)
@@ -239,9 +243,9 @@ class _Build:
             tensorrt.allow_other_versions(config)
         if options.hardware_compatible:
             tensorrt.allow_other_gpus(config)
-        profile = made(builder.create_optimization_profile())
+        profile = checked(builder.create_optimization_profile())
         spec = GRAPHS[self.graph]
         for name, shapes in self.profile.shapes(spec, channels=self.manifest.channels).items():
             profile.set_shape(name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            raise RuntimeError(f"TensorRT refused the sizes {self.profile}")
+            raise RuntimeError(f"TensorRT rejected the sizes {self.profile}")

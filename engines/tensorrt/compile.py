@@ -1,4 +1,4 @@
-"""Putting compiled engines into a bundle: for which GPUs, and by which TensorRT."""
+"""Compiles engines into a bundle, after choosing the GPUs to compile for and the TensorRT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rbvsr_deploy.bundle import check_bundle_path, open_bundle, write_bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.build import (
     BuildOptions,
     Progress,
@@ -17,6 +17,7 @@ from rbvsr_deploy.engines.tensorrt.build import (
     describe_gpu,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, installed_flavours, load_flavour
+from rbvsr_deploy.engines.tensorrt.signing import sign
 from rbvsr_deploy.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Target",
-    "Wish",
+    "TargetName",
     "check_installed",
     "choose_targets",
     "compile_into_bundle",
     "flavour_for",
 ]
 
-Wish = Literal["auto", "tensorrt", "tensorrt-rtx"]
-"""``auto``: whichever TensorRT compiles for this machine's GPU."""
+TargetName = Literal["auto", "tensorrt", "tensorrt-rtx"]
+"""A flavour, or ``auto`` for the first installed one that compiles for this machine's GPU."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +43,41 @@ class Target:
     tensorrt: TensorRT
     compute_capability: str
     driver: CudaDriver | None
-    """Of this machine's GPU."""
+    """The driver of this machine's GPU, if it has one."""
 
 
 def choose_targets(
-    wish: Wish, compute_capabilities: Sequence[str] = (), *, options: BuildOptions
+    name: TargetName, compute_capabilities: Sequence[str] = (), *, options: BuildOptions
 ) -> list[Target]:
-    """What to compile, found out before long work.
+    """Choose the engine sets to compile, before long work.
 
     Args:
-        wish: a flavour, or this machine.
-        compute_capabilities: of the GPUs engines are for; this machine's if there are none.
+        name: a flavour, or ``auto``.
+        compute_capabilities: of the GPUs that will run the engines; this machine's if empty.
         options: of the builder.
 
     Raises:
-        EngineError: there is no GPU where one is needed, no TensorRT, or none that compiles for
-            what is asked.
+        EngineError: a GPU is needed but missing, TensorRT is not installed, or no installed
+            flavour compiles for the requested GPUs.
     """
     driver, no_gpu = _this_machines_driver()
     gpu = None if driver is None else describe_gpu(driver)
     wanted = list(dict.fromkeys(compute_capabilities))
-    if wish == "auto":
+    if name == "auto":
         if gpu is None:
             raise EngineError(
-                f"there is no GPU here to compile for ({no_gpu}): name the GPUs that will run the "
-                "engines, such as --target tensorrt-rtx --compute-capability 8.6,8.9"
+                f"there is no GPU here to compile for ({no_gpu}): give the target tensorrt-rtx and "
+                "the compute capabilities of the GPUs that will run the engines, such as 8.6,8.9",
+                parameters=("target", "compute_capabilities"),
             )
         tensorrt = flavour_for(gpu, options=options)
     else:
-        tensorrt = load_flavour(wish)
+        tensorrt = load_flavour(name)
         if tensorrt.compute_capabilities() is not None and gpu is None and not wanted:
             raise EngineError(
-                f"{wish} must be told which GPUs to compile for, as there is none here ({no_gpu}): "
-                "give their compute capabilities, such as --compute-capability 8.6,8.9,12.0"
+                f"{name} needs to know which GPUs to compile for, as there is none here "
+                f"({no_gpu}): give their compute capabilities, such as 8.6,8.9,12.0",
+                parameters=("compute_capabilities",),
             )
     if not wanted:
         wanted = [gpu.compute_capability] if gpu is not None else [""]
@@ -84,10 +87,10 @@ def choose_targets(
 
 
 def check_installed() -> None:
-    """Refuse to begin without any TensorRT.
+    """Check that TensorRT is installed.
 
     Raises:
-        EngineError: there is none.
+        EngineError: no flavour is installed.
     """
     if not installed_flavours():
         raise EngineError(
@@ -97,10 +100,10 @@ def check_installed() -> None:
 
 
 def flavour_for(gpu: Gpu, *, options: BuildOptions) -> TensorRT:
-    """The first TensorRT that is installed and compiles for a GPU.
+    """Return the first installed TensorRT that compiles for a GPU.
 
     Raises:
-        EngineError: there is none.
+        EngineError: no installed flavour does.
     """
     check_installed()
     reasons = []
@@ -126,24 +129,24 @@ def compile_into_bundle(
     progress: Progress = lambda graph, phase, step, steps: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[EngineSet, ...]:
-    """Add engine sets to a bundle, and take others out, in one piece or not at all.
+    """Add engine sets to a bundle, signed by this user, and remove others, atomically.
 
     Args:
         path: a bundle.
-        targets: sets to compile; one of the same name is replaced.
+        targets: sets to compile; an existing set of the same name is replaced.
         profile: sizes and batches.
         options: of the builder.
-        remove: names of sets to take out.
-        output: where to write the bundle; over ``path`` if ``None``.
-        progress: told how far the builder is.
-        report: called with a line per set.
+        remove: names of sets to remove.
+        output: where to write the bundle; ``None`` overwrites ``path``.
+        progress: called as the builder advances.
+        report: called with one line per set.
 
     Returns:
-        The sets the bundle holds now.
+        The sets that the bundle now contains.
 
     Raises:
-        BundleError: it cannot be read or written, or holds no set of a name in ``remove``.
-        EngineError: compiling failed; the file stays as it was.
+        BundleError: it cannot be read or written, or does not contain a set named in ``remove``.
+        EngineError: compiling failed; the file is unchanged.
     """
     output = output or path
     check_bundle_path(output)
@@ -151,7 +154,7 @@ def compile_into_bundle(
     sets = {engine_set.name: engine_set for engine_set in bundle.manifest.engine_sets}
     if unknown := [name for name in remove if name not in sets]:
         raise BundleError(
-            f"'{path}' holds no engine set '{unknown[0]}' to remove; it holds "
+            f"'{path}' does not contain the engine set '{unknown[0]}' to remove; it contains "
             f"{', '.join(sets) or 'none'}"
         )
     engines = {
@@ -170,6 +173,7 @@ def compile_into_bundle(
             options=options,
             progress=progress,
         )
+        engine_set = sign(engine_set, bundle.graphs(), plans)
         engines[engine_set.name] = engine_set, plans
         size = sum(len(plan) for plan in plans.values()) / 1e6
         report(f"compiled {engine_set.name}: {size:.1f} MB")
@@ -178,7 +182,7 @@ def compile_into_bundle(
 
 
 def _this_machines_driver() -> tuple[CudaDriver | None, str]:
-    """A driver; or ``None``, and why there is none."""
+    """Return the driver of this machine's GPU, or ``None`` and the reason."""
     from rbvsr_deploy.engines.cuda.open import open_driver
 
     try:

@@ -1,10 +1,10 @@
-"""The device runtime: TensorRT's engines with everything in the GPU's memory.
+"""Runs TensorRT engines with all data in GPU memory.
 
-Graphs, uploads and downloads are given to streams and the host goes on at once; what waits for what
-follows from the arrays (:mod:`rbvsr_deploy.engines.cuda.queues`). The host waits only where values
-are asked for, and where it is so far ahead that the pinned memory for uploads is used up.
+Graphs, uploads and downloads are submitted to streams and the host continues immediately; the
+dependencies between them follow from the arrays (:mod:`rbvsr_deploy.engines.cuda.queues`). The host
+waits only for requested values, and when the pinned memory for uploads is used up.
 
-Who owns which memory is said in :mod:`rbvsr_deploy.engines.cuda.buffers` and
+The ownership of memory is described in :mod:`rbvsr_deploy.engines.cuda.buffers` and
 :mod:`rbvsr_deploy.engines.tensorrt.launches`.
 """
 
@@ -15,13 +15,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array, Description, Network
+from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.cuda.buffers import DeviceArray, DevicePool, PinnedPool, host_array
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues
@@ -34,41 +33,42 @@ __all__ = ["TensorRTEngine"]
 
 logger = logging.getLogger(__name__)
 
-# The two branches do not depend on each other. Pictures are made while the forward branch goes on,
-# which needs the next flows: these must not stand in line behind the pictures.
+# The two branches are independent of each other. Outputs are computed while the forward branch
+# continues. That branch needs the next flows, which must not queue up after the outputs.
 _QUEUE_OF = {
     "ingest": "frames",
     "clean": "frames",
     "flow": "frames",
     "backward": "backward",
     "forward": "forward",
-    "reconstruct": "pictures",
-    "emit": "pictures",
+    "reconstruct": "outputs",
+    "emit": "outputs",
 }
 
 _UPLOADS, _RESULTS = 4, 8
-"""Pinned blocks of one size: on their way to the GPU; held by results, beyond which results are
-copied to plain memory."""
+"""Maximum numbers of pinned blocks of one size: for uploads, and for results that the caller holds;
+further results are copied to pageable memory."""
 
 
-class TensorRTEngine:
-    """An :class:`~rbvsr_deploy.engines.base.Engine` on TensorRT. Calls may come from any thread,
-    from one at a time.
+class TensorRTEngine(Engine):
+    """An :class:`~rbvsr_deploy.engines.base.Engine` on TensorRT.
+
+    Any thread may call it, but only one at a time.
 
     Args:
-        network: what the graphs are of.
-        plans: where compiled engines come from.
-        runtime: runs them; belongs to the engine from now on.
+        network: that the graphs belong to.
+        plans: the source of compiled engines.
+        runtime: runs them; this engine takes ownership of it.
         driver: of the GPU.
         model: file name of the bundle.
         weights: SHA-256 of the bundle.
-        reason: why TensorRT was taken, as a clause.
-        size: H and W of the frames that are to come; if ``None``, compiled engines are looked for
-            when the first come.
-        batch: frames per run of the graphs without recurrence, at most.
+        reason: why TensorRT was chosen, as a clause.
+        size: H and W of the frames to expect; if ``None``, compiled engines are chosen when the
+            first frames arrive.
+        batch: maximum number of frames per run of the graphs without recurrence.
 
     Raises:
-        EngineError: none of the compiled engines runs here.
+        EngineError: none of the compiled engines runs on this machine.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class TensorRTEngine:
         self._size, self._batch = size or (1, 1), batch
         self._closed = self._freed = False
         self._has_runtime = True
-        # Arrays that are being downloaded: as long as the last two are held, later ones get other
-        # memory, and computing them does not wait for the copies.
-        self._leaving: deque[DeviceArray] = deque(maxlen=2)
+        # Arrays being downloaded. Holding the last two makes later arrays use other memory, so that
+        # computing them does not wait for the copies.
+        self._downloading: deque[DeviceArray] = deque(maxlen=2)
         self._queues = Queues(driver)
-        self._device = DevicePool(driver, self._queues, on_shortage=self._let_go)
+        self._device = DevicePool(driver, self._queues, on_shortage=self._free_optional)
         self._pinned = PinnedPool(driver, self._queues)
         self._queue: dict[str, Queue] = {}
         self._launches = Launches(network, driver, self._queues, pool=self._device)
@@ -142,18 +142,18 @@ class TensorRTEngine:
             )
             return array
 
-    def part(self, array: Array, start: int, stop: int) -> Array:
-        return array.part(start, stop)
+    def slice(self, array: Array, start: int, stop: int) -> Array:
+        return array.slice(start, stop)
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         n, channels, height, width = array.shape
         row = width * array.dtype.itemsize
         with self._entered():
-            some = self._empty((n, channels, bottom - top, width), array.dtype)
+            copy = self._empty((n, channels, bottom - top, width), array.dtype)
             self._queues.submit(
-                self._queue["pictures"],
+                self._queue["outputs"],
                 lambda stream: self._driver.copy_rows(
-                    some.address,
+                    copy.address,
                     (bottom - top) * row,
                     array.address + top * row,
                     height * row,
@@ -162,25 +162,25 @@ class TensorRTEngine:
                     stream=stream,
                 ),
                 reads=[array.span],
-                writes=[some.span],
+                writes=[copy.span],
             )
-            return some
+            return copy
 
     def upload(self, array: NDArray[Any]) -> Array:
         with self._entered():
             loan = self._pinned.lend(array.nbytes, most=_UPLOADS)
             np.copyto(host_array(loan, array.shape, array.dtype), array)
-            there = self._empty(array.shape, array.dtype)
+            uploaded = self._empty(array.shape, array.dtype)
             block = loan.block
             self._queues.submit(
                 self._queue["upload"],
                 lambda stream: self._driver.upload(
-                    there.address, block.address, there.nbytes, stream
+                    uploaded.address, block.address, uploaded.nbytes, stream
                 ),
-                reads=[(block, 0, there.nbytes)],
-                writes=[there.span],
+                reads=[(block, 0, uploaded.nbytes)],
+                writes=[uploaded.span],
             )
-            return there
+            return uploaded
 
     def download(self, array: Array) -> NDArray[Any]:
         return self.begin_download(array)()
@@ -196,14 +196,14 @@ class TensorRTEngine:
                 reads=[array.span],
                 writes=[(block, 0, size)],
             )
-            self._leaving.append(array)
+            self._downloading.append(array)
 
         def finish() -> NDArray[Any]:
             if not mark.is_past:
                 with self._entered():
                     self._queues.finish(mark)
             with suppress(ValueError):
-                self._leaving.remove(array)
+                self._downloading.remove(array)
             values = host_array(loan, array.shape, array.dtype)
             return values.copy() if self._pinned.count(size) > _RESULTS else values
 
@@ -228,13 +228,15 @@ class TensorRTEngine:
         )
 
     def close(self) -> None:
-        """Free everything, after what is in flight is done. Results stay, and so do their pinned
-        blocks until they are garbage. Closing again goes on where it was interrupted.
+        """Wait for operations in flight, then free everything except results.
+
+        Pinned blocks of results are freed when the results are garbage collected. If closing was
+        interrupted, calling it again resumes.
         """
         self._closed = True
         if self._freed:
             return
-        self._leaving.clear()
+        self._downloading.clear()
         with self._driver.current():
             self._launches.unload()
             self._close_runtime()
@@ -251,22 +253,11 @@ class TensorRTEngine:
             except EngineError as error:
                 logger.warning("%s", first_line(error))
 
-    def __enter__(self) -> TensorRTEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        """The GPU is the present thread's, and the engine is open."""
+        """Check that the engine is open, and make the GPU current in this thread."""
         if self._closed:
-            raise EngineError(f"the engine of '{self._model}' is closed: open another")
+            raise EngineError(f"the engine of '{self._model}' is closed: open a new one")
         with self._driver.current():
             yield
 
@@ -278,19 +269,21 @@ class TensorRTEngine:
         self, graph: str, shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[DeviceArray, ...]:
         spec = GRAPHS[graph]
-        of_outputs = spec.output_shapes(shapes[spec.inputs[0].name], channels=self.network.channels)
+        output_shapes = spec.output_shapes(
+            shapes[spec.inputs[0].name], channels=self.network.channels
+        )
         dtypes = (item.numpy_dtype(self.network.precision) for item in spec.outputs)
         return tuple(
             self._empty(shape, np.dtype(dtype))
-            for shape, dtype in zip(of_outputs, dtypes, strict=True)
+            for shape, dtype in zip(output_shapes, dtypes, strict=True)
         )
 
-    def _let_go(self) -> None:
-        self._leaving.clear()
-        self._launches.let_go()
+    def _free_optional(self) -> None:
+        self._downloading.clear()
+        self._launches.free_optional()
 
     def _fit(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Load other engines where those that are loaded do not take such inputs."""
+        """Load other engines if the loaded ones do not accept inputs of these shapes."""
         if self._launches.covers(graph, shapes):
             return
         first = GRAPHS[graph].inputs[0]
@@ -298,32 +291,32 @@ class TensorRTEngine:
         if "4H" in sizes:
             sizes |= {"H": sizes["4H"] // 4, "W": sizes["4W"] // 4}
         height, width = sizes["H"], sizes["W"]
-        if _QUEUE_OF[graph] == "pictures" and width == self._size[1]:
+        if _QUEUE_OF[graph] == "outputs" and width == self._size[1]:
             height = max(height, self._size[0])  # a band of the frames
         self._load(height, width, batch=max(self._batch, sizes["N"]))
 
     def _load(self, height: int, width: int, *, batch: int) -> None:
-        """Load the first engines that fit frames of a size."""
+        """Load the first engines that accept frames of a size."""
         self._launches.unload()
         self._device.release()
         self._size = height, width
         queue_of = {graph: self._queue[name] for graph, name in _QUEUE_OF.items()}
-        refused: EngineError | None = None
+        rejected: EngineError | None = None
         for candidate in self._plans.candidates(height, width, batch=batch):
             if not candidate.engine_set.profile.covers(height, width, batch=batch):
                 continue
             try:
                 self._launches.load(self._runtime, candidate, queue_of=queue_of)
             except DeviceMemoryError:
-                raise  # others are no smaller
+                raise  # other engines are not smaller
             except EngineError as error:
                 logger.warning("engines %s are not used: %s", candidate.reason, first_line(error))
-                refused = error
+                rejected = error
                 self._launches.unload()
             else:
                 return
         raise EngineError(
-            f"there are no TensorRT engines for {width}x{height}, {batch} at once, that run here"
-            + (f" (the last was refused: {first_line(refused)})" if refused else "")
+            f"no TensorRT engines for {width}x{height} in batches of {batch} run on this machine"
+            + (f" (the last ones failed to load: {first_line(rejected)})" if rejected else "")
             + ": build some with rbvsr-build"
         )

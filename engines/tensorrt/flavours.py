@@ -1,8 +1,8 @@
-"""The one place that knows how TensorRT 8.6, 10, 11 and TensorRT-RTX differ.
+"""Hides the differences between TensorRT 8.6, 10, 11 and TensorRT-RTX.
 
-All of them parse ONNX, take optimisation profiles, build, deserialise and launch
+All of them parse ONNX, accept optimisation profiles, build, deserialise and launch
 (``set_tensor_address``, ``execute_async_v3``) with the same calls. They differ in how precision is
-asked for, in who owns the memory of intermediate results, and in which GPUs can be built for.
+requested, who owns the memory of intermediate results, and which GPUs they can build for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rbvsr_deploy.engine_sets import Flavour
+from rbvsr_deploy.bundle.engine_sets import Flavour
 from rbvsr_deploy.engines.memory import failure
 from rbvsr_deploy.errors import (
     EngineError,
@@ -30,7 +30,7 @@ from rbvsr_deploy.graphs import Precision
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import Gpu
 
-__all__ = ["TensorRT", "installed_flavours", "load_flavour", "made"]
+__all__ = ["TensorRT", "checked", "installed_flavours", "load_flavour"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +40,22 @@ _PACKAGES: dict[Flavour, tuple[str, str]] = {
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
 }
-"""Import name and extra of each flavour, the preferred one first."""
+"""Import name and pip extra of each flavour, the preferred one first."""
 
 _OLDEST = (8, 6)
 
-# Where in TensorRT's own sources an error was found.
-_NOT_FOR_USERS = re.compile(r"^\[[\w.:]+\] | In \w+ at \S+\.(cpp|h|cu):\d+")
+# The positions in its own sources that TensorRT adds to errors.
+_SOURCE_POSITION = re.compile(r"^\[[\w.:]+\] | In \w+ at \S+\.(cpp|h|cu):\d+")
 
 
 def installed_flavours() -> tuple[Flavour, ...]:
-    """The flavours whose packages are there, the preferred one first; none is imported."""
+    """Return the installed flavours, the preferred one first, without importing them."""
     return tuple(name for name, (package, _) in _PACKAGES.items() if find_spec(package))
 
 
 @functools.cache
 def load_flavour(name: Flavour) -> TensorRT:
-    """Import a flavour. There is one object of each in a process, as TensorRT keeps the first
-    logger it is given.
+    """Import a flavour, once per process, because TensorRT keeps the first logger it is given.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -69,20 +68,20 @@ def load_flavour(name: Flavour) -> TensorRT:
         module = importlib.import_module(package)
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
-            f"'{package}' is installed but does not load ({first_line(error)}): install it anew "
-            "with the libraries of its own version"
+            f"'{package}' is installed but does not load ({first_line(error)}): reinstall it "
+            "together with the libraries of the same version"
         ) from error
     return TensorRT(name, module)
 
 
-def made(result: T | None) -> T:
-    """What TensorRT returned; it returns nothing, or ``False``, where it has failed.
+def checked(result: T | None) -> T:
+    """Return a result of TensorRT, which returns ``None`` or ``False`` after a failure.
 
     Raises:
-        RuntimeError: that is the case. :meth:`TensorRT.attempt` makes a sentence of it.
+        RuntimeError: the call failed; :meth:`TensorRT.attempt` turns this into a clear message.
     """
     if result is None or result is False:
-        raise RuntimeError("TensorRT refused without a word")
+        raise RuntimeError("TensorRT failed without an error message")
     return result
 
 
@@ -107,42 +106,42 @@ class TensorRT:
                 f"TensorRT {self.version} is too old: 8.6 or newer is needed (JetPack 6.0 or newer)"
             )
         self._is_rtx = name == "tensorrt-rtx"
-        # Before 10 the builder chooses precisions, within what flags allow it; from 10 on the
-        # graph's own types hold, from 11 on always.
+        # Before 10 the builder chooses precisions within the limits set by flags; 10 follows the
+        # graph's own types if asked to, and 11 always does.
         self._weakly_typed = not self._is_rtx and number < (10, 0)
-        self._asks_for_types = not self._is_rtx and (10, 0) <= number < (11, 0)
+        self._requests_strong_typing = not self._is_rtx and (10, 0) <= number < (11, 0)
         self.scratch_by_shape = self._is_rtx or number >= (10, 1)
-        """Whether engines take scratch memory for the present shapes; else for their largest."""
+        """Whether scratch memory is sized for the current shapes, not for the largest ones."""
         self.logger = _collecting_logger(module)
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """What fails within becomes one sentence: ``what``, and TensorRT's own first error.
+        """Turn failures within the block into one message: ``what``, and TensorRT's first error.
 
         Raises:
-            DeviceMemoryError: TensorRT speaks of too little memory.
-            EngineError: anything else failed.
+            DeviceMemoryError: TensorRT reported that memory ran out.
+            EngineError: any other failure.
         """
         self.logger.errors.clear()
         try:
             yield
         except RbvsrError:
             raise
-        except Exception as error:  # the bindings raise whatever pybind11 makes of a failure
+        except Exception as error:  # pybind11 maps failures to various types
             said = next(iter(self.logger.errors), first_line(error))
             raise failure(said)(
-                f"{what}: {_NOT_FOR_USERS.sub('', ' '.join(said.split()))}"
+                f"{what}: {_SOURCE_POSITION.sub('', ' '.join(said.split()))}"
             ) from error
 
     def on(self, gpu: Gpu) -> tuple[str, ...]:
-        """What timings, kernels and engines hold for: this TensorRT on a GPU with its driver."""
+        """Return what timings and engines depend on: this TensorRT, the GPU and its driver."""
         driver = gpu.driver_version
         return self.name, self.version, gpu.name, gpu.compute_capability, driver
 
     # Building
 
     def compute_capabilities(self) -> tuple[str, ...] | None:
-        """What can be built for; ``None`` if only the GPU that builds."""
+        """Return the capabilities it can build for; ``None`` if only for the GPU that builds."""
         if not self._is_rtx:
             return None
         numbers = (
@@ -154,28 +153,27 @@ class TensorRT:
 
     @property
     def times_kernels(self) -> bool:
-        """Whether a timing cache is of use. TensorRT-RTX times nothing when it builds, and with a
-        timing cache it would ask for a GPU.
+        """True if a timing cache is useful.
+
+        TensorRT-RTX does not time kernels when it builds; with a timing cache it would need a GPU.
         """
         return not self._is_rtx
 
     def create_network(self, builder: Any) -> Any:
-        """An empty network whose batch is an explicit dimension and whose types are the graph's,
-        where that can be asked for.
-        """
+        """Create an empty network with an explicit batch dimension, strongly typed if possible."""
         kinds = self.module.NetworkDefinitionCreationFlag
         if self._weakly_typed:
-            return made(builder.create_network(1 << int(kinds.EXPLICIT_BATCH)))
-        if self._asks_for_types:
-            return made(builder.create_network(1 << int(kinds.STRONGLY_TYPED)))
-        return made(builder.create_network(0))
+            return checked(builder.create_network(1 << int(kinds.EXPLICIT_BATCH)))
+        if self._requests_strong_typing:
+            return checked(builder.create_network(1 << int(kinds.STRONGLY_TYPED)))
+        return checked(builder.create_network(0))
 
-    def ask_for_precision(
+    def set_precision(
         self, config: Any, network: Any, *, precision: Precision, quantised: bool
     ) -> None:
-        """See to it that layers run in the types the graph gives them."""
+        """Make layers run in the types that the graph specifies."""
         flags = self.module.BuilderFlag
-        # float32 means float32: those who want speed take float16.
+        # float32 must be exact: float16 is there for speed.
         config.clear_flag(flags.TF32)
         if not self._weakly_typed:
             return
@@ -184,7 +182,7 @@ class TensorRT:
         if quantised:
             config.set_flag(flags.INT8)
         config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-        # With FP16 allowed, coordinates and flow would go to float16 as well.
+        # With FP16 allowed, coordinates and flow would become float16 as well.
         float32 = self.module.float32
         for number in range(network.num_layers):
             layer = network.get_layer(number)
@@ -194,31 +192,33 @@ class TensorRT:
                 for i in outputs:
                     layer.set_output_type(i, float32)
 
-    def aim(self, config: Any, *, compute_capability: str) -> None:
-        """Build for a compute capability. Plain TensorRT builds for the GPU it runs on."""
+    def set_compute_capability(self, config: Any, *, compute_capability: str) -> None:
+        """Build for a compute capability; plain TensorRT builds for the GPU it runs on."""
         if self._is_rtx:
             name = f"SM{compute_capability.replace('.', '')}"
             config.num_compute_capabilities = 1
-            made(config.set_compute_capability(self.module.ComputeCapability.__members__[name], 0))
+            checked(
+                config.set_compute_capability(self.module.ComputeCapability.__members__[name], 0)
+            )
 
     def allow_other_versions(self, config: Any) -> None:
-        """Let later versions of TensorRT run the engine."""
+        """Allow later versions of TensorRT to run the engine."""
         config.set_flag(self.module.BuilderFlag.VERSION_COMPATIBLE)
 
     def allow_other_gpus(self, config: Any) -> None:
-        """Let any GPU from compute capability 8.0 on run the engine."""
+        """Allow any GPU of compute capability 8.0 or higher to run the engine."""
         config.hardware_compatibility_level = self.module.HardwareCompatibilityLevel.AMPERE_PLUS
 
     def watch(
         self, config: Any, progress: Callable[[str, int, int], None], stopped: Callable[[], bool]
     ) -> None:
-        """Have the builder tell how far it is, where it can (from 10 on).
+        """Make the builder report its progress, if it can (version 10 or later).
 
         Args:
             config: of the builder.
-            progress: called with a phase, the number of steps done and that of all steps. The
-                builder's own threads call it.
-            stopped: asked at every step; ``True`` makes the builder give up.
+            progress: called with a phase, the steps completed and the total steps, in the
+                builder's own threads.
+            stopped: called at every step; ``True`` makes the builder abort.
         """
         if hasattr(self.module, "IProgressMonitor"):
             config.progress_monitor = _progress_monitor(self.module, progress, stopped)
@@ -226,50 +226,53 @@ class TensorRT:
     # Running
 
     def create_runtime(self) -> Any:
-        """What deserialises engines."""
-        runtime = made(self.module.Runtime(self.logger))
-        # A version-compatible engine brings the code that runs it: a program, to be trusted as one.
+        """Create the object that deserialises engines."""
+        runtime = checked(self.module.Runtime(self.logger))
+        # A version-compatible engine contains the code that runs it, so it must be trusted.
         runtime.engine_host_code_allowed = os.environ.get("RBVSR_TRUST_ENGINES") == "1"
         return runtime
 
     def create_context(self, engine: Any, kernels: KernelCache) -> Any:
-        """An execution context whose scratch memory is given to it from outside."""
+        """Create an execution context whose scratch memory the caller provides."""
         if not self.scratch_by_shape:
-            return made(engine.create_execution_context_without_device_memory())
+            return checked(engine.create_execution_context_without_device_memory())
         managed = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._is_rtx:
-            return made(engine.create_execution_context(managed))
-        config = made(engine.create_runtime_config())
+            return checked(engine.create_execution_context(managed))
+        config = checked(engine.create_runtime_config())
         config.set_execution_context_allocation_strategy(managed)
-        config.cuda_graph_strategy = self.module.CudaGraphStrategy.DISABLED  # we capture ourselves
+        config.cuda_graph_strategy = (
+            self.module.CudaGraphStrategy.DISABLED
+        )  # captured by our own code
         kernels.attach(config)
-        return made(engine.create_execution_context(config))
+        return checked(engine.create_execution_context(config))
 
     def scratch_bytes(self, engine: Any, context: Any) -> int:
-        """Scratch memory for the context's present shapes, or for the largest."""
+        """Return the scratch memory, in bytes, for the current shapes or for the largest."""
         if self.scratch_by_shape:
             return int(context.update_device_memory_size_for_shapes())
         return int(engine.device_memory_size)
 
     def set_scratch(self, context: Any, address: int, size: int) -> None:
-        """Give a context its scratch memory."""
+        """Set the scratch memory of a context."""
         if self.scratch_by_shape:
             context.set_device_memory(address, size)
         else:
             context.device_memory = address
 
     def is_capturable(self, context: Any, stream: int) -> bool:
-        """Whether the next launch may be captured into a CUDA graph."""
+        """Return whether the next launch may be captured into a CUDA graph."""
         # TensorRT-RTX may still have to compile kernels for new shapes.
         return bool(context.is_stream_capturable(stream)) if self._is_rtx else True
 
 
 class KernelCache:
-    """The kernels that TensorRT-RTX compiles when it first meets a shape on a GPU, shared by all
-    contexts; the other flavours compile when they build.
+    """Holds the kernels that TensorRT-RTX compiles when a shape is first used on a GPU.
+
+    All contexts share it. The other flavours compile kernels when they build.
 
     Args:
-        content: what :meth:`serialize` gave an earlier run, or ``None``.
+        content: returned by :meth:`serialize` in an earlier run, or ``None``.
     """
 
     def __init__(self, content: bytes | None) -> None:
@@ -277,24 +280,24 @@ class KernelCache:
         self._cache: Any = None
 
     def attach(self, config: Any) -> None:
-        """Have contexts of a runtime configuration use it."""
+        """Make the contexts of a runtime configuration use it."""
         if self._cache is None:
-            self._cache = made(config.create_runtime_cache())
-            # One of another GPU or driver is refused, and then filled anew.
+            self._cache = checked(config.create_runtime_cache())
+            # A cache of another GPU or driver is rejected, and then refilled from empty.
             if self._content and not self._cache.deserialize(self._content):
                 self._cache.reset()
-        made(config.set_runtime_cache(self._cache))
+        checked(config.set_runtime_cache(self._cache))
 
     def serialize(self) -> bytes | None:
-        """What to keep for the next run; ``None`` if nothing has changed."""
+        """Return the content to keep for the next run; ``None`` if it has not changed."""
         if self._cache is None:
             return None
-        content = bytes(made(self._cache.serialize()))
+        content = bytes(checked(self._cache.serialize()))
         return None if content == self._content else content
 
 
 def _collecting_logger(module: Any) -> Any:
-    """A logger that keeps errors for the sentence they belong in, and prints nothing."""
+    """Create a logger that keeps errors for later messages and prints nothing."""
 
     class CollectingLogger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

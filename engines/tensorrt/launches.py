@@ -1,8 +1,8 @@
-"""Launching the executables of one set of engines: shapes, addresses, scratch memory, capturing.
+"""Launches the executables of one set of engines: shapes, addresses, scratch memory, CUDA graphs.
 
-Beside what :mod:`rbvsr_deploy.engines.cuda.buffers` says of ownership, there are one piece of
-scratch memory per stream, which the graphs of a stream share, as they run one after the other; and
-for each captured graph its inputs and outputs, and the scratch memory it was captured with.
+In addition to the memory described in :mod:`rbvsr_deploy.engines.cuda.buffers`, there is one block
+of scratch memory per stream, shared by the graphs of that stream because they run one after the
+other. Each captured graph owns its inputs and outputs and the scratch memory it was captured with.
 """
 
 from __future__ import annotations
@@ -26,44 +26,46 @@ logger = logging.getLogger(__name__)
 
 _CAPTURED = ("backward", "forward")
 _MOST_CAPTURED_STATE = 16 * 2**20
-"""Bytes of a state above which steps are launched one by one. A step of the published size is about
-90 launches of 3 microseconds, 270 in all. Its 41 convolutions read and write a map of the state's
-size each: 82 states of traffic. So the GPU, not the launching, takes longest once
-82 x state / bandwidth > 270 microseconds: with the 4.3 TB/s of an H200 from 14 MB on (480x270 in
-float16), with less bandwidth sooner. A captured step has inputs and outputs of its own, and copying
-the state there and back costs four states of traffic, 5 % of the step: worth it only below.
+"""Size of a state, in bytes, above which steps are launched one by one.
+
+A step of the published model is about 90 launches of 3 microseconds, 270 in total. Each of its 41
+convolutions reads and writes a map of the state's size: 82 states of traffic. So the GPU, not the
+launching, is the bottleneck once 82 x state / bandwidth > 270 microseconds: from 14 MB on (480x270
+in float16) with the 4.3 TB/s of an H200, and earlier with less bandwidth. A captured step has its
+own inputs and outputs, and copying the state in and out costs four states of traffic, 5 % of the
+step. This pays off only for smaller states.
 """
 
 
 @dataclass
 class _Loaded:
-    """The executable of a graph."""
+    """The executable of a graph and its state."""
 
     executable: Executable
     queue: Queue
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of the inputs at the last launch."""
+    """Shapes of the inputs at the last launch."""
     scratch: int = 0
-    """Bytes needed with these."""
+    """Scratch memory for these shapes, in bytes."""
     captured: _Captured | None = None
-    """A launch with these."""
+    """A captured launch with these shapes."""
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """A launch as a CUDA graph."""
+    """A launch captured as a CUDA graph."""
 
     graph: int
     places: Mapping[str, DeviceArray]
-    """Its inputs and outputs by name."""
+    """Its own inputs and outputs by name."""
     scratch: Loan | None
 
 
 class Launches:
-    """The executables of one set of engines at a time.
+    """Loads and launches the executables of one set of engines at a time.
 
     Args:
-        network: what the graphs are of.
+        network: that the graphs belong to.
         driver: of the GPU.
         queues: of the GPU.
         pool: of the GPU's memory.
@@ -87,45 +89,45 @@ class Launches:
         self._scratch: dict[Queue, Loan] = {}
         self._captures = True
         self.candidate: Candidate | None = None
-        """The set that is loaded; ``None`` while none is as a whole."""
+        """The loaded set; ``None`` if no set is completely loaded."""
 
     def load(
         self, runtime: Runtime, candidate: Candidate, *, queue_of: Mapping[str, Queue]
     ) -> None:
-        """Deserialise a set in place of the one before, which :meth:`unload` has freed.
+        """Deserialise a set; call :meth:`unload` first to free the previous one.
 
         Args:
-            runtime: the TensorRT that does.
+            runtime: the TensorRT that deserialises it.
             candidate: the set.
-            queue_of: where launches are given, by graph.
+            queue_of: the queue to submit launches to, by graph.
 
         Raises:
-            EngineError: an engine is missing or does not load; none is loaded then.
+            EngineError: an engine is missing or does not load; the set is then not loaded.
         """
         for graph in graph_names(has_cleaning=self._network.has_cleaning):
             plan = candidate.plans.get(graph)
             if plan is None:
-                raise EngineError(f"there is no engine for graph '{graph}'")
+                raise EngineError(f"the engine for graph '{graph}' is missing")
             executable = runtime.load(graph, plan)
             self._executables.append(executable)
             self._loaded[graph] = _Loaded(executable, queue_of[graph])
         self.candidate = candidate
 
     def unload(self) -> None:
-        """Free the executables and all that belongs to them, after what is in flight is done."""
+        """Wait for operations in flight, then free the executables and everything they use."""
         self.candidate = None
-        with suppress(
-            EngineError
-        ):  # of a launch long before, which was told where it was waited for
+        # An error of an earlier launch was already raised where its result was waited for.
+        with suppress(EngineError):
             self._queues.finish_all()
         self._loaded.clear()
         self._scratch.clear()
         free_each(self._graphs, self._driver.destroy_graph)
         free_each(self._executables, lambda executable: executable.close())
 
-    def let_go(self) -> None:
-        """Give up the memory that can be done without. Nothing is captured any more: that takes
-        more memory than launching.
+    def free_optional(self) -> None:
+        """Free the memory that is not required.
+
+        Captured graphs are freed and no more are captured, because they take extra memory.
         """
         self._captures = False
         self._queues.finish_all()
@@ -135,7 +137,7 @@ class Launches:
         free_each(self._graphs, self._driver.destroy_graph)
 
     def covers(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether the set takes inputs of such shapes."""
+        """Return whether the loaded set accepts inputs of these shapes."""
         if self.candidate is None:
             return False
         if self._loaded[graph].shapes == shapes:
@@ -154,16 +156,16 @@ class Launches:
         inputs: Mapping[str, DeviceArray],
         outputs: Mapping[str, DeviceArray],
     ) -> None:
-        """Give a graph to its queue.
+        """Submit a graph to its queue.
 
         Raises:
-            DeviceMemoryError: too little memory is left for scratch memory.
-            EngineError: the launch was refused.
+            DeviceMemoryError: there is not enough memory for scratch memory.
+            EngineError: the launch failed.
         """
         loaded = self._loaded[graph]
-        again = self._set_shapes(loaded, {name: array.shape for name, array in inputs.items()})
-        # TensorRT does once, at the first launch with new shapes, what cannot be captured.
-        if again and loaded.captured is None and self._is_to_be_captured(graph, outputs):
+        unchanged = self._set_shapes(loaded, {name: array.shape for name, array in inputs.items()})
+        # The first launch with new shapes includes work in TensorRT that cannot be captured.
+        if unchanged and loaded.captured is None and self._should_capture(graph, outputs):
             loaded.captured = self._capture(graph, loaded, {**inputs, **outputs})
         captured = loaded.captured
         if captured is not None:
@@ -198,7 +200,7 @@ class Launches:
         places: Mapping[str, DeviceArray],
         scratch: Loan | None,
     ) -> None:
-        """Launch where inputs and outputs may have other places, and are copied there and back."""
+        """Submit a launch, and copy inputs and outputs whose place differs from their array."""
         moved = [(array, places[name]) for name, array in inputs.items()]
         moved = [(array, place) for array, place in moved if array is not place]
 
@@ -229,7 +231,7 @@ class Launches:
             )
 
     def _set_shapes(self, loaded: _Loaded, shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Whether they are those of the last launch."""
+        """Set the shapes of inputs; return whether they are those of the last launch."""
         if loaded.shapes == shapes:
             return True
         if loaded.captured is not None:
@@ -265,7 +267,7 @@ class Launches:
     def _like(self, array: DeviceArray) -> DeviceArray:
         return DeviceArray(array.shape, array.dtype, self._pool.lend(array.nbytes))
 
-    def _is_to_be_captured(self, graph: str, outputs: Mapping[str, DeviceArray]) -> bool:
+    def _should_capture(self, graph: str, outputs: Mapping[str, DeviceArray]) -> bool:
         return (
             self._captures
             and graph in _CAPTURED
@@ -275,14 +277,14 @@ class Launches:
     def _capture(
         self, graph: str, loaded: _Loaded, arrays: Mapping[str, DeviceArray]
     ) -> _Captured | None:
-        """A launch with places of its own; ``None`` where that does not work, from now on."""
+        """Capture a launch with its own places; on failure return ``None`` and stop capturing."""
         stream = loaded.queue.stream
         try:
             scratch = self._scratch_for(loaded)
             places = {name: self._like(array) for name, array in arrays.items()}
             self._bind(loaded.executable, places, scratch)
             if not loaded.executable.is_capturable(stream):
-                raise EngineError("TensorRT says that it cannot be")
+                raise EngineError("TensorRT does not support it")
             self._driver.begin_capture(stream)
             try:
                 loaded.executable.enqueue(stream)

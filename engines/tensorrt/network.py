@@ -1,8 +1,8 @@
-"""What must hold in a network as TensorRT has read it, before it is built.
+"""Checks that TensorRT's parser has read a network correctly, before it is built.
 
-The graphs were checked when they were exported; this finds what a parser makes of them. Parsers of
-2025 read the bilinear sampling of opset 20 as nearest, and a network that has lost its types is
-built in float32 without a word.
+The graphs were checked when they were exported; this finds errors of the parser. Parsers of 2025
+read the bilinear sampling of opset 20 as nearest, and a network that has lost its types is built in
+float32 without a warning.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def check_network(
 ) -> dict[str, int]:
     """Check a parsed network.
 
-    Every sampling is bilinear with aligned corners, its image and coordinates float32. Every
-    convolution runs in the bundle's float type, or in int8 if its image comes from a dequantise
-    layer. And in a float16 network no layer is float32 without a reason: float32 layers that pass
-    values to each other are a region, and each region must sample, or belong to an input or output
-    that is float32 or uint8 (flow, residue, images).
+    Every sampling layer is bilinear with aligned corners and has a float32 input and coordinates.
+    Every convolution runs in the bundle's float type, or in int8 if its input comes from a
+    dequantise layer. In a float16 network no layer is float32 without a reason: connected float32
+    layers form a region, and each region must contain a sampling layer or an input or output that
+    is float32 or uint8 (flow, residue, images).
 
     Args:
         tensorrt: the flavour that parsed it.
@@ -36,10 +36,10 @@ def check_network(
         precision: of the bundle.
 
     Returns:
-        How many layers there are of each kind and type, such as ``{"CONVOLUTION float16": 41}``.
+        The number of layers of each kind and type, such as ``{"CONVOLUTION float16": 41}``.
 
     Raises:
-        EngineError: the first layer that breaks this.
+        EngineError: a layer violates this; the message names the first one.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     dequantised = {
@@ -71,27 +71,27 @@ def _check_sampling(tensorrt: TensorRT, layer: Any, *, graph: str) -> None:
     module = tensorrt.module
     name = layer.name
     dtypes = [_dtype(tensor) for tensor in _inputs(layer)]
-    layer.__class__ = module.IGridSampleLayer  # the bindings hand out the base class only
+    layer.__class__ = module.IGridSampleLayer  # the bindings return only the base class
     mode, aligned = layer.interpolation_mode, layer.align_corners
     if mode != module.InterpolationMode.LINEAR or not aligned:
         corners = "aligned" if aligned else "not aligned"
         raise EngineError(
             f"graph '{graph}': TensorRT {tensorrt.version} reads the sampling '{name}' as "
-            f"{mode.name.lower()} with corners {corners}, where linear with aligned corners "
-            "belongs: export with opset 17, 18 or 19"
+            f"{mode.name.lower()} with corners {corners}, but it must be linear with aligned "
+            "corners: export with opset 17, 18 or 19"
         )
     if dtypes != ["float32", "float32"]:
         raise EngineError(
-            f"graph '{graph}': the sampling '{name}' reads {' and '.join(dtypes)}, where float32 "
-            "values at float32 coordinates belong: export the checkpoint again"
+            f"graph '{graph}': the sampling '{name}' has inputs of type {' and '.join(dtypes)}, "
+            "but both must be float32: export the checkpoint again"
         )
 
 
 def _check_float32(network: Any, layers: list[Any], *, graph: str) -> None:
-    """Every region of float32 (and uint8) has a reason to be: flood them from the reasons."""
+    """Check that float32 layers have a reason: mark regions starting from the allowed tensors."""
     data = {network.get_input(i).name for i in range(network.num_inputs)}
     for layer in layers:
-        # What is made of sizes and constants alone is arithmetic on shapes, not on pixels.
+        # Values derived only from sizes and constants are arithmetic on shapes, not on pixels.
         if layer.type.name != "SHAPE" and any(tensor.name in data for tensor in _inputs(layer)):
             data |= {tensor.name for tensor in _outputs(layer)}
 
@@ -116,13 +116,13 @@ def _check_float32(network: Any, layers: list[Any], *, graph: str) -> None:
     for name, tensors in touched.items():
         if not tensors <= reached:
             raise EngineError(
-                f"graph '{graph}': the layer '{name}' is float32 in a float16 bundle, and neither "
-                "samples nor makes flow, residue or images: export the checkpoint again"
+                f"graph '{graph}': the layer '{name}' is float32 in a float16 bundle, but is "
+                "not connected to sampling, flow, residue or images: export the checkpoint again"
             )
 
 
 def _inputs(layer: Any) -> Iterator[Any]:
-    # An optional input that is not there is None.
+    # A missing optional input is None.
     tensors = (layer.get_input(i) for i in range(layer.num_inputs))
     return (tensor for tensor in tensors if tensor is not None)
 
@@ -132,6 +132,6 @@ def _outputs(layer: Any) -> Iterator[Any]:
 
 
 def _dtype(tensor: Any) -> str:
-    """NumPy's name of a tensor's type."""
+    """Return NumPy's name of a tensor's type."""
     name: str = tensor.dtype.name
     return {"FLOAT": "float32", "HALF": "float16"}.get(name, name.lower())

@@ -1,7 +1,7 @@
-"""Where compiled engines come from: the bundle, the user's cache, and at last the compiler.
+"""Finds compiled engines in the bundle and the user's cache, and compiles them as a last resort.
 
-A driver or TensorRT upgrade never breaks a command: what no longer fits is not looked at, what fits
-but does not load is passed over, and the last candidate is always compiled on the spot.
+A driver or TensorRT upgrade never breaks a command: engines that no longer fit are ignored, engines
+that fit but do not load are skipped, and the last candidate is always compiled on demand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.engines.tensorrt.build import (
     BuildOptions,
@@ -35,26 +35,26 @@ from rbvsr_deploy.engines.tensorrt.cache import (
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.engines.cuda.driver import CudaDriver
+    from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
 
-__all__ = ["MachinePlans", "fits", "profile_for"]
+__all__ = ["MachinePlans", "fits", "fits_machine", "profile_for"]
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Of cached sets. Raise it when graphs of the same bytes are to be compiled anew."""
+"""Version of cached sets; increase it to recompile graphs that have not changed."""
 
 
 class MachinePlans:
     """The :class:`~rbvsr_deploy.engines.tensorrt.base.Plans` of a bundle on this machine.
 
     Args:
-        bundle: whose graphs are run.
+        bundle: that contains the graphs.
         tensorrt: the flavour that will run the engines.
         driver: of the machine's GPU.
-        options: of engines that have to be compiled.
-        report: called with a line before the compiler is started, which may take minutes.
-        progress: told how far the compiler is.
+        options: for compiling engines.
+        report: called with one line before compiling, which may take minutes.
+        progress: called as the compiler advances.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class MachinePlans:
         self._folder = cache_folder() / "engines" / key
 
     def candidates(self, height: int, width: int, *, batch: int) -> Iterator[Candidate]:
-        held = [s for s in self._bundle.manifest.engine_sets if self._fits(s)]
+        sets = self._bundle.manifest.engine_sets
+        held = [s for s in sets if fits_machine(s, self._tensorrt, self._gpu)]
         for engine_set in _covering(held, height, width, batch=batch):
             yield Candidate(engine_set, self._bundle.plans(engine_set), "from the bundle")
 
@@ -98,7 +99,7 @@ class MachinePlans:
             yield Candidate(engine_set, cached[path][1], "compiled earlier, from the cache")
             refused.append(path)
 
-        # Whoever asks on could load none of them.
+        # The caller asked for more, so none of these could be loaded.
         for path in refused:
             remove_cached(path)
         beside = [engine_set.profile for engine_set in (*held, *kept)]
@@ -125,26 +126,35 @@ class MachinePlans:
         write_cached(self._folder / f"{profile}.engines", _packed(engine_set, plans))
         yield Candidate(engine_set, plans, "compiled now")
 
-    def _fits(self, engine_set: EngineSet) -> bool:
-        return fits(
-            engine_set,
-            flavour=self._tensorrt.name,
-            version=self._tensorrt.version,
-            compute_capability=self._gpu.compute_capability,
-            platform=this_platform(),
-        )
-
     def _cached(self) -> Iterator[tuple[Path, tuple[EngineSet, dict[str, bytes]]]]:
         for path in sorted(self._folder.glob("*.engines")):
             content = read_cached(path)
-            if content is not None:
-                yield path, _unpacked(content)
+            if content is None:
+                continue
+            try:
+                found = _unpacked(content)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                logger.warning("the cache file '%s' holds no engines and is made anew", path)
+                remove_cached(path)
+            else:
+                yield path, found
+
+
+def fits_machine(engine_set: EngineSet, tensorrt: TensorRT, gpu: Gpu) -> bool:
+    """Whether this machine may be able to run a set: :func:`fits` with what is here."""
+    return fits(
+        engine_set,
+        flavour=tensorrt.name,
+        version=tensorrt.version,
+        compute_capability=gpu.compute_capability,
+        platform=this_platform(),
+    )
 
 
 def fits(
     engine_set: EngineSet, *, flavour: str, version: str, compute_capability: str, platform: str
 ) -> bool:
-    """Whether a machine may be able to run a set; whether it does is seen when it is loaded.
+    """Return whether a machine may be able to run a set; only loading it is conclusive.
 
     Args:
         engine_set: of a bundle.
@@ -158,7 +168,7 @@ def fits(
         gpus = _numbers(compute_capability) >= (8, 0)
     else:
         gpus = engine_set.compute_capability == compute_capability
-    # TensorRT-RTX makes the same engines for Windows and Linux.
+    # TensorRT-RTX engines are the same on Windows and Linux.
     if flavour == "tensorrt-rtx":
         platforms = engine_set.platform.split("-")[1] == platform.split("-")[1]
     else:
@@ -173,12 +183,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 def profile_for(
     height: int, width: int, *, batch: int, beside: Iterable[ShapeProfile] = ()
 ) -> ShapeProfile:
-    """A profile tuned for a size, and wide enough for most others.
+    """Return a profile tuned for a size and wide enough for most others.
 
     Args:
         height, width, batch: must be covered.
-        beside: profiles that do not cover them; the new one covers whatever these do, so that a
-            user who changes sizes does not compile again and again.
+        beside: profiles that do not cover them; the new one covers all their sizes too, so that
+            a user who changes sizes does not recompile repeatedly.
     """
     usual = ShapeProfile()
     profiles = [*beside, usual]
@@ -199,19 +209,19 @@ def profile_for(
 
 
 def _covering(sets: Iterable[EngineSet], height: int, width: int, *, batch: int) -> list[EngineSet]:
-    """Those whose profile covers a size, the one tuned for the nearest first."""
+    """Return the sets whose profile covers a size, the one tuned for the nearest first."""
 
     def distance(engine_set: EngineSet) -> float:
         usual_height, usual_width = engine_set.profile.opt_size
         return abs(math.log(height / usual_height)) + abs(math.log(width / usual_width))
 
     found = (s for s in sets if s.profile.covers(height, width, batch=batch))
-    # Of equally near ones, those that were made for this very machine.
+    # Among equally near sets, prefer those compiled for exactly this machine.
     return sorted(found, key=lambda s: (distance(s), s.version_compatible, s.hardware_compatible))
 
 
 def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:
-    """A line of JSON, and the serialised engines one after the other."""
+    """Return one line of JSON followed by the serialised engines."""
     header = {
         "set": engine_set.as_dict(),
         "sizes": {graph: len(plan) for graph, plan in plans.items()},
@@ -220,6 +230,11 @@ def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:
 
 
 def _unpacked(content: bytes) -> tuple[EngineSet, dict[str, bytes]]:
+    """What :func:`_packed` packed.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is something else.
+    """
     line, _, rest = content.partition(b"\n")
     header = json.loads(line)
     plans, start = {}, 0

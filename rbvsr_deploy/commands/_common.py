@@ -20,8 +20,10 @@ from typing import Any, NoReturn
 
 import click
 
+from rbvsr_deploy.commands._hints import with_options
 from rbvsr_deploy.commands._process import discard, exit_on_signals, prepare_streams
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
+from rbvsr_deploy.printable import printable
 from rbvsr_deploy.version import __version__
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "VERBOSE",
     "VERSION",
     "Command",
+    "FloatRange",
     "command_errors",
     "memory_size",
     "report",
@@ -53,6 +56,18 @@ _PASSED_THROUGH = (
     BrokenPipeError,
 )
 """Exceptions that click itself turns into an exit code."""
+
+
+class FloatRange(click.FloatRange):
+    """A range of numbers that does not contain NaN."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -118,7 +133,7 @@ def _one_line_errors(*, verbose: bool) -> Iterator[None]:
 def _sentence(error: BaseException, *, verbose: bool) -> str:
     """Describe an error to the user, in one sentence."""
     if isinstance(error, RbvsrError):
-        return str(error)
+        return with_options(error)
     if isinstance(error, MemoryError):
         context = click.get_current_context(silent=True)
         if context is not None and "memory" in context.params:
@@ -139,7 +154,7 @@ def _fail(message: str) -> NoReturn:
 def report(line: str) -> None:
     """Print a line on standard error; if that fails, the work continues without it."""
     try:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     except OSError:
         discard(2)
 
@@ -147,7 +162,7 @@ def report(line: str) -> None:
 def show(text: str, *, err: bool = False) -> None:
     """Print a result; if that fails, the command ends with one sentence."""
     try:
-        click.echo(text, err=err)
+        click.echo(printable(text), err=err)
     except OSError as error:
         discard(2 if err else 1)
         _fail(f"the work is done, but its result cannot be printed ({error.strerror})")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.commands._common import memory_size, report
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.tensorrt.build import BuildOptions
-    from rbvsr_deploy.engines.tensorrt.compile import Target, Wish
+    from rbvsr_deploy.engines.tensorrt.compile import Target, TargetName
 
 __all__ = ["Compiling", "compile_options"]
 
@@ -42,7 +42,7 @@ class Compiling:
                 f"--compute-capability {problem}: use --target tensorrt-rtx or --target tensorrt"
             )
 
-    def targets(self, name: Wish) -> list[Target]:
+    def targets(self, name: TargetName) -> list[Target]:
         """Call :func:`~rbvsr_deploy.engines.tensorrt.compile.choose_targets` with the options."""
         from rbvsr_deploy.engines.tensorrt.compile import choose_targets
 

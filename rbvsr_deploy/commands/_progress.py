@@ -5,16 +5,16 @@ occasional plain line elsewhere.
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.commands._common import report
+from rbvsr_deploy.printable import printable
 from rbvsr_deploy.units import show_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
-    from typing_extensions import Self
 
     from rbvsr_deploy.runtime.stream import Stage
 
@@ -27,7 +27,7 @@ _SHARES: dict[Stage, float] = {"clean": 0.1, "backward": 0.35, "forward": 0.55}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class _Display:
+class _Display(Closing):
     """A context manager that shows nothing until it is called.
 
     Args:
@@ -41,15 +41,8 @@ class _Display:
         self._began = False
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop drawing."""
         if self._bars is not None:
             self._bars.stop()
 
@@ -61,6 +54,7 @@ class _Display:
             return False
         if self._task is None:
             self._task = self._bars.add_task("", note="")
+        text = printable(text)
         self._bars.update(self._task, description=text, completed=done, total=total, note=note)
         return True
 

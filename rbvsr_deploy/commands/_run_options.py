@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rbvsr_deploy.commands._common import PATH, Command, memory_size
+from rbvsr_deploy.commands._common import PATH, Command, FloatRange, memory_size
 
 __all__ = [
     "DEVICE",
@@ -17,12 +17,14 @@ __all__ = [
     "READING",
     "SCENE_CUTS",
     "SECTIONS",
+    "TRUST_ENGINES",
     "WRITING",
     "SectionedCommand",
     "values_of",
 ]
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
+_LATEST = 10**9  # seconds; FFmpeg counts microseconds in 64 bits
 
 # Seconds are below 60 after minutes, and minutes are below 60 after hours.
 _TIME = re.compile(r"(?:(?:(\d+):(?=[0-5]?\d:))?(\d+):(?=[0-5]?\d(?:\.|$)))?(\d+(?:\.\d*)?|\.\d+)")
@@ -57,14 +59,13 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
     """Parse a time, seconds or [H:]MM:SS, into seconds."""
     if value is None:
         return None
-    found = _TIME.fullmatch(value)
-    if found is None:
-        raise click.BadParameter(
-            f"{value!r} is not a valid time: use seconds such as 12.5, or [H:]MM:SS such as "
-            "1:02:03.25"
-        )
-    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    if (found := _TIME.fullmatch(value)) is not None:
+        hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+        if (time := 3600 * hours + 60 * minutes + seconds) <= _LATEST:
+            return time
+    raise click.BadParameter(
+        f"{value!r} is not a valid time: use seconds such as 12.5, or [H:]MM:SS such as 1:02:03.25"
+    )
 
 
 READING = (
@@ -166,6 +167,13 @@ DEVICE = click.Option(
     "execution provider.",
 )
 
+TRUST_ENGINES = click.Option(
+    ["--trust-engines"],
+    is_flag=True,
+    help="Run the bundle's compiled engines even if somebody else compiled them: they are machine "
+    "code.",
+)
+
 _ENGINE = (
     click.Option(
         ["--engine", "engine_path"],
@@ -174,6 +182,7 @@ _ENGINE = (
         "included compact model for CPUs]",
     ),
     DEVICE,
+    TRUST_ENGINES,
 )
 
 NETWORK = (
@@ -201,7 +210,7 @@ NETWORK = (
     click.Option(
         ["--refine-threshold"],
         metavar="LEVELS",
-        type=click.FloatRange(min=0),
+        type=FloatRange(min=0),
         help="Repeat cleaning while the mean change is at least this many of 255 levels.  "
         "[default: the model's own]",
     ),
@@ -245,7 +254,7 @@ _REPORTS = (
         "right.",
     ),
     click.Option(
-        ["--report", "compare"],
+        ["--report", "page"],
         metavar="PAGE.html",
         type=PATH,
         help="Also write a report page with some frames before and after, and the run's figures.",

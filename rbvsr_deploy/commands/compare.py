@@ -14,6 +14,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    FloatRange,
     command_errors,
     memory_size,
     report,
@@ -68,14 +69,14 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
 @click.option(
     "--min-psnr",
     metavar="DB",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     help="Minimum PSNR over all frames, in dB.  [default: 50 if A or B is float16, 40 if either is "
     "int8]",
 )
 @click.option(
     "--max-difference",
     metavar="VALUE",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     help="Maximum difference of pixel values, which range from 0 to 1.  [default: 0.001 if A and B "
     "are float32]",
 )
@@ -85,6 +86,12 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
     type=PATH,
     help="Also write an image of the frame with the lowest PSNR, with A, B and their amplified "
     "difference; an existing file is replaced.",
+)
+@click.option(
+    "--trust-engines",
+    is_flag=True,
+    help="Run the compiled engines of A and B even if somebody else compiled them: they are "
+    "machine code.",
 )
 @JSON
 @VERBOSE
@@ -99,6 +106,7 @@ def compare(
     min_psnr: float | None,
     max_difference: float | None,
     worst: Path | None,
+    trust_engines: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -121,6 +129,7 @@ def compare(
                 return open_engine(
                     model,
                     device=device,
+                    trust_engines=trust_engines,
                     size=lambda: (source.height, source.width),
                     report=report,
                     progress=compiling,

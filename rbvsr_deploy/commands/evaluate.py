@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from rbvsr_deploy.commands._run_options import (
     DEVICE,
     NETWORK,
     SCENE_CUTS,
+    TRUST_ENGINES,
     SectionedCommand,
 )
 
@@ -76,7 +78,7 @@ def _frames(ctx: click.Context, param: click.Parameter, value: str | None) -> li
     if value is None or value == "all":
         return None if value is None else []
     numbers = value.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
+    if not all(re.fullmatch(r"\s*\d{1,9}\s*", number) for number in numbers):
         raise click.BadParameter(
             f"{value!r} is not valid: use frame numbers from 0 on, such as 0,50,99, or all"
         )
@@ -114,6 +116,7 @@ _ENGINE = (
         help="Bundle or checkpoint that upscales the inputs, in place of RESULTS.",
     ),
     DEVICE,
+    TRUST_ENGINES,
     *NETWORK,
     SCENE_CUTS,
 )
@@ -189,6 +192,7 @@ def evaluate(
     seed: int,
     engine_path: Path | None,
     device: str,
+    trust_engines: bool,
     scene_cuts: bool,
     metrics: list[str] | None,
     preset: str | None,
@@ -253,7 +257,14 @@ def evaluate(
             first = items[0].inputs
             assert first is not None  # _check_usage
             upscaler = stack.enter_context(
-                _upscaler(engine_path, first, device=device, scene_cuts=scene_cuts, **network)
+                _upscaler(
+                    engine_path,
+                    first,
+                    device=device,
+                    trust_engines=trust_engines,
+                    scene_cuts=scene_cuts,
+                    **network,
+                )
             )
         with FramesDisplay(len(items)) as progress:
             evaluation = evaluate_items(
@@ -312,13 +323,21 @@ def _check_usage(ctx: click.Context) -> None:
 
 
 @contextmanager
-def _upscaler(path: Path, first: Path, *, device: str, **settings: Any) -> Iterator[Upscaler]:
+def _upscaler(
+    path: Path, first: Path, *, device: str, trust_engines: bool, **settings: Any
+) -> Iterator[Upscaler]:
     """Open the engine that upscales the inputs, given the path of the first one."""
     from rbvsr_deploy.engines import open_engine
     from rbvsr_deploy.upscaler import Upscaler
     from rbvsr_deploy.video import frame_size
 
-    with open_engine(path, device=device, size=lambda: frame_size(first), report=report) as engine:
+    with open_engine(
+        path,
+        device=device,
+        size=lambda: frame_size(first),
+        trust_engines=trust_engines,
+        report=report,
+    ) as engine:
         report(f"Engine: {engine.describe()}")
         with Upscaler(engine, **settings) as upscaler:
             yield upscaler

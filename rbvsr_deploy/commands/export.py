@@ -15,6 +15,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    FloatRange,
     command_errors,
     report,
     require,
@@ -74,7 +75,7 @@ __all__ = ["export"]
 @click.option(
     "--min-psnr",
     metavar="DB",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(min=0, min_open=True),
     default=40.0,
     help="PSNR against float32 that --int8 must reach on the calibration clips, in dB; blocks "
     "revert to float16 until it does.",
@@ -87,7 +88,7 @@ __all__ = ["export"]
 @click.option(
     "--refine-threshold",
     metavar="LEVELS",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     help="Default threshold of dynamic refinement to record in the bundle, in levels of 255.  "
     "[default: the checkpoint's own, otherwise 255]",
 )

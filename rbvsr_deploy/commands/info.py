@@ -22,7 +22,7 @@ from rbvsr_deploy.commands._common import (
 
 if TYPE_CHECKING:
     from rbvsr_deploy.bundle import Manifest
-    from rbvsr_deploy.engine_sets import EngineSet
+    from rbvsr_deploy.bundle.engine_sets import EngineSet
 
 __all__ = ["info"]
 
@@ -51,7 +51,7 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
     model, weights = manifest.model, manifest.weights
     network = "RealBasicVSR" if manifest.has_cleaning else "BasicVSR (no cleaning)"
     parts = [f"{network} x{manifest.scale}", f"{model['mid_channels']} channels"]
-    parts += [f"{model['propagation_blocks']} propagation blocks"]
+    parts += [f"{model.get('propagation_blocks', 'unknown')} propagation blocks"]
     parts += [f"{model['cleaning_blocks']} cleaning blocks"] * manifest.has_cleaning
     refinement = f"repeated while the mean change is at least {manifest.refine_threshold:g} of 255"
     rows = {
@@ -76,7 +76,7 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
     if manifest.quantisation is not None:
         rows["int8"] = _quantisation(manifest.quantisation)
     for name, value in rows.items():
-        show(f"{name:>11}  {value}")
+        show(f"{name:>11}  {' '.join(value.split())}")  # on one line, whatever the file says
     for name, sides in manifest.graphs.items():
         inputs, outputs = (
             ", ".join(
@@ -86,9 +86,10 @@ def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:
         )
         show(f"{name:>11}  {inputs} -> {outputs}")
         for output, sizes in manifest.verification.get("outputs", {}).get(name, {}).items():
-            worst = max(
+            worst: Mapping[str, float] = max(
                 sizes.values(),
-                key=lambda figures: figures.get("max_difference", figures.get("max_levels")),
+                key=lambda figures: figures.get("max_difference", figures.get("max_levels", 0.0)),
+                default={},
             )
             figures = ", ".join(f"{k.replace('_', ' ')} {value:g}" for k, value in worst.items())
             show(f"{'':>11}  {output} against torch: {figures}")
@@ -116,16 +117,15 @@ def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool
 
 def _quantisation(record: Mapping[str, Any]) -> str:
     """Describe how much is in int8, and what that costs in PSNR."""
-    blocks = (
+    text = ", ".join(
         f"{sum(b['form'] != 'float16' for b in found)} of {len(found)} residual blocks of {graph}"
-        for graph, found in record["graphs"].items()
+        for graph, found in record.get("graphs", {}).items()
     )
-    clips = ", ".join(f"{c['frames']} frames of {c['name']}" for c in record["clips"])
-    figures = {name: record["psnr"][name]["psnr"] for name in ("int8", "float16")}
-    return (
-        f"{', '.join(blocks)}; PSNR against float32 {figures['int8']:.1f} dB "
-        f"(float16: {figures['float16']:.1f} dB) over {clips}"
-    )
+    if record.get("psnr") is not None:
+        clips = ", ".join(f"{c['frames']} frames of {c['name']}" for c in record.get("clips", ()))
+        int8, float16 = (record["psnr"][name]["psnr"] for name in ("int8", "float16"))
+        text += f"; PSNR against float32 {int8:.1f} dB (float16: {float16:.1f} dB) over {clips}"
+    return text
 
 
 def _shape(shape: list[int | str]) -> str:

@@ -39,7 +39,7 @@ __all__ = ["run"]
 
 _FOR_ONE_INPUT = {
     "before_after": "--before-after",
-    "compare": "--report",
+    "page": "--report",
     "scene_list": "--scene-list",
     "preview": "--preview",
 }
@@ -55,7 +55,7 @@ _NOT_FOR_PREVIEWS = {
     "subtitles": "--no-subtitles",
 }
 # Options that are passed to upscale_file unchanged.
-_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "compare", "overwrite", "keep_job")
+_PASSED_ON = ("scene_cuts", "scene_list", "before_after", "overwrite", "keep_job")
 
 
 @click.command(cls=SectionedCommand, sections=SECTIONS, context_settings={"show_default": True})
@@ -68,6 +68,7 @@ def run(
     output: Path | None,
     engine_path: Path | None,
     device: str,
+    trust_engines: bool,
     preview: int | None,
     as_json: bool,
     verbose: bool,
@@ -110,6 +111,7 @@ def run(
                     settings=settings,
                     reading=reading,
                     writing=writing,
+                    page=options["page"],
                     progress=progress,
                     report=report,
                     **others,
@@ -121,6 +123,7 @@ def run(
             engine = open_engine(
                 engine_path or DEFAULT_BUNDLE,
                 device=device,
+                trust_engines=trust_engines,
                 size=lambda: first_frame_size(inputs, reading),
                 report=report,
                 progress=compiling,
@@ -131,7 +134,7 @@ def run(
                 with ProgressDisplay() as progress:
                     shown = write_preview(
                         inputs[0],
-                        options["compare"] or outputs[0].with_suffix(".html"),
+                        options["page"] or outputs[0].with_suffix(".html"),
                         count=preview,
                         engine=engine,
                         settings=settings,

@@ -1,4 +1,4 @@
-"""Several inputs, one after the other: where each goes, and which of them failed."""
+"""Upscales several inputs, one after the other, and records which of them failed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Failure", "first_frame_size", "output_folder", "outputs_for", "upsca
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that could not be upscaled; ``rbvsr-run --json`` prints it."""
+    """Reports an input that could not be upscaled; ``rbvsr-run --json`` prints it."""
 
     input: str
     output: str
@@ -31,11 +31,11 @@ class Failure:
 
 
 def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
-    """Where each input's result goes: as :func:`default_output` names it, in the folder or, without
-    one, beside the input.
+    """Return the output path of each input, named by :func:`default_output`, in the folder or, if
+    there is none, next to the input.
 
     Raises:
-        MediaError: two results would be the same file, or the folder cannot be one.
+        MediaError: two outputs would be the same file, or ``folder`` is not a folder.
     """
     if (
         folder is not None
@@ -43,8 +43,8 @@ def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
         and (folder.exists() or folder.suffix.lower() in (*CONTAINERS, *IMAGE_SUFFIXES))
     ):
         raise MediaError(
-            f"several inputs need a folder as output, and {folder} is none: name one that exists "
-            "or a new one, or leave it out"
+            f"several inputs need a folder as output, and {folder} is not a folder: give an "
+            "existing or a new one, or none"
         )
     outputs = [default_output(path) for path in inputs]
     if folder is not None:
@@ -55,7 +55,7 @@ def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
         if name in taken:
             raise MediaError(
                 f"{taken[name]} and {path} would both be written as {output}: upscale one of them "
-                "on its own"
+                "separately"
             )
         taken[name] = path
     return outputs
@@ -63,32 +63,32 @@ def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
 
 @contextlib.contextmanager
 def output_folder(folder: Path | None) -> Iterator[None]:
-    """Makes the folder if it does not exist; if nothing came into it, it is removed again.
+    """Create the folder if it does not exist, and remove it again if it stays empty.
 
     Raises:
-        MediaError: it cannot be made.
+        MediaError: it cannot be created.
     """
-    made = folder is not None and not folder.exists()
-    if folder is not None and made:
+    created = folder is not None and not folder.exists()
+    if folder is not None and created:
         try:
             folder.mkdir()
         except OSError as error:
             raise MediaError(
-                f"the output folder {folder} cannot be made ({error.strerror}): choose another"
+                f"the output folder {folder} cannot be created ({error.strerror}): choose another"
             ) from None
     try:
         yield
     finally:
-        if folder is not None and made:
+        if folder is not None and created:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 def first_frame_size(inputs: Sequence[Path], options: ReadOptions) -> tuple[int, int]:
-    """Height and width of the first input that can be read, in pixels.
+    """Return height and width of the first readable input, in pixels.
 
     Raises:
-        MediaError: none can; of the first.
+        MediaError: none is readable; the error of the first.
     """
     errors = []
     for path in inputs:
@@ -106,12 +106,12 @@ def upscale_each(
     upscale: Callable[[Path, Path], Summary],
     report: Callable[[str], None],
 ) -> list[Summary | Failure]:
-    """Upscales every input; one that fails does not stop the others.
+    """Upscale every input; one that fails does not stop the others.
 
     Args:
-        inputs, outputs: as many of one as of the other.
-        upscale: makes one output of one input.
-        report: called with a line when one begins and when it fails.
+        inputs, outputs: paths, one output for each input.
+        upscale: upscales one input to one output.
+        report: called with a line when an input begins and when it fails.
     """
     results: list[Summary | Failure] = []
     for number, (path, output) in enumerate(zip(inputs, outputs, strict=True), start=1):
@@ -121,7 +121,7 @@ def upscale_each(
         except (RbvsrError, MemoryError) as error:
             text = " ".join(str(error).split())
             if isinstance(error, MemoryError):
-                text = "the memory of this machine does not suffice: allow less"
+                text = "out of memory: use a smaller memory limit"
             report(f"Failed: {text}")
             results.append(Failure(str(path), str(output), text))
     return results

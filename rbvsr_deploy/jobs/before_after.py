@@ -1,4 +1,4 @@
-"""A picture of one frame before and after, side by side."""
+"""Writes an image of one frame before and after, side by side."""
 
 from __future__ import annotations
 
@@ -31,47 +31,47 @@ def check_before_after(path: Path, *, overwrite: bool, others: Mapping[str, Path
     """Refuse now what could not be written after hours of work.
 
     Args:
-        path: of the picture.
-        overwrite: whether it may exist.
-        others: files and folders that it may not replace or be put into, by what they are.
+        path: path of the image.
+        overwrite: allow an existing file.
+        others: files and folders that it must not replace or be put into, by their role.
 
     Raises:
         MediaError: it cannot be written there.
     """
-    check_apart(path, what="picture", others=others)
+    check_apart(path, what="image", others=others)
     for name, other in others.items():
         if is_same_place(path.parent, other):
             raise MediaError(
-                f"the picture '{path}' would be one of the {name}'s: choose another folder"
+                f"the image '{path}' would be inside the {name}: choose another folder"
             )
-    check_new_file(path, what="picture", suffixes=IMAGE_SUFFIXES, overwrite=overwrite)
+    check_new_file(path, what="image", suffixes=IMAGE_SUFFIXES, overwrite=overwrite)
 
 
 def write_before_after(
     path: Path, source: Path, output: Path, *, number: int, reading: ReadOptions
 ) -> None:
-    """A picture (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white gap, and
-    as it is in the output. ``reading`` is how the source was read.
+    """Write an image (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white
+    gap, and the output's. ``reading`` holds the options the source was read with.
 
     Raises:
-        MediaError: source or output cannot be read, or the picture not written.
+        MediaError: source or output cannot be read, or the image not written.
     """
     both = zip(frames_of(source, [number], reading), frames_of(output, [number]), strict=True)
     ((before, after),) = both
     height, width = after.shape[:2]
     before = enlarged(before, width=width, height=height)
     gap = np.full((height, 16, 3), 255, np.uint8)
-    picture = encode_image(np.concatenate((before, gap, after), axis=1), path.suffix)
+    image = encode_image(np.concatenate((before, gap, after), axis=1), path.suffix)
     try:
-        write_atomically(path, picture)
+        write_atomically(path, image)
     except OSError as error:
         raise MediaError(
-            f"the picture '{path}' cannot be written ({error.strerror}); {output} is complete"
+            f"the image '{path}' cannot be written ({error.strerror}); {output} is complete"
         ) from None
 
 
 def check_apart(path: Path, *, what: str, others: Mapping[str, Path]) -> None:
-    """Refuse a file beside the output that would replace something else of the same run.
+    """Refuse an additional output file that would replace something else of the same run.
 
     Args:
         path: of the file.
@@ -87,16 +87,16 @@ def check_apart(path: Path, *, what: str, others: Mapping[str, Path]) -> None:
 
 
 def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrite: bool) -> None:
-    """Find out whether a file beside the output could be written, before long work.
+    """Check before long work that a file can be written in addition to the output.
 
     Args:
-        path: of the file.
-        what: it is called in messages.
-        suffixes: it may end in, in lower case.
-        overwrite: whether it may exist.
+        path: path of the file.
+        what: name of the file in messages.
+        suffixes: allowed suffixes, in lower case.
+        overwrite: allow an existing file.
 
     Raises:
-        MediaError: it could not.
+        MediaError: it cannot be written.
     """
     if path.suffix.lower() not in suffixes:
         raise MediaError(f"the {what} '{path}' must end in one of {', '.join(sorted(suffixes))}")
@@ -113,7 +113,7 @@ def check_new_file(path: Path, *, what: str, suffixes: Collection[str], overwrit
 def frames_of(
     path: Path, numbers: Iterable[int], options: ReadOptions | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames of these numbers, which increase: (H, W, 3) RGB, of more than 8 bits rounded to 8.
+    """Yield the frames of these increasing numbers: (H, W, 3) RGB, rounded to 8 bits.
 
     Raises:
         MediaError: the file or folder cannot be read, or has fewer frames.
@@ -123,12 +123,14 @@ def frames_of(
         for wanted in numbers:
             found = next((frame for number, frame in frames if number == wanted), None)
             if found is None:
-                raise MediaError(f"{path} ends before frame {wanted}: it has changed meanwhile")
+                raise MediaError(
+                    f"{path} ends before frame {wanted}: it was changed during the run"
+                )
             yield eight_bits(found.image)
 
 
 def enlarged(image: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:
-    """The picture in another size, (height, width, 3), by bicubic interpolation."""
+    """Resize an image to (height, width, 3) by bicubic interpolation."""
     import av
     from av.video.reformatter import Interpolation
 

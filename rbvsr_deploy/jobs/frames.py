@@ -1,7 +1,7 @@
-"""The frames of one job: from the source through the network to the sink.
+"""Moves the frames of one job from the source through the network to the sink.
 
-Frames are read ahead and pictures written behind in threads of their own while the network
-computes. Pictures go to the sink in parts, each with the state to continue behind it.
+While the network computes, one thread reads ahead and another writes the results. Upscaled frames
+go to the sink in segments, each with the state needed to continue after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
 from rbvsr_deploy.runtime.scenes import SceneCuts
-from rbvsr_deploy.runtime.stream import Picture, Settings, Stage, Stream
+from rbvsr_deploy.runtime.stream import Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
 from rbvsr_deploy.video import Frame, Sink, Source
@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 
 Progress = Callable[[Stage, int, int | None], None]
-"""Called with a stage, the frames it has done and, where known, their total."""
+"""Called with a stage, the frames it has done and, if known, their total."""
 
-# Pictures in a part of the output, which begins with a key frame: as far apart as they are in
-# streamed video, and sooner where a scene ends, where a key frame is due anyway.
-_PART, _SHORTEST_PART = 120, 48
+# Frames in a segment of the output, which begins with a key frame: as far apart as in streamed
+# video, and closer at the end of a scene, where a key frame is due anyway.
+_SEGMENT, _SHORTEST_SEGMENT = 120, 48
 
 _READ_AHEAD, _WRITE_BEHIND = 8, 4
 
-_PartEnd = tuple[dict[str, Any], bytes]  # what ``Sink.end_part`` takes
+_SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_part``
 
 
-class _Aside(NamedTuple):
-    """What a frame keeps while the network makes its picture."""
+class _FrameInfo(NamedTuple):
+    """Holds everything of a frame that bypasses the network."""
 
     pts: int | None
     duration: int
@@ -51,34 +51,33 @@ class _Aside(NamedTuple):
 
 
 class Run:
-    """The way of the frames from a source through a stream to a sink, behind the sink's finished
-    parts.
+    """Upscales the frames of a source into a sink, starting after the sink's finished segments.
 
     Args:
         engine: stays open.
-        settings: of the stream.
-        source: newly opened.
-        sink: for pictures ``SCALE`` times as large; stays open, without being finished.
+        settings: settings of the stream.
+        source: a newly opened source.
+        sink: takes frames ``SCALE`` times as large; stays open and unfinished.
         cuts: where scenes begin.
         progress: called after every frame of every stage.
-        report: called with a line on every choice that was made.
+        report: called with a line about every choice that was made.
 
     Raises:
-        EngineError: here and in ``go``, where the engine fails.
-        MediaError: here and in ``go``, where the source cannot be read or the sink not be written.
-        RbvsrError: the memory does not suffice.
+        EngineError: here and in :meth:`run`, if the engine fails.
+        MediaError: here and in :meth:`run`, if the source cannot be read or the sink not written.
+        RbvsrError: out of memory.
     """
 
     stream: Stream
-    """With its plan and its memory."""
+    """The stream, with its plan and memory limit."""
     resumed: int
-    """Frames that an earlier run has made."""
+    """Frames that an earlier run has finished."""
     frames: int
-    """Frames that have come out so far, those included."""
+    """Frames finished so far, including those."""
     scenes: list[SceneRecord]
-    """Those that have ended so far."""
+    """Scenes that have ended so far."""
     seconds: dict[str, float]
-    """What each stage took, once ``go`` has returned; see ``Summary.seconds``."""
+    """Time that each stage took, once :meth:`run` has returned; see ``Summary.seconds``."""
 
     def __init__(
         self,
@@ -97,13 +96,13 @@ class Run:
         self._progress = progress
         self.resumed = sum(part.frames for part in sink.finished_parts)
         self.frames = self.resumed
-        self._part_start = self.resumed
+        self._segment_start = self.resumed
         size = source.height, source.width
         self.scenes, state = _left_by_an_earlier_run(sink, engine=engine, size=size)
         self.seconds = {}
-        self._told = len(self.scenes)  # scenes that the finished parts tell of
+        self._recorded = len(self.scenes)  # scenes in the notes of finished segments
         self._done: dict[Stage, int] = {}
-        self._waiting: deque[_Aside] = deque()  # of the frames that are on their way
+        self._waiting: deque[_FrameInfo] = deque()  # of the frames inside the stream
         self.stream = Stream(
             engine,
             settings,
@@ -118,8 +117,8 @@ class Run:
         if self.resumed:
             report(f"Continuing: {self.resumed} frames are done already")
 
-    def go(self) -> None:
-        """Make and write all pictures but those of an earlier run."""
+    def run(self) -> None:
+        """Upscale and write all frames except those of an earlier run."""
         network = 0.0
         with (
             self.stream,
@@ -130,20 +129,19 @@ class Run:
             ) as reader,
             WriteBehind(self._write, depth=_WRITE_BEHIND, interrupt=self._sink.interrupt) as writer,
         ):
-            for pictures in self._steps(reader):
+            for upscaled_frames in self._steps(reader):
                 while True:
                     start = time.perf_counter()
-                    picture = next(pictures, None)
+                    upscaled = next(upscaled_frames, None)
                     network += time.perf_counter() - start
-                    if picture is None:
+                    if upscaled is None:
                         break
-                    end = self._end_of_part(picture)
-                    writer.put((Frame(picture.image, *self._waiting.popleft()), end))
+                    end = self._segment_end(upscaled)
+                    writer.put((Frame(upscaled.image, *self._waiting.popleft()), end))
             writer.finish()
-        if self.frames > self._part_start:
-            # Also the last part tells of its scenes, if the output cannot be completed now.
-            n = self.frames
-            self._sink.end_part(*self._part(StreamState(frames=n, scene=n, part=n)))
+        if self.frames > self._segment_start:
+            # The last segment, too, records its scenes, in case the output cannot be completed now.
+            self._sink.end_part(*self._segment(StreamState.between_scenes(self.frames)))
         self.seconds = {
             "read": reader.seconds,
             "network": network,
@@ -151,28 +149,28 @@ class Run:
             "waited": reader.waited + writer.waited,
         }
 
-    def _steps(self, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Iterator[Picture]]:
-        """Yields, for each frame and for the end, the pictures that can be made then."""
+    def _steps(self, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Iterator[UpscaledFrame]]:
+        """Yield, for each frame and for the end, the upscaled frames that are ready then."""
         for frame, cut in frames:
-            self._waiting.append(_Aside(frame.pts, frame.duration, frame.name, frame.opacity))
+            self._waiting.append(_FrameInfo(frame.pts, frame.duration, frame.name, frame.opacity))
             yield self.stream.push(frame.image, cut=cut)
         yield self.stream.flush()
 
-    def _end_of_part(self, picture: Picture) -> _PartEnd | None:
-        """Note and attachment of the part of the output that ends with a picture, if one does."""
+    def _segment_end(self, upscaled: UpscaledFrame) -> _SegmentEnd | None:
+        """Count a frame; return note and attachment of the segment that ends with it, if any."""
         self.frames += 1
-        length = self.frames - self._part_start
-        if length < (_SHORTEST_PART if picture.ends_scene else _PART):
+        length = self.frames - self._segment_start
+        if length < (_SHORTEST_SEGMENT if upscaled.ends_scene else _SEGMENT):
             return None
-        return self._part(picture.state())
+        return self._segment(upscaled.state())
 
-    def _part(self, state: StreamState) -> _PartEnd:
-        self._part_start = self.frames
-        told, self._told = self._told, len(self.scenes)
-        note = {"scenes": [dataclasses.asdict(scene) for scene in self.scenes[told:]]}
+    def _segment(self, state: StreamState) -> _SegmentEnd:
+        self._segment_start = self.frames
+        recorded, self._recorded = self._recorded, len(self.scenes)
+        note = {"scenes": [dataclasses.asdict(scene) for scene in self.scenes[recorded:]]}
         return note, state.to_bytes()
 
-    def _write(self, item: tuple[Frame, _PartEnd | None]) -> None:
+    def _write(self, item: tuple[Frame, _SegmentEnd | None]) -> None:
         frame, end = item
         if frame.opacity is not None:
             frame = dataclasses.replace(frame, opacity=enlarged(frame.opacity, scale=SCALE))
@@ -200,10 +198,10 @@ class Run:
 def _left_by_an_earlier_run(
     sink: Sink, *, engine: Engine, size: tuple[int, int]
 ) -> tuple[list[SceneRecord], StreamState | None]:
-    """The scenes that the finished parts tell of, and what to go on from, if there are any parts.
+    """Restore the scenes and the stream state of an interrupted run; ``[], None`` if there is none.
 
     Raises:
-        MediaError: what was stored with the parts is nothing that a run stores.
+        MediaError: the data stored with the segments is damaged.
     """
     parts = sink.finished_parts
     if not parts:
@@ -216,9 +214,9 @@ def _left_by_an_earlier_run(
         if not state.fits(
             frames=sum(part.frames for part in parts), network=engine.network, size=size
         ):
-            raise ValueError("a state of something else")
+            raise ValueError("the state does not fit the input or the model")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        logger.debug("cannot go on: %s", error)
+        logger.debug("cannot resume: %s", error)
         raise MediaError(
             f"the unfinished work on {sink.path} cannot be continued, because its records are "
             f"damaged: delete the folder {sink.folder}, and start again"

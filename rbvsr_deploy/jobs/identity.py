@@ -1,5 +1,5 @@
-"""What the pictures of a job depend on: a run that was stopped is continued only where all of it is
-the same.
+"""Describes everything a job's output depends on: an interrupted run is resumed only if all of it
+is the same.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from pathlib import Path
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
-from rbvsr_deploy.version import __version__
 from rbvsr_deploy.video import ReadOptions, is_pipe
 
 __all__ = ["job_identity"]
 
 
+_SAME_OUTPUT_SINCE = "0.1.0"
+"""The first version with the same output as this one: its unfinished jobs are continued. Set it to
+the current version in any change that alters frames or packets.
+"""
+
+
 def job_identity(
     path: Path, *, engine: Engine, settings: Settings, reading: ReadOptions, cuts: SceneCuts
 ) -> dict[str, str]:
-    """Everything the pictures depend on, by human names; what is the sink's, it adds itself.
+    """Return everything the output depends on, by readable names; the sink adds its own part.
 
     Args:
         path: the input.
-        engine: by its network, its version and its device.
-        settings: of the stream; without the memory, which changes no picture.
-        reading: how the input is read.
-        cuts: where its scenes begin.
+        engine: identified by its network, its version and its device.
+        settings: settings of the stream; the memory limit is left out, as it does not affect the
+            output.
+        reading: options for reading the input.
+        cuts: where scenes begin.
 
     Raises:
         OSError: the input cannot be read.
@@ -43,7 +49,7 @@ def job_identity(
         },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
-        "version of rbvsr-deploy": __version__,
+        "version of rbvsr-deploy": _SAME_OUTPUT_SINCE,
         "scene cuts": cuts.identity,
         "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),
         "longest scene": str(settings.max_scene),
@@ -56,8 +62,8 @@ def job_identity(
 
 
 def _fingerprint(path: Path) -> str:
-    """Of a file or of a folder's files: name, size, time of the last change; and of a file, what is
-    in its first and last megabyte. Reading a long film to the end would take minutes.
+    """Hash the name, size and modification time of a file, or of all files of a folder; for a file,
+    also its first and last megabyte. Reading all of a long film would take minutes.
     """
     digest, size = hashlib.sha256(), 0
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:

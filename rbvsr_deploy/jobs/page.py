@@ -1,6 +1,7 @@
-"""One page of HTML with chosen frames before and after, and the figures of the run.
+"""Writes the report page: one HTML file with selected frames before and after, and the figures of
+the run.
 
-Everything is inside the file: it opens from the disk, without a network.
+The file is self-contained: it opens from the disk, without a network.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.jobs.summary import Summary
 
-__all__ = ["Page", "check_comparison_page", "choose_frames", "file_size", "write_comparison_page"]
+__all__ = ["Page", "check_report_page", "choose_frames", "file_size", "write_report_page"]
 
-# Pixels on each side of the line, of all frames together: the page stays at some megabytes.
+# Pixels on each side of the divider, of all frames together: the page stays at a few megabytes.
 _PIXELS = 24_000_000
 _FEWEST, _MOST = 2, 8
 _THUMBNAIL = 144
-"""Height in pixels, twice that of the strip: for fine screens."""
+"""Height in pixels, twice that of the strip, for high-resolution screens."""
 
 
-def check_comparison_page(path: Path, *, overwrite: bool, others: Mapping[str, Path]) -> None:
+def check_report_page(path: Path, *, overwrite: bool, others: Mapping[str, Path]) -> None:
     """Refuse now what could not be written after hours of work.
 
     Args:
@@ -53,24 +54,24 @@ def check_comparison_page(path: Path, *, overwrite: bool, others: Mapping[str, P
 
 
 def choose_frames(frames: int, *, scene_starts: Iterable[int], at_most: int) -> list[int]:
-    """Numbers of frames to show: spread evenly, and up to half of them the first of a scene that
-    follows another.
+    """Return the numbers of frames to show: evenly spread, and for up to half of them the first
+    frame of a scene that follows another.
     """
     starts = sorted(set(scene_starts) - {0})
     chosen = {starts[i] for i in _spread(len(starts), at_most // 2)}
     return sorted(chosen.union(_spread(frames, at_most - len(chosen))))
 
 
-def write_comparison_page(
+def write_report_page(
     path: Path, source: Path, output: Path, *, summary: Summary, reading: ReadOptions
 ) -> None:
-    """Write the page; the frames are read back from the input and from the finished output.
+    """Write the page; the frames are read again from the input and from the finished output.
 
     Args:
-        path: of the page.
-        source, output: what was read, and what was made of it.
-        summary: of the run.
-        reading: how the source was read.
+        path: path of the page.
+        source, output: input and output of the run.
+        summary: report of the run.
+        reading: options the source was read with.
 
     Raises:
         MediaError: input or output cannot be read, or the page not written.
@@ -87,39 +88,39 @@ def write_comparison_page(
         page.add(f"Frame {number}", before=before, after=after, mark=mark)
     page.write(
         path,
-        title=f"{source.name}, four times larger",
+        title=f"{source.name}, upscaled by four",
         figures=_figures(source, output, summary=summary),
         also=f"; {output} is complete",
     )
 
 
 class Page:
-    """A page on its way: pictures are added, then it is written.
+    """Collects frames, then writes the page.
 
     Args:
-        width, height: of the pictures after, in pixels.
+        width, height: size of the upscaled frames in pixels.
         sample_aspect: width of a pixel divided by its height.
     """
 
     def __init__(self, *, width: int, height: int, sample_aspect: Fraction) -> None:
         self._width, self._height = width, height
         self._aspect = float(width * sample_aspect / height)
-        self._pictures: list[dict[str, str]] = []
+        self._frames: list[dict[str, str]] = []
         self._strip: list[str] = []
 
     def add(
         self, label: str, *, before: NDArray[np.uint8], after: NDArray[np.uint8], mark: str = ""
     ) -> None:
-        """Adds one frame.
+        """Add one frame.
 
         Args:
-            label: what it is called.
-            before: (H, W, 3) RGB, which is enlarged by bicubic interpolation.
+            label: name of the frame.
+            before: (H, W, 3) RGB, enlarged here by bicubic interpolation.
             after: (4H, 4W, 3) RGB.
-            mark: what is said of it in the strip, behind the label.
+            mark: text after the label in the strip.
         """
         before = enlarged(before, width=self._width, height=self._height)
-        self._pictures.append(
+        self._frames.append(
             {"label": label, "before": _data_uri(before), "after": _data_uri(after)}
         )
         thumbnail = enlarged(
@@ -139,14 +140,14 @@ class Page:
         note: str = "",
         also: str = "",
     ) -> None:
-        """Writes the page, with at least one frame.
+        """Write the page, with at least one frame.
 
         Args:
-            path: of the page.
+            path: path of the page.
             title: its headline.
             figures: names and values for the table.
             note: a sentence under the headline, if any.
-            also: what to add to the message if the page cannot be written.
+            also: appended to the error message if the page cannot be written.
 
         Raises:
             MediaError: it cannot be written.
@@ -159,14 +160,14 @@ class Page:
             title=html.escape(title),
             note=f'<p class="note">{html.escape(note)}</p>' if note else "",
             aspect=f"{self._aspect:.6f}",
-            # One picture needs no strip.
+            # A single frame does not need a strip.
             strip="\n".join(self._strip) if len(self._strip) > 1 else "",
             figures="\n".join(rows),
-            # A name of a file could hold the end of the script.
-            pictures=json.dumps(self._pictures).replace("<", "\\u003c"),
+            # A file name could contain the end tag of the script.
+            frames=json.dumps(self._frames).replace("<", "\\u003c"),
         )
         try:
-            # Names of files may hold what is no text.
+            # File names may not be valid Unicode.
             write_atomically(path, page.encode("utf-8", errors="replace"))
         except OSError as error:
             raise MediaError(
@@ -175,13 +176,13 @@ class Page:
 
 
 def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str, str]]:
-    made, total = summary.frames - summary.resumed_frames, summary.seconds["total"]
+    done, total = summary.frames - summary.resumed_frames, summary.seconds["total"]
     seconds = f"{total:.1f}"
-    rate = [("Frames/s", f"{made / total:.2f}")] if made else []
+    rate = [("Frames/s", f"{done / total:.2f}")] if done else []
     counts = (("Lost to damage", summary.lost_frames), ("Damaged", summary.damaged_frames))
     damage = [(name, str(number)) for name, number in counts if number]
     if summary.resumed_frames:
-        seconds += f" for {made} frames; an earlier run had made {summary.resumed_frames}"
+        seconds += f" for {done} frames; an earlier run had made {summary.resumed_frames}"
     before = f"{summary.width // 4}×{summary.height // 4}"
     after = f"{summary.width}×{summary.height}"
     return [
@@ -197,7 +198,7 @@ def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str,
 
 
 def file_size(path: Path) -> str:
-    """Of a file, to be put behind its name; empty for a folder."""
+    """Return the size of a file as text that follows its name; empty for a folder."""
     if not path.is_file():
         return ""
     size = path.stat().st_size
@@ -209,6 +210,6 @@ def _data_uri(image: NDArray[np.uint8]) -> str:
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """``count`` numbers below ``total``, or all of them: each in the middle of an equal share."""
+    """Return ``count`` numbers below ``total``, or all: each in the middle of an equal share."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

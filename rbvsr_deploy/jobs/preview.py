@@ -1,8 +1,8 @@
-"""A preview: some pictures of an input, evenly spread, on a comparison page, and how long all of it
-would take.
+"""Writes a preview: a report page with a few evenly spread frames of an input, and an estimate of
+how long all of it would take.
 
-Each picture is made in the middle of a short excerpt, with the same stream as a whole video's, so
-that it has frames before and after to draw on.
+Each frame is upscaled in the middle of a short excerpt, through the same stream as a whole video,
+so that it can draw on the frames before and after it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
-from rbvsr_deploy.jobs.page import Page, check_comparison_page, choose_frames, file_size
+from rbvsr_deploy.jobs.page import Page, check_report_page, choose_frames, file_size
 from rbvsr_deploy.jobs.upscale_file import Progress
 from rbvsr_deploy.pixels import Image, eight_bits
 from rbvsr_deploy.runtime.scenes import CutDetector
@@ -32,27 +32,28 @@ from rbvsr_deploy.video.excerpts import EmptyExcerptError
 __all__ = ["Preview", "write_preview"]
 
 _AROUND = 5
-"""Frames before and after the one that is shown: what lies further away changes it little."""
+"""Frames before and after the one that is shown: those further away hardly affect it."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a preview shows; ``rbvsr-run --preview --json`` prints it."""
+    """Reports what a preview shows; ``rbvsr-run --preview --json`` prints it."""
 
     input: str
     page: str
     pictures: list[str]
-    """The times or, of a folder, the names of the frames that are shown."""
+    """Times of the frames that are shown or, for a folder, their names."""
     frames: int
-    """How many the input has, or the part of it that was asked for."""
+    """Number of frames in the input, or in the requested excerpt of it."""
     width: int
-    """Of the pictures, in pixels."""
+    """Width of the upscaled frames in pixels."""
     height: int
+    """Height of the upscaled frames in pixels."""
     engine: Description
     seconds_per_frame: float
-    """The network's time, without reading and writing, which go on beside it."""
+    """Time of the network, without reading and writing, which run in parallel."""
     estimated_seconds: float
-    """For all frames."""
+    """Estimated time for all frames."""
 
 
 def write_preview(
@@ -68,28 +69,28 @@ def write_preview(
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Preview:
-    """Write a page with pictures of an input before and after.
+    """Write a page with frames of an input before and after.
 
     Args:
-        path: video, picture or folder of pictures.
-        page: where the page goes.
-        count: how many pictures to make; fewer if the input has fewer.
+        path: video, image or image folder.
+        page: path of the page.
+        count: number of frames to show; fewer if the input has fewer.
         engine: stays open; the caller closes it.
         settings: scenes, lookahead, refinement and memory.
-        scene_cuts: whether to look for cuts.
-        reading: how the input is read.
+        scene_cuts: detect cuts.
+        reading: options for reading the input.
         overwrite: replace an existing page.
         progress: called after every frame of every stage with the frames done and their total.
-        report: called with a line on every choice that was made.
+        report: called with a line about every choice that was made.
 
     Raises:
         MediaError: the input cannot be read or the page not written.
         EngineError: the engine failed.
-        RbvsrError: the memory does not suffice.
+        RbvsrError: out of memory.
     """
     if is_pipe(path):
-        raise MediaError("a preview goes back and forth in its input, which pipes do not allow")
-    check_comparison_page(page, overwrite=overwrite, others={"input": path})
+        raise MediaError("a preview seeks in its input, which pipes do not allow: give a file")
+    check_report_page(page, overwrite=overwrite, others={"input": path})
     reading = reading or ReadOptions()
     with open_source(path, reading) as source:
         frames = source.frame_count or sum(1 for _ in source)
@@ -100,7 +101,7 @@ def write_preview(
     total = sum(excerpt.frames or 0 for excerpt in excerpts)
     done: dict[Stage, int] = {}
 
-    def tell(stage: Stage, frames: int) -> None:
+    def count_frames(stage: Stage, frames: int) -> None:
         done[stage] = done.get(stage, 0) + frames
         progress(stage, done[stage], total)
 
@@ -113,23 +114,24 @@ def write_preview(
         settings or Settings(),
         size=(source.height, source.width),
         deep=source.depth > 8,
-        progress=tell,
+        progress=count_frames,
     ) as stream:
         report(f"Memory: {show_bytes(stream.memory)} for {stream.plan}")
         for number, excerpt in zip(numbers, excerpts, strict=True):
             try:
-                part = open_source(path, excerpt)
+                opened = open_source(path, excerpt)
             except EmptyExcerptError as error:
-                # At a rate that varies much, a few frames can fill a long time.
+                # If the frame rate varies a lot, a few frames can cover a long time.
                 if number == numbers[-1] and not labels:
                     raise
-                report(f"One picture less: {error}")
+                report(f"One frame less: {error}")
                 continue
-            with part:
-                made = _make(stream, part, middle=min(_AROUND, number), scene_cuts=scene_cuts)
-                labels.append(_label(made.frame, part))
-            times.append(made.seconds_per_frame)
-            shown.add(labels[-1], before=eight_bits(made.frame.image), after=made.picture)
+            with opened:
+                middle = min(_AROUND, number)
+                sample = _upscale_middle(stream, opened, middle=middle, scene_cuts=scene_cuts)
+                labels.append(_label(sample.frame, opened))
+            times.append(sample.seconds_per_frame)
+            shown.add(labels[-1], before=eight_bits(sample.frame.image), after=sample.upscaled)
     # The first excerpt also warms up the engine.
     per_frame = float(np.mean(times[1:] or times))
     preview = Preview(
@@ -148,34 +150,32 @@ def write_preview(
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
-    """The frame in the middle of an excerpt and its picture, in 8 bits."""
+class _Sample:
+    """Holds the frame in the middle of an excerpt, before and after, in 8 bits."""
 
     frame: Frame
-    picture: NDArray[np.uint8]
+    upscaled: NDArray[np.uint8]
     seconds_per_frame: float
 
 
 def _around(number: int, *, frames: int, rate: Fraction, reading: ReadOptions) -> ReadOptions:
-    """How to read the frames around one of them, as if frames came at a constant rate."""
+    """Return the options to read the frames around one of them, assuming a constant frame rate."""
     first = max(0, number - _AROUND)
     start = reading.start
     if first:
-        # Half a frame earlier: time stamps are rounded to the file's ticks.
+        # Half a frame earlier, as time stamps are rounded to the file's ticks.
         start = (start or 0) + (first - Fraction(1, 2)) / rate
     return dataclasses.replace(
         reading, start=start, frames=min(frames, number + _AROUND + 1) - first
     )
 
 
-def _make(stream: Stream, source: Source, *, middle: int, scene_cuts: bool) -> _Made:
-    """Sends an excerpt through the stream; of its frames and pictures, keeps the middle one, or the
-    last where it is shorter.
-    """
+def _upscale_middle(stream: Stream, source: Source, *, middle: int, scene_cuts: bool) -> _Sample:
+    """Upscale an excerpt and keep its middle frame, or the last one if the excerpt is shorter."""
     cuts = CutDetector() if scene_cuts else None
     kept: Frame | None = None
-    picture: Image | None = None
-    read = made = 0
+    upscaled: Image | None = None
+    read = done = 0
     seconds = 0.0
     frames = iter(source)
     while True:
@@ -183,9 +183,9 @@ def _make(stream: Stream, source: Source, *, middle: int, scene_cuts: bool) -> _
         cut = frame is not None and cuts is not None and cuts.is_cut(frame.image)
         start = time.perf_counter()
         for result in stream.flush() if frame is None else stream.push(frame.image, cut=cut):
-            if made <= middle:
-                picture = result.image
-            made += 1
+            if done <= middle:
+                upscaled = result.image
+            done += 1
         seconds += time.perf_counter() - start
         if frame is None:
             break
@@ -193,12 +193,12 @@ def _make(stream: Stream, source: Source, *, middle: int, scene_cuts: bool) -> _
             kept = frame
         read += 1
     assert kept is not None
-    assert picture is not None
-    return _Made(kept, eight_bits(picture), seconds / made)
+    assert upscaled is not None
+    return _Sample(kept, eight_bits(upscaled), seconds / done)
 
 
 def _label(frame: Frame, source: Source) -> str:
-    """The name of a picture of a folder, else the time from the input's first frame."""
+    """Return the file name of an image in a folder, else the time since the input's first frame."""
     if frame.name is not None:
         return frame.name
     offset = source.excerpt.offset if source.excerpt is not None else Fraction(0)
@@ -212,14 +212,14 @@ def _write(shown: Page, page: Path, path: Path, *, preview: Preview) -> None:
     size = f"{preview.width // SCALE}×{preview.height // SCALE}"
     shown.write(
         page,
-        title=f"{path.name}, four times larger: a preview",
+        title=f"{path.name}, upscaled by four: a preview",
         note=f"This is a preview; no video was written. All {preview.frames} frames would take "
         f"about {estimate} on this machine.",
         figures=[
             ("Input", f"{path.name}, {size}{file_size(path)}"),
             ("Output", f"{preview.width}×{preview.height}"),
             ("Engine", str(preview.engine)),
-            ("Pictures", f"{len(preview.pictures)}, each with the frames around it"),
+            ("Frames shown", f"{len(preview.pictures)}, each upscaled with its neighbours"),
             ("Frames", str(preview.frames)),
             ("Frames/s", f"{1 / preview.seconds_per_frame:.2f}"),
             ("All frames", f"about {estimate}"),

@@ -1,4 +1,4 @@
-"""Defines what a finished job reports."""
+"""Defines the report of a finished job."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ __all__ = ["Summary"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job did; ``rbvsr-run --json`` prints it."""
+    """Reports what a job did; ``rbvsr-run --json`` prints it."""
 
     input: str
     output: str
     frames: int
     resumed_frames: int
-    """How many of them an earlier run had made."""
+    """Number of them that an earlier run had finished."""
     width: int
-    """Of the output, in pixels."""
+    """Width of the output in pixels."""
     height: int
+    """Height of the output in pixels."""
     engine: Description
     memory: int
-    """Bytes the plan was made for."""
+    """Memory limit of the plan, in bytes."""
     plan: MemoryPlan
+    """The memory plan that the job ended with."""
     scenes: list[SceneRecord]
     excerpt: dict[str, float] | None = None
-    """What of the input was asked for, if not all: ``start`` and ``end`` in seconds from its first
-    frame, and ``frames``, whichever were given. Frames are numbered from the excerpt's first.
+    """The requested excerpt of the input, if not all of it: ``start`` and ``end`` in seconds from
+    its first frame, and ``frames``, whichever were given. Frames are numbered from the excerpt's
+    first.
     """
     lost_frames: int = 0
-    """Of a damaged video: how many frames could not be decoded and are not in the output."""
+    """Number of frames of a damaged video that could not be decoded and are missing in the output.
+    """
     damaged_frames: int = 0
-    """How many frames of the output were made from damaged ones."""
+    """Number of frames of the output whose input frames were damaged."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """``read``, ``network`` and ``write``: how long each was at work, at the same time;
-    ``waited``: how long the network waited for the other two; ``total``: from start to end.
+    """``read``, ``network`` and ``write``: time that each was busy, all at once; ``waited``: time
+    that the network waited for the other two; ``total``: from start to end.
     """

@@ -1,6 +1,7 @@
-"""Work that goes on while the network computes: reading ahead and writing behind, in threads with
-bounded queues. An error in a thread is raised where its work is waited for; leaving the context,
-for whatever reason, stops the thread and waits for it.
+"""Reads ahead and writes in the background while the network computes, through bounded queues.
+
+An error in a thread is raised where its work is waited for; leaving the context, for whatever
+reason, stops the thread and waits for it.
 """
 
 from __future__ import annotations
@@ -9,26 +10,31 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ReadAhead", "WriteBehind"]
 
 T = TypeVar("T")
 
-_POLL = 0.1  # seconds until a thread that waits for the other side looks whether it is to stop
+_POLL = 0.1  # seconds between checks whether a waiting thread should stop
 _END = object()
 
 
 class _Thread:
-    """A thread with a queue between it and the caller."""
+    """Connects a thread and its caller through a queue."""
 
     def __init__(self, *, depth: int, name: str, interrupt: Callable[[], None]) -> None:
         self.seconds = 0.0
-        """Time the thread has worked, without waiting."""
+        """Time the thread has worked, excluding waits."""
         self.waited = 0.0
         """Time the caller has waited for the thread."""
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
+        self._left = False  # the context, so that items in the queue are discarded
         self._interrupt = interrupt
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
@@ -45,7 +51,7 @@ class _Thread:
         raise NotImplementedError
 
     def _put(self, item: object) -> bool:
-        """Hand an item over; ``False`` if the other side has stopped."""
+        """Hand over an item; return ``False`` if the other side has stopped."""
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=_POLL)
@@ -55,7 +61,7 @@ class _Thread:
         return False
 
     def _get(self) -> Any:
-        """The next item; ``_END`` if the other side has stopped."""
+        """Return the next item, or ``_END`` if the other side has stopped."""
         while True:
             try:
                 return self._queue.get(timeout=_POLL)
@@ -69,23 +75,33 @@ class _Thread:
             raise error
 
     def _start(self) -> None:
-        """Start the thread. If the user stops the program meanwhile, wait for the thread all the
-        same: one that is at work when the interpreter ends may abort the process.
+        """Start the thread. If the program is interrupted during the start, still wait for the
+        thread: one that runs while the interpreter shuts down may abort the process.
         """
         try:
             self._thread.start()
         except BaseException:
             self._stop.set()
             for _ in range(100):
-                if self._thread.ident is not None:  # it was created, and says so within moments
+                if self._thread.ident is not None:  # set within moments if it was created
                     self._thread.join()
                     break
                 time.sleep(_POLL / 10)
             raise
 
-    def _leave(self, *, failed: bool) -> None:
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._left = True
         self._stop.set()
-        if failed:
+        if kind is not None:
             self._interrupt()
         self._thread.join()
 
@@ -94,9 +110,9 @@ class ReadAhead(_Thread, Generic[T]):
     """Iterates over something in a thread, some items ahead.
 
     Args:
-        items: only the thread touches it; it is not closed.
-        depth: how many items wait at most.
-        interrupt: called where an error ends the work, to end a wait for the next item.
+        items: used only by the thread; not closed.
+        depth: largest number of items in the queue.
+        interrupt: called when an error ends the work, to end a wait for the next item.
     """
 
     def __init__(
@@ -123,21 +139,14 @@ class ReadAhead(_Thread, Generic[T]):
                 return
             yield item
 
-    def __enter__(self) -> ReadAhead[T]:
-        self._start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._leave(failed=exception[0] is not None)
-
 
 class WriteBehind(_Thread, Generic[T]):
-    """Hands items to a function in a thread, in order.
+    """Passes items to a function in a thread, in order.
 
     Args:
         consume: called in the thread with one item after the other.
-        depth: how many items wait at most.
-        interrupt: called where an error ends the work, to end a wait of the function.
+        depth: largest number of items in the queue.
+        interrupt: called when an error ends the work, to end a wait of the function.
     """
 
     def __init__(
@@ -149,16 +158,15 @@ class WriteBehind(_Thread, Generic[T]):
     ) -> None:
         super().__init__(depth=depth, name="writer", interrupt=interrupt)
         self._consume = consume
-        self._abandoned = False
 
     def _work(self) -> None:
-        while (item := self._get()) is not _END and not self._abandoned:
+        while (item := self._get()) is not _END and not self._left:
             start = time.perf_counter()
             self._consume(item)
             self.seconds += time.perf_counter() - start
 
     def put(self, item: T) -> None:
-        """Hand an item over; waits while too many wait already. Raises what the function raised."""
+        """Hand over an item; wait while the queue is full, raise the function's error if any."""
         start = time.perf_counter()
         taken = self._put(item)
         self.waited += time.perf_counter() - start
@@ -166,17 +174,9 @@ class WriteBehind(_Thread, Generic[T]):
             self._raise()
 
     def finish(self) -> None:
-        """Wait until everything is consumed. Raises what the function raised."""
+        """Wait until everything is consumed; raise the function's error if any."""
         start = time.perf_counter()
         self._put(_END)
         self._thread.join()
         self.waited += time.perf_counter() - start
         self._raise()
-
-    def __enter__(self) -> WriteBehind[T]:
-        self._start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._abandoned = True
-        self._leave(failed=exception[0] is not None)

@@ -1,8 +1,8 @@
-"""One job: a video, picture or folder in, the same four times larger out.
+"""Runs one job: upscales a video, an image or an image folder by four.
 
-What can be refused is refused before any work. Pictures go to the output's job folder in parts; a
-run that was stopped continues behind the last finished part, from the state that was stored with
-it. The output appears when all of them are made, and what is made beside it after that.
+Invalid requests are refused before any work. Upscaled frames go to the output's job folder in
+segments; an interrupted run resumes after the last finished segment, from the state stored with it.
+The output appears when all frames are done, and the other files after that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.before_after import check_apart, check_before_after, write_before_after
 from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import job_identity
-from rbvsr_deploy.jobs.page import check_comparison_page, write_comparison_page
+from rbvsr_deploy.jobs.page import check_report_page, write_report_page
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
@@ -48,41 +48,41 @@ def upscale_file(
     overwrite: bool = False,
     keep_job: bool = False,
     before_after: Path | None = None,
-    compare: Path | None = None,
+    page: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Upscale a file or folder by four.
 
     Args:
-        path: video, picture or folder of pictures; "-" is a y4m on standard input, of which a run
-            that was stopped cannot be continued.
-        output: where the result goes; see :func:`rbvsr_deploy.video.open_sink`.
+        path: video, image or image folder; "-" is a y4m stream on standard input, which cannot be
+            resumed.
+        output: path of the result; see :func:`rbvsr_deploy.video.open_sink`.
         engine: stays open; the caller closes it.
         settings: scenes, lookahead, refinement and memory.
-        scene_cuts: whether to look for cuts; without, the whole input is one scene.
-        scene_list: a file that says where scenes begin, if it exists; else it is written. Frames
-            are numbered from the first that is read.
-        reading: how the input is read.
-        writing: how the output is written.
+        scene_cuts: detect cuts; if not, the whole input is one scene.
+        scene_list: path of a file that lists where scenes begin; it is read if it exists, else
+            written. Frames are numbered from the first that is read.
+        reading: options for reading the input.
+        writing: options for writing the output.
         overwrite: replace an existing output.
-        keep_job: leave the job folder with the finished parts after success.
-        before_after: where to write a picture of the middle frame, bicubic on the left and the
-            result on the right.
-        compare: where to write a page of HTML with some frames before and after.
-        progress: called after every frame of every stage with the frames done and, where known, the
+        keep_job: keep the job folder with the finished segments after success.
+        before_after: path of an image of the middle frame, bicubic on the left and the result on
+            the right.
+        page: path of a report page (HTML) with some frames before and after.
+        progress: called after every frame of every stage with the frames done and, if known, the
             total.
-        report: called with a line on every choice that was made.
+        report: called with a line about every choice that was made.
 
     Raises:
-        MediaError: the input cannot be read or the output not written; no output is left behind.
+        MediaError: the input cannot be read or the output not written; no part of it remains.
         EngineError: the engine failed.
-        RbvsrError: the memory or the disk does not suffice.
+        RbvsrError: out of memory or disk space.
     """
     start = time.perf_counter()
     settings = settings or Settings()
     reading, writing = reading or ReadOptions(), writing or WriteOptions()
-    _check_beside(before_after, compare, scene_list, path=path, output=output, overwrite=overwrite)
+    _check_beside(before_after, page, scene_list, path=path, output=output, overwrite=overwrite)
     cuts = SceneCuts(scene_list, detect=scene_cuts)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(path, reading))
@@ -109,13 +109,13 @@ def upscale_file(
             )
         )
         if reading.fps is not None and isinstance(sink, ImageSink):
-            raise MediaError(f"fps is for videos, and the output {output} takes pictures")
+            raise MediaError(f"fps is for videos, and the output {output} consists of images")
         for note in source.notes:
             report(note)
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
         run = Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)
-        run.go()
+        run.run()
         sink.finish()
     cuts.finish(frames=run.frames)
     if before_after is not None:
@@ -136,26 +136,25 @@ def upscale_file(
         damaged_frames=source.damaged_frames,
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
-    if compare is not None:
-        write_comparison_page(compare, path, output, summary=summary, reading=reading)
+    if page is not None:
+        write_report_page(page, path, output, summary=summary, reading=reading)
     return summary
 
 
 def _check_beside(
     before_after: Path | None,
-    compare: Path | None,
+    page: Path | None,
     scene_list: Path | None,
     *,
     path: Path,
     output: Path,
     overwrite: bool,
 ) -> None:
-    """Refuses what could not be made beside the output when it is there."""
-    for name, file in (("before_after", before_after), ("compare", compare)):
+    """Refuse files that could not be written after the output."""
+    for name, file in (("before_after", before_after), ("page", page)):
         if file is not None and (is_pipe(path) or is_pipe(output)):
             raise MediaError(
-                f"{name} looks at input and output a second time, which pipes do not allow: "
-                "use files"
+                f"{name} reads input and output a second time, which pipes do not allow: use files"
             )
     others = {"input": path, "output": output}
     if scene_list is not None:
@@ -163,12 +162,12 @@ def _check_beside(
         others["scene list"] = scene_list
     if before_after is not None:
         check_before_after(before_after, overwrite=overwrite, others=others)
-    if compare is not None:
-        check_comparison_page(compare, overwrite=overwrite, others=others)
+    if page is not None:
+        check_report_page(page, overwrite=overwrite, others=others)
 
 
 def _excerpt(reading: ReadOptions) -> dict[str, float] | None:
-    """For the summary."""
+    """Return the requested excerpt for the summary."""
     given = {"start": reading.start, "end": reading.end, "frames": reading.frames}
     found = {
         name: value if isinstance(value, int) else float(value)

@@ -1,4 +1,4 @@
-"""Figures of how far numbers and pictures are from those of a reference."""
+"""Measures how far numbers and images are from those of a reference."""
 
 from __future__ import annotations
 
@@ -9,40 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.psnr import psnr_of
+from rbvsr_deploy.pixels import psnr_of
 
-__all__ = ["LEVELS", "ErrorSum", "Errors", "FrameErrors", "ImageErrors", "PictureErrors"]
+__all__ = ["LEVELS", "ErrorSum", "Errors", "FrameErrors", "ImageErrorSum", "ImageErrors"]
 
 _MOST = 200.0
-"""PSNR in dB where there is no difference at all."""
+"""PSNR in dB of equal values."""
 
 LEVELS = ("0", "1", "2", "3", "4-7", "8-15", "16+")
 """Classes of absolute differences of uint8 values."""
-_FIRST = [0, 1, 2, 3, 4, 8, 16]  # of each class
+_FIRST = [0, 1, 2, 3, 4, 8, 16]  # the smallest difference of each class
 
-_GAP = 16  # white columns between the panels of a picture
+_GAP = 16  # white columns between the panels of an image
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Differences of floating-point or uint8 numbers from the reference."""
+    """Summarises how floating-point or uint8 numbers differ from the reference."""
 
     max_difference: float
     peak: float
-    """What the PSNR counts as the full signal: 1 for pictures, 255 for uint8, and the largest
-    absolute value of the reference, 1 at least, for everything else.
+    """Full signal of the PSNR: 1 for upscaled frames, 255 for uint8, and the reference's largest
+    absolute value, at least 1, for everything else.
     """
     psnr: float
-    """In dB, 200 at most."""
+    """In dB, at most 200."""
     not_finite: int = 0
-    """How many differences are no finite number, because one side or both are not. They are left
-    out of the other figures.
-    """
+    """Number of values that are NaN or infinite on either side; the other figures exclude them."""
 
 
 @dataclass(frozen=True)
 class FrameErrors:
-    """Of the picture of one frame before it is clamped and becomes uint8."""
+    """Holds the errors of one upscaled frame before it is clamped and becomes uint8."""
 
     number: int
     errors: Errors
@@ -50,21 +48,22 @@ class FrameErrors:
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """Of the uint8 pictures: (4H, 4W, 3) each."""
+    """Summarises how the uint8 images, (4H, 4W, 3) each, differ from the reference."""
 
     max_levels: int
     histogram: dict[str, int]
-    """How many values differ by how many levels; see :data:`LEVELS`."""
+    """Number of values by the size of their difference; see :data:`LEVELS`."""
     pixels: int
     differing_pixels: int
-    """Those that differ in at least one channel."""
+    """Number of pixels that differ in at least one channel."""
 
 
 class ErrorSum:
-    """Differences of many arrays in one set of figures.
+    """Accumulates the differences of many arrays.
 
     Args:
-        peak: of the PSNR; the reference's largest absolute value, 1 at least, if ``None``.
+        peak: full signal of the PSNR; the reference's largest absolute value, at least 1, if
+            ``None``.
     """
 
     def __init__(self, *, peak: float | None = None) -> None:
@@ -76,10 +75,10 @@ class ErrorSum:
         self._not_finite = 0
 
     def add(self, reference: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float32]:
-        """Take two arrays of one shape and any numeric type.
+        """Add two arrays of one shape and any numeric type.
 
         Returns:
-            Their absolute differences, infinite where they are no finite number.
+            Their absolute differences, infinite where they are not finite.
         """
         with np.errstate(invalid="ignore", over="ignore"):
             difference = np.abs(other.astype(np.float32) - reference.astype(np.float32))
@@ -96,7 +95,7 @@ class ErrorSum:
         return difference
 
     def merge(self, more: ErrorSum) -> None:
-        """Take what another one has been given."""
+        """Add everything that was added to another sum."""
         self._largest = max(self._largest, more._largest)
         self._max = max(self._max, more._max)
         self._squares += more._squares
@@ -104,22 +103,22 @@ class ErrorSum:
         self._not_finite += more._not_finite
 
     def figures(self) -> Errors:
-        """Of everything so far."""
+        """Return the errors of everything added so far."""
         peak = max(1.0, self._largest) if self._peak is None else self._peak
         mean_square = self._squares / max(1, self._count)
         psnr = psnr_of(mean_square, peak=peak, most=_MOST)
         return Errors(self._max, peak, psnr, self._not_finite)
 
 
-class PictureErrors:
-    """Figures of pictures as they come; holds the two of the worst frame."""
+class ImageErrorSum:
+    """Accumulates the errors of upscaled frames, and holds the two images of the worst frame."""
 
     def __init__(self) -> None:
         self.errors = ErrorSum(peak=1.0)
-        """Of all pictures before they are clamped and become uint8."""
+        """Errors of all frames before they are clamped and become uint8."""
         self.per_frame: list[FrameErrors] = []
         self.worst_frame = 0
-        """Number of the frame with the most values that are not finite, then the lowest PSNR."""
+        """Number of the frame with the most NaN or infinite values, then the lowest PSNR."""
         self._histogram = np.zeros(len(LEVELS), np.int64)
         self._max_levels = 0
         self._pixels = 0
@@ -128,13 +127,13 @@ class PictureErrors:
 
     def add(
         self,
-        pictures: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
-        others: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+        reference: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+        other: Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]],
     ) -> None:
-        """Take as many pictures of the other as of the reference, each (3, 4H, 4W) in floating
-        point and (4H, 4W, 3) in uint8.
+        """Add equally many frames of both sides, each (3, 4H, 4W) in floating point and (4H, 4W, 3)
+        in uint8.
         """
-        for (want, want_image), (got, got_image) in zip(pictures, others, strict=True):
+        for (want, want_image), (got, got_image) in zip(reference, other, strict=True):
             errors = ErrorSum(peak=1.0)
             difference = errors.add(want, got)
             self.errors.merge(errors)
@@ -147,13 +146,14 @@ class PictureErrors:
                 self._worst = (want_image, got_image, difference)
 
     def images(self) -> ImageErrors:
-        """Of all pictures as uint8."""
+        """Return the errors of all frames as uint8."""
         histogram = dict(zip(LEVELS, self._histogram.tolist(), strict=True))
         return ImageErrors(self._max_levels, histogram, self._pixels, self._differing)
 
-    def worst_picture(self) -> NDArray[np.uint8]:
-        """The reference's picture of the worst frame, the other's, and their absolute difference,
-        amplified until its largest value is white: (4H, 12W + two white gaps, 3) uint8 RGB.
+    def worst_image(self) -> NDArray[np.uint8]:
+        """Return the worst frame side by side: the reference, the other, and their absolute
+        difference, amplified until its largest value is white: (4H, 12W + two white gaps, 3) uint8
+        RGB.
         """
         assert self._worst is not None
         want, got, difference = self._worst

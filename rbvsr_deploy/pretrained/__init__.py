@@ -1,6 +1,7 @@
-"""The model shipped with the package: ``compact.safetensors``, and ``compact.plan`` made of it.
+"""Locates the model shipped with the package: ``compact.safetensors``, and ``compact.plan``, its
+bundle.
 
-``MODEL_CARD.md`` beside them says how it was made and what it scores.
+``MODEL_CARD.md`` in the same folder describes how it was trained and how it scores.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ __all__ = ["DEFAULT_BUNDLE", "DEFAULT_CHECKPOINT"]
 _HERE = Path(__file__).parent
 
 DEFAULT_BUNDLE = _HERE / "compact.plan"
-"""What ``rbvsr-run`` uses without ``--engine``: float32, for CPUs."""
+"""Bundle used where none is given: float32, for CPUs."""
 
 DEFAULT_CHECKPOINT = _HERE / "compact.safetensors"
-"""What ``rbvsr-export`` uses without ``--checkpoint``."""
+"""Checkpoint exported where none is given."""

@@ -1,59 +1,84 @@
-"""How much is done at once, so that it fits the memory: window, batch and bands.
+"""Plans how much is done at once, so that it fits into memory: window, batch, bands and frames.
 
-The pictures do not depend on the plan. What is counted are the arrays and intermediate results of
-the graphs; Python, the libraries, the decoder and the encoder come on top.
+The output does not depend on the plan. The plan counts the arrays and intermediate results of the
+graphs; Python, the libraries, the decoder and the encoder come on top.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 
 import numpy as np
 
 from rbvsr_deploy.engines.base import Network
-from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.errors import DeviceMemoryError, RbvsrError
 from rbvsr_deploy.units import show_bytes
 
-__all__ = ["MemoryPlan", "choose_plan"]
+__all__ = ["MemoryBudget", "MemoryPlan", "choose_plan"]
 
-# Maps of C channels that a step of the trunks or a pass of cleaning holds at once, and maps of
-# ``head_channels`` that ``reconstruct`` does. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for the
-# published and the compact size at 320x180.
+logger = logging.getLogger(__name__)
+
+# Maps of C channels that a step of the trunks or a cleaning pass holds at once, and maps of
+# ``head_channels`` that ``reconstruct`` holds. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for
+# the published and the compact size at 320x180.
 _STEP_MAPS, _HEAD_MAPS = 6, 3
-# Frames per run of the graphs without recurrence: GPUs need several to be busy. On a CPU, four at
-# once are no faster than four times one.
+# Frames per run of the graphs without recurrence: a GPU needs several to be busy. On a CPU, four
+# at once are not faster than one four times.
 _GPU_BATCH = 4
-# Rows of a band are not halved below this: the halo is four rows already.
+# Bands are not halved below this many rows: the halo alone has four.
 _LEAST_BAND = 8
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a scene is worked on."""
+    """Says how much of a scene is processed at once, and how much of it stays on the device."""
 
     window: int
-    """Frames whose backward states are held at once; also how far apart states are kept on the
-    first pass."""
+    """Frames whose backward states are held at once; also the distance between the states kept by
+    the first pass."""
     batch: int
     """Frames per run of ``clean``, ``flow`` and ``reconstruct``."""
     band: int
     """Rows of the input per run of ``reconstruct``."""
     in_memory: int
-    """Cleaned frames held in memory; those beyond wait in a temporary file."""
+    """Cleaned frames that stay on the device; the others wait in a temporary file."""
 
     def smaller(self) -> MemoryPlan | None:
-        """Half as much at once in every respect; ``None`` where nothing is left to halve."""
+        """Return a plan with half as much of everything at once and no frames waiting on the
+        device; ``None`` if nothing is left to give up.
+        """
         window, batch = max(1, self.window // 2), max(1, self.batch // 2)
         band = -(-self.band // 2) if self.band > _LEAST_BAND else self.band
-        half = replace(self, window=window, batch=batch, band=band)
+        half = MemoryPlan(window=window, batch=batch, band=band, in_memory=0)
         return half if half != self else None
 
     def __str__(self) -> str:
         batch = "one frame" if self.batch == 1 else f"{self.batch} frames"
         return (
-            f"windows of {self.window} frames, {batch} at a time, pictures in bands of "
+            f"windows of {self.window} frames, {batch} at a time, output in bands of "
             f"{self.band} rows"
         )
+
+
+class MemoryBudget:
+    """Holds the memory plan in effect; the only place where it gets smaller."""
+
+    def __init__(self, plan: MemoryPlan) -> None:
+        self.plan = plan
+
+    def shrink(self, error: DeviceMemoryError) -> None:
+        """Put a smaller plan into effect after the device ran out of memory.
+
+        Raises:
+            DeviceMemoryError: ``error``, if the plan cannot get smaller.
+        """
+        plan = self.plan.smaller()
+        if plan is None:
+            raise error
+        # Only the text of the error: it holds the arrays of the run that failed.
+        logger.warning("%s: continuing with %s", str(error), plan)
+        self.plan = plan
 
 
 def choose_plan(
@@ -67,16 +92,16 @@ def choose_plan(
     on_cpu: bool,
     deep: bool = False,
 ) -> MemoryPlan:
-    """The plan that makes most of some memory.
+    """Return the plan that makes the most of some memory.
 
     Args:
-        network: what is run.
+        network: the network that is run.
         height, width: H and W of the input.
         memory: bytes that may be used on the device.
-        longest: frames that are propagated at once at most.
-        ahead: frames after those that stay on the device.
-        on_cpu: whether the device is the host itself, so that waiting frames share its memory.
-        deep: whether pictures have 16 bits: they leave the device in floating point.
+        longest: largest number of frames that are propagated in one go.
+        ahead: number of frames after those that are used again and again.
+        on_cpu: True if the device is the CPU.
+        deep: True for 16-bit output, which leaves the device in floating point.
 
     Raises:
         RbvsrError: even one frame at a time does not fit.
@@ -85,9 +110,9 @@ def choose_plan(
     pixels = height * width
     frame, flow = 3 * item * pixels, 2 * 4 * pixels
     state = network.channels * item * pixels
-    # What is held for every frame of a batch: its block (three at once) with two flows, its
-    # forward states (three buffers), the widest maps, the picture in floating point and in bytes;
-    # and two pictures on their way out.
+    # Held for every frame of a batch: its block (three at once) with two flows, its forward states
+    # (three buffers), the widest maps, the upscaled frame in floating point and in bytes; and two
+    # upscaled frames being downloaded.
     sample = item + 2 if deep else 1
     block = 3 * (frame + 2 * flow) + 2 * 16 * 3 * sample * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
@@ -102,12 +127,15 @@ def choose_plan(
     while band > _LEAST_BAND and fixed(batch, band) > memory // 2:
         band = -(-band // 2)
     room = memory - fixed(batch, band)
-    each = state + (frame if on_cpu else 0)
-    if room < each:
-        least = fixed(1, min(_LEAST_BAND, height)) + each
+    if room < state:
+        least = fixed(1, min(_LEAST_BAND, height)) + state
         raise RbvsrError(
             f"{width}x{height} needs {show_bytes(least)} of memory at least, and "
-            f"{show_bytes(memory)} may be used: allow more with --memory, or scale the input down"
+            f"{show_bytes(memory)} may be used: allow more, or scale the input down",
+            parameters=("memory",),
         )
-    window = min(longest, room // each)
-    return MemoryPlan(window=window, batch=min(batch, window), band=band, in_memory=room // each)
+    # A window holds a state for each of its frames and, if possible, the frame itself: uploading
+    # frames again is cheap compared with computing states again. Cleaned frames get the rest.
+    window = min(longest, max(1, room // (state + frame)))
+    in_memory = (room - window * state) // frame
+    return MemoryPlan(window=window, batch=min(batch, window), band=band, in_memory=in_memory)

@@ -1,4 +1,4 @@
-"""Dynamic refinement: clean frames until the cleaning changes little (paper, section 3.2).
+"""Runs dynamic refinement: cleans frames until the cleaning changes little (paper, section 3.2).
 
 The published code takes one decision for everything it is given at once, so chunking and batching
 change its result. Here the decision belongs to the scene, which is the same whatever the engine,
@@ -7,90 +7,75 @@ the window or the machine; or to the single frame, as the paper's text has it.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.graphs import MAX_CLEANINGS
 from rbvsr_deploy.pixels import Image, network_input
-from rbvsr_deploy.runtime.spool import Spool
+from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
-__all__ = ["Cleaner", "RefineScope", "Refinement"]
-
-logger = logging.getLogger(__name__)
-
-RefineScope = Literal["scene", "frame"]
+__all__ = ["Cleaner", "Refinement"]
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What was decided for one scene."""
+    """Records the decision for one scene."""
 
     cleanings: int
-    """Passes over the frames; with the scope ``frame``, of the frame that took most."""
+    """Passes over the frames; with the scope ``frame``, those of the frame that took most."""
     residues: list[float] = field(default_factory=list)
-    """Mean absolute change of each pass over the frames it was made on, on the 0-255 scale; of a
-    scene that is worked on in parts, over its first part.
+    """Mean absolute change of each pass over its frames, on the 0-255 scale; for a scene that is
+    processed in chunks, over its first chunk.
     """
 
 
 class Cleaner:
-    """Cleans the frames of one scene as they arrive and keeps them in a spool.
+    """Cleans the frames of one scene as they arrive.
 
     With the scope ``scene``, every frame is cleaned once when it arrives; :meth:`decide` takes the
-    decision on the frames that are there by then and cleans them as often as it says. Frames that
-    arrive later are cleaned just as often: a scene never changes its look in the middle.
+    decision from the frames that have arrived by then and cleans them as often as it says. Later
+    frames are cleaned equally often: a scene never changes its look in the middle. A network
+    without cleaning (BasicVSR) leaves the frames unchanged.
 
     Args:
-        engine: runs ``ingest`` and ``clean``; a network without the latter (BasicVSR) leaves the
-            frames as they are.
-        spool: takes the cleaned frames, (1, 3, H, W) each, by their number within the scene.
+        context: of the stream; its settings say how to decide.
+        frames: takes the cleaned frames, by their number within the scene.
         first: number of the first frame.
-        batch: how many frames are cleaned at once; the result does not depend on it.
-        threshold: on the 0-255 scale: cleaning goes on while the mean absolute change is at or
-            above it, three times at most.
-        cleanings: fixed number of passes instead of a decision, 0 or more.
-        scope: whether the scene or the frame decides.
-        decided: what was decided already, for a scene that is continued.
-        progress: called after each batch with the number of frames cleaned for the first time.
+        decided: the decision for a scene that is continued.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        spool: Spool,
+        context: Context,
+        frames: SceneFrames,
         *,
         first: int = 0,
-        batch: int = 1,
-        threshold: float,
-        cleanings: int | None = None,
-        scope: RefineScope = "scene",
         decided: Refinement | None = None,
-        progress: Callable[[int], None] = lambda frames: None,
     ) -> None:
-        self._engine = engine
-        self._spool = spool
+        self._context = context
+        self._engine = context.engine
+        self._frames = frames
         self._first = first
         self._next = first
-        self._batch = batch
-        self._threshold = threshold
-        self._progress = progress
         self._waiting: list[Image] = []
-        self._on_their_way: Callable[[], None] | None = None
+        self._counting: Callable[[], None] | None = None
         # Sum of the frames' residues and number of frames, per pass.
         self._sums: list[float] = []
         self._counts: list[int] = []
-        cleans = engine.network.has_cleaning
-        self._decided = decided if cleans else Refinement(0)
-        self._by_frame = cleans and cleanings is None and scope == "frame"
-        # How often frames are cleaned on arrival; once where that is not decided yet.
-        self._passes = cleanings
+        network, settings = context.engine.network, context.settings
+        threshold = settings.refine_threshold
+        self._threshold = network.refine_threshold if threshold is None else threshold
+        self._decided = decided if network.has_cleaning else Refinement(0)
+        self._by_frame = (
+            network.has_cleaning and settings.cleanings is None and settings.refine_scope == "frame"
+        )
+        # Passes on arrival; one while that is not decided yet.
+        self._passes = settings.cleanings
         if self._decided is not None and not self._by_frame:
             self._passes = self._decided.cleanings
 
@@ -100,27 +85,27 @@ class Cleaner:
         return self._next + len(self._waiting)
 
     def push(self, image: Image) -> None:
-        """Take the next frame, of the dtype of the others."""
+        """Take the next frame, of the same dtype as the others."""
         self._waiting.append(image)
-        if len(self._waiting) >= self._batch:
+        if len(self._waiting) >= self._context.budget.plan.batch:
             self.flush()
 
     def flush(self) -> None:
         """Clean the frames that wait for their batch to fill."""
         while self._waiting:
-            images = np.stack(self._waiting[: self._batch])
+            images = np.stack(self._waiting[: self._context.budget.plan.batch])
             try:
                 self._take(images)
             except DeviceMemoryError as error:
-                self._take_less(error)
+                self._frames.shrink(error)
             else:
                 del self._waiting[: len(images)]
                 self._next += len(images)
-                self._progress(len(images))
+                self._context.progress("clean", len(images))
 
     def decide(self) -> Refinement:
-        """Decide how often the scene is cleaned, and do it to the frames that are there; later
-        calls only return what was decided.
+        """Decide how often the scene is cleaned, and clean the frames that have arrived; later
+        calls only return the decision.
         """
         self.flush()
         self._finish()
@@ -136,15 +121,16 @@ class Cleaner:
         return [255.0 * s / n for s, n in zip(self._sums, self._counts, strict=True)]
 
     def _clean_again(self, *, number: int) -> None:
-        """Pass ``number`` over everything that has arrived."""
+        """Run pass ``number`` over everything that has arrived."""
         start = self._first
         while start < self._next:
-            stop = min(start + self._batch, self._next)
-            frames = np.concatenate([self._spool.get(i) for i in range(start, stop)])
+            stop = self._frames.block_end(start)
             try:
-                self._clean(self._engine.upload(frames), passes=range(number, number + 1), at=start)
+                frames = self._frames.frames(start, stop)
+                passes = range(number, number + 1)
+                self._clean(frames, count=stop - start, passes=passes, at=start)
             except DeviceMemoryError as error:
-                self._take_less(error)
+                self._frames.shrink(error)
             else:
                 start = stop
         self._finish()
@@ -159,65 +145,62 @@ class Cleaner:
             self._clean_by_frame(frames, count=len(images))
         else:
             passes = range(1 if self._passes is None else self._passes)
-            self._clean(frames, passes=passes, at=self._next)
+            self._clean(frames, count=len(images), passes=passes, at=self._next)
 
-    def _take_less(self, error: DeviceMemoryError) -> None:
-        """Halve the batch."""
-        if self._batch == 1:
-            raise error
-        self._batch //= 2
-        logger.warning("%s: going on with %d at once", str(error), self._batch)
-
-    def _clean(self, frames: Array, *, passes: range, at: int) -> None:
-        """Passes over a batch, the frames from ``at`` on. They are on their way to the spool while
-        the next batch is computed.
+    def _clean(self, frames: Array, *, count: int, passes: range, at: int) -> None:
+        """Run some passes over a batch that begins with frame ``at``. Its residues are downloaded
+        while the next batch is computed.
         """
         changes = []
         for number in passes:
             frames, residues = self._engine.run("clean", frame=frames)
             changes.append((number, self._engine.begin_download(residues)))
-        begun = self._engine.begin_download(frames)
+        self._frames.add(at, frames, count=count)
         self._finish()
 
         def finish() -> None:
             for number, residues in changes:
                 self._count(number, residues())
-            self._keep(begun(), first=at)
 
-        self._on_their_way = finish
+        self._counting = finish
 
     def _finish(self) -> None:
-        """Wait for what is on its way."""
-        if self._on_their_way is not None:
-            self._on_their_way()
-            self._on_their_way = None
+        """Wait for residues that are being downloaded."""
+        if self._counting is not None:
+            self._counting()
+            self._counting = None
 
     def _clean_by_frame(self, frames: Array, *, count: int) -> None:
+        """Clean a batch once, and its frames further as each of them decides."""
         cleaned, residues = self._engine.run("clean", frame=frames)
-        changes = self._engine.download(residues)
-        self._count(0, changes)
-        self._keep(self._engine.download(cleaned), first=self._next)
-        for i in range(count):
-            frame, change = self._engine.part(cleaned, i, i + 1), changes[i]
-            for number in range(1, MAX_CLEANINGS):
-                if 255.0 * change < self._threshold:
-                    break
-                frame, residue = self._engine.run("clean", frame=frame)
-                change = self._engine.download(residue)[0]
-                self._count(number, np.array([change]))
-                self._keep(self._engine.download(frame), first=self._next + i)
+        changes = [[float(residue)] for residue in self._engine.download(residues)]
+        further: dict[int, Array] = {}
+        for i, passes in enumerate(changes):
+            frame = self._engine.slice(cleaned, i, i + 1)
+            while 255.0 * passes[-1] >= self._threshold and len(passes) < MAX_CLEANINGS:
+                frame, residues = self._engine.run("clean", frame=frame)
+                passes.append(float(self._engine.download(residues)[0]))
+                further[i] = frame
+        for number in range(MAX_CLEANINGS):
+            self._count(number, [passes[number] for passes in changes if len(passes) > number])
+        # Neighbours that one pass is enough for stay together. Each of the others has an array of
+        # its own, and occupies its place in the batch too.
+        start = 0
+        for i in (*further, count):
+            if i > start:
+                same = self._engine.slice(cleaned, start, i)
+                self._frames.add(self._next + start, same, count=i - start)
+            if i < count:
+                self._frames.add(self._next + i, further[i], count=1, places=2)
+            start = i + 1
 
-    def _count(self, number: int, residues: NDArray[Any]) -> None:
+    def _count(self, number: int, residues: Iterable[float]) -> None:
         if self._decided is not None:
             return
-        if number == len(self._sums):
-            self._sums.append(0.0)
-            self._counts.append(0)
         # One by one: the sum must not depend on the batch.
         for residue in residues:
+            if number == len(self._sums):
+                self._sums.append(0.0)
+                self._counts.append(0)
             self._sums[number] += float(residue)
             self._counts[number] += 1
-
-    def _keep(self, arrays: NDArray[Any], *, first: int) -> None:
-        for i in range(len(arrays)):
-            self._spool.put(first + i, arrays[i : i + 1])

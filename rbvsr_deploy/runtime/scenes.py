@@ -1,6 +1,6 @@
-"""Where one scene ends and the next begins: found in the stream, or read from a file.
+"""Finds where one scene ends and the next begins: detected in the stream, or read from a file.
 
-A recurrent network must forget at a cut; flow from one scene to another means nothing.
+A recurrent network must be reset at a cut: flow between two scenes is meaningless.
 """
 
 from __future__ import annotations
@@ -31,24 +31,26 @@ _LEVEL = 20.0
 """Smallest score of a cut: 0 for equal frames, 255 for black against white."""
 
 _RATIO = 2.0
-"""How far the score of a cut stands above those of the frames before it."""
+"""Smallest ratio of a cut's score to those of the frames before it."""
 
 _RECENT = 3
-"""How many scores the ratio looks back on."""
+"""Number of earlier scores the ratio applies to."""
 
 
 class CutDetector:
-    """Finds hard cuts while frames come in, each decided at once from it and those before it.
+    """Detects hard cuts in a stream; each frame is decided at once, from it and earlier frames.
 
-    The score of a frame is PySceneDetect's: the mean change per pixel against the frame before, of
-    hue and saturation (one sixth each) and brightness (two thirds). A cut scores high and twice as
-    high as every one of the three frames before, which fast motion, shake and noise do not.
+    The score of a frame is PySceneDetect's: the mean change per pixel from the previous frame, of
+    hue and saturation (one sixth each) and brightness (two thirds). A cut scores high, and twice as
+    high as each of the three frames before it; fast motion, shake and noise do not.
 
-    So within three frames of a cut only a change twice as large is another. A flash that short can
-    begin a scene, but its end begins no other. Dissolves are no cuts; fades through black may be.
+    Within three frames of a cut, only a change twice as large is another cut. A flash that short
+    can begin a scene, but its end does not begin another. Dissolves are not cuts; fades through
+    black may be.
 
-    Cuts found and false ones, with PySceneDetect 0.7.2 on 2026-11-22. The film is Elephants Dream
-    (14,561 frames, 113 cuts seen by eye, fades and titles left out), the joins are of 14 clips::
+    Correct and false detections, with PySceneDetect 0.7.2 on 2026-11-22. The film is Elephants
+    Dream (14,561 frames, 113 cuts found by eye, fades and titles left out), the joins are of 14
+    clips::
 
                                    this   ContentDetector(27)  AdaptiveDetector
         film                    107, 10                97, 28            101, 3
@@ -59,25 +61,25 @@ class CutDetector:
           at fourfold speed       70, 3                 55, 2             61, 0
           shaken by 6 pixels      62, 4                41, 18             46, 1
 
-    Level, ratio and weights were chosen on the same material. Both detectors had their defaults;
-    AdaptiveDetector looks two frames ahead, which a live stream cannot.
+    Level, ratio and weights were chosen on the same material. Both detectors had their default
+    settings; AdaptiveDetector looks two frames ahead, which a live stream cannot.
     """
 
     def __init__(self) -> None:
-        # OpenCV and PySceneDetect take half a second to load, so not before they are needed.
+        # OpenCV and PySceneDetect take half a second to load: only when they are needed.
         from scenedetect import FrameTimecode
         from scenedetect.detectors import ContentDetector
 
-        # In colour-poor, dark or noisy pictures hue and saturation say little: brightness leads.
+        # In grey, dark or noisy images hue and saturation mean little: brightness leads.
         weights = ContentDetector.Components(delta_hue=1.0, delta_sat=1.0, delta_lum=4.0)
         self._content = ContentDetector(weights=weights)
-        # Only the library's own decision, which is not used, asks for the time.
+        # The time only matters to the library's own decision, which is not used.
         self._time = FrameTimecode(0, fps=25.0)
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._shape: tuple[int, ...] | None = None
 
     def is_cut(self, image: Image) -> bool:
-        """Takes the next frame and tells whether a new scene begins with it.
+        """Take the next frame and return whether a new scene begins with it.
 
         Args:
             image: ``(H, W, 3)`` RGB, uint8 or uint16, of the same size in every call.
@@ -86,13 +88,13 @@ class CutDetector:
             ``False`` for the first frame.
 
         Raises:
-            ValueError: the image has another shape or dtype.
+            ValueError: the image has the wrong shape or dtype.
         """
         expected = self._shape or (*image.shape[:2], 3)
         if image.shape != expected or image.dtype not in ("uint8", "uint16") or not image.size:
             raise ValueError(
-                f"a frame is (H, W, 3) uint8 or uint16 RGB, all of one size, not {image.dtype} of "
-                f"{image.shape}"
+                f"a frame must be (H, W, 3) uint8 or uint16 RGB, all of one size, not "
+                f"{image.dtype} of {image.shape}"
             )
         self._shape = expected
         score = self._score(image)
@@ -101,7 +103,7 @@ class CutDetector:
         return cut
 
     def _score(self, image: Image) -> float:
-        """Weighted mean change against the frame before, 0 to 255; 0 for the first frame."""
+        """Return the weighted mean change from the previous frame, 0 to 255; 0 for the first."""
         import cv2
 
         from rbvsr_deploy.pixels import eight_bits
@@ -112,23 +114,23 @@ class CutDetector:
             eight_bits(image), (max(1, round(width * scale)), max(1, round(height * scale)))
         )
         self._content.process_frame(self._time, cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        # Where AdaptiveDetector, its subclass, takes the score from. The public way, a
-        # StatsManager, works out edges as well, which takes four times as long.
+        # AdaptiveDetector, a subclass, reads the same attribute. The public way, a StatsManager,
+        # computes edges as well, which takes four times as long.
         return float(self._content._frame_score)
 
 
 def read_scene_list(path: Path) -> list[int]:
-    """Reads where scenes begin from a text file.
+    """Read where scenes begin from a text file.
 
-    One frame number per line, counted from 0, each greater than the one before; blank lines and
-    what follows a ``#`` are skipped.
+    The file has one frame number per line, counted from 0, each greater than the one before; blank
+    lines and everything after a ``#`` are ignored.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Returns:
-        The first frame of every scene but the first one, which begins at 0 whether or not the file
-        says so.
+        The first frame of every scene but the first one, which begins at 0 even if the file does
+        not list it.
 
     Raises:
         MediaError: the file cannot be read, or a line holds anything else.
@@ -139,7 +141,7 @@ def read_scene_list(path: Path) -> list[int]:
         raise MediaError(f"the scene list '{path}' cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise MediaError(
-            f"the scene list '{path}' is no text file: write one frame number per line"
+            f"the scene list '{path}' is not a text file: write one frame number per line"
         ) from None
     starts: list[int] = []
     for number, line in enumerate(lines, 1):
@@ -163,19 +165,19 @@ def read_scene_list(path: Path) -> list[int]:
 
 
 def write_scene_list(path: Path, cuts: Sequence[int]) -> None:
-    """Writes a file that ``read_scene_list`` reads, replacing one that is there.
+    """Write a file that :func:`read_scene_list` can read, replacing an existing one.
 
     Args:
-        path: the file.
-        cuts: the first frame of every scene but the first one: above 0 and rising.
+        path: path of the file.
+        cuts: the first frame of every scene but the first one: above 0 and increasing.
 
     Raises:
-        ValueError: the cuts are not above 0 and rising.
-        MediaError: the file cannot be written; nothing is left behind.
+        ValueError: the cuts are not above 0 and increasing.
+        MediaError: the file cannot be written; no incomplete file remains.
     """
     starts = [0, *cuts]
     if any(later <= earlier for earlier, later in pairwise(starts)):
-        raise ValueError(f"cuts are frame numbers above 0 and rising, not {list(cuts)}")
+        raise ValueError(f"cuts must be frame numbers above 0 and increasing, not {list(cuts)}")
     lines = ["# First frame of each scene, counted from 0.", *map(str, starts)]
     try:
         write_atomically(path, ("\n".join(lines) + "\n").encode())
@@ -186,15 +188,15 @@ def write_scene_list(path: Path, cuts: Sequence[int]) -> None:
 
 
 class SceneCuts:
-    """Where the scenes of a job's input begin: detected, or read from a list; and the list that is
-    written.
+    """Marks where the scenes of a job's input begin, detected or read from a list, and writes the
+    list.
 
     Args:
-        path: of the list, which is read if it exists.
-        detect: whether to look for cuts where no list says so.
+        path: path of the list, which is read if it exists.
+        detect: detect cuts if there is no list.
 
     Raises:
-        MediaError: the list cannot be read, or could not be written.
+        MediaError: the list cannot be read, or would not be writable.
     """
 
     def __init__(self, path: Path | None, *, detect: bool) -> None:
@@ -205,8 +207,8 @@ class SceneCuts:
         if path is not None and self._given is None:
             if not detect:
                 raise MediaError(
-                    f"the scene list '{path}' does not exist, and without looking for cuts there "
-                    "is nothing to write into it: name an existing one"
+                    f"the scene list '{path}' does not exist, and without cut detection there is "
+                    "nothing to write to it: give an existing one"
                 )
             try:
                 check_writable(path)
@@ -218,15 +220,15 @@ class SceneCuts:
 
     @property
     def identity(self) -> str:
-        """All the cuts depend on beside the frames, in words."""
+        """Everything the cuts depend on except the frames, in words."""
         if self._given is not None:
             return f"at {', '.join(map(str, self._given))}"
         return "detected" if self._detector is not None else "none"
 
     def mark(self, source: Source, *, skip: int) -> Iterator[tuple[Frame, bool]]:
-        """The frames from number ``skip`` on, each with whether a scene begins with it.
+        """Yield the frames from number ``skip`` on, each with whether a scene begins with it.
 
-        Those before are looked at too: whether there is a cut depends on the frames before.
+        Earlier frames are inspected too, as a cut depends on the frames before it.
         """
         starts = set(self._given or ())
         for number, frame in enumerate(source):
@@ -239,7 +241,7 @@ class SceneCuts:
                 yield frame, cut
 
     def finish(self, *, frames: int) -> None:
-        """Write the list, or say which of the given cuts do not exist."""
+        """Write the list, or warn about given cuts that do not exist."""
         if self._path is not None and self._given is None:
             write_scene_list(self._path, self._found)
         if self._given and self._given[-1] >= frames:

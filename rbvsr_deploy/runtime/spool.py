@@ -1,8 +1,8 @@
-"""Arrays by number: the first in memory, those beyond a budget in a temporary file.
+"""Stores arrays by number in a temporary file.
 
-Scenes may be longer than memory: cleaned frames and kept backward states wait here for their turn.
-What is written to the file stays in the system's cache as long as memory is free, so that spilling
-costs a disk only when it has to.
+A scene may not fit into memory: its cleaned frames and kept backward states wait here until they
+are needed. The file stays in the system's page cache as long as memory is free, so it reaches the
+disk only when it has to.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.errors import RbvsrError
 
 __all__ = ["Spool"]
@@ -24,19 +24,17 @@ __all__ = ["Spool"]
 _BLOCK = 2**20  # bytes read at once where the system cannot read into a buffer
 
 
-class Spool:
-    """A context manager; leaving it frees memory and disk.
+class Spool(Closing):
+    """Holds arrays of one shape and dtype; closing it frees the disk space.
 
     Args:
-        folder: where the temporary file is made, which has no name and vanishes with the process;
-            if ``None``, what ``TMPDIR`` says, or the system's folder for large temporary files.
-        in_memory: how many arrays are held in memory.
+        folder: folder of the temporary file, which disappears with the process if the system can
+            delete open files; if ``None``, ``TMPDIR`` or the system's folder for large temporary
+            files.
     """
 
-    def __init__(self, *, folder: Path | None, in_memory: int) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or _disk()
-        self._in_memory = in_memory
-        self._held: dict[int, NDArray[Any]] = {}
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
         self._file: IO[bytes] | None = None
@@ -44,13 +42,13 @@ class Spool:
         self._dtype = np.dtype(np.float32)
 
     def __len__(self) -> int:
-        return len(self._held) + len(self._slots)
+        return len(self._slots)
 
     def __contains__(self, number: int) -> bool:
-        return number in self._held or number in self._slots
+        return number in self._slots
 
     def put(self, number: int, array: NDArray[Any]) -> None:
-        """Keep a copy of an array under a number, in place of what was there.
+        """Store an array under a number, replacing an earlier one.
 
         Raises:
             ValueError: the array has another shape or dtype than those before.
@@ -62,22 +60,28 @@ class Spool:
             raise ValueError(
                 f"expected {self._dtype} {self._shape}, got {array.dtype} {array.shape}"
             )
-        if number in self._slots or (
-            number not in self._held and len(self._held) >= self._in_memory
-        ):
-            self._write(number, array)
-        else:
-            self._held[number] = array.copy()
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._free.pop() if self._free else len(self._slots)
+        view = memoryview(np.ascontiguousarray(array).data).cast("B")
+        try:
+            file = self._opened()
+            done = 0
+            while done < len(view):
+                done += _write_at(file.fileno(), view[done:], slot * array.nbytes + done)
+        except OSError as error:
+            if number not in self._slots:
+                self._free.append(slot)
+            raise self._failure("written", error) from error
+        self._slots[number] = slot
 
     def get(self, number: int) -> NDArray[Any]:
-        """The array of a number; not to be written to.
+        """Return the array of a number.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such array.
             RbvsrError: the temporary file cannot be read.
         """
-        if number in self._held:
-            return self._held[number]
         slot = self._slots[number]
         array = np.empty(self._shape, self._dtype)
         view = memoryview(array.data).cast("B")
@@ -94,15 +98,13 @@ class Spool:
         return array
 
     def drop(self, number: int) -> None:
-        """Forget an array; does nothing where there is none."""
-        self._held.pop(number, None)
+        """Forget an array; does nothing if there is none."""
         slot = self._slots.pop(number, None)
         if slot is not None:
             self._free.append(slot)
 
     def clear(self) -> None:
-        """Forget all arrays and give their memory and disk back."""
-        self._held.clear()
+        """Forget all arrays and free their disk space."""
         self._slots.clear()
         self._free.clear()
         if self._file is not None:
@@ -110,32 +112,8 @@ class Spool:
                 self._file.close()
             self._file = None
 
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.clear()
-
-    def _write(self, number: int, array: NDArray[Any]) -> None:
-        slot = self._slots.get(number)
-        if slot is None:
-            slot = self._free.pop() if self._free else len(self._slots)
-        view = memoryview(np.ascontiguousarray(array).data).cast("B")
-        try:
-            file = self._opened()
-            done = 0
-            while done < len(view):
-                done += _write_at(file.fileno(), view[done:], slot * array.nbytes + done)
-        except OSError as error:
-            if number not in self._slots:
-                self._free.append(slot)
-            raise self._failure("written", error) from error
-        self._slots[number] = slot
 
     def _opened(self) -> IO[bytes]:
         if self._file is None:
@@ -144,9 +122,10 @@ class Spool:
 
     def _failure(self, done: str, error: OSError) -> RbvsrError:
         return RbvsrError(
-            f"what does not fit into memory cannot be {done} in {self._folder} "
-            f"({error.strerror}): free some space there, allow more --memory, or make scenes "
-            "shorter with --max-scene"
+            f"frames that do not fit into memory cannot be {done} in {self._folder} "
+            f"({error.strerror}): free some space there, allow more memory, or shorten the longest "
+            "scene",
+            parameters=("memory", "max_scene"),
         )
 
 
@@ -179,7 +158,7 @@ def _write_at(handle: int, view: memoryview, position: int) -> int:
 
 
 def _disk() -> Path:
-    """``/tmp`` is memory on many systems, ``/var/tmp`` a disk."""
+    """Return a folder on a disk: on many systems ``/tmp`` is in memory, ``/var/tmp`` is not."""
     if "TMPDIR" in os.environ or not os.access("/var/tmp", os.W_OK):
         return Path(tempfile.gettempdir())
     return Path("/var/tmp")

@@ -1,7 +1,7 @@
-"""What outlives a stream: the scenes that have ended, and what it takes to go on after a frame.
+"""Defines the part of a stream that is stored: finished scenes, and the state to continue from.
 
-Both are stored with the finished parts of an output, and read again from files that may have been
-changed since.
+Both are stored with the finished segments of an output, and read again from files that may have
+been changed since.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class SceneRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], *, after: SceneRecord | None) -> SceneRecord:
-        """The record that ``dataclasses.asdict`` made.
+        """Return the record that ``dataclasses.asdict`` made.
 
         Args:
-            data: as JSON gives it back.
-            after: the scene before.
+            data: as JSON returns it.
+            after: the preceding scene.
 
         Raises:
             KeyError, TypeError, ValueError: the data is something else, or does not begin where the
@@ -54,30 +54,35 @@ class SceneRecord:
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """All that a stream carries from one frame to the next, as a value on the host: a new stream
-    that is given it goes on with the next frame as if nothing had happened. Backward states are no
-    part of it: they come from the frames that follow.
+    """Holds everything a stream carries from one frame to the next, as a value on the host: a new
+    stream given this state continues with the next frame as if nothing had happened. Backward
+    states are not included: they come from the frames that follow.
     """
 
     frames: int
-    """Frames whose pictures are made: the number of the next one."""
+    """Number of finished frames, which is the number of the next one."""
     scene: int
-    """Number of the first frame of the scene that goes on; ``frames`` where none does."""
-    part: int
-    """Number of the first frame of the part that goes on; ``frames`` where one has just ended."""
+    """Number of the first frame of the current scene; ``frames`` between scenes."""
+    chunk: int
+    """Number of the first frame of the current chunk; ``frames`` between chunks."""
     refinement: Refinement | None = None
-    """What was decided for the scene that goes on."""
+    """Decision for the current scene."""
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """Of the scene that goes on: ``forward_state`` (1, C, H, W) and ``previous``, the last cleaned
-    frame (1, 3, H, W).
+    """Arrays of the current scene: ``forward_state`` (1, C, H, W) and ``previous``, the last
+    cleaned frame (1, 3, H, W).
     """
 
+    @classmethod
+    def between_scenes(cls, frames: int) -> StreamState:
+        """Return the state after some frames where no scene continues."""
+        return cls(frames, scene=frames, chunk=frames)
+
     def to_bytes(self) -> bytes:
-        """For a file; see :meth:`from_bytes`."""
+        """Serialise the state for a file; see :meth:`from_bytes`."""
         file = io.BytesIO()
         refinement = self.refinement or Refinement(0)
         arrays: dict[str, Any] = {
-            "position": np.array([self.frames, self.scene, self.part, refinement.cleanings]),
+            "position": np.array([self.frames, self.scene, self.chunk, refinement.cleanings]),
             "residues": np.array(refinement.residues),
             **self.arrays,
         }
@@ -86,10 +91,10 @@ class StreamState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StreamState:
-        """The state that :meth:`to_bytes` wrote.
+        """Return the state that :meth:`to_bytes` wrote.
 
         Raises:
-            ValueError: the bytes hold no state.
+            ValueError: the bytes do not hold a state.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -98,22 +103,22 @@ class StreamState:
                     raise ValueError("a state claims to be larger than its file")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            frames, scene, part, cleanings = (int(n) for n in arrays.pop("position"))
+            frames, scene, chunk, cleanings = (int(n) for n in arrays.pop("position"))
             residues = [float(r) for r in arrays.pop("residues")]
         except Exception as error:  # damaged files make NumPy raise a dozen kinds
-            raise ValueError(f"no state of a stream: {first_line(error)}") from error
+            raise ValueError(f"not a stream state: {first_line(error)}") from error
         refinement = Refinement(cleanings, residues) if arrays else None
-        return cls(frames, scene, part, refinement, arrays)
+        return cls(frames, scene, chunk, refinement, arrays)
 
     def fits(self, *, frames: int, network: Network, size: tuple[int, int]) -> bool:
-        """Whether a stream can go on from it.
+        """Return whether a stream can continue from this state.
 
         Args:
             frames: whose pictures are made.
             network: of the stream's engine.
             size: H and W of the frames.
         """
-        if self.frames != frames or not 0 <= self.scene <= self.part <= frames:
+        if self.frames != frames or not 0 <= self.scene <= self.chunk <= frames:
             return False
         if not self.arrays:
             return self.scene == frames

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.video.base import Source
 from rbvsr_deploy.video.copying.copied_streams import CopiedStreams
 from rbvsr_deploy.video.copying.packet_copy import portable_tags
@@ -22,7 +23,6 @@ from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
     from av.stream import Disposition
-    from typing_extensions import Self
 
 __all__ = ["Assembly"]
 
@@ -33,7 +33,7 @@ _KEEPS_STAMPS = ("mp4", "mov", "matroska", "webm")
 _LARGEST_TIMESCALE = 2**31 - 1
 
 
-class Assembly:
+class Assembly(Closing):
     """Muxes a video file without encoding.
 
     Opening it writes the file's header, which shows early what the format cannot hold.
@@ -136,12 +136,6 @@ class Assembly:
         # Closing completes the file, which may fail again for the same reason as before.
         with contextlib.suppress(Exception):
             self._output.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _window(self, end: Fraction | None) -> TimeWindow | None:
         excerpt = self._source.excerpt

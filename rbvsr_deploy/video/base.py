@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour.colour import Colour
     from rbvsr_deploy.video.colour.hdr import HdrMetadata
@@ -51,7 +49,7 @@ class Excerpt:
     """Seconds from the first frame of the input to the first frame of the excerpt."""
 
 
-class Source(ABC):
+class Source(Closing):
     """Reads frames in order of presentation, lazily and once.
 
     Use it as a context manager, or call ``close``. Iteration raises ``MediaError`` if the input
@@ -111,19 +109,8 @@ class Source(ABC):
         """Release the input; further calls do nothing."""
         return
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Sink(ABC):
+class Sink(Closing):
     """Collects frames and publishes them as one output at the end.
 
     Until ``finish`` returns, nothing exists under the output's name. Frames are written in parts:
@@ -241,14 +228,3 @@ class Sink(ABC):
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

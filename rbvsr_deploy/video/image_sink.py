@@ -1,4 +1,4 @@
-"""Writing pictures: a folder of them, or a single one."""
+"""Writes frames to an image folder or to a single image file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rbvsr_deploy.video.staging.publish import sync
 
 __all__ = ["ImageSink"]
 
-_PICTURES = "pictures"
+_IMAGES = "pictures"
 
 
 class ImageSink(Sink):
-    """A folder of pictures, or one picture.
+    """Writes an image folder or a single image.
 
-    In a folder, frames keep their names; frames without a name are numbered, as PNG.
+    In a folder, frames keep their names; frames without a name become numbered PNG files.
 
     Args:
         path: the folder or file to publish.
-        width, height: size of the pictures in pixels.
-        folder: whether ``path`` is to be a folder.
-        job: where the pictures are kept until the end.
+        width, height: size of the images in pixels.
+        folder: whether to write a folder.
+        job: keeps the images until they are published.
 
     Raises:
         MediaError: the output exists or cannot be written to.
@@ -40,13 +40,14 @@ class ImageSink(Sink):
         self._shape = (height, width, 3)
         self._folder = folder
         job.check(folder=folder)
+        # Kept as earlier versions recorded it, so that their work can be resumed.
         kind = "a folder of pictures" if folder else "a picture"
-        self._finished: set[str] = set()  # names of pictures in the finished parts
+        self._finished: set[str] = set()  # names of the images of finished segments
         job.start(
-            {"kind of output": kind, "picture size": f"{width}x{height}"}, fits=self._can_have_made
+            {"kind of output": kind, "picture size": f"{width}x{height}"}, fits=self._is_plausible
         )
         with media_errors(f"cannot write {path}"):
-            self._pictures = job.storage.make_folder(_PICTURES)
+            self._images = job.storage.make_folder(_IMAGES)
         self._count = sum(part.frames for part in job.parts)
         self._open: list[Path] = []
 
@@ -58,37 +59,36 @@ class ImageSink(Sink):
                 name = _writable_name(frame.name or f"{self._count:08d}")
             elif self._count:
                 raise MediaError(
-                    f"{self.path} can hold one picture only: give a folder or a video as output"
+                    f"{self.path} can hold one image only: choose a folder or a video as output"
                 )
-            path = self._pictures / name
+            path = self._images / name
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
             data = encode_image(frame.image, path.suffix, opacity=frame.opacity)
             try:
-                with self.job.storage.create(f"{_PICTURES}/{name}", mode=0o666) as file:
+                with self.job.storage.create(f"{_IMAGES}/{name}", mode=0o666) as file:
                     file.write(data)
             except FileExistsError:
                 raise MediaError(
-                    f"two pictures of the input would both be written as {name}: rename one of them"
+                    f"two images of the input would both be written as {name}: rename one of them"
                 ) from None
             self._open.append(path)
         self._count += 1
 
     def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         if not self._open and not self._closed:
-            raise ValueError("no frame was written since the last part")
+            raise ValueError("no frame was written since the last segment")
         with self._writing():
             self.job.storage.check()
             for path in self._open:
                 sync(path)
-            sync(self._pictures)
+            sync(self._images)
             self.job.add_part(
                 frames=len(self._open),
                 note=note,
                 media={},
                 files=[
-                    StoredFile(f"{_PICTURES}/{path.name}", path.stat().st_size)
-                    for path in self._open
+                    StoredFile(f"{_IMAGES}/{path.name}", path.stat().st_size) for path in self._open
                 ],
                 attachment=attachment,
             )
@@ -99,26 +99,26 @@ class ImageSink(Sink):
             self.end_part({})
         with self._writing():
             if not self.job.parts:
-                raise MediaError(f"{self.path} is not written: there was no picture to write")
-            self.job.publish(self._pictures if self._folder else self._pictures / self.path.name)
+                raise MediaError(f"{self.path} is not written: the input has no images")
+            self.job.publish(self._images if self._folder else self._images / self.path.name)
         self.close()
 
     def close(self) -> None:
         self._closed = True
         self._open = []
 
-    def _can_have_made(self, part: PartRecord) -> bool:
-        """Whether a part has a picture for each frame, under a name that no other has."""
+    def _is_plausible(self, part: PartRecord) -> bool:
+        """Return whether a segment has one image per frame, with unique names."""
         names = {file.name for file in part.files}
-        if not self._folder and names != {f"{_PICTURES}/{self.path.name}"}:
+        if not self._folder and names != {f"{_IMAGES}/{self.path.name}"}:
             return False
         fits = part.frames == len(part.files) == len(names - self._finished) and all(
-            name.startswith(f"{_PICTURES}/") for name in names
+            name.startswith(f"{_IMAGES}/") for name in names
         )
         self._finished |= names
         return fits
 
 
 def _writable_name(name: str) -> str:
-    """The name itself, or with ".png" behind it where it tells no format that can be written."""
+    """Return the name, with ".png" appended unless its suffix is a supported image format."""
     return name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.png"

@@ -1,4 +1,4 @@
-"""Writing a video file: the frames encoded part by part, everything else copied at the end."""
+"""Writes a video file: encodes the frames in segments and copies everything else at the end."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ __all__ = ["VideoSink"]
 logger = logging.getLogger(__name__)
 
 _MOST_REORDERED = 64
-"""Packets by which any encoder lets decoding run ahead; H.264 and HEVC allow 16."""
+"""Maximum reordering delay of any encoder, in packets; H.264 and HEVC allow 16."""
 
 
 class VideoSink(Sink):
-    """One video file.
+    """Writes a video file.
 
-    Encoded parts wait in the job folder; while they are joined, the disk holds the output twice.
+    Encoded segments stay in the job folder until they are joined, so joining needs disk space for a
+    second copy of the output.
 
     Args:
         path: the file to publish.
-        source: whose time stamps, colours, sound and subtitles the output takes over.
-        width, height: size of the frames that will be written, in pixels.
-        container: FFmpeg's name of the output's format.
-        encoder: how the frames are encoded.
-        options: what else goes into the output.
-        job: where the parts are kept.
+        source: the input, whose time stamps, colours, sound and subtitles the output keeps.
+        width, height: size of the written frames in pixels.
+        container: FFmpeg's name of the output format.
+        encoder: encoder and its settings.
+        options: which other streams and metadata to copy.
+        job: keeps the encoded segments.
 
     Raises:
-        MediaError: the output cannot be opened with these settings, or not published.
+        MediaError: the output cannot be written with these settings.
     """
 
     def __init__(
@@ -77,13 +78,13 @@ class VideoSink(Sink):
             colour=source.colour,
             constant_rate=constant_rate,
         )
-        # The suffix stays: some formats look at it.
+        # Some formats depend on the suffix.
         self._joined = f"joined{path.suffix}"
         self._warned = False
         self._part: PartEncoder | None = None
         job.check(folder=False)
         with media_errors(f"cannot write {path} as {container} with {encoder.name}"):
-            # What cannot be written is refused now, not when all frames are made.
+            # A trial refuses unsupported settings now rather than after all frames are upscaled.
             trial_path = job.storage.emptied(self._joined)
             try:
                 with Assembly(
@@ -94,7 +95,7 @@ class VideoSink(Sink):
                 job.storage.remove(self._joined)
         job.start(
             {**self._settings.identity(), "encoder's header": self._extradata},
-            fits=self._can_have_made,
+            fits=self._is_plausible,
         )
         self._frames = sum(part.frames for part in job.parts)
         self._next_pts = int(job.parts[-1].media["next_pts"]) if job.parts else 0
@@ -116,15 +117,15 @@ class VideoSink(Sink):
 
     def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         if self._part is None and not self._closed:
-            raise ValueError("no frame was written since the last part")
+            raise ValueError("no frame was written since the last segment")
         with self._writing():
             part = self._part
             assert part is not None
             file, media = part.finish()
             if media["extradata"] != self._extradata:
                 raise MediaError(
-                    f"cannot write {self.path}: parts encoded with {self._settings.encoder.name} "
-                    "do not fit together; choose another codec"
+                    f"cannot write {self.path}: segments by {self._settings.encoder.name} cannot "
+                    "be joined; choose another codec"
                 )
             self.job.add_part(
                 frames=part.frames,
@@ -160,7 +161,7 @@ class VideoSink(Sink):
                     name=self.path,
                 )
                 assembly.finish()
-            self._tell_aspect(joined)
+            self._write_sample_aspect(joined)
             sync(joined)
             self.job.publish(joined)
         self.close()
@@ -171,8 +172,8 @@ class VideoSink(Sink):
             self._part.close()
             self._part = None
 
-    def _can_have_made(self, part: PartRecord) -> bool:
-        """Whether what is recorded of a part is what its packets say."""
+    def _is_plausible(self, part: PartRecord) -> bool:
+        """Return whether the record of a segment matches its packets."""
         (file,) = part.files
         stamps = [packet.pts for packet in read_packets(self.job.folder / file.name, data=False)]
         media = part.media
@@ -184,26 +185,26 @@ class VideoSink(Sink):
             and reordered(stamps) <= media["delay"] <= _MOST_REORDERED
         )
 
-    def _tell_aspect(self, joined: Path) -> None:
-        """Says what shape the pixels have, where neither the codec nor FFmpeg's writer does."""
+    def _write_sample_aspect(self, joined: Path) -> None:
+        """Write the sample aspect ratio where neither the codec nor FFmpeg's muxer does."""
         aspect = self._settings.sample_aspect
         if aspect is None or aspect == 1:
             return
-        with open_input(joined) as made:
-            told = made.streams.video[0].sample_aspect_ratio
-        if told == aspect:
+        with open_input(joined) as joined_file:
+            written = joined_file.streams.video[0].sample_aspect_ratio
+        if written == aspect:
             return
         container = self._settings.container
         if container not in ("matroska", "webm") or not write_sample_aspect(joined, aspect):
             logger.warning(
-                "%s does not tell that pixels are %s times as wide as high: players will show it "
-                "too narrow or too wide; give the output a name ending in .mp4",
+                "%s cannot record that pixels are %s times as wide as high: players will show it "
+                "too narrow or too wide; use an output name ending in .mp4",
                 self.path,
                 aspect,
             )
 
     def _stamp(self, frame: Frame) -> int:
-        """The frame's time stamp in ticks of the encoder."""
+        """Return the frame's time stamp in ticks of the encoder."""
         time_base = self._settings.time_base
         exact = (
             Fraction(self._next_pts)
@@ -213,11 +214,11 @@ class VideoSink(Sink):
         pts = round(exact)
         if pts < self._next_pts and self._frames:
             raise MediaError(
-                f"{self.path} can hold a constant frame rate only, and the time stamps of "
-                f"{self._source.path} vary: give the output a name ending in .mkv or .mp4"
+                f"{self.path} supports a constant frame rate only, and the time stamps of "
+                f"{self._source.path} vary: use an output name ending in .mkv or .mp4"
             )
         if abs(exact - pts) * time_base > NOTABLE_SHIFT and not self._warned:
-            logger.warning("%s holds a constant frame rate only: frames move in time", self.path)
+            logger.warning("%s supports a constant frame rate only: time stamps change", self.path)
             self._warned = True
         self._next_pts = pts + 1
         return pts

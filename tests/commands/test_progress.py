@@ -95,22 +95,11 @@ def test_lines_of_a_compilation(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys) == ["compiling flow", "compiling clean"]
 
 
-TERMINAL = """
-from rbvsr_deploy.commands._progress import TrainingDisplay
-with TrainingDisplay() as display:
-    for phase, total in (("flow", 2), ("restoration", 3)):
-        for done in range(1, total + 1):
-            display(phase, done, total)
-"""
-
-
-def test_a_bar_for_each_phase_on_a_terminal() -> None:
-    """On a pseudo terminal, two full bars are left on the screen, and nothing is written to
-    standard output.
-    """
+def on_a_terminal(program: str) -> list[str]:
+    """Run a program on a pseudo terminal and return the lines it drew there, bars as "|"."""
     terminal, its_end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", TERMINAL],
+        [sys.executable, "-c", program],
         stderr=its_end,
         stdout=subprocess.PIPE,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
@@ -129,8 +118,31 @@ def test_a_bar_for_each_phase_on_a_terminal() -> None:
     assert process.communicate(timeout=60)[0] == b""
     assert process.returncode == 0
     screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).split("\r")
-    last = [line.strip() for line in screen if line.strip()][-2:]
-    assert [re.sub(r" +[━╸╺]+ +", " | ", line) for line in last] == [
+    return [re.sub(r" +[━╸╺]+ +", " | ", line.strip()) for line in screen if line.strip()]
+
+
+def test_a_bar_for_each_phase_on_a_terminal() -> None:
+    """Two full bars are left on the screen, and nothing is written to standard output."""
+    program = """
+from rbvsr_deploy.commands._progress import TrainingDisplay
+with TrainingDisplay() as display:
+    for phase, total in (("flow", 2), ("restoration", 3)):
+        for done in range(1, total + 1):
+            display(phase, done, total)
+"""
+    assert on_a_terminal(program)[-2:] == [
         "flow: 2 of 2 iterations | 0:00:00",
         "restoration: 3 of 3 iterations | 0:00:00",
     ]
+
+
+def test_names_are_shown_unchanged_on_a_terminal() -> None:
+    """Brackets in the name of a sequence are not markup."""
+    program = """
+import time
+from rbvsr_deploy.commands._progress import FramesDisplay
+with FramesDisplay(1) as display:
+    display("[red]clip", 1, 2)
+    time.sleep(0.2)
+"""
+    assert any(line.startswith("[red]clip (1 of 1) | frame 1") for line in on_a_terminal(program))

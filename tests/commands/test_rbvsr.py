@@ -104,4 +104,4 @@ def test_a_command_imports_no_other() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "_common _process info rbvsr"
+    assert done.stdout.splitlines()[-1] == "_common _hints _process info rbvsr"

@@ -500,6 +500,8 @@ def test_an_interrupted_run_keeps_finished_segments(
     ("option", "value", "word"),
     [
         ("--memory", "lots", "4GiB"),
+        ("--memory", "9" * 400, "4GiB"),
+        ("--refine-threshold", "nan", "not a number"),
         ("--lookahead", "-1", "all"),
         ("--lookahead", "some", "all"),
         ("--max-scene", "0", "1"),

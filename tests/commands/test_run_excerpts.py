@@ -97,6 +97,7 @@ def test_an_interrupted_excerpt_resumes(tmp_path: Path) -> None:
         (("--start", 2, "--end", 1), 1, "from 2 s to 1 s is empty"),
         (("--start", "1:99"), 2, "is not a valid time: use seconds such as 12.5"),
         (("--end", "-1"), 2, "is not a valid time"),
+        (("--start", "9" * 30), 2, "is not a valid time"),
         (("--frames", 0), 2, "--frames"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Engines: the chain of graphs gives the same pictures as the torch model on the whole clip."""
+"""Tests that the chain of graphs gives the same images as the torch model on the whole clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rbvsr_deploy.bundle import graph_io, open_bundle, write_bundle
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
-from rbvsr_deploy.errors import EngineError, MissingDependencyError
+from rbvsr_deploy.errors import BundleError, EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stream
@@ -32,19 +32,19 @@ def chain(
     cleanings: int | None = None,
     threshold: float = 255.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The pictures of a clip, before and after they become uint8."""
-    pictures = []
+    """Return the output images of a clip, before and after conversion to uint8."""
+    outputs = []
     run = engine.run
 
     def recording(graph: str, **arrays: Any) -> tuple[Any, ...]:
         if graph == "emit":
-            pictures.append(engine.download(arrays["picture"])[0].astype(np.float32))
+            outputs.append(engine.download(arrays["picture"])[0].astype(np.float32))
         return run(graph, **arrays)
 
     engine.run = recording  # type: ignore[method-assign]
     settings = Settings(cleanings=cleanings, refine_threshold=threshold)
     images = upscaled(engine, clip, settings)[0]
-    return np.stack(pictures), images
+    return np.stack(outputs), images
 
 
 def upscaled(
@@ -52,21 +52,21 @@ def upscaled(
 ) -> tuple[NDArray[np.uint8], SceneRecord]:
     scenes: list[SceneRecord] = []
     with Stream(engine, settings, size=clip.shape[1:3], on_scene=scenes.append) as stream:
-        pictures = [picture for image in clip for picture in stream.push(image)]
-        pictures += stream.flush()
+        frames = [frame for image in clip for frame in stream.push(image)]
+        frames += stream.flush()
     (scene,) = scenes
-    return np.stack([picture.image for picture in pictures]), scene
+    return np.stack([frame.image for frame in frames]), scene
 
 
 def reference(
     checkpoint: Path, clip: NDArray[np.uint8], **options: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The torch model on the whole clip at once, without any graph."""
+    """Run the torch model on the whole clip at once, without graphs."""
     frames = torch.from_numpy(clip).permute(0, 3, 1, 2)[None] / 255.0
     with torch.no_grad():
-        pictures = load_checkpoint(checkpoint).model(frames, **options)[0]
-    images = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return pictures.numpy(), images.numpy()
+        outputs = load_checkpoint(checkpoint).model(frames, **options)[0]
+    images = (outputs.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return outputs.numpy(), images.numpy()
 
 
 def levels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
@@ -77,7 +77,7 @@ def levels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 def test_onnx_runtime_equals_the_model(
     cleanings: int, tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    """float32 within 1e-4, uint8 within one level, for any number of cleanings, odd size."""
+    """float32 agrees within 1e-4, uint8 within one level, for any number of cleanings."""
     clip = moving_clip(5, 45, 37)
     want, want_images = reference(tiny_checkpoint, clip, cleanings=cleanings)
     with open_engine(tiny_bundle, device="cpu") as engine:
@@ -104,7 +104,7 @@ def test_the_decision_to_clean_again_is_the_models(
 
 
 def test_float16_bundle_is_close(tiny_bundle_float16: Path, tiny_checkpoint: Path) -> None:
-    """Over 50 dB against the float32 model."""
+    """The PSNR against the float32 model is above 50 dB."""
     clip = moving_clip(5, 45, 37)
     want, _ = reference(tiny_checkpoint, clip)
     with open_engine(tiny_bundle_float16, device="cpu") as engine:
@@ -114,7 +114,7 @@ def test_float16_bundle_is_close(tiny_bundle_float16: Path, tiny_checkpoint: Pat
 
 
 def test_shipped_bundle_equals_shipped_checkpoint() -> None:
-    """The bundle in the package was made from the checkpoint beside it."""
+    """The bundle in the package was exported from the checkpoint in the package."""
     clip = moving_clip(3, 50, 70)
     want, want_images = reference(DEFAULT_CHECKPOINT, clip)
     with open_engine(DEFAULT_BUNDLE, device="cpu") as engine:
@@ -138,7 +138,7 @@ def test_torch_engine_is_the_model(tiny_checkpoint: Path) -> None:
 def test_one_frame_and_small_sizes(
     size: tuple[int, int], tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    """A single frame and sizes far under 64 work."""
+    """A single frame and sizes far below 64 work."""
     clip = moving_clip(1, *size)
     want, _ = reference(tiny_checkpoint, clip)
     with open_engine(tiny_bundle, device="cpu") as engine:
@@ -148,7 +148,7 @@ def test_one_frame_and_small_sizes(
 
 
 def test_results_are_not_overwritten_by_later_calls(tiny_bundle: Path) -> None:
-    """An array an engine returned is the caller's."""
+    """An array returned by an engine belongs to the caller."""
     first, second = moving_clip(2, 16, 16)
     with open_engine(tiny_bundle, device="cpu") as engine:
         (frame,) = engine.run("ingest", image=engine.upload(first[None]))
@@ -163,40 +163,38 @@ def test_provider_by_name(tiny_bundle: Path) -> None:
         assert engine.describe().device == "cpu"
 
 
-def test_cuda_where_there_is_none(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    """Both engines say what is there instead."""
+def test_cuda_that_is_not_available(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """Both engines name an available device."""
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(EngineError, match="use --device cpu"):
+    with pytest.raises(EngineError, match="use the CPU"):
         open_engine(tiny_bundle, device="cuda")
-    with pytest.raises(EngineError, match="use --device cpu"):
+    with pytest.raises(EngineError, match="use 'cpu'"):
         open_engine(tiny_checkpoint, device="cuda")
 
 
 def test_bundle_with_a_graph_of_another_model(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Checksums in order, but the ONNX inside is not what the manifest describes."""
+    """Checksums are correct, but the ONNX graph is not the one the manifest describes."""
     bundle = open_bundle(tiny_bundle)
     graphs = {name: bundle.graph(name) for name in GRAPHS}
     write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "clean": graphs["ingest"]})
-    with pytest.raises(EngineError, match="of another model"):
+    with pytest.raises(BundleError, match="of another model"):
         open_engine(tmp_path / "m.plan", device="cpu")
 
 
 def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
-    """ONNX Runtime's refusal names the graph."""
+    """The refusal names the graph; ONNX Runtime does not get to see it."""
     bundle = open_bundle(tiny_bundle)
     graphs = {name: bundle.graph(name) for name in GRAPHS}
     write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "flow": b"not onnx"})
-    with pytest.raises(EngineError, match="graph 'flow'"):
+    with pytest.raises(BundleError, match="graph 'flow'"):
         open_engine(tmp_path / "m.plan", device="cpu")
 
 
-def test_too_little_memory_is_told_from_other_failures(
+def test_out_of_memory_is_distinguished_from_other_failures(
     tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    """With 100 MiB of addresses left, both engines say so for a big picture, and then run a small
-    one.
-    """
+    """With 100 MiB of addresses left, both engines fail on a big image and then run a small one."""
     program = """
 import resource, sys
 from pathlib import Path
@@ -247,20 +245,20 @@ def test_closed_engine_runs_nothing(tiny_bundle: Path) -> None:
 def test_missing_onnxruntime_names_the_extra(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is missing, and the command that brings it."""
+    """The error names the missing package and the command that installs it."""
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'rbvsr-deploy\[cpu\]'"):
         OnnxRuntimeEngine(open_bundle(tiny_bundle), device="cpu")
 
 
 def test_manifest_describes_the_contract(tiny_bundle: Path) -> None:
-    """Inputs and outputs in the manifest are the contract's."""
+    """Inputs and outputs in the manifest are those of the contract."""
     manifest = open_bundle(tiny_bundle).manifest
     assert manifest.graphs == graph_io(has_cleaning=True, channels=8, precision="float32")
 
 
 def test_onnx_runtime_reports_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Its telemetry leaves the number of a session in the folder for temporary files."""
+    """Its telemetry would leave a session number in the folder for temporary files."""
     program = "from rbvsr_deploy import Upscaler; import sys; Upscaler(sys.argv[1]).close()"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     subprocess.run(

@@ -1,6 +1,4 @@
-"""Export: contracts of the written graphs, verification that can fail, and nothing left behind when
-it does.
-"""
+"""Tests the export: graph contracts, verification, and that a failed export leaves no files."""
 
 from __future__ import annotations
 
@@ -28,8 +26,8 @@ def graph(bundle: Path, name: str) -> onnx.ModelProto:
     return onnx.load_from_string(open_bundle(bundle).graph(name))
 
 
-def test_manifest_tells_where_the_weights_come_from(tiny_bundle: Path) -> None:
-    """Licence, provenance and threshold of the checkpoint end up in the manifest."""
+def test_manifest_records_the_origin_of_the_weights(tiny_bundle: Path) -> None:
+    """Licence, provenance and threshold of the checkpoint are recorded in the manifest."""
     manifest = open_bundle(tiny_bundle).manifest
     assert manifest.weights.license == "CC0-1.0"
     assert manifest.weights.provenance == "random weights"
@@ -41,8 +39,8 @@ def test_manifest_tells_where_the_weights_come_from(tiny_bundle: Path) -> None:
 def test_every_graph_keeps_its_contract(
     precision: Precision, tiny_bundle: Path, tiny_bundle_float16: Path
 ) -> None:
-    """All seven graphs are there, typed, dynamic in N, H and W, and pass the checks read off the
-    file.
+    """All seven graphs exist, have the contract's types, are dynamic in N, H and W, and pass the
+    checks.
     """
     bundle = open_bundle(tiny_bundle if precision == "float32" else tiny_bundle_float16)
     assert list(bundle.manifest.graphs) == sorted(GRAPHS)
@@ -55,7 +53,7 @@ def test_every_graph_keeps_its_contract(
 
 
 def test_flow_and_sampling_stay_float32_in_a_float16_bundle(tiny_bundle_float16: Path) -> None:
-    """Every GridSample takes float32 inputs; the weights beside it are float16."""
+    """Every GridSample takes float32 inputs; the weights of the same graph are float16."""
     model = onnx.shape_inference.infer_shapes(graph(tiny_bundle_float16, "backward"))
     dtypes = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     samples = [n for n in model.graph.node if n.op_type == "GridSample"]
@@ -66,8 +64,8 @@ def test_flow_and_sampling_stay_float32_in_a_float16_bundle(tiny_bundle_float16:
     assert {t.data_type for t in weights} == {onnx.TensorProto.FLOAT16}
 
 
-def test_graphs_name_no_folder_of_the_machine_that_made_them(tiny_bundle: Path) -> None:
-    """The exporter's notes on source lines are dropped."""
+def test_graphs_contain_no_paths_of_the_exporting_machine(tiny_bundle: Path) -> None:
+    """The exporter's source locations are removed."""
     bundle = open_bundle(tiny_bundle)
     for name in GRAPHS:
         assert b".py" not in bundle.graph(name)
@@ -75,7 +73,7 @@ def test_graphs_name_no_folder_of_the_machine_that_made_them(tiny_bundle: Path) 
 
 @pytest.mark.parametrize("opset", [17, 19])
 def test_other_opsets(opset: int, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    """Opsets 17 and 19 are really what was asked for, and compute the same."""
+    """Graphs converted to opsets 17 and 19 satisfy the contract and compute the same."""
     graphs = {}
     for name, spec in GRAPHS.items():
         converted = convert_opset(graph(tiny_bundle, name), opset)
@@ -99,7 +97,7 @@ def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
 
 
 def test_verification_fails_for_a_nearest_sampler(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    """The trap of opset 20, played by hand: sampling to the nearest pixel is found out."""
+    """Nearest sampling, as opset 20 would cause in TensorRT, is detected."""
     model = graph(tiny_bundle, "backward")
     for node in model.graph.node:
         if node.op_type == "GridSample":
@@ -119,7 +117,7 @@ def test_verification_fails_for_a_nearest_sampler(tiny_bundle: Path, tiny_checkp
 
 
 def test_values_that_are_not_finite_fail(tiny_bundle_float16: Path, tiny_checkpoint: Path) -> None:
-    """An overflow in float16 is no match, whatever a mean over it would say."""
+    """NaN in an output fails the verification."""
     model = graph(tiny_bundle_float16, "reconstruct")
     for tensor in model.graph.initializer:
         if tensor.name.endswith("conv_last.bias"):
@@ -133,7 +131,7 @@ def test_values_that_are_not_finite_fail(tiny_bundle_float16: Path, tiny_checkpo
 def test_failed_verification_leaves_no_file(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One wrong weight in one graph stops the export; an older bundle stays as it was."""
+    """One wrong weight in one graph stops the export; an existing bundle is unchanged."""
 
     def with_a_wrong_weight(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
         model = graph(tiny_bundle, spec.name)
@@ -153,11 +151,33 @@ def test_failed_verification_leaves_no_file(
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_a_graph_that_would_not_be_opened_is_not_written(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator that another version of torch's exporter may write, if a harmless one."""
+
+    def with_an_identity(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
+        model = graph(tiny_bundle, spec.name)
+        for node in model.graph.node:
+            if node.output[0] == "image":
+                node.output[0] = "almost"
+        if spec.name == "emit":
+            model.graph.node.append(onnx.helper.make_node("Identity", ["almost"], ["image"]))
+        return model
+
+    monkeypatch.setattr(export_module, "export_graph", with_an_identity)
+    with pytest.raises(
+        ExportError, match=r"'emit' as torch .* 'Identity', .*: its bundle would not be opened"
+    ):
+        export_bundle(tiny_checkpoint, tmp_path / "model.plan")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("output", ["nowhere/model.plan", "."])
-def test_unwritable_output_is_found_out_first(
+def test_unwritable_output_is_detected_first(
     output: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """No minute of exporting goes by before the folder turns out to be missing."""
+    """A missing output folder is detected before anything is exported."""
     steps: list[str] = []
     with pytest.raises(BundleError, match="cannot be written"):
         export_bundle(tiny_checkpoint, tmp_path / output, report=steps.append)
@@ -165,6 +185,6 @@ def test_unwritable_output_is_found_out_first(
 
 
 def test_opset_20_is_refused() -> None:
-    """Its GridSample is read as nearest by TensorRT before 2026."""
+    """Opset 20 is refused: TensorRT before 2026 reads its GridSample as nearest."""
     with pytest.raises(ValueError, match="opset must be one of"):
         export_graph(torch.nn.Identity(), GRAPHS["emit"], channels=8, precision="float32", opset=20)

@@ -1,6 +1,4 @@
-"""INT8: what is quantised and how, ranges from footage that has gone through the network, and a
-gate that gives blocks back and can fail.
-"""
+"""Tests int8 quantisation: the quantised nodes, calibration on real footage, and the PSNR gate."""
 
 from __future__ import annotations
 
@@ -20,10 +18,11 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Manifest, open_bundle
+from rbvsr_deploy.bundle.engine_sets import ShapeProfile
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.commands.export import export as export_command
-from rbvsr_deploy.engine_sets import ShapeProfile
 from rbvsr_deploy.engines import open_engine
+from rbvsr_deploy.engines.pytorch import TorchEngine
 from rbvsr_deploy.errors import ExportError, MediaError
 from rbvsr_deploy.export import to_bundle as export_module
 from rbvsr_deploy.export.calibration import (
@@ -31,9 +30,9 @@ from rbvsr_deploy.export.calibration import (
     SAMPLES,
     WINDOW,
     Clip,
-    RecordingEngine,
-    pictures,
     read_clip,
+    record_inputs,
+    upscale_clip,
 )
 from rbvsr_deploy.export.checks import check_quantisation
 from rbvsr_deploy.export.int8 import quantise_network
@@ -54,7 +53,7 @@ QUANTISED = ("clean", "backward", "forward")
 
 
 def write_clip(path: Path, images: NDArray[np.uint8]) -> Path:
-    """A video of some frames, without loss but for the colour space."""
+    """Write frames to a video that is lossless except for the colour conversion."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.height, stream.width = images.shape[1:3]
@@ -77,7 +76,7 @@ def clip(clip_path: Path) -> Clip:
 
 @pytest.fixture(scope="module")
 def float16(tiny_bundle_float16: Path) -> tuple[Manifest, dict[str, bytes]]:
-    """Manifest and graphs of a float16 bundle that int8 can be made of."""
+    """Return manifest and graphs of a float16 bundle with the opset for int8."""
     bundle = open_bundle(tiny_bundle_float16)
     graphs = {}
     for name, data in bundle.graphs().items():
@@ -90,9 +89,9 @@ def float16(tiny_bundle_float16: Path) -> tuple[Manifest, dict[str, bytes]]:
 def export_int8(
     float16: tuple[Manifest, dict[str, bytes]], tiny_checkpoint: Path, clip_path: Path
 ) -> Iterator[Callable[[Path], Path]]:
-    """The whole export to a path, with graphs that torch has written before."""
+    """Return the complete export, which reuses graphs exported earlier."""
 
-    def written_before(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
+    def exported_earlier(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
         return onnx.load_from_string(float16[1][spec.name])
 
     def export(path: Path) -> Path:
@@ -102,7 +101,7 @@ def export_int8(
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "export_graph", written_before)
+        patch.setattr(export_module, "export_graph", exported_earlier)
         yield export
 
 
@@ -123,11 +122,10 @@ def initializers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 def recorded(
     model: RealBasicVSR, clip: Clip, graph: str, *, no_state: bool = False
 ) -> list[dict[str, NDArray[Any]]]:
-    """Inputs of a graph on a clip, in the types of a float16 bundle."""
-    with RecordingEngine(model, name="", device="cpu") as engine:
-        engine.record([graph], every=1)
-        pictures(engine, clip)
-        samples = engine.samples[graph]
+    """Record the inputs of a graph on a clip, in the types of a float16 bundle."""
+    with TorchEngine(model, name="", device="cpu") as engine:
+        _, recording = record_inputs(engine, clip, [graph], every=1)
+    samples = recording[graph]
     return [
         {
             item.name: (sample[item.name] * (not no_state or item.name != "state")).astype(
@@ -140,7 +138,7 @@ def recorded(
 
 
 def scales(proto: onnx.ModelProto, samples: list[dict[str, NDArray[Any]]]) -> dict[str, float]:
-    """Activation scales of a graph's first block after calibration on some inputs."""
+    """Return the activation scales of a graph's first block, calibrated on some inputs."""
     with Calibrator(proto) as calibrator:
         calibrator.add(samples)
         ranges = calibrator.ranges()
@@ -154,7 +152,7 @@ def scales(proto: onnx.ModelProto, samples: list[dict[str, NDArray[Any]]]) -> di
 def test_residual_blocks_are_found_and_nothing_else(
     float16: tuple[Manifest, dict[str, bytes]],
 ) -> None:
-    """The trunks and the cleaner's body have as many as the network; the other graphs none."""
+    """The trunks and the cleaner have the network's blocks; the other graphs have none."""
     blocks = {
         name: len(residual_blocks(onnx.load_from_string(data))) for name, data in float16[1].items()
     }
@@ -165,7 +163,7 @@ def test_only_residual_convolutions_are_quantised(
     int8_bundle: Path, float16: tuple[Manifest, dict[str, bytes]]
 ) -> None:
     """Weights of the 3x3 convolutions in residual blocks are int8 with a scale per output channel;
-    every other weight and every bias is what it was; graphs without blocks are untouched.
+    all other weights, all biases and all graphs without blocks are unchanged.
     """
     bundle = open_bundle(int8_bundle)
     for name, data in float16[1].items():
@@ -192,7 +190,7 @@ def test_only_residual_convolutions_are_quantised(
 
 
 def test_scales_are_positive_and_zero_points_zero(int8_bundle: Path) -> None:
-    """As TensorRT and its ONNX parser want them; the export's own check says so too."""
+    """Scales and zero-points satisfy TensorRT's ONNX parser and the export's own check."""
     bundle = open_bundle(int8_bundle)
     for name in QUANTISED:
         proto = onnx.load_from_string(bundle.graph(name))
@@ -209,16 +207,16 @@ def test_scales_are_positive_and_zero_points_zero(int8_bundle: Path) -> None:
 
 
 def test_the_sum_takes_what_the_first_convolution_takes(int8_bundle: Path) -> None:
-    """One dequantised value feeds both; what the second convolution gives stays unquantised."""
+    """One dequantised value feeds both; the second convolution's output stays unquantised."""
     for name in QUANTISED:
         proto = onnx.load_from_string(open_bundle(int8_bundle).graph(name))
-        made_by = {output: node for node in proto.graph.node for output in node.output}
+        producers = {output: node for node in proto.graph.node for output in node.output}
         convolutions = [
             node
             for node in proto.graph.node
             if node.op_type == "Conv"
-            and node.input[0] in made_by
-            and made_by[node.input[0]].op_type == "DequantizeLinear"
+            and node.input[0] in producers
+            and producers[node.input[0]].op_type == "DequantizeLinear"
         ]
         first, second = convolutions
         sums = [n for n in proto.graph.node if n.op_type == "Add" and second.output[0] in n.input]
@@ -254,13 +252,13 @@ def _quantised_bias(proto: onnx.ModelProto) -> None:
     [
         (_other_zero_point, "zero-point other than int8 0"),
         (_no_scale, "scale that is not positive"),
-        (_quantised_bias, "not just the input and the weights"),
+        (_quantised_bias, "and an unquantised bias"),
     ],
 )
-def test_a_broken_quantisation_is_found(
+def test_broken_quantisation_is_detected(
     int8_bundle: Path, change: Callable[[onnx.ModelProto], None], message: str
 ) -> None:
-    """Each promise to TensorRT is checked in the file."""
+    """Each requirement of TensorRT is checked."""
     proto = onnx.load_from_string(open_bundle(int8_bundle).graph("backward"))
     change(proto)
     with pytest.raises(ExportError, match=message):
@@ -273,7 +271,7 @@ def test_a_broken_quantisation_is_found(
 def test_scales_are_the_largest_values_seen(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
-    """127 steps of a scale are the largest absolute value the graph has had there."""
+    """A scale times 127 is the largest absolute value of the activation."""
     proto = onnx.load_from_string(float16[1]["backward"])
     samples = recorded(model, clip, "backward")
     (block,) = residual_blocks(proto)
@@ -300,10 +298,10 @@ def test_scales_depend_on_the_clip(
     assert dark["input"] < 0.5 * bright["input"]
 
 
-def test_states_that_have_come_a_long_way_have_other_ranges(
+def test_propagated_states_have_larger_ranges(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
-    """Calibrated on first steps only, ranges would be too small."""
+    """Calibration on first steps only would give too small ranges."""
     proto = onnx.load_from_string(float16[1]["forward"])
     propagated = scales(proto, recorded(model, clip, "forward"))
     first = scales(proto, recorded(model, clip, "forward", no_state=True))
@@ -311,18 +309,13 @@ def test_states_that_have_come_a_long_way_have_other_ranges(
 
 
 def test_samples_are_bounded_and_spread(model: RealBasicVSR, clip: Clip) -> None:
-    """Of every so many runs the last is recorded, with the state it was given."""
-    with RecordingEngine(model, name="", device="cpu") as engine:
-        engine.record(["backward", "clean"], every=5)
-        pictures(engine, clip)
-        assert {name: len(found) for name, found in engine.samples.items()} == {
-            "backward": 2,
-            "clean": 2,
-        }
-        deep = engine.samples["backward"][-1]
-        engine.record(["backward"], every=1)
-        pictures(engine, clip)
-        all_samples = engine.samples["backward"]
+    """Every n-th run is recorded, with its input state."""
+    with TorchEngine(model, name="", device="cpu") as engine:
+        _, some = record_inputs(engine, clip, ["backward", "clean"], every=5)
+        assert {name: len(found) for name, found in some.items()} == {"backward": 2, "clean": 2}
+        deep = some["backward"][-1]
+        _, everything = record_inputs(engine, clip, ["backward"], every=1)
+        all_samples = everything["backward"]
     assert len(all_samples) == 12
     assert not all_samples[0]["state"].any()
     np.testing.assert_array_equal(all_samples[9]["state"], deep["state"])
@@ -332,15 +325,15 @@ def test_samples_are_bounded_and_spread(model: RealBasicVSR, clip: Clip) -> None
 # ----------------------------------------------------------------------------------------- clips
 
 
-def test_a_clip_is_its_first_frames_in_their_middle(tmp_path: Path) -> None:
-    """Long and large clips cost no more than needed; cuts are found in whole frames."""
+def test_a_clip_holds_centre_crops_of_its_first_frames(tmp_path: Path) -> None:
+    """Long and large clips are cropped; cuts are detected in whole frames."""
     images = np.zeros((FRAMES + 3, WINDOW[0] + 20, WINDOW[1] + 10, 3), np.uint8)
     images[..., 10:-10, 5:-5, :] = 100
     images[30:, ..., 5:-5, :] = 250
     clip = read_clip(write_clip(tmp_path / "long.mkv", images))
     assert clip.images.shape == (FRAMES, *WINDOW, 3)
     assert clip.size == (WINDOW[0] + 20, WINDOW[1] + 10)
-    assert clip.images.min() > 90  # nothing of the border
+    assert clip.images.min() > 90  # the border is cropped
     assert clip.cuts == {30}
     part = clip.excerpt(25, 35, window=(8, 16))
     assert part.images.shape == (10, 8, 16, 3)
@@ -349,7 +342,7 @@ def test_a_clip_is_its_first_frames_in_their_middle(tmp_path: Path) -> None:
 
 
 def test_clips_that_cannot_calibrate_are_refused(tmp_path: Path) -> None:
-    """One frame, none at all, no video: a sentence each."""
+    """A single frame, a missing file and a file that is not a video are refused."""
     single = write_clip(tmp_path / "single.mkv", moving_clip(1, 48, 64))
     with pytest.raises(ExportError, match=r"single\.mkv' has 1 frame, and at least 8 are needed"):
         read_clip(single)
@@ -361,8 +354,8 @@ def test_clips_that_cannot_calibrate_are_refused(tmp_path: Path) -> None:
         read_clip(text)
 
 
-def test_a_bad_clip_is_found_out_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Before anything is exported; no file is left."""
+def test_a_bad_clip_is_detected_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A bad clip is refused before anything is exported, and no file is left."""
     steps: list[str] = []
     with pytest.raises(MediaError):
         export_bundle(
@@ -381,12 +374,12 @@ def test_a_bad_clip_is_found_out_first(tiny_checkpoint: Path, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["--int8"], "--int8 needs --calibrate"),
-        (["--calibrate", "clip.mp4"], "--calibrate is for --int8"),
+        (["--calibrate", "clip.mp4"], "--calibrate is only for --int8"),
         (["--int8", "--calibrate", "clip.mp4", "--opset", "18"], "--int8 needs --opset 19"),
     ],
 )
-def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
-    """The command says which belong together."""
+def test_incompatible_options_are_refused(arguments: list[str], message: str) -> None:
+    """The command reports which options must be combined."""
     result = CliRunner().invoke(export_command, arguments)
     assert result.exit_code == 2
     assert message in result.output
@@ -403,7 +396,7 @@ PARTS = {
 
 
 def with_weights_of(model: RealBasicVSR, graphs: dict[str, bytes]) -> dict[str, bytes]:
-    """The graphs with the weights of a model that was changed."""
+    """Return the graphs with the weights of a modified model."""
     weights = {f"model.{name}": value.numpy() for name, value in model.state_dict().items()}
     changed = {}
     for graph, data in graphs.items():
@@ -417,9 +410,9 @@ def with_weights_of(model: RealBasicVSR, graphs: dict[str, bytes]) -> dict[str, 
 
 
 def make_hidden_sensitive(model: RealBasicVSR, graph: str) -> None:
-    """Make what a block adds count, and give it a hidden channel of huge values that the second
-    convolution ignores: no matter in float, while one int8 scale for all channels leaves nothing of
-    the others.
+    """Amplify the change that a block adds, and give it a hidden channel of huge values that the
+    second convolution ignores: harmless in float, but with one int8 scale for all channels, the
+    others vanish.
     """
     block = model.get_submodule(f"{PARTS[graph]}.main.2.0")
     block.conv1.bias[0] = 30000.0
@@ -428,49 +421,49 @@ def make_hidden_sensitive(model: RealBasicVSR, graph: str) -> None:
 
 
 def make_sum_sensitive(model: RealBasicVSR) -> None:
-    """Give the cleaner's trunk a channel of large values that all convolutions ignore: what the
-    others carry is lost in an int8 sum, and only what the block adds to it in a float16 one.
+    """Give the cleaner's trunk a channel of large values that all convolutions ignore: an int8 sum
+    loses the other channels, a float16 sum only the block's addition to them.
     """
     model.image_cleaning[0].main[0].bias[5] = 300.0
     model.image_cleaning[0].main[2][0].conv1.weight[:, 5] = 0.0
     model.image_cleaning[1].weight[:, 5] = 0.0
 
 
-def test_the_record_tells_what_a_run_makes(
+def test_the_record_matches_a_real_run(
     int8_bundle: Path, tiny_checkpoint: Path, clip: Clip
 ) -> None:
-    """The PSNR in the manifest is that of the written bundle's pictures under ONNX Runtime on a CPU
-    against the checkpoint's in torch; clip, scales and blocks are recorded.
+    """The PSNR in the manifest compares the bundle under ONNX Runtime on a CPU with the checkpoint
+    in torch; clip, scales and blocks are recorded.
     """
     manifest = open_bundle(int8_bundle).manifest
     record = manifest.quantisation
     assert record is not None
-    made = []
+    results = []
     for path in (int8_bundle, tiny_checkpoint):
         with open_engine(path, device="cpu") as engine:
-            made.append(pictures(engine, clip).astype(np.float64))
-    errors = ((made[0] - made[1]) ** 2).mean(axis=(1, 2, 3))
-    told = record["psnr"]["int8"]
-    assert told["psnr"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=0.01)
-    assert told["worst_frame"] == errors.argmax()
-    assert told["worst_psnr"] == pytest.approx(10 * np.log10(255**2 / errors.max()), abs=0.01)
-    assert record["psnr"]["float16"]["psnr"] > told["psnr"] >= record["min_psnr"] == 40
+            results.append(upscale_clip(engine, clip).astype(np.float64))
+    errors = ((results[0] - results[1]) ** 2).mean(axis=(1, 2, 3))
+    score = record["psnr"]["int8"]
+    assert score["psnr"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=0.01)
+    assert score["worst_frame"] == errors.argmax()
+    assert score["worst_psnr"] == pytest.approx(10 * np.log10(255**2 / errors.max()), abs=0.01)
+    assert record["psnr"]["float16"]["psnr"] > score["psnr"] >= record["min_psnr"] == 40
     assert record["clips"][0]["sha256"] == clip.sha256
     assert record["clips"][0]["frames"] == 12
     assert set(record["graphs"]) == set(QUANTISED)
     for name, blocks in record["graphs"].items():
         proto = onnx.load_from_string(open_bundle(int8_bundle).graph(name))
         assert [block["form"] for block in blocks] == ["int8"]
-        told_scales = set(blocks[0]["scales"].values())
-        assert told_scales <= {float(v) for v in initializers(proto).values() if v.ndim == 0}
-    # The figures of the float16 graphs say nothing of these.
+        recorded_scales = set(blocks[0]["scales"].values())
+        assert recorded_scales <= {float(v) for v in initializers(proto).values() if v.ndim == 0}
+    # The verification of the float16 graphs does not apply to quantised ones.
     assert set(manifest.verification["outputs"]) == set(GRAPHS) - set(QUANTISED)
 
 
 def test_a_sensitive_sum_goes_back_to_float16(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
-    """Only that one; its convolutions and all other blocks stay in int8, and the gate passes."""
+    """Only this sum returns to float16: its convolutions and all other blocks stay in int8."""
     manifest, graphs = float16
     make_sum_sensitive(model)
     graphs = with_weights_of(model, graphs)
@@ -492,7 +485,7 @@ def test_a_sensitive_sum_goes_back_to_float16(
 def test_a_sensitive_block_goes_back_to_float16(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
-    """Where a float16 sum does not help, the whole block does; with what it costs alone."""
+    """If a float16 sum is not enough, the whole block returns; sensitivities are recorded."""
     manifest, graphs = float16
     make_hidden_sensitive(model, "forward")
     graphs = with_weights_of(model, graphs)
@@ -510,12 +503,12 @@ def test_a_sensitive_block_goes_back_to_float16(
     assert any(line.startswith("forward: 0 of 1 residual blocks in int8") for line in lines)
 
 
-def test_a_gate_that_nothing_passes(
+def test_a_gate_that_cannot_be_passed(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
-    """Asked for more than float16 has, or for what only float16 has, the export fails."""
+    """The export fails if even float16 is below the gate, or if only float16 passes it."""
     manifest, graphs = float16
-    with pytest.raises(ExportError, match="in float16 already, below the 90 dB asked for"):
+    with pytest.raises(ExportError, match="less than the required 90 dB"):
         quantise_network(model, manifest, graphs, [clip], min_psnr=90)
     for graph in QUANTISED:
         make_hidden_sensitive(model, graph)
@@ -535,8 +528,8 @@ def test_same_clip_same_bytes(
 
 
 def test_tensorrt_rtx_reads_and_builds_int8(int8_bundle: Path) -> None:
-    """In the parsed networks quantised convolutions take dequantised images and weights, their sum
-    a dequantised skip; all seven graphs are built, without a GPU.
+    """In the parsed networks, quantised convolutions take dequantised inputs and weights, and their
+    sums a dequantised skip; all seven graphs are built without a GPU.
     """
     trt = pytest.importorskip("tensorrt_rtx")
     from rbvsr_deploy.engines.tensorrt.build import build_engine_set
@@ -549,9 +542,9 @@ def test_tensorrt_rtx_reads_and_builds_int8(int8_bundle: Path) -> None:
         parser = trt.OnnxParser(network, logger)
         assert parser.parse(bundle.graph(name))
         layers = [network.get_layer(i) for i in range(network.num_layers)]
-        made_by = {layer.get_output(0).name: layer.type.name for layer in layers}
+        producers = {layer.get_output(0).name: layer.type.name for layer in layers}
         kinds = [
-            (layer.type.name, [made_by.get(layer.get_input(i).name) for i in range(2)])
+            (layer.type.name, [producers.get(layer.get_input(i).name) for i in range(2)])
             for layer in layers
             if layer.type.name in ("CONVOLUTION", "ELEMENTWISE") and layer.num_inputs > 1
         ]

@@ -1,5 +1,6 @@
-"""Tests that need an NVIDIA GPU. Elsewhere they are skipped, or fail where the environment says
-``RBVSR_REQUIRE_GPU=1``.
+"""Provides the fixtures of the tests that need an NVIDIA GPU.
+
+Without a GPU these tests are skipped, or fail if ``RBVSR_REQUIRE_GPU=1`` is set.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rbvsr_deploy.pretrained import DEFAULT_CHECKPOINT
 
 @pytest.fixture(scope="session")
 def gpu() -> CudaDriver:
-    """The GPU, with a TensorRT that runs on it."""
+    """Provide the GPU, with a TensorRT that runs on it."""
     try:
         driver = open_driver()
         flavour_for(describe_gpu(driver), options=BuildOptions())
@@ -34,7 +35,7 @@ def gpu() -> CudaDriver:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(gpu: CudaDriver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of compiled engines that is empty at first."""
+    """Provide an initially empty cache of compiled engines."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RBVSR_CACHE", str(folder))
@@ -43,7 +44,7 @@ def cache(gpu: CudaDriver, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def compact_float16(gpu: CudaDriver, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compact model's float16 bundle."""
+    """Export the compact model to a float16 bundle."""
     path = tmp_path_factory.mktemp("compact") / "float16.plan"
     export_bundle(DEFAULT_CHECKPOINT, path, precision="float16")
     return path

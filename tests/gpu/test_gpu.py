@@ -1,4 +1,4 @@
-"""What only a GPU can show: engines are compiled for it, run on it, and give the same pictures."""
+"""Tests on a GPU: engines are compiled for it, run on it, and give the same images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.bundle import open_bundle, write_bundle
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
+from rbvsr_deploy.engines.tensorrt.signing import sign
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 from rbvsr_deploy.parity.compare import compare_engines
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
@@ -32,13 +33,13 @@ def upscaled(
     engine: Engine, clip: NDArray[np.uint8], settings: Settings | None = None
 ) -> NDArray[np.uint8]:
     with Stream(engine, settings or Settings(), size=clip.shape[1:3]) as stream:
-        pictures = [picture for image in clip for picture in stream.push(image)]
-        pictures += stream.flush()
-    return np.stack([picture.image for picture in pictures])
+        frames = [frame for image in clip for frame in stream.push(image)]
+        frames += stream.flush()
+    return np.stack([frame.image for frame in frames])
 
 
 def built_here(bundle: Path, path: Path, *options: str) -> Path:
-    """A copy of a bundle with engines for this machine in it."""
+    """Copy a bundle and add engines for this machine."""
     shutil.copy(bundle, path)
     program = "from rbvsr_deploy.commands.build import build; build()"
     subprocess.run(
@@ -53,7 +54,7 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def test_float32_equals_torch(sample: Path) -> None:
-    """30 real frames, the whole chain, against torch in float32."""
+    """30 real frames through the whole chain equal those of torch in float32."""
     with (
         open_engine(DEFAULT_CHECKPOINT) as reference,
         open_engine(DEFAULT_BUNDLE, device="tensorrt") as engine,
@@ -65,7 +66,7 @@ def test_float32_equals_torch(sample: Path) -> None:
 
 
 def test_float16_is_close_to_torch(sample: Path, compact_float16: Path) -> None:
-    """30 real frames, the whole chain, against torch in float32: 50 dB at least."""
+    """30 real frames through the whole chain reach 50 dB against torch in float32."""
     with (
         open_engine(DEFAULT_CHECKPOINT) as reference,
         open_engine(compact_float16, device="tensorrt") as engine,
@@ -76,7 +77,7 @@ def test_float16_is_close_to_torch(sample: Path, compact_float16: Path) -> None:
 
 
 def test_int8_runs_in_tensorrt(sample: Path, tmp_path: Path) -> None:
-    """An int8 bundle gives the pictures that ONNX Runtime gives of it, nearly."""
+    """An int8 bundle gives nearly the same images as in ONNX Runtime."""
     bundle = tmp_path / "int8.plan"
     done = subprocess.run(
         [
@@ -98,7 +99,7 @@ def test_int8_runs_in_tensorrt(sample: Path, tmp_path: Path) -> None:
 
 
 def test_cuda_of_onnx_runtime(sample: Path) -> None:
-    """Where onnxruntime-gpu is installed, its CUDA provider gives the same pictures."""
+    """If onnxruntime-gpu is installed, its CUDA provider gives the same images."""
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -112,8 +113,8 @@ def test_cuda_of_onnx_runtime(sample: Path) -> None:
     assert found.pictures.psnr > 60
 
 
-def test_engines_built_here_are_taken_from_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    """``rbvsr-build --target auto`` puts in what ``rbvsr-run`` then takes without compiling."""
+def test_engines_built_here_are_loaded_from_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    """``rbvsr-build --target auto`` adds engines that ``rbvsr-run`` uses without compiling."""
     bundle = built_here(tiny_bundle, tmp_path / "m.plan", "--opt-size", "96x64")
     lines: list[str] = []
     with open_engine(bundle, size=lambda: (64, 96), report=lines.append) as engine:
@@ -123,7 +124,7 @@ def test_engines_built_here_are_taken_from_the_bundle(tiny_bundle: Path, tmp_pat
 
 
 def test_other_sizes_are_compiled_and_kept(tiny_bundle: Path) -> None:
-    """A size outside of every profile compiles once; small ones, wide ones, and single frames."""
+    """A size outside every profile is compiled once: small, wide and tall ones."""
     for height, width in ((20, 33), (64, 1500), (1100, 48)):
         clip = moving_clip(3, height, width)
         for expected in (1, 0):
@@ -139,12 +140,13 @@ def test_other_sizes_are_compiled_and_kept(tiny_bundle: Path) -> None:
 def test_a_plan_that_does_not_load_is_compiled_again(
     tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As after an upgrade: the user's command goes on, and is told."""
+    """As after an upgrade, the user's command continues, with a warning."""
     built = built_here(tiny_bundle, tmp_path / "m.plan")
     bundle = open_bundle(built)
     (engine_set,) = bundle.manifest.engine_sets
     cut = {graph: plan[: len(plan) // 2] for graph, plan in bundle.plans(engine_set).items()}
-    write_bundle(built, bundle.manifest, bundle.graphs(), [(engine_set, cut)])
+    signed = sign(engine_set, bundle.graphs(), cut)
+    write_bundle(built, bundle.manifest, bundle.graphs(), [(signed, cut)])
     clip = moving_clip(3, 64, 96)
     with (
         open_engine(built, device="tensorrt", size=lambda: (64, 96)) as engine,
@@ -156,9 +158,10 @@ def test_a_plan_that_does_not_load_is_compiled_again(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_schedule_gives_the_same_pictures(tiny_bundle: Path, seed: int) -> None:
-    """Windows, batches, bands and lookahead do not change pictures: nothing is overwritten while
-    it is in use.
+def test_any_schedule_gives_the_same_images(tiny_bundle: Path, seed: int) -> None:
+    """Windows, batches, bands and lookahead do not change images.
+
+    So no memory is overwritten while it is in use.
     """
     rng = np.random.default_rng(seed)
     height, width = int(rng.integers(24, 90)), int(rng.integers(24, 120))
@@ -187,7 +190,7 @@ def test_any_schedule_gives_the_same_pictures(tiny_bundle: Path, seed: int) -> N
 
 
 def test_closing_frees_the_gpu(tiny_bundle: Path, gpu: CudaDriver) -> None:
-    """After success, after an error, and after Ctrl-C in the middle; again and again."""
+    """Memory is freed after success, errors and Ctrl-C, repeatedly."""
     clip = moving_clip(6, 180, 320)
 
     def free() -> int:
@@ -200,7 +203,7 @@ def test_closing_frees_the_gpu(tiny_bundle: Path, gpu: CudaDriver) -> None:
             raise KeyboardInterrupt
 
     with open_engine(tiny_bundle, device="tensorrt") as engine:
-        upscaled(engine, clip)  # what libraries keep for good
+        upscaled(engine, clip)  # libraries keep some memory permanently
     before = free()
     for _ in range(5):
         with open_engine(tiny_bundle, device="tensorrt") as engine:
@@ -218,8 +221,8 @@ def test_closing_frees_the_gpu(tiny_bundle: Path, gpu: CudaDriver) -> None:
     assert before - free() < 64 * MIB
 
 
-def test_a_stopped_stream_goes_on(tiny_bundle: Path) -> None:
-    """From the state of any picture, in another engine, with the same bits."""
+def test_an_interrupted_stream_resumes(tiny_bundle: Path) -> None:
+    """It resumes from the state of any frame, in another engine, with identical bits."""
     clip = moving_clip(12, 45, 70)
     settings = Settings(lookahead=2)
     with open_engine(tiny_bundle, device="tensorrt") as engine:
@@ -236,10 +239,8 @@ def test_a_stopped_stream_goes_on(tiny_bundle: Path) -> None:
     np.testing.assert_array_equal(np.stack(rest), want[state.frames :])
 
 
-def test_a_full_gpu_gets_less_at_once(compact_float16: Path, gpu: CudaDriver) -> None:
-    """Somebody else takes what the plan was made for: smaller plans are tried, or the error is
-    clear.
-    """
+def test_a_full_gpu_gets_smaller_plans(compact_float16: Path, gpu: CudaDriver) -> None:
+    """If another user takes the planned memory, smaller plans are tried, or the error is clear."""
     clip = moving_clip(30, 360, 640)
     with open_engine(compact_float16, device="tensorrt") as engine:
         want = upscaled(engine, clip)
@@ -260,14 +261,16 @@ def test_a_full_gpu_gets_less_at_once(compact_float16: Path, gpu: CudaDriver) ->
 
 
 def test_a_bundle_of_another_gpu_still_runs(tiny_bundle: Path, tmp_path: Path) -> None:
-    """A set whose capability is not this GPU's is passed over."""
+    """A set for another compute capability is skipped."""
     built = built_here(tiny_bundle, tmp_path / "m.plan")
     with zipfile.ZipFile(built) as archive:
         names = [name for name in archive.namelist() if name.startswith("engines/")]
     assert len(names) == 7
     bundle = open_bundle(built)
     (engine_set,) = bundle.manifest.engine_sets
+    plans = bundle.plans(engine_set)
     other = type(engine_set).from_dict({**engine_set.as_dict(), "compute_capability": "3.5"})
-    write_bundle(built, bundle.manifest, bundle.graphs(), [(other, bundle.plans(engine_set))])
+    signed = sign(other, bundle.graphs(), plans)
+    write_bundle(built, bundle.manifest, bundle.graphs(), [(signed, plans)])
     with open_engine(built, device="tensorrt", size=lambda: (64, 96)) as engine:
         assert "from the bundle" not in engine.describe().reason

@@ -1,4 +1,4 @@
-"""The tests that need a GPU are skipped where there is none, and fail where one is demanded."""
+"""Tests that GPU tests are skipped without a GPU, and fail if one is required."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rbvsr_deploy.errors import EngineError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("demanded", [False, True])
-def test_a_skip_becomes_a_failure(demanded: bool) -> None:
-    """With ``RBVSR_REQUIRE_GPU=1``, as ``make test-gpu`` sets it."""
+@pytest.mark.parametrize("required", [False, True])
+def test_a_skip_becomes_a_failure(required: bool) -> None:
+    """``RBVSR_REQUIRE_GPU=1``, as set by ``make test-gpu``, makes the difference."""
     try:
         open_driver()
     except EngineError:
         pass
     else:
         pytest.skip("this machine has a GPU")
-    environment = {**os.environ, "RBVSR_REQUIRE_GPU": "1" if demanded else ""}
+    environment = {**os.environ, "RBVSR_REQUIRE_GPU": "1" if required else ""}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-k", "float32", "tests/gpu"],
         cwd=ROOT,
@@ -33,7 +33,7 @@ def test_a_skip_becomes_a_failure(demanded: bool) -> None:
         text=True,
         check=False,
     )
-    if demanded:
+    if required:
         assert done.returncode == 1
         assert "RBVSR_REQUIRE_GPU is set, but there is no NVIDIA driver" in done.stdout
     else:

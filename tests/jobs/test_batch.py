@@ -1,4 +1,4 @@
-"""Several inputs in one command: each on its own, one engine, one report."""
+"""Tests several inputs in one command: separate jobs, one engine, one report."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.support import media
 
 @pytest.fixture
 def inputs(sample: Path, tmp_path: Path) -> list[Path]:
-    """A video, a text that calls itself a video, a folder of pictures."""
+    """Return a video, a text file with a video's extension, and an image folder."""
     clip = short_clip(sample, tmp_path / "clip.mp4", frames=3)
-    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "text.mp4").write_text("this is not a video\n" * 100)
     (tmp_path / "frames").mkdir()
     for number in range(2):
         write_image(tmp_path / "frames" / f"{number}.png", image=media.gradient(number))
@@ -39,8 +39,8 @@ def go(tiny_bundle: Path):
 
 
 def test_one_that_fails_does_not_stop_the_others(go, inputs, monkeypatch) -> None:
-    """The first and the last are made, beside their inputs; the report names the other one and
-    why; one engine is opened; the command fails.
+    """The first and the last are upscaled, next to their inputs; the report names the failed one
+    and the reason; one engine is opened; the command fails.
     """
     opened = []
     real = engines.open_engine
@@ -54,8 +54,8 @@ def test_one_that_fails_does_not_stop_the_others(go, inputs, monkeypatch) -> Non
     assert result.exit_code == 1
     assert len(opened) == 1
     folder = inputs[0].parent
-    with open_source(folder / "clip_x4.mp4") as made:
-        assert len(list(made)) == 3
+    with open_source(folder / "clip_x4.mp4") as output:
+        assert len(list(output)) == 3
     names = sorted(path.name for path in (folder / "frames_x4").iterdir())
     assert names == ["0.png", "1.png"]
     first, second, third, last = result.stdout.splitlines()
@@ -68,7 +68,7 @@ def test_one_that_fails_does_not_stop_the_others(go, inputs, monkeypatch) -> Non
 
 
 def test_all_into_one_new_folder_as_json(go, inputs, tmp_path) -> None:
-    """-o makes the folder; --json is a list with a summary or an error for every input."""
+    """-o creates the folder; --json prints a list with a summary or an error for every input."""
     out = tmp_path / "out"
     result = go(*inputs, "-o", out, "--json")
     assert result.exit_code == 1
@@ -82,8 +82,8 @@ def test_all_into_one_new_folder_as_json(go, inputs, tmp_path) -> None:
     assert len(json.loads(clean.stdout)) == 2
 
 
-def test_nothing_is_left_where_all_fail(go, inputs, tmp_path) -> None:
-    """The folder made for the outputs goes again."""
+def test_nothing_is_left_if_all_fail(go, inputs, tmp_path) -> None:
+    """The folder created for the outputs is removed again."""
     result = go(inputs[1], tmp_path / "missing.mp4", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1] == "2 of 2 inputs failed"
@@ -92,15 +92,15 @@ def test_nothing_is_left_where_all_fail(go, inputs, tmp_path) -> None:
 
 @pytest.mark.parametrize("option", ["--scene-list", "--before-after"])
 def test_options_about_one_input(go, inputs, tmp_path, option) -> None:
-    """Refused before anything is done, in a sentence that names them."""
+    """They are refused before any work, in a sentence that names them."""
     result = go(*inputs, option, tmp_path / "a.png")
     assert result.exit_code == 2
     assert f"{option} needs a single input, got 3" in result.stderr
     assert not (tmp_path / "clip_x4.mp4").exists()
 
 
-def test_an_output_that_is_no_folder(go, inputs, tmp_path) -> None:
-    """A file, or the name of one, is no place for several."""
+def test_an_output_that_is_not_a_folder(go, inputs, tmp_path) -> None:
+    """Several inputs cannot be written to a file, existing or new."""
     (tmp_path / "file").write_text("mine")
     for name in ("file", "out.mp4"):
         result = go(*inputs, "-o", tmp_path / name)
@@ -111,7 +111,7 @@ def test_an_output_that_is_no_folder(go, inputs, tmp_path) -> None:
 
 
 def test_two_results_of_one_name(tmp_path) -> None:
-    """Refused before the second replaces the first, also where only the endings differ."""
+    """They are refused before the second replaces the first, even if only the suffixes differ."""
     a, b = tmp_path / "a" / "clip.gif", tmp_path / "b" / "clip.wmv"
     assert outputs_for([a, b], None) == [a.with_name("clip_x4.mkv"), b.with_name("clip_x4.mkv")]
     for inputs, folder in (([a, b], tmp_path), ([a, a], None)):
@@ -120,7 +120,7 @@ def test_two_results_of_one_name(tmp_path) -> None:
 
 
 def test_ctrl_c_stops_all(tmp_path) -> None:
-    """Errors of one input are kept for the report; being stopped is none of them."""
+    """Errors of one input are kept for the report; an interruption is not."""
     seen = []
 
     def upscale(path: Path, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page with frames before and after: what is in it, and how it behaves in a browser."""
+"""Tests the report page: its content, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.engines.base import Description
-from rbvsr_deploy.jobs.page import choose_frames, write_comparison_page
+from rbvsr_deploy.jobs.page import choose_frames, write_report_page
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.stream import SceneRecord
@@ -35,16 +35,16 @@ def invoke(*arguments: object) -> Result:
 
 @dataclass
 class Page(HTMLParser):
-    """A page taken apart."""
+    """Parses a page."""
 
     text: str
     addresses: list[str] = field(default_factory=list)
-    """Everything an element would load."""
+    """Everything that elements load."""
     tags: list[str] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
-    """Of the strip's buttons."""
-    pictures: list[dict[str, str]] = field(default_factory=list)
+    """Labels of the strip's buttons."""
+    frames: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -68,15 +68,15 @@ class Page(HTMLParser):
         elif tag == "button":
             self.labels.append(self._data)
         elif tag == "script" and self._data.lstrip().startswith("["):
-            self.pictures = json.loads(self._data)
+            self.frames = json.loads(self._data)
 
     @classmethod
     def read(cls, path: Path) -> Page:
         return cls(path.read_text(encoding="utf-8"))
 
 
-def picture(uri: str) -> NDArray[np.int64]:
-    """The (H, W, 3) RGB levels of a data URI."""
+def decoded(uri: str) -> NDArray[np.int64]:
+    """Return the (H, W, 3) RGB levels of a data URI."""
     kind, _, data = uri.partition(";base64,")
     assert kind == "data:image/jpeg"
     image = cv2.imdecode(
@@ -90,14 +90,14 @@ def frames(path: Path) -> list[NDArray[np.int64]]:
         return [frame.image.astype(np.int64) for frame in source]
 
 
-def check_pictures(page: Page, source: Path, output: Path) -> None:
-    """Before: the frame of the input, four times as large and not moved; after: that of the output;
-    both but for what JPEG loses.
+def check_frames(page: Page, source: Path, output: Path) -> None:
+    """Check that "before" is the input's frame, enlarged by four and not shifted, and "after" the
+    output's, both up to JPEG losses.
     """
     inputs, outputs = frames(source), frames(output)
-    for shown in page.pictures:
+    for shown in page.frames:
         number = int(shown["label"].removeprefix("Frame "))
-        before, after = picture(shown["before"]), picture(shown["after"])
+        before, after = decoded(shown["before"]), decoded(shown["after"])
         height, width = inputs[number].shape[:2]
         assert before.shape == after.shape == (4 * height, 4 * width, 3)
         means = before.reshape(height, 4, width, 4, 3).mean((1, 3))
@@ -115,7 +115,7 @@ def check_pictures(page: Page, source: Path, output: Path) -> None:
 
 
 def check_self_contained(page: Page) -> None:
-    """Nothing is loaded from anywhere, and the browser is told to load nothing."""
+    """Check that nothing is loaded from outside, and that the page's policy forbids it."""
     assert page.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
@@ -130,7 +130,7 @@ def clip(sample: Path, tmp_path: Path) -> Path:
 
 
 def test_chosen_frames_are_spread_and_begin_scenes() -> None:
-    """Evenly spread; scenes' first frames too, but at most half; never more than there are."""
+    """They are evenly spread; at most half are first frames of scenes; never more than exist."""
     assert choose_frames(100, scene_starts=[0], at_most=5) == [10, 30, 50, 70, 90]
     assert choose_frames(100, scene_starts=[0, 42], at_most=5) == [12, 37, 42, 62, 87]
     assert choose_frames(1, scene_starts=[0], at_most=8) == [0]
@@ -142,16 +142,16 @@ def test_chosen_frames_are_spread_and_begin_scenes() -> None:
 
 
 def test_page_of_a_video(clip: Path, tiny_bundle: Path) -> None:
-    """The right frames, before and after, the figures that --json tells, and nothing to load."""
+    """It has the right frames before and after, the figures of --json, and loads nothing."""
     path, output = clip.with_name("page.html"), clip.with_name("clip_x4.mp4")
     result = invoke(clip, "--engine", tiny_bundle, "--device", "cpu", "--json", "--report", path)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     page = Page.read(path)
     check_self_contained(page)
-    assert [p["label"] for p in page.pictures] == [f"Frame {i}" for i in range(6)]
-    assert page.labels[1:] == [p["label"] for p in page.pictures]
-    check_pictures(page, clip, output)
+    assert [frame["label"] for frame in page.frames] == [f"Frame {i}" for i in range(6)]
+    assert page.labels[1:] == [frame["label"] for frame in page.frames]
+    check_frames(page, clip, output)
     assert page.figures["Input"] == f"clip.mp4, 96×54, {clip.stat().st_size / 1e3:.1f} kB"
     assert page.figures["Output"] == f"clip_x4.mp4, 384×216, {output.stat().st_size / 1e3:.1f} kB"
     assert tiny_bundle.name in page.figures["Engine"]
@@ -167,7 +167,7 @@ def test_page_of_a_video(clip: Path, tiny_bundle: Path) -> None:
 
 
 def test_page_of_a_resumed_run(clip: Path, tiny_bundle: Path) -> None:
-    """What an earlier run made is in the page too, and the page says so."""
+    """The page includes the frames of an earlier run, and says so."""
     output, path = clip.with_name("out.mkv"), clip.with_name("page.html")
     command = (clip, "-o", output, "--engine", tiny_bundle, "--device", "cpu")
     assert invoke(*command, "--keep-job").exit_code == 0
@@ -175,14 +175,14 @@ def test_page_of_a_resumed_run(clip: Path, tiny_bundle: Path) -> None:
     result = invoke(*command, "--report", path)
     assert result.exit_code == 0, result.output
     page = Page.read(path)
-    assert len(page.pictures) == 6
-    check_pictures(page, clip, output)
+    assert len(page.frames) == 6
+    check_frames(page, clip, output)
     assert page.figures["Seconds"].endswith("for 0 frames; an earlier run had made 6")
     assert "Frames/s" not in page.figures
 
 
-def test_page_of_a_folder_and_of_a_picture(tmp_path: Path, tiny_bundle: Path) -> None:
-    """As of a video; one picture needs no strip."""
+def test_page_of_a_folder_and_of_an_image(tmp_path: Path, tiny_bundle: Path) -> None:
+    """They get the same page as a video; a single image does not need a strip."""
     folder = tmp_path / "in"
     folder.mkdir()
     for i, image in enumerate(moving_clip(2, 40, 64)):
@@ -196,20 +196,20 @@ def test_page_of_a_folder_and_of_a_picture(tmp_path: Path, tiny_bundle: Path) ->
         result = invoke(source, *options)
         assert result.exit_code == 0, result.output
         page = Page.read(path)
-        check_pictures(page, source, output)
+        check_frames(page, source, output)
         assert page.labels == (["Zoom", "Frame 0", "Frame 1"] if source == folder else ["Zoom"])
-    assert len(page.pictures) == 1
+    assert len(page.frames) == 1
 
 
 def test_bad_pages_are_refused_before_the_work(clip: Path) -> None:
-    """One sentence each, nothing written, nothing replaced."""
-    there = clip.with_name("there.html")
-    there.write_bytes(b"precious")
+    """Each gets one sentence; nothing is written or replaced."""
+    existing = clip.with_name("existing.html")
+    existing.write_bytes(b"precious")
     folder = clip.with_name("folder.html")
     folder.mkdir()
     out = clip.with_name("out.html")
     for page, word, options in (
-        (there, "exists", ()),
+        (existing, "exists", ()),
         (clip.parent / "nowhere" / "a.html", "cannot be written", ()),
         (clip.with_name("a.png"), ".html", ()),
         (folder, "cannot be written", ("--overwrite",)),
@@ -222,29 +222,29 @@ def test_bad_pages_are_refused_before_the_work(clip: Path) -> None:
         assert word in result.stderr
         assert len([line for line in result.stderr.splitlines() if "rror" in line]) == 1
         assert "Memory:" not in result.stderr  # the work has not begun
-    assert there.read_bytes() == b"precious"
+    assert existing.read_bytes() == b"precious"
     assert sorted(p.name for p in clip.parent.iterdir()) == [
         "clip.mp4",
+        "existing.html",
         "folder.html",
-        "there.html",
     ]
 
 
 def test_a_page_is_about_one_input(clip: Path) -> None:
-    """Of several inputs no single page can be made: a usage error."""
+    """A page for several inputs is a usage error."""
     result = invoke(clip, clip, "--report", clip.with_name("page.html"))
     assert result.exit_code == 2
     assert "--report needs a single input" in result.stderr
 
 
 def test_overwrite_replaces_a_page(tmp_path: Path, tiny_bundle: Path) -> None:
-    """With --overwrite an existing page is replaced as the output is."""
+    """With --overwrite an existing page is replaced, as the output is."""
     source, path = tmp_path / "a.png", tmp_path / "page.html"
     write_image(source, image=moving_clip(1, 40, 64)[0])
     path.write_bytes(b"old")
     options = ("--engine", tiny_bundle, "--device", "cpu", "--report", path, "--overwrite")
     assert invoke(source, *options).exit_code == 0
-    assert len(Page.read(path).pictures) == 1
+    assert len(Page.read(path).frames) == 1
 
 
 COLOURS = (
@@ -252,11 +252,11 @@ COLOURS = (
     ((200, 200, 40), (40, 160, 40)),
     ((120, 40, 160), (230, 230, 230)),
 )
-"""Of three flat frames, before and after."""
+"""Colours of three flat frames, before and after."""
 
 
 def flat_page(folder: Path, *, name: str = "in") -> Path:
-    """A page of three frames of one colour each."""
+    """Write a page of three frames of one colour each."""
     source, output = folder / name, folder / "out"
     for path, size, side in ((source, (36, 64), 0), (output, (144, 256), 1)):
         path.mkdir()
@@ -284,12 +284,12 @@ def flat_page(folder: Path, *, name: str = "in") -> Path:
         seconds={"total": 1.5},
     )
     page = folder / "page.html"
-    write_comparison_page(page, source, output, summary=summary, reading=ReadOptions())
+    write_report_page(page, source, output, summary=summary, reading=ReadOptions())
     return page
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    """Markup, templates and bytes that are no text, in names of files, do no harm."""
+    """Markup, templates and invalid Unicode in file names do no harm."""
     name = "<script>alert(1)<b>$page \"'&" + os.fsdecode(b"\xff")
     page = Page.read(flat_page(tmp_path, name=name))
     check_self_contained(page)
@@ -302,7 +302,7 @@ def test_names_are_text(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium here (apt-get install chromium)")
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
     with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
         yield chromium
 
@@ -314,7 +314,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class View:
-    """The picture in the window."""
+    """Locates the page's view in the browser window."""
 
     browser: Chromium
 
@@ -325,40 +325,40 @@ class View:
         )
         self.left, self.top, self.width, self.height = box
 
-    def point(self, part: float, down: float = 0.5) -> tuple[float, float]:
-        return self.left + part * self.width, self.top + down * self.height
+    def point(self, across: float, down: float = 0.5) -> tuple[float, float]:
+        return self.left + across * self.width, self.top + down * self.height
 
-    def check_line(self, part: float, *, frame: int = 0) -> None:
-        """Before is left of the line, after right of it, up to a few pixels beside it."""
+    def check_divider(self, across: float, *, frame: int = 0) -> None:
+        """Check that "before" is left of the divider and "after" right of it."""
         self.browser.settle()
         image = self.browser.screenshot().astype(int)
         ratio = self.browser.run("devicePixelRatio")
         y = round(ratio * (self.top + 0.8 * self.height))
         row = image[y, round(ratio * self.left) : round(ratio * (self.left + self.width))]
-        line = round(ratio * part * self.width)
-        margin = round(6 * ratio)  # the line and its shadow
+        divider = round(ratio * across * self.width)
+        margin = round(6 * ratio)  # the divider and its shadow
         before, after = COLOURS[frame]
         for piece, colour in (
-            (row[: max(0, line - margin)], before),
-            (row[line + margin :], after),
+            (row[: max(0, divider - margin)], before),
+            (row[divider + margin :], after),
         ):
             assert piece.size == 0 or np.abs(piece - colour).max() <= 4
         value = self.browser.run("document.getElementById('handle').ariaValueNow")
-        assert int(value) == round(100 * part)
+        assert int(value) == round(100 * across)
 
 
-def test_the_line_follows_the_mouse_and_the_keys(browser: Chromium, page: Path) -> None:
-    """Dragged, clicked beside, and moved with keys; it stays inside the picture."""
+def test_the_divider_follows_the_mouse_and_the_keys(browser: Chromium, page: Path) -> None:
+    """It can be dragged, clicked next to, and moved with keys; it stays inside the image."""
     browser.open(page, width=1000, height=800)
     view = View(browser)
-    view.check_line(0.5)
+    view.check_divider(0.5)
     browser.drag(view.point(0.5), view.point(0.4), view.point(0.25))
-    view.check_line(0.25)
+    view.check_divider(0.25)
     browser.drag(view.point(0.8, 0.3))
-    view.check_line(0.8)
+    view.check_divider(0.8)
     browser.drag(view.point(0.8), (view.left + view.width + 40, view.top))
-    view.check_line(1)
-    for key, part in (
+    view.check_divider(1)
+    for key, across in (
         ("ArrowLeft", 0.98),
         ("PageDown", 0.88),
         ("ArrowUp", 0.9),
@@ -368,12 +368,14 @@ def test_the_line_follows_the_mouse_and_the_keys(browser: Chromium, page: Path) 
         ("End", 1),
     ):
         browser.press(key)
-        view.check_line(part)
+        view.check_divider(across)
     assert browser.errors == []
 
 
 def test_the_strip_is_reached_with_tab(browser: Chromium, page: Path) -> None:
-    """Handle, zoom, then the frames; Enter takes one, and arrow keys still move the line."""
+    """Tab reaches the handle, zoom, then the frames; Enter selects one, and arrow keys still move
+    the divider.
+    """
     browser.open(page, width=1000, height=800)
     view = View(browser)
     focused = []
@@ -388,15 +390,15 @@ def test_the_strip_is_reached_with_tab(browser: Chromium, page: Path) -> None:
         "Frame 2 · new scene",
     ]
     browser.press("Enter")
-    view.check_line(0.5, frame=2)
+    view.check_divider(0.5, frame=2)
     current = "[...document.querySelectorAll('#strip button')].map(b => b.ariaCurrent)"
     assert browser.run(current) == ["false", "false", "true"]
     browser.press("ArrowRight")
-    view.check_line(0.52, frame=2)
+    view.check_divider(0.52, frame=2)
 
 
-def test_zoom_keeps_the_line(browser: Chromium, page: Path) -> None:
-    """Enlarged and scrolled, before is still left of the line and after right of it."""
+def test_zoom_keeps_the_divider(browser: Chromium, page: Path) -> None:
+    """Zoomed in and scrolled, "before" is still left of the divider and "after" right of it."""
     browser.open(page, width=1000, height=800)
     view = View(browser)
     browser.run("document.getElementById('zoom').click()")
@@ -406,21 +408,21 @@ def test_zoom_keeps_the_line(browser: Chromium, page: Path) -> None:
     )
     assert before == after
     assert before["width"] >= 2 * view.width
-    view.check_line(0.5)
-    browser.drag(view.point(0.8), view.point(0.3))  # the picture, not the line
+    view.check_divider(0.5)
+    browser.drag(view.point(0.8), view.point(0.3))  # the image, not the divider
     assert browser.run("document.getElementById('pan').scrollLeft") > view.width / 2
-    view.check_line(0.5)
+    view.check_divider(0.5)
     browser.drag(view.point(0.5), view.point(0.7))
-    view.check_line(0.7)
+    view.check_divider(0.7)
 
 
 def test_on_a_phone(browser: Chromium, page: Path) -> None:
-    """A finger moves the line; nothing is wider than the screen; buttons are large enough."""
+    """Touch moves the divider; nothing is wider than the screen; buttons are large enough."""
     browser.open(page, width=390, height=844, phone=True)
     view = View(browser)
-    view.check_line(0.5)
+    view.check_divider(0.5)
     browser.swipe(view.point(0.5), view.point(0.4), view.point(0.3))
-    view.check_line(0.3)
+    view.check_divider(0.3)
     assert browser.run("document.documentElement.scrollWidth") == 390
     sizes = browser.run(
         "[...document.querySelectorAll('button, [role=slider]')].map(element => {"
@@ -430,7 +432,7 @@ def test_on_a_phone(browser: Chromium, page: Path) -> None:
 
 
 def test_light_and_dark(browser: Chromium, page: Path) -> None:
-    """The page takes the system's choice; text has contrast in both."""
+    """The page follows the system's choice; text has enough contrast in both."""
     levels = {}
     for scheme in ("light", "dark"):
         browser.call(
@@ -440,16 +442,16 @@ def test_light_and_dark(browser: Chromium, page: Path) -> None:
         browser.open(page, width=390, height=844)
         image = browser.screenshot().astype(int).mean(2)
         levels[scheme] = image[-2, 2]
-        # The figures: their lightest and darkest point are far apart.
+        # The lightest and darkest point of the figures are far apart.
         assert image[600:].max() - image[600:].min() > 180
     assert levels["light"] > 230
     assert levels["dark"] < 40
 
 
-def test_nothing_is_asked_for(browser: Chromium, page: Path) -> None:
-    """Opened from the disk, the page asks for itself and for nothing from a network."""
+def test_nothing_is_requested(browser: Chromium, page: Path) -> None:
+    """Opened from the disk, the page requests only itself, and nothing from the network."""
     browser.requests.clear()
     browser.open(page, width=1000, height=800)
-    asked = [address for address in browser.requests if not address.startswith("data:image/jpeg")]
-    assert asked == [page.as_uri()]
+    requests = [url for url in browser.requests if not url.startswith("data:image/jpeg")]
+    assert requests == [page.as_uri()]
     assert browser.errors == []

@@ -1,4 +1,4 @@
-"""``rbvsr-run --preview``: pictures from all over the input on a page, and an estimate."""
+"""Tests ``rbvsr-run --preview``: a page with frames from all over the input, and an estimate."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rbvsr_deploy.units import show_duration
 from rbvsr_deploy.video import ReadOptions
 from rbvsr_deploy.video.images import write_image
 from tests.conftest import short_clip
-from tests.jobs.test_page import Page, check_self_contained, picture
+from tests.jobs.test_page import Page, check_self_contained, decoded
 from tests.support import engine_doubles as doubles
 from tests.support import media
 from tests.support.chromium import CHROMIUM, Chromium
 
 FRAMES = 60
 NUMBERS = [6, 18, 30, 42, 54]
-"""Of five pictures of them."""
+"""Numbers of five evenly spread frames."""
 
 
 def invoke(*arguments: object) -> Result:
@@ -40,7 +40,7 @@ def level(number: int) -> int:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey frames, each lighter than the one before, 40 ms apart; the first at 1 s."""
+    """Return a video of grey frames, each lighter than the one before, 40 ms apart, from 1 s on."""
     return media.make_video(
         tmp_path_factory.mktemp("preview") / "in.mp4",
         stamps=[1000 + 40 * number for number in range(FRAMES)],
@@ -53,22 +53,22 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def preview(path: Path, page: Path, **options: Any) -> tuple[Preview, Page]:
     engine = options.pop("engine", None) or doubles.BicubicEngine()
-    made = write_preview(path, page, engine=engine, **options)
-    return made, Page.read(page)
+    written = write_preview(path, page, engine=engine, **options)
+    return written, Page.read(page)
 
 
 def check_levels(page: Page, numbers: list[int]) -> None:
-    """Before and after are those of the frames of these numbers."""
-    assert len(page.pictures) == len(numbers)
-    for shown, number in zip(page.pictures, numbers, strict=True):
+    """Check that the page shows the frames of these numbers, before and after."""
+    assert len(page.frames) == len(numbers)
+    for shown, number in zip(page.frames, numbers, strict=True):
         for side in ("before", "after"):
-            image = picture(shown[side])
+            image = decoded(shown[side])
             assert image.shape == (192, 256, 3)
             assert abs(image.mean() - level(number)) < 2
 
 
-def test_pictures_come_from_all_over(video: Path, tmp_path: Path) -> None:
-    """Evenly spread, at the right times, before and after; and only the page is written."""
+def test_frames_come_from_all_over(video: Path, tmp_path: Path) -> None:
+    """They are evenly spread, at the right times, before and after; only the page is written."""
     seen: list[tuple[str, int, int | None]] = []
     made, page = preview(
         video,
@@ -79,20 +79,20 @@ def test_pictures_come_from_all_over(video: Path, tmp_path: Path) -> None:
     check_self_contained(page)
     check_levels(page, NUMBERS)
     labels = ["0:00.240", "0:00.720", "0:01.200", "0:01.680", "0:02.160"]
-    assert [shown["label"] for shown in page.pictures] == labels == made.pictures
+    assert [shown["label"] for shown in page.frames] == labels == made.pictures
     assert page.labels[1:] == labels
     assert seen[-1] == ("forward", 5 * 11, 5 * 11)
     assert (made.frames, made.width, made.height) == (FRAMES, 256, 192)
     assert made.estimated_seconds == pytest.approx(FRAMES * made.seconds_per_frame, abs=0.1)
     estimate = show_duration(made.estimated_seconds)
     assert page.figures["All frames"] == f"about {estimate}"
-    assert page.figures["Pictures"].startswith("5,")
+    assert page.figures["Frames shown"].startswith("5,")
     assert f"All 60 frames would take about {estimate} on this machine" in page.text
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_of_a_range(video: Path, tmp_path: Path) -> None:
-    """The pictures are spread over it; nothing outside of it is read."""
+    """The frames are spread over the range; nothing outside of it is read."""
     reading = ReadOptions(start=Fraction(1), end=Fraction(2))
     made, page = preview(video, tmp_path / "page.html", count=3, reading=reading)
     assert made.frames == 25
@@ -105,8 +105,8 @@ def test_of_a_range(video: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [None, 20])
-def test_pictures_have_neighbours_up_to_a_cut(cut: int | None, tmp_path: Path) -> None:
-    """Five frames on each side go into a picture, by the engine's own arithmetic, and none of
+def test_frames_have_neighbours_up_to_a_cut(cut: int | None, tmp_path: Path) -> None:
+    """Five frames on each side contribute to a frame, by the engine's own arithmetic, and none of
     another scene.
     """
     folder = tmp_path / "in"
@@ -126,11 +126,11 @@ def test_pictures_have_neighbours_up_to_a_cut(cut: int | None, tmp_path: Path) -
     expected = doubles.output_level(
         values[18], doubles.backward_state(ahead), doubles.forward_state(values[13:19])
     )
-    assert abs(picture(page.pictures[0]["after"]).mean() - expected) < 3
+    assert abs(decoded(page.frames[0]["after"]).mean() - expected) < 3
 
 
-def test_one_picture_and_unknown_lengths(tmp_path: Path) -> None:
-    """A picture is its own preview; of a stream without a length, the frames are counted."""
+def test_one_image_and_unknown_lengths(tmp_path: Path) -> None:
+    """An image is its own preview; if a stream has no known length, its frames are counted."""
     image = tmp_path / "a.png"
     write_image(image, image=np.full((48, 64, 3), level(7), np.uint8))
     made, page = preview(image, tmp_path / "a.html", count=5)
@@ -144,25 +144,25 @@ def test_one_picture_and_unknown_lengths(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_varies(tmp_path: Path) -> None:
-    """Where few frames fill a long time, pictures may be less; none is shown twice or invented."""
+    """If few frames cover a long time, fewer may be shown; none is shown twice or invented."""
     stamps = [*(40 * number for number in range(40)), 5000, 20_000, 20_040]
     path = media.make_video(
         tmp_path / "in.mp4", stamps=stamps, time_base=Fraction(1, 1000), rate=Fraction(25)
     )
     lines: list[str] = []
     made, page = preview(path, tmp_path / "page.html", count=4, report=lines.append)
-    assert 1 <= len(made.pictures) == len(page.pictures) <= 4
-    assert len(made.pictures) + sum("One picture less" in line for line in lines) == 4
+    assert 1 <= len(made.pictures) == len(page.frames) <= 4
+    assert len(made.pictures) + sum("One frame less" in line for line in lines) == 4
 
 
 def test_pages_that_cannot_be(video: Path, tmp_path: Path) -> None:
-    """Refused before the work; with overwrite, replaced."""
+    """Bad pages are refused before the work; with overwrite, an existing one is replaced."""
     page = tmp_path / "page.html"
     page.write_bytes(b"precious")
     with pytest.raises(MediaError, match="exists"):
         preview(video, page, count=1)
     assert page.read_bytes() == b"precious"
-    assert len(preview(video, page, count=1, overwrite=True)[1].pictures) == 1
+    assert len(preview(video, page, count=1, overwrite=True)[1].frames) == 1
     with pytest.raises(MediaError, match=r"\.html"):
         preview(video, tmp_path / "page.png", count=1)
     with pytest.raises(MediaError, match="pipes"):
@@ -170,7 +170,7 @@ def test_pages_that_cannot_be(video: Path, tmp_path: Path) -> None:
 
 
 def test_command(sample: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """The page has the output's name unless --report names it, and --json tells of it."""
+    """The page has the output's name unless --report gives another, and --json prints it."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
     options = (clip, "--preview", 2, "--engine", tiny_bundle, "--device", "cpu")
     result = invoke(*options)
@@ -178,11 +178,11 @@ def test_command(sample: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     assert "clip_x4.html: 2 images of 384x216; all 6 frames would take about" in result.stdout
     result = invoke(*options, "--json", "--report", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["page"] == str(tmp_path / "page.html")
-    assert len(told["pictures"]) == 2
-    assert told["estimated_seconds"] > 0
-    assert len(Page.read(tmp_path / "page.html").pictures) == 2
+    printed = json.loads(result.stdout)
+    assert printed["page"] == str(tmp_path / "page.html")
+    assert len(printed["pictures"]) == 2
+    assert printed["estimated_seconds"] > 0
+    assert len(Page.read(tmp_path / "page.html").frames) == 2
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["clip.mp4", "clip_x4.html", "page.html"]
 
@@ -201,7 +201,7 @@ def test_command(sample: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 def test_options_about_the_output_are_refused(
     options: tuple[object, ...], words: str, video: Path
 ) -> None:
-    """One sentence each, as a usage error."""
+    """Each is refused in one sentence, as a usage error."""
     if options[0] == "-":
         result = invoke("-", "--preview", 2)
     else:
@@ -228,7 +228,7 @@ def test_durations_for_people(seconds: float, text: str) -> None:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium here (apt-get install chromium)")
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
     with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
         yield chromium
 
@@ -237,9 +237,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 def test_in_a_browser(
     width: int, phone: bool, browser: Chromium, video: Path, tmp_path: Path
 ) -> None:
-    """The page says that it is a preview, fits into the window, and shows another picture at the
-    push of a button.
-    """
+    """The page says that it is a preview, fits the window, and shows another frame on a click."""
     preview(video, tmp_path / "page.html", count=3)
     browser.open(tmp_path / "page.html", width=width, height=800, phone=phone)
     assert "This is a preview" in browser.run("document.querySelector('.note').innerText")

@@ -1,4 +1,4 @@
-"""Reading ahead and writing behind: order, bounds, errors and stopping."""
+"""Tests reading ahead and writing in threads: order, bounds, errors and stopping."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_everything_comes_through_in_order() -> None:
 
 
 def test_the_reader_is_only_so_far_ahead() -> None:
-    """One in hand, so many in the queue."""
+    """It holds one item, and the queue the given number."""
     read: list[int] = []
 
     def items() -> Iterator[int]:
@@ -41,25 +41,25 @@ def test_the_reader_is_only_so_far_ahead() -> None:
         deadline = time.monotonic() + 10
         while len(read) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.3)  # it would go on now if it did
+        time.sleep(0.3)  # time enough to read more
         assert len(read) == 5
     assert not alive("reader")
     assert len(read) == 5
 
 
 def test_both_sides_work_at_once() -> None:
-    """While the first item is consumed, the next can be put: the writer does not hold it up."""
-    consuming, go_on = threading.Event(), threading.Event()
+    """While the first item is consumed, the next can be put without waiting."""
+    consuming, proceed = threading.Event(), threading.Event()
 
     def consume(item: int) -> None:
         consuming.set()
-        assert go_on.wait(10)
+        assert proceed.wait(10)
 
     with WriteBehind(consume, depth=1) as writer:
         writer.put(1)
         assert consuming.wait(10)
         writer.put(2)
-        go_on.set()
+        proceed.set()
         writer.finish()
 
 
@@ -82,7 +82,7 @@ def test_an_error_in_the_reader_is_raised_here_after_what_came_before() -> None:
 
 
 def test_an_error_in_the_writer_is_raised_at_the_next_put() -> None:
-    """Not only at the end, which may be hours away."""
+    """It is not delayed until the end, which may be hours away."""
 
     def consume(item: int) -> None:
         raise OSError("the disk is full")
@@ -111,7 +111,7 @@ def test_an_error_in_the_writer_is_raised_at_the_end() -> None:
 
 
 def test_an_error_here_stops_both_at_once() -> None:
-    """What waits to be written is given up; the threads have ended when the context is left."""
+    """Items waiting to be written are discarded; both threads end with the context."""
     taken: list[int] = []
 
     def consume(item: int) -> None:
@@ -140,7 +140,7 @@ def test_an_error_here_stops_both_at_once() -> None:
 
 
 def test_time_at_work_is_not_time_waited() -> None:
-    """A slow writer: the caller waits, the reader has little to do."""
+    """With a slow writer the caller waits and the reader has little to do."""
     with (
         ReadAhead(range(10), depth=2) as reader,
         WriteBehind(lambda item: time.sleep(0.02), depth=1) as writer,
@@ -157,7 +157,7 @@ def test_time_at_work_is_not_time_waited() -> None:
 def test_a_thread_that_was_just_started_is_waited_for(
     stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C or a termination may come while the thread is being started."""
+    """Ctrl-C or SIGTERM may arrive while the thread is being started."""
     start = threading.Thread.start
 
     def interrupted(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""One job from the inside: an error in any stage stops all of them, and keeps what is finished."""
+"""Tests single jobs: an error in any stage stops all of them and keeps the finished segments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCENES = (60, 125)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one pixel, and where their scenes begin."""
+    """Return a folder of one-pixel images, next to a list of where their scenes begin."""
     folder = tmp_path_factory.mktemp("job") / "in"
     folder.mkdir()
     for i in range(FRAMES):
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class FailsOnce(ArithmeticEngine):
-    """After so many forward steps, if any."""
+    """Fails after a number of forward steps, if given."""
 
     def __init__(self, after: int | None = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def levels(output: Path) -> list[int]:
 
 
 def fails_at(method: Callable[..., Any], number: int, error: Exception) -> Callable[..., Any]:
-    """The method, raising an error the so-many-th time."""
+    """Return the method wrapped to raise an error at the given call."""
     calls = 0
 
     def failing(*arguments: Any, **options: Any) -> Any:
@@ -88,8 +88,8 @@ _READ = ImageSource.__iter__
 def test_an_error_in_any_stage(
     stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error comes out, no thread is left, the first scene's pictures stay; the same call then
-    makes the rest and nothing is left beside the output.
+    """The error is raised, no thread is left, the first scene's frames stay; the same call then
+    finishes the rest and leaves only the output.
     """
     whole = tmp_path / "whole"
     assert run(folder, whole, FailsOnce()).frames == FRAMES
@@ -127,8 +127,8 @@ def test_an_error_in_any_stage(
 def test_a_long_scene_is_continued_from_its_state(
     max_scene: int, after: int, finished: int, tmp_path: Path
 ) -> None:
-    """In the middle of a scene, also of what is propagated in one go: the forward state, the last
-    frame and the decision to clean come from the file.
+    """It resumes in the middle of a scene, even of one propagated as a whole: the forward state,
+    the last frame and the cleaning decision come from the file.
     """
     folder = tmp_path / "in"
     folder.mkdir()
@@ -151,7 +151,7 @@ def test_a_long_scene_is_continued_from_its_state(
 
 
 def test_progress_and_plan(folder: Path, tmp_path: Path) -> None:
-    """Every stage counts every frame once, and ends at the total."""
+    """Every stage counts every frame once and ends at the total."""
     seen: dict[str, list[int]] = {}
 
     def progress(stage: str, done: int, total: int | None) -> None:
@@ -174,23 +174,23 @@ def test_progress_and_plan(folder: Path, tmp_path: Path) -> None:
     assert lines == [f"Memory: 0 MiB for {summary.plan}"]
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing_but_the_output(
+def test_a_before_after_image_that_cannot_be_written_leaves_only_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk may be full when everything is done: what is complete is said, and stays."""
+    """The disk may be full once everything is done: the output stays, and the error says so."""
 
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("rbvsr_deploy.jobs.before_after.write_atomically", full)
-    picture, output = tmp_path / "both.png", tmp_path / "out.mkv"
+    image, output = tmp_path / "both.png", tmp_path / "out.mkv"
     with pytest.raises(MediaError, match=r"both\.png.*No space left.*out\.mkv is complete"):
         upscale_file(
             DATA / "sample.mp4",
             output,
             engine=BicubicEngine(),
             reading=ReadOptions(frames=2),
-            before_after=picture,
+            before_after=image,
         )
     assert output.stat().st_size > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]

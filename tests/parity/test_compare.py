@@ -1,5 +1,5 @@
-"""Parity of engines: figures that can be worked out, errors found in the graph that makes them, and
-one sentence where two are too far apart.
+"""Tests comparing engines: verifiable figures, errors found in the graph that causes them, and one
+sentence when two engines differ too much.
 """
 
 from __future__ import annotations
@@ -27,13 +27,8 @@ from rbvsr_deploy.engines import Network, open_engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.graphs import GraphSpec
-from rbvsr_deploy.parity.compare import (
-    Comparison,
-    Tolerance,
-    compare_engines,
-    default_tolerance,
-    parse_model,
-)
+from rbvsr_deploy.parity.compare import Comparison, Tolerance, compare_engines, parse_model
+from rbvsr_deploy.parity.comparison import default_tolerance
 from rbvsr_deploy.runtime.propagation import HALO
 from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import open_source
@@ -45,7 +40,7 @@ FRAMES, HEIGHT, WIDTH = 9, 24, 40
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small pictures."""
+    """Return a folder of small images."""
     folder = tmp_path_factory.mktemp("clip")
     for number, image in enumerate(moving_clip(FRAMES, HEIGHT, WIDTH)):
         write_image(folder / f"{number:02}.png", image=image)
@@ -69,7 +64,7 @@ Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def changed(bundle: Path, path: Path, graph: str, change: Change, **manifest: object) -> Path:
-    """A copy of a bundle in which the largest bias of a graph is another."""
+    """Write a copy of a bundle in which the last bias of a graph is changed."""
     opened = open_bundle(bundle)
     graphs = opened.graphs()
     model = onnx.load_from_string(graphs[graph])
@@ -86,7 +81,7 @@ def changed(bundle: Path, path: Path, graph: str, change: Change, **manifest: ob
 def test_float32_bundle_agrees_with_its_checkpoint(
     tiny_checkpoint: Path, tiny_bundle: Path, clip: Path
 ) -> None:
-    """Far within the tolerance, every graph compared, all frames counted, exit code 0."""
+    """It is far within the tolerance, every graph is compared, all frames count, exit code 0."""
     result = compared(tiny_checkpoint, tiny_bundle, clip)
     assert result.failures == []
     assert result.tolerance == Tolerance(max_difference=1e-3)
@@ -105,20 +100,18 @@ def test_float32_bundle_agrees_with_its_checkpoint(
         assert name in done.stdout
 
 
-def test_figures_are_those_of_the_pictures(
+def test_figures_are_those_of_the_output(
     tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path
 ) -> None:
-    """Histogram, pixels and levels are what the two streams' pictures give by themselves."""
+    """Histogram, pixels and levels match those computed from the output of the two streams."""
     sides = []
     for path in (tiny_bundle, tiny_bundle_float16):
         with (
             open_engine(path, device="cpu") as engine,
             Stream(engine, Settings(), size=(HEIGHT, WIDTH)) as stream,
         ):
-            pictures = [
-                p for image in moving_clip(FRAMES, HEIGHT, WIDTH) for p in stream.push(image)
-            ]
-            sides.append(np.stack([p.image for p in (*pictures, *stream.flush())]).astype(int))
+            frames = [f for image in moving_clip(FRAMES, HEIGHT, WIDTH) for f in stream.push(image)]
+            sides.append(np.stack([f.image for f in (*frames, *stream.flush())]).astype(int))
     levels = np.abs(sides[0] - sides[1])
     images = compared(tiny_bundle, tiny_bundle_float16, clip).images
     assert images.max_levels == levels.max() > 0
@@ -130,7 +123,7 @@ def test_figures_are_those_of_the_pictures(
 def test_float16_is_within_50_db(
     tiny_checkpoint: Path, tiny_bundle_float16: Path, clip: Path
 ) -> None:
-    """The whole chain and every graph, with the tolerance of float16; it is not equal either."""
+    """The whole chain and every graph are, with float16's tolerance; they are not equal either."""
     result = compared(tiny_checkpoint, tiny_bundle_float16, clip)
     assert result.tolerance == Tolerance(min_psnr=50.0)
     assert result.failures == []
@@ -143,20 +136,20 @@ def test_float16_is_within_50_db(
 def test_reference_may_be_the_less_precise(
     tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path
 ) -> None:
-    """Inputs are converted either way, and the difference is nearly the same."""
-    there = compared(tiny_bundle, tiny_bundle_float16, clip)
+    """Inputs are converted in either direction, and the errors are the same."""
+    forth = compared(tiny_bundle, tiny_bundle_float16, clip)
     back = compared(tiny_bundle_float16, tiny_bundle, clip)
-    assert there.pictures == back.pictures
+    assert forth.pictures == back.pictures
     assert back.failures == []
-    assert back.images == there.images
+    assert back.images == forth.images
 
 
 @pytest.mark.parametrize("graph", ["backward", "forward", "reconstruct"])
 def test_error_shows_in_the_graph_that_makes_it(
     graph: str, tiny_bundle: Path, clip: Path, tmp_path: Path
 ) -> None:
-    """A wrong bias in one graph: exit code 1, a sentence that names it, and no other graph is off,
-    neither before nor behind it.
+    """A wrong bias in one graph gives exit code 1 and a sentence that names it; no other graph
+    differs, neither before nor after it.
     """
     bad = changed(tiny_bundle, tmp_path / "bad.plan", graph, lambda bias: bias + 0.5)
     done = invoke(f"{tiny_bundle}@cpu", f"{bad}@cpu", "--clip", clip, "--json")
@@ -173,7 +166,7 @@ def test_error_shows_in_the_graph_that_makes_it(
 
 
 def test_error_in_emit(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
-    """Pictures that are spoilt only when they become uint8 are told, whatever the PSNR before."""
+    """Errors in the conversion to uint8 are reported, whatever the PSNR before it."""
     opened = open_bundle(tiny_bundle)
     graphs = opened.graphs()
     model = onnx.load_from_string(graphs["emit"])
@@ -195,12 +188,12 @@ def test_error_in_emit(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
     write_bundle(tmp_path / "dark.plan", opened.manifest, graphs)
     result = compared(tiny_bundle, tmp_path / "dark.plan", clip)
     assert result.pictures.max_difference == 0
-    assert any("as uint8 the pictures differ by up to" in failure for failure in result.failures)
+    assert any("as uint8 the output differs by up to" in failure for failure in result.failures)
 
 
 @pytest.mark.parametrize("which", ["reference", "other"])
 def test_nan_fails(which: str, tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
-    """NaN on either side fails, whatever is allowed; the JSON is still JSON."""
+    """NaN on either side fails, whatever the tolerance; the JSON stays valid."""
     bad = changed(tiny_bundle, tmp_path / "nan.plan", "forward", lambda bias: bias * np.nan)
     models = [f"{tiny_bundle}@cpu", f"{bad}@cpu"]
     if which == "reference":
@@ -218,7 +211,7 @@ def test_nan_fails(which: str, tiny_bundle: Path, clip: Path, tmp_path: Path) ->
 def test_json_is_the_librarys_result(
     tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path
 ) -> None:
-    """What --json prints is the same as what Python gets."""
+    """--json prints the result that the Python function returns."""
     done = invoke(
         f"{tiny_bundle}@cpu", f"{tiny_bundle_float16}@cpu", "--clip", clip, "--frames", 3, "--json"
     )
@@ -228,9 +221,9 @@ def test_json_is_the_librarys_result(
     assert json.loads(done.stdout) == json.loads(json.dumps(dataclasses.asdict(result)))
 
 
-def test_worst_picture(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
-    """The two pictures of the worst frame, as each engine makes them, and their difference, white
-    where it is largest.
+def test_worst_image(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
+    """It shows the worst frame as each engine upscales it, and the difference, white where it is
+    largest.
     """
     bad = changed(tiny_bundle, tmp_path / "bad.plan", "forward", lambda bias: bias + 0.1)
     worst = tmp_path / "worst.png"
@@ -250,8 +243,8 @@ def test_worst_picture(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
         ):
             for frame in moving_clip(FRAMES, HEIGHT, WIDTH):
                 assert not list(stream.push(frame))
-            pictures = [p.image for p in stream.flush()]
-        np.testing.assert_array_equal(panel, pictures[result.worst_frame])
+            images = [frame.image for frame in stream.flush()]
+        np.testing.assert_array_equal(panel, images[result.worst_frame])
     assert difference.max() == 255
     inside = (np.minimum(a, b) > 0) & (np.maximum(a, b) < 255)  # the others were clamped
     largest = result.per_frame[result.worst_frame].errors.max_difference
@@ -259,8 +252,12 @@ def test_worst_picture(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
     assert np.abs(a - b)[inside].max() > 3
 
 
-def test_different_decisions_are_told(tiny_checkpoint: Path, clip: Path, tmp_path: Path) -> None:
-    """Two files of one network with other thresholds: who cleaned how often, and the way out."""
+def test_different_decisions_are_reported(
+    tiny_checkpoint: Path, clip: Path, tmp_path: Path
+) -> None:
+    """For one network with two thresholds, the report says which side cleaned how often, and how to
+    make them equal.
+    """
     weights = load_file(tiny_checkpoint)
     seldom, often = tmp_path / "seldom.safetensors", tmp_path / "often.safetensors"
     save_file(weights, seldom, metadata={"refine_threshold": "255"})
@@ -282,7 +279,7 @@ def test_different_decisions_are_told(tiny_checkpoint: Path, clip: Path, tmp_pat
 
 
 def test_cuts_are_the_same_for_both(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Found once in the clip: two scenes on both sides."""
+    """They are detected once in the clip: two scenes on both sides."""
     first, second = moving_clip(5, HEIGHT, WIDTH), moving_clip(4, HEIGHT, WIDTH)[:, ::-1] // 4
     for number, image in enumerate((*first, *second)):
         write_image(tmp_path / f"{number}.png", image=np.ascontiguousarray(image))
@@ -293,12 +290,12 @@ def test_cuts_are_the_same_for_both(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 class _SmallDevice(OnnxRuntimeEngine):
-    """With little memory: it makes pictures in bands, and fails once in the middle of the third."""
+    """Has little memory: it upscales in bands, and fails once in the middle of the third frame."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle, device="cpu")
         self.heights: list[int] = []
-        """Of the bands that became uint8, in order."""
+        """Heights of the bands that became uint8, in order."""
 
     def free_memory(self) -> int:
         return 16_000_000
@@ -314,8 +311,8 @@ class _SmallDevice(OnnxRuntimeEngine):
 def test_bands_and_less_memory(
     tiny_bundle: Path, clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pictures that one side makes in bands, some of them twice because its memory did not suffice,
-    are put together and meet their counterparts.
+    """Frames that one side upscales in bands, some of them twice because it ran out of memory, are
+    assembled and compared with their counterparts.
     """
     with (
         open_source(clip) as source,
@@ -350,7 +347,7 @@ def test_tolerance_of_the_precisions() -> None:
         assert default_tolerance(other, int8) == Tolerance(min_psnr=40.0)
 
 
-def test_engine_tells_of_int8(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_engine_reports_int8(tiny_bundle: Path, tmp_path: Path) -> None:
     """A bundle with a calibration record is a quantised network."""
     same = changed(
         tiny_bundle, tmp_path / "q.plan", "flow", lambda b: b, quantisation={"clips": []}
@@ -362,7 +359,7 @@ def test_engine_tells_of_int8(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_own_tolerance(tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path) -> None:
-    """--min-psnr and --max-difference take the default's place, and each can fail."""
+    """--min-psnr and --max-difference replace the default, and each can fail."""
     models = (f"{tiny_bundle}@cpu", f"{tiny_bundle_float16}@cpu", "--clip", clip, "--frames", 2)
     done = invoke(*models, "--min-psnr", 190)
     assert done.exit_code == 1
@@ -385,12 +382,12 @@ def test_own_tolerance(tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path)
     ],
 )
 def test_model_and_device(text: str, expected: tuple[Path, str]) -> None:
-    """What follows the last @ of the file's name is the device."""
+    """Everything after the last @ of the file name is the device."""
     assert parse_model(text) == expected
 
 
 def test_bad_input(tiny_bundle: Path, tiny_checkpoint: Path, clip: Path, tmp_path: Path) -> None:
-    """One sentence each, and no traceback."""
+    """Each gets one sentence, and no traceback."""
     basic = tmp_path / "basic.safetensors"
     weights = load_file(tiny_checkpoint)
     prefix = "basicvsr."
@@ -401,12 +398,12 @@ def test_bad_input(tiny_bundle: Path, tiny_checkpoint: Path, clip: Path, tmp_pat
     good = f"{tiny_bundle}@cpu"
     for code, expected, arguments in (
         (1, "missing.mp4 does not exist", (good, good, "--clip", tmp_path / "missing.mp4")),
-        (1, "device 'abacus' is not to be had", (good, f"{tiny_bundle}@abacus", "--clip", clip)),
+        (1, "device 'abacus' is not available", (good, f"{tiny_bundle}@abacus", "--clip", clip)),
         (1, "torch has no device 'abacus'", (good, f"{tiny_checkpoint}@abacus", "--clip", clip)),
         (1, "is a RealBasicVSR of 8 channels", (good, f"{basic}@cpu", "--clip", clip)),
         (1, "is not a bundle", (good, text, "--clip", clip)),
         (1, "'worst.abc' must end in", (good, good, "--clip", clip, "--worst", "worst.abc")),
-        (2, "lacks the device behind its '@'", (f"{tiny_bundle}@", good, "--clip", clip)),
+        (2, "lacks the device after its '@'", (f"{tiny_bundle}@", good, "--clip", clip)),
         (2, "lacks the file before its '@'", ("@cpu", good, "--clip", clip)),
         (2, "Missing option '--clip'", (good, good)),
     ):
@@ -417,7 +414,7 @@ def test_bad_input(tiny_bundle: Path, tiny_checkpoint: Path, clip: Path, tmp_pat
 
 
 def test_bad_numbers(tiny_bundle: Path, clip: Path) -> None:
-    """Python calls refuse what the command does."""
+    """Python calls refuse the same numbers as the command."""
     with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
         compared(tiny_bundle, tiny_bundle, clip, frames=0)
     with pytest.raises(ValueError, match="min_psnr must be 0 or more, got -1"):
@@ -428,8 +425,8 @@ def test_bad_numbers(tiny_bundle: Path, clip: Path) -> None:
 def exported(
     tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
-    """``rbvsr-export`` of the tiny checkpoint, with the graphs taken from its bundle instead of
-    traced again, which takes most of the time.
+    """Run ``rbvsr-export`` on the tiny checkpoint, with the graphs taken from its bundle: tracing
+    them again would take most of the time.
     """
     bundle = open_bundle(tiny_bundle)
 
@@ -448,7 +445,7 @@ def exported(
 def test_export_verifies_on_a_clip(
     exported: Callable[..., Result], clip: Path, tmp_path: Path
 ) -> None:
-    """The figures are in the manifest, ``rbvsr-info`` shows them, and nothing else is left."""
+    """The figures are in the manifest, ``rbvsr-info`` shows them, and only the bundle is left."""
     output = tmp_path / "m.plan"
     done = exported("-o", output, "--verify", clip)
     assert done.exit_code == 0, done.output
@@ -471,7 +468,7 @@ def test_export_verifies_on_a_clip(
 def test_export_publishes_nothing_that_fails(
     exported: Callable[..., Result], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle below tolerance, or a missing clip: one sentence, and what was there stays."""
+    """A bundle out of tolerance or a missing clip gives one sentence; an existing file stays."""
     output = tmp_path / "m.plan"
     output.write_bytes(b"precious")
     monkeypatch.setattr(

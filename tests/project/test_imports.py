@@ -49,6 +49,12 @@ def test_importing_the_package_is_light() -> None:
     assert not loaded & (HEAVY | {"click"})
 
 
+def test_importing_the_errors_is_light() -> None:
+    """A program that only catches errors, or passes the package on, does not load them either."""
+    loaded = loaded_by("import rbvsr_deploy; rbvsr_deploy.MediaError; dir(rbvsr_deploy)")
+    assert not loaded & (HEAVY | {"click"})
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -59,6 +65,7 @@ def test_importing_the_package_is_light() -> None:
         "pretrained",
         "runtime.scenes",
         "engine_sets",
+        "closing",
         "commands.run",
     ],
 )

@@ -1,4 +1,4 @@
-"""Which folders may import which, read off the sources without running them."""
+"""Tests which folders import which, by parsing the sources without running them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ FOLDERS = {
     "rbvsr_deploy.engines": "engines",
     "rbvsr_deploy.training": "training",
 }
-"""Installed name of a package -> its folder in the checkout."""
+"""Folder in the checkout by installed package name."""
 
 LAYERS = (
     "rbvsr_deploy",  # the modules directly in the folder: what every stage shares
+    "rbvsr_deploy.bundle",
     "rbvsr_deploy.pretrained",
     "rbvsr_deploy.engines",
     "rbvsr_deploy.video",
@@ -30,25 +31,27 @@ LAYERS = (
     "rbvsr_deploy.jobs",
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
-    "rbvsr_deploy.upscaler",  # the Python API, which the package's own name offers
+    "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
     "rbvsr_deploy.training.degradations",
     "rbvsr_deploy.training.data",
     "rbvsr_deploy.training.evaluation",
     "rbvsr_deploy.training",
     "rbvsr_deploy.commands",
 )
-"""From the bottom to the top: a module imports from its own layer and those before it."""
+"""Layers from bottom to top: a module imports from its own layer and lower ones only."""
 
 NEEDS_TORCH = ("model", "checkpoint", "graph_modules", "export", "engines.pytorch", "training")
-"""What a machine without torch does not have."""
+"""Modules that require torch."""
 
 ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")
-"""What such a machine runs."""
+"""Modules that run without torch."""
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield every module a source imports, in functions and ``TYPE_CHECKING`` blocks too; a name
-    imported from a package counts as a possible module of it. Relative ones begin with a dot.
+    """Yield all modules that a source imports, also in functions and ``TYPE_CHECKING`` blocks.
+
+    A name imported from a package counts as a possible module of it; relative imports begin with a
+    dot.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -59,7 +62,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def module_files() -> dict[str, Path]:
-    """Installed name of every module of the project, and its file."""
+    """Return the file of every module of the project, by installed name."""
     files = {}
     for package, folder in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -69,7 +72,7 @@ def module_files() -> dict[str, Path]:
 
 
 def resolve(target: str) -> str:
-    """The module of the project that an import refers to, or the target itself."""
+    """Return the module of the project that an import refers to, or else the target itself."""
     name = target
     while name and name not in FILES:
         name = name.rpartition(".")[0]
@@ -86,13 +89,13 @@ def is_in(module: str, *packages: str) -> bool:
 
 
 def layer(module: str) -> int:
-    """Place of a module in LAYERS; the ``__init__`` of the package offers the API."""
+    """Return a module's index in LAYERS; the package's ``__init__`` belongs to the API."""
     if module == "rbvsr_deploy":
         return LAYERS.index("rbvsr_deploy.upscaler")
     return LAYERS.index(max((name for name in LAYERS if is_in(module, name)), key=len))
 
 
-def breaches(modules: dict[str, set[str]], *forbidden: str) -> list[str]:
+def violations(modules: dict[str, set[str]], *forbidden: str) -> list[str]:
     return sorted(
         f"{name} imports {target}"
         for name, targets in modules.items()
@@ -101,8 +104,8 @@ def breaches(modules: dict[str, set[str]], *forbidden: str) -> list[str]:
     )
 
 
-def circle(edges: dict[str, set[str]]) -> list[str]:
-    """One circle of a graph, or nothing."""
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Return one cycle of a graph, or an empty list."""
     try:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:
@@ -110,22 +113,22 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def rooms_of(package: str) -> dict[str, set[str]]:
-    """The modules and sub-packages directly in a package, and which of them import which."""
+def imports_within(package: str) -> dict[str, set[str]]:
+    """Return the imports between the modules and sub-packages directly in a package."""
 
-    def room(module: str) -> str:
+    def member(module: str) -> str:
         return ".".join(module.split(".")[: package.count(".") + 2])
 
     edges: dict[str, set[str]] = {}
     for name, targets in IMPORTS.items():
         if is_in(name, package) and name != package:
-            inside = {room(t) for t in targets if is_in(t, package) and t != package}
-            edges.setdefault(room(name), set()).update(inside - {room(name)})
+            inside = {member(t) for t in targets if is_in(t, package) and t != package}
+            edges.setdefault(member(name), set()).update(inside - {member(name)})
     return edges
 
 
 def test_the_parser_finds_every_kind_of_import() -> None:
-    """The tests below can fail: all spellings and places of an import are found."""
+    """All spellings and places of an import are found, so that the tests below can fail."""
     source = """
 import a.b as c, d
 from e import f
@@ -140,25 +143,25 @@ def function():
         import l
 """
     assert {"a.b", "d", "e.f", "..g", "h", "i.j.k", "l"} <= set(imported(source))
-    assert breaches({"m": {"torch.nn"}}, "torch") == ["m imports torch.nn"]
-    assert breaches({"m": {"torchvision"}}, "torch") == []
-    assert circle({"a": {"b"}, "b": {"a"}})
-    assert not circle({"a": {"b"}, "b": set()})
+    assert violations({"m": {"torch.nn"}}, "torch") == ["m imports torch.nn"]
+    assert violations({"m": {"torchvision"}}, "torch") == []
+    assert cycle({"a": {"b"}, "b": {"a"}})
+    assert not cycle({"a": {"b"}, "b": set()})
 
 
 def test_every_layer_has_modules() -> None:
-    """A misspelt layer would allow everything."""
+    """Every layer is spelt correctly: a misspelt one would allow everything."""
     assert {layer(name) for name in FILES} == set(range(len(LAYERS)))
 
 
 def test_imports_are_absolute_and_by_the_installed_name() -> None:
-    """No relative import, and no package under its bare name (which belongs to other projects)."""
-    assert breaches(RAW, "export", "engines", "training", "tests", "benchmarks") == []
+    """Imports are neither relative nor by bare names, which belong to other projects."""
+    assert violations(RAW, "export", "engines", "training", "tests", "benchmarks") == []
     assert [f"{n}: {t}" for n, ts in RAW.items() for t in ts if t.startswith(".")] == []
 
 
 def test_every_import_of_the_project_exists() -> None:
-    """What is imported from the project is a module of it or a name inside one."""
+    """Every import from the project is one of its modules or a name in one."""
     ours = {t for targets in RAW.values() for t in targets if is_in(t, "rbvsr_deploy")}
     assert [t for t in sorted(ours) if t not in FILES and t.rpartition(".")[0] not in FILES] == []
 
@@ -172,20 +175,20 @@ def test_no_module_imports_from_a_layer_above() -> None:
     ] == []
 
 
-def test_no_circle_of_modules() -> None:
-    assert circle(IMPORTS) == []
+def test_no_cycle_of_modules() -> None:
+    assert cycle(IMPORTS) == []
 
 
 @pytest.mark.parametrize(
     "package", sorted({name.rpartition(".")[0] for name in FILES if "." in name})
 )
-def test_no_circle_in_a_folder(package: str) -> None:
-    """Neither between the modules of a folder nor between its sub-folders."""
-    assert circle(rooms_of(package)) == []
+def test_no_cycle_in_a_folder(package: str) -> None:
+    """Neither modules nor sub-folders of a folder import each other in a cycle."""
+    assert cycle(imports_within(package)) == []
 
 
 def test_no_folder_is_crowded() -> None:
-    """At most 26 modules in a folder, 16 in the package's own."""
+    """A folder holds at most 26 modules, the package's own folder 16."""
     counts: dict[Path, int] = {}
     for path in FILES.values():
         counts[path.parent] = counts.get(path.parent, 0) + 1
@@ -194,20 +197,20 @@ def test_no_folder_is_crowded() -> None:
 
 
 def test_running_needs_no_torch() -> None:
-    """What runs on a machine without torch imports neither torch, not even in a function, nor the
-    modules that do.
+    """Modules that run without torch import neither torch, not even in functions, nor modules that
+    require it.
     """
     works = [f"rbvsr_deploy.{name}" for name in ALWAYS_WORKS]
     modules = {name: targets for name, targets in IMPORTS.items() if is_in(name, *works)}
     assert len(modules) > 50
     forbidden = [f"rbvsr_deploy.{name}" for name in NEEDS_TORCH]
-    assert breaches(modules, *forbidden, "torch", "onnx", "safetensors") == []
+    assert violations(modules, *forbidden, "torch", "onnx", "safetensors") == []
 
 
-def test_only_commands_know_click_and_rich() -> None:
-    """The library neither parses nor draws."""
+def test_only_commands_import_click_and_rich() -> None:
+    """The library neither parses command lines nor draws."""
     library = {n: ts for n, ts in IMPORTS.items() if not is_in(n, "rbvsr_deploy.commands")}
-    assert breaches(library, "click", "rich") == []
+    assert violations(library, "click", "rich") == []
 
 
 @pytest.mark.parametrize("package", ["export", "engines", "training"])

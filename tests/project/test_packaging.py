@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,21 @@ def test_metadata(wheel: zipfile.Path) -> None:
     assert required
     for heavy in ("torch", "onnx", "onnxruntime", "tensorrt", "safetensors"):
         assert not any(requirement.startswith(heavy) for requirement in required)
+
+
+def test_changelog_and_citation_have_the_version_of_the_wheel(wheel: zipfile.Path) -> None:
+    """The newest section of the changelog and the citation have its version, and the same date."""
+    metadata = (dist_info(wheel) / "METADATA").read_text()
+    (version,) = re.findall(r"^Version: (.+)$", metadata, re.MULTILINE)
+    assert wheel.root.filename is not None
+    assert Path(wheel.root.filename).name.startswith(f"rbvsr_deploy-{version}-")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
+    assert sections[0] == ("Unreleased", "")
+    assert sections[1][0] == version
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in citation
+    assert f"\ndate-released: {sections[1][1]}\n" in citation
 
 
 def test_installed_wheel_imports(wheel: zipfile.Path, tmp_path: Path) -> None:

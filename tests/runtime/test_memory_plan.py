@@ -1,4 +1,4 @@
-"""The plan: what fits into some memory."""
+"""Tests the memory plan: what fits into some memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from rbvsr_deploy.engines import Network
-from rbvsr_deploy.errors import RbvsrError
-from rbvsr_deploy.runtime.memory_plan import MemoryPlan, choose_plan
+from rbvsr_deploy.errors import DeviceMemoryError, RbvsrError
+from rbvsr_deploy.runtime.memory_plan import MemoryBudget, MemoryPlan, choose_plan
 from rbvsr_deploy.units import parse_bytes, show_bytes
 
 PUBLISHED = Network(
@@ -27,8 +27,8 @@ def plan(memory: int, *, size: tuple[int, int] = (720, 1280), on_cpu: bool = Fal
     )
 
 
-def test_more_memory_never_makes_less_of_it() -> None:
-    """From what just fits to more than is of use."""
+def test_more_memory_is_never_used_worse() -> None:
+    """From just enough memory to more than is useful."""
     plans = [plan(int(GIB * x / 4)) for x in range(8, 320, 4)]
     for less, more in itertools.pairwise(plans):
         assert more.band >= less.band
@@ -39,21 +39,56 @@ def test_more_memory_never_makes_less_of_it() -> None:
 
 @pytest.mark.parametrize("on_cpu", [False, True])
 @pytest.mark.parametrize("gib", [2, 4, 8, 24, 80])
-def test_what_is_held_fits(gib: int, on_cpu: bool) -> None:
-    """States of the window, waiting frames where they share the memory, and the widest maps of the
-    head, counted without the plan's own formulas.
+def test_the_plan_fits(gib: int, on_cpu: bool) -> None:
+    """The states of the window, the waiting frames, and the widest maps of the head fit, counted
+    without the plan's own formulas.
     """
     chosen = plan(gib * GIB, on_cpu=on_cpu)
     pixels = 720 * 1280
     held = chosen.window * pixels * 64 * 2
-    held += chosen.in_memory * pixels * 3 * 2 if on_cpu else 0
+    held += chosen.in_memory * pixels * 3 * 2
     held += 2 * chosen.batch * chosen.band * 1280 * 1024 * 2
     assert held < gib * GIB
     assert chosen.window >= 1
 
 
+def test_waiting_frames_get_the_memory_that_is_left() -> None:
+    """If a window does not hold the whole scene, about as many frames as states stay on the device;
+    if it does, all of them do.
+    """
+    little, much = plan(8 * GIB), plan(80 * GIB)
+    assert little.window < 300
+    assert little.window <= little.in_memory < 2 * little.window
+    assert much.window == 300
+    assert much.in_memory > 332
+
+
+def test_smaller_plans_end() -> None:
+    """Each one is smaller in some respect, none is smaller than one frame, and frames no longer
+    wait on the device.
+    """
+    plans = [plan(8 * GIB)]
+    while (smaller := plans[-1].smaller()) is not None:
+        plans.append(smaller)
+    assert 3 < len(plans) < 12
+    assert all(p.in_memory == 0 for p in plans[1:])
+    assert (plans[-1].window, plans[-1].batch) == (1, 1)
+    assert plans[-1].band <= 8
+
+
+def test_a_budget_shrinks_until_the_error_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    """Each smaller plan is reported."""
+    budget = MemoryBudget(MemoryPlan(window=2, batch=1, band=8, in_memory=3))
+    error = DeviceMemoryError("the GPU is full")
+    budget.shrink(error)
+    assert budget.plan == MemoryPlan(window=1, batch=1, band=8, in_memory=0)
+    assert caplog.messages == [f"the GPU is full: continuing with {budget.plan}"]
+    with pytest.raises(DeviceMemoryError, match="the GPU is full"):
+        budget.shrink(error)
+
+
 def test_too_little_memory_is_one_sentence() -> None:
-    """It says how much is needed; and that much does suffice."""
+    """It says how much is needed, and that much is enough."""
     with pytest.raises(RbvsrError, match=r"1280x720 needs .* at least, and 256 MiB may be used"):
         plan(GIB // 4)
     needed = next(m for m in range(GIB // 4, 8 * GIB, GIB // 16) if _fits(m))
@@ -68,8 +103,8 @@ def _fits(memory: int) -> bool:
     return True
 
 
-def test_short_parts_have_short_windows() -> None:
-    """No more frames are held than are propagated at once."""
+def test_short_chunks_have_short_windows() -> None:
+    """No more states are held than frames are propagated in one go."""
     chosen = choose_plan(PUBLISHED, height=9, width=16, memory=GIB, longest=1, on_cpu=False)
     assert (chosen.window, chosen.batch) == (1, 1)
 
@@ -91,8 +126,8 @@ def test_sizes_of_memory(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "0.0001", "4 XiB", "4GiBB", "I", "1e9"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="write it like 4GiB or 800MB"):
+def test_invalid_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="use for example 4GiB or 800MB"):
         parse_bytes(text)
 
 

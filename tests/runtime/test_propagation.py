@@ -1,5 +1,5 @@
-"""Propagation: the schedule itself, on an engine that does arithmetic a test can follow, and its
-pictures, on a real one.
+"""Tests propagation: the schedule itself, on an engine whose arithmetic a test can follow, and its
+output, on a real one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.runtime.memory_plan import MemoryPlan
-from rbvsr_deploy.runtime.propagation import SceneFrames, propagate
-from rbvsr_deploy.runtime.spool import Spool
+from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.memory_plan import MemoryBudget, MemoryPlan
+from rbvsr_deploy.runtime.propagation import propagate
+from rbvsr_deploy.runtime.scene_frames import SceneFrames
+from rbvsr_deploy.runtime.settings import Settings
 from tests.conftest import moving_clip
 from tests.support.engine_doubles import (
     ArithmeticEngine,
@@ -27,7 +29,7 @@ from tests.support.engine_doubles import (
 )
 
 
-def pictures_of(
+def upscaled_levels(
     engine: ArithmeticEngine,
     values: Sequence[int],
     *,
@@ -38,27 +40,27 @@ def pictures_of(
     stop: int | None = None,
     forward: int | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Pictures of frames with these values, and their forward states."""
+    """Return the levels of the upscaled frames with these values, and their forward states."""
     end = len(values) if end is None else end
-    with Spool(folder=None, in_memory=2) as spool, Spool(folder=None, in_memory=0) as kept:
-        for i, value in enumerate(values):
-            spool.put(i, np.full((1, 3, 1, 1), value, np.float64))
-        pictures = propagate(
-            engine,
-            SceneFrames(engine, spool, batch=batch),
+    plan = MemoryPlan(window=window, batch=batch, band=1, in_memory=2)
+    with Context(engine, Settings(), size=(1, 1), budget=MemoryBudget(plan)) as context:
+        frames = SceneFrames(context)
+        for i in range(0, len(values), batch):
+            block = np.array(values[i : i + batch], np.float64).reshape(-1, 1, 1, 1)
+            frames.add(i, block.repeat(3, axis=1), count=len(block))
+        upscaled = propagate(
+            context,
+            frames,
             start=start,
             end=end,
             stop=end if stop is None else stop,
-            size=(1, 1),
-            plan=MemoryPlan(window=window, batch=batch, band=1, in_memory=2),
-            kept=kept,
             forward_state=None if forward is None else np.full((1, 1, 1, 1), float(forward)),
         )
         got, states = [], []
-        for image, state in pictures:
+        for image, state in upscaled:
             got.append(int(image[0, 0, 0]))
             states.append(int(state[0, 0, 0, 0]))
-        assert len(kept) == 0
+        assert len(context.kept) == 0
         return got, states
 
 
@@ -70,7 +72,7 @@ def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) ->
     flow from its frame to the neighbour the state came from; for any window and batch.
     """
     values = [3 + 5 * i for i in range(n)]
-    got, states = pictures_of(ArithmeticEngine(), values, window=window, batch=batch)
+    got, states = upscaled_levels(ArithmeticEngine(), values, window=window, batch=batch)
     want = [
         output_level(v, backward_state(values[i:]), forward_state(values[: i + 1]))
         for i, v in enumerate(values)
@@ -82,11 +84,11 @@ def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) ->
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("window", [1, 2, 4, 100])
 @pytest.mark.parametrize(("start", "end", "stop"), [(0, 4, 6), (4, 8, 8), (4, 5, 9), (3, 8, 11)])
-def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: int) -> None:
-    """The backward branch begins at ``stop``, the forward branch goes on from the state given."""
+def test_a_chunk_of_a_scene(start: int, end: int, stop: int, window: int, batch: int) -> None:
+    """The backward branch begins at ``stop``, the forward branch with the given state."""
     values = [3 + 5 * i for i in range(11)]
     carried = forward_state(values[:start]) if start else None
-    got, states = pictures_of(
+    got, states = upscaled_levels(
         ArithmeticEngine(),
         values,
         window=window,
@@ -105,72 +107,57 @@ def test_a_part_of_a_scene(start: int, end: int, stop: int, window: int, batch: 
 
 
 def test_recomputing_costs_less_than_one_more_backward_pass() -> None:
-    """All states held: n backward steps; windows of w: n - w more."""
+    """If all states are held: n backward steps; with windows of w frames: n - w more."""
     for window, expected in ((100, 100), (10, 190), (1, 199)):
         engine = ArithmeticEngine()
-        pictures_of(engine, range(100), window=window)
+        upscaled_levels(engine, range(100), window=window)
         assert engine.items["backward"] == expected
         assert engine.items["forward"] == engine.items["reconstruct"] == 100
         assert engine.items["flow"] <= 99 + expected
 
 
 def test_the_device_holds_a_window_of_states() -> None:
-    """Twice the frames, the same number of states on the device."""
+    """The number of states on the device does not depend on the number of frames."""
     most = []
     for n in (50, 100, 400):
         engine = ArithmeticEngine()
-        pictures_of(engine, range(n), window=10, batch=2)
+        upscaled_levels(engine, range(n), window=10, batch=2)
         most.append(engine.most_states)
     assert most[0] == most[1] == most[2]
     assert most[0] < 20
 
 
-def test_frames_that_arrive_later_are_seen() -> None:
-    """A block that was used before its last frames and their neighbours came is completed."""
-    engine = ArithmeticEngine()
-    with Spool(folder=None, in_memory=9) as spool:
-        frames = SceneFrames(engine, spool, batch=2)
-        for i in range(2):
-            spool.put(i, np.full((1, 3, 1, 1), 10.0 * i))
-        assert frames.flow(0, step=1)[0, 0, 0, 0] == 10.0
-        spool.put(2, np.full((1, 3, 1, 1), 50.0))
-        assert frames.flow(1, step=1)[0, 0, 0, 0] == 40.0
-        assert frames.flow(2, step=-1)[0, 0, 0, 0] == -40.0
-        spool.put(3, np.full((1, 3, 1, 1), 57.0))
-        assert frames.flow(2, step=1)[0, 0, 0, 0] == 7.0
-
-
-def upscaled(engine: Engine, clip: NDArray[np.uint8], plan: MemoryPlan) -> NDArray[np.uint8]:
-    height, width = clip.shape[1:3]
-    with (
-        Spool(folder=None, in_memory=plan.in_memory) as spool,
-        Spool(folder=None, in_memory=0) as kept,
-    ):
-        for i, image in enumerate(clip):
-            (frame,) = engine.run("ingest", image=engine.upload(image[None]))
-            (frame, _) = engine.run("clean", frame=frame)
-            spool.put(i, engine.download(frame))
-        pictures = propagate(
-            engine,
-            SceneFrames(engine, spool, batch=plan.batch),
-            start=0,
-            end=len(clip),
-            stop=len(clip),
-            size=(height, width),
-            plan=plan,
-            kept=kept,
-        )
-        return np.stack([picture for picture, _ in pictures])
+def upscaled(
+    engine: Engine, clip: NDArray[np.uint8], plan: MemoryPlan, *, deep: bool = False
+) -> NDArray[Any]:
+    size = clip.shape[1], clip.shape[2]
+    budget = MemoryBudget(plan)
+    with Context(engine, Settings(), size=size, budget=budget, deep=deep) as context:
+        frames = SceneFrames(context)
+        for i in range(0, len(clip), plan.batch):
+            images = clip[i : i + plan.batch]
+            (block,) = engine.run("ingest", image=engine.upload(images))
+            (block, _) = engine.run("clean", frame=block)
+            frames.add(i, block, count=len(images))
+        upscaled = propagate(context, frames, start=0, end=len(clip), stop=len(clip))
+        return np.stack([image for image, _ in upscaled])
 
 
 def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    """60 frames of 160x90: whatever the window, the batch and the bands, the same pictures bit for
-    bit, and those of the torch model on the whole scene within one level.
+    """60 frames of 160x90: whatever the window, the batch, the bands and the frames that stay on
+    the device, the output is equal bit for bit, and that of the torch model on the whole scene
+    within one level.
     """
     clip = moving_clip(60, 90, 160)
     plans = [
-        MemoryPlan(window=window, batch=batch, band=band, in_memory=20)
-        for window, batch, band in ((60, 1, 90), (1, 1, 17), (7, 4, 90), (16, 1, 90), (60, 4, 17))
+        MemoryPlan(window=window, batch=batch, band=band, in_memory=in_memory)
+        for window, batch, band, in_memory in (
+            (60, 1, 90, 60),
+            (1, 1, 17, 0),
+            (7, 4, 90, 20),
+            (16, 1, 90, 20),
+            (60, 4, 17, 100),
+        )
     ]
     with open_engine(tiny_bundle, device="cpu") as engine:
         first = upscaled(engine, clip, plans[0])
@@ -183,24 +170,38 @@ def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path
     assert (first != levels).mean() < 1e-4  # those on the border between two levels
 
 
+@pytest.mark.parametrize("model", ["tiny_bundle", "tiny_checkpoint"])
+def test_frames_may_wait_anywhere(model: str, request: pytest.FixtureRequest) -> None:
+    """On ONNX Runtime and on torch, frames that stay on the device and those that come back from
+    the disk give the same output, compared in 16 bits.
+    """
+    clip = moving_clip(9, 24, 31)
+    with open_engine(request.getfixturevalue(model), device="cpu") as engine:
+        plans = [MemoryPlan(window=4, batch=2, band=24, in_memory=n) for n in (100, 5, 0)]
+        first, *others = (upscaled(engine, clip, plan, deep=True) for plan in plans)
+    assert first.dtype == np.uint16
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
 @pytest.mark.parametrize("band", [1, 2, 5, 16, 33])
 def test_bands_are_exact_in_floating_point(
     band: int, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every band height, down to one row, and a last band that is shorter."""
+    """They are, with every band height down to one row, and with a shorter last band."""
     clip = moving_clip(3, 33, 40)
-    pictures: list[NDArray[Any]] = []
+    bands: list[NDArray[Any]] = []
     with open_engine(tiny_bundle, device="cpu") as engine:
         whole = upscaled(engine, clip, MemoryPlan(window=3, batch=2, band=33, in_memory=3))
         run = engine.run
 
         def recording(graph: str, **arrays: Any) -> tuple[Any, ...]:
             if graph == "reconstruct":
-                pictures.append(arrays["frame"])
+                bands.append(arrays["frame"])
             return run(graph, **arrays)
 
         monkeypatch.setattr(engine, "run", recording)
         got = upscaled(engine, clip, MemoryPlan(window=3, batch=2, band=band, in_memory=3))
     np.testing.assert_array_equal(got, whole)
-    assert max(array.shape[2] for array in pictures) <= band + 4
-    assert len(pictures) == 2 * -(-33 // band)
+    assert max(array.shape[2] for array in bands) <= band + 4
+    assert len(bands) == 2 * -(-33 // band)

@@ -1,4 +1,4 @@
-"""Cuts are found at the right frame and nowhere else; scene lists survive a round trip."""
+"""Tests that cuts are found at the right frames only, and that scene lists survive a round trip."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def cuts_of(frames: Iterable[Clip]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def shipped() -> Clip:
-    """The sample's frames, one shaky scene: (54, 180, 320, 3) uint8 RGB."""
+    """Return the sample's frames, one shaky scene: (54, 180, 320, 3) uint8 RGB."""
     with open_source(DATA / "sample.mp4") as source:
         return np.stack([frame.image for frame in source])
 
 
 @pytest.fixture(scope="module")
 def other() -> Clip:
-    """A synthetic scene of the sample's size that moves by a part of a pixel per frame."""
+    """Return a synthetic scene of the sample's size that moves by sub-pixels."""
     return moving_clip(12, 180, 320)
 
 
@@ -47,19 +47,19 @@ def test_one_scene_has_no_cut(shipped: Clip, other: Clip) -> None:
 
 
 def test_cuts_are_found_at_their_frames(shipped: Clip, other: Clip) -> None:
-    """The first frame of each joined scene is named, whatever scene it is and whatever follows."""
+    """The first frame of each joined scene is found, whatever the scene and whatever follows."""
     scenes = [other[:7], shipped[:9], other[7:11], 255 - shipped[20:30]]
     assert cuts_of(np.concatenate(scenes)) == [7, 16, 20]
 
 
 def test_a_cut_may_come_with_the_second_frame(shipped: Clip, other: Clip) -> None:
-    """A first scene of one frame is a scene."""
+    """The first scene may have a single frame."""
     assert cuts_of(np.concatenate([other[:1], shipped[:5]])) == [1]
 
 
 @pytest.mark.parametrize("change", ["noise", "grey", "small"])
-def test_cuts_are_found_in_poor_pictures(shipped: Clip, other: Clip, change: str) -> None:
-    """Noise, missing colour and a tiny picture neither hide a cut nor make one."""
+def test_cuts_are_found_in_poor_images(shipped: Clip, other: Clip, change: str) -> None:
+    """Noise, missing colour and a tiny size neither hide a cut nor cause one."""
     clip = np.concatenate([shipped[:10], other[:10]])
     if change == "noise":
         clip = with_noise(clip, 12)
@@ -70,28 +70,28 @@ def test_cuts_are_found_in_poor_pictures(shipped: Clip, other: Clip, change: str
     assert cuts_of(clip) == [10]
 
 
-def test_noise_alone_is_no_cut() -> None:
-    """Frames with nothing in common score high, but alike; only the second has no measure yet."""
+def test_noise_alone_is_not_a_cut() -> None:
+    """Unrelated frames score high, but equally; the second one has nothing to compare with."""
     noise = np.random.default_rng(1).integers(0, 256, (20, 90, 160, 3), dtype=np.uint8)
     assert cuts_of(noise) == [1]
 
 
-def test_a_change_of_light_is_no_cut(shipped: Clip) -> None:
-    """Neither a fade to black over ten frames nor one up again."""
+def test_a_change_of_light_is_not_a_cut(shipped: Clip) -> None:
+    """A fade to black over ten frames and back is not detected."""
     light = np.abs(np.linspace(-1, 1, 20))[:, None, None, None]
     assert cuts_of((shipped[:20] * light).astype(np.uint8)) == []
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_a_flash_begins_one_scene_only(shipped: Clip, length: int) -> None:
-    """The return from white frames is no second cut."""
+    """The return from white frames is not a second cut."""
     clip = shipped[:20].copy()
     clip[10 : 10 + length] = 255
     assert cuts_of(clip) == [10]
 
 
 def test_no_frame_waits_for_a_later_one(shipped: Clip, other: Clip) -> None:
-    """What follows a frame has no part in its answer."""
+    """Later frames do not affect the decision."""
     clip = np.concatenate([shipped[:6], other[:6], shipped[30:36]])
     for frames in range(1, len(clip)):
         assert cuts_of(clip[:frames]) == [cut for cut in cuts_of(clip) if cut < frames]
@@ -99,7 +99,7 @@ def test_no_frame_waits_for_a_later_one(shipped: Clip, other: Clip) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 2000), (2000, 1), (2160, 3840)])
 def test_frames_of_any_size(shape: tuple[int, int]) -> None:
-    """Tiny, thin and huge pictures work: black to white is a cut, black to black is none."""
+    """Tiny, thin and huge frames work: black to white is a cut, black to black is not."""
     black = np.zeros((*shape, 3), np.uint8)
     assert cuts_of([black, black, 255 - black]) == [2]
 
@@ -115,7 +115,7 @@ def test_frames_of_any_size(shape: tuple[int, int]) -> None:
     ],
 )
 def test_other_arrays_are_refused(bad: Clip) -> None:
-    """Another number of channels, type or size is a ValueError that says what came."""
+    """A wrong number of channels, type or size is a ValueError that says what came."""
     detector = CutDetector()
     detector.is_cut(np.zeros((4, 6, 3), np.uint8))
     with pytest.raises(ValueError, match=r"not (uint8|float32) of \(.*\)"):
@@ -123,7 +123,7 @@ def test_other_arrays_are_refused(bad: Clip) -> None:
 
 
 def test_a_bad_first_frame_is_refused() -> None:
-    """Also where there is no earlier frame to compare its size with."""
+    """It is refused even without an earlier frame to compare its size with."""
     detector = CutDetector()
     for bad in (np.zeros((4, 6), np.uint8), np.zeros((4, 6, 1), np.uint8)):
         with pytest.raises(ValueError, match="not uint8 of"):
@@ -133,7 +133,7 @@ def test_a_bad_first_frame_is_refused() -> None:
 
 @pytest.mark.parametrize("cuts", [[], [1], [7, 8, 1000]])
 def test_a_scene_list_is_read_as_written(tmp_path: Path, cuts: list[int]) -> None:
-    """Written cuts come back, and the file explains itself."""
+    """Written cuts are read back, and the file explains itself."""
     path = tmp_path / "scenes.txt"
     write_scene_list(path, cuts)
     assert read_scene_list(path) == cuts
@@ -142,7 +142,7 @@ def test_a_scene_list_is_read_as_written(tmp_path: Path, cuts: list[int]) -> Non
 
 @pytest.mark.parametrize("text", ["0\n12\n30\n", "12\n30", "\ufeff# mine\r\n\r\n 12 # x\r\n30\r\n"])
 def test_a_scene_list_by_hand(tmp_path: Path, text: str) -> None:
-    """Leading zero, comments, blank lines, byte order mark and line ends are as one likes."""
+    """A first 0, comments, blank lines, a byte order mark and any line ends are accepted."""
     path = tmp_path / "scenes.txt"
     path.write_bytes(text.encode())
     assert read_scene_list(path) == [12, 30]
@@ -163,7 +163,7 @@ def test_a_scene_list_by_hand(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
-    """The message has the line, what it holds and what it may hold."""
+    """The message names the line, its content and what is allowed."""
     path = tmp_path / "scenes.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(MediaError, match=message) as error:
@@ -171,25 +171,25 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_scene_list_is_refused(tmp_path: Path) -> None:
-    """A missing file, a folder and a video are one sentence each."""
+def test_invalid_scene_lists_are_refused(tmp_path: Path) -> None:
+    """A missing file, a folder and a video get one sentence each."""
     with pytest.raises(MediaError, match="cannot be read: No such file"):
         read_scene_list(tmp_path / "missing.txt")
     with pytest.raises(MediaError, match="cannot be read: Is a directory"):
         read_scene_list(tmp_path)
-    with pytest.raises(MediaError, match="is no text file"):
+    with pytest.raises(MediaError, match="is not a text file"):
         read_scene_list(DATA / "sample.mp4")
 
 
 @pytest.mark.parametrize("cuts", [[0, 5], [-1], [5, 5], [6, 5]])
 def test_bad_cuts_are_not_written(tmp_path: Path, cuts: list[int]) -> None:
-    """Nothing is written that could not be read again."""
-    with pytest.raises(ValueError, match="above 0 and rising"):
+    """A list that could not be read again is not written."""
+    with pytest.raises(ValueError, match="above 0 and increasing"):
         write_scene_list(tmp_path / "scenes.txt", cuts)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_scene_list_that_cannot_be_written(tmp_path: Path) -> None:
-    """A missing folder is one sentence."""
+    """A missing folder gets one sentence."""
     with pytest.raises(MediaError, match=r"cannot be written \(No such file"):
         write_scene_list(tmp_path / "missing" / "scenes.txt", [3])

@@ -1,4 +1,4 @@
-"""The spool: what is put comes back, from memory or from the disk."""
+"""Tests the spool: arrays come back from the disk as they were stored."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ def array(seed: int, dtype: str = "float32") -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("in_memory", [0, 3, 100])
 @pytest.mark.usefixtures("positional")
-def test_what_is_put_comes_back(in_memory: int, dtype: str, tmp_path: Path) -> None:
-    """Bit for bit, in any order, after others were dropped and their places used again."""
-    with Spool(folder=tmp_path, in_memory=in_memory) as spool:
+def test_arrays_come_back(dtype: str, tmp_path: Path) -> None:
+    """They do bit for bit, in any order, after others were dropped and their places reused."""
+    with Spool(tmp_path) as spool:
         for i in range(10):
             spool.put(i, array(i, dtype))
         for i in (1, 4, 5, 9):
@@ -51,9 +50,9 @@ def test_what_is_put_comes_back(in_memory: int, dtype: str, tmp_path: Path) -> N
             spool.get(4)
 
 
-def test_the_file_does_not_grow_with_what_is_dropped(tmp_path: Path) -> None:
-    """A thousand arrays, five at a time, take the place of five; and the file has no name."""
-    with Spool(folder=tmp_path, in_memory=0) as spool:
+def test_the_file_does_not_grow_with_dropped_arrays(tmp_path: Path) -> None:
+    """A thousand arrays, five at a time, take the space of five; and the file has no name."""
+    with Spool(tmp_path) as spool:
         for i in range(1000):
             spool.put(i, array(i))
             spool.drop(i - 5)
@@ -62,19 +61,18 @@ def test_the_file_does_not_grow_with_what_is_dropped(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_put_is_copied(tmp_path: Path) -> None:
-    """Buffers are used again by those who put them in."""
-    for in_memory in (0, 1):
-        with Spool(folder=tmp_path, in_memory=in_memory) as spool:
-            buffer = array(1)
-            spool.put(0, buffer)
-            buffer[:] = 0
-            np.testing.assert_array_equal(spool.get(0), array(1))
+def test_arrays_are_copied(tmp_path: Path) -> None:
+    """The caller may reuse its buffers."""
+    with Spool(tmp_path) as spool:
+        buffer = array(1)
+        spool.put(0, buffer)
+        buffer[:] = 0
+        np.testing.assert_array_equal(spool.get(0), array(1))
 
 
 def test_other_shapes_are_refused(tmp_path: Path) -> None:
-    """Until all are dropped."""
-    with Spool(folder=tmp_path, in_memory=0) as spool:
+    """All arrays must be dropped first."""
+    with Spool(tmp_path) as spool:
         spool.put(0, array(0))
         with pytest.raises(ValueError, match=r"expected float32 \(1, 3, 4, 5\), got float16"):
             spool.put(1, array(1, "float16"))
@@ -86,8 +84,8 @@ def test_other_shapes_are_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: bool
 ) -> None:
-    """What is there stays."""
-    with Spool(folder=tmp_path, in_memory=0) as spool:
+    """Stored arrays stay readable."""
+    with Spool(tmp_path) as spool:
         spool.put(0, array(0))
 
         def full(*arguments: object) -> int:
@@ -95,7 +93,7 @@ def test_a_full_disk_is_one_sentence(
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "pwritev" if positional else "write", full)
-            with pytest.raises(RbvsrError, match=r"No space left on device.*--max-scene"):
+            with pytest.raises(RbvsrError, match=r"No space left on device.*longest scene"):
                 spool.put(1, array(1))
         spool.put(2, array(2))
         np.testing.assert_array_equal(spool.get(0), array(0))
@@ -103,10 +101,10 @@ def test_a_full_disk_is_one_sentence(
 
 
 def test_where_the_file_is_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a disk, where there is one for the purpose; the user's own wish goes before."""
+    """It is on a disk if there is a folder for that; the user's own choice takes precedence."""
 
     def folder() -> Path:
-        with Spool(folder=None, in_memory=0) as spool:
+        with Spool() as spool:
             spool.put(0, array(0))
             return spool._folder
 
@@ -120,10 +118,10 @@ def test_where_the_file_is_by_default(tmp_path: Path, monkeypatch: pytest.Monkey
     assert folder() == Path(tempfile.gettempdir())
 
 
-def test_writes_and_reads_that_are_cut_short_go_on(
+def test_partial_writes_and_reads_are_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: bool
 ) -> None:
-    """The system may write and read less than it was asked to."""
+    """The system may write and read less than requested."""
     if positional:
         write_at, read_at = os.pwritev, os.preadv
         monkeypatch.setattr(os, "pwritev", lambda f, b, at: write_at(f, [b[0][:7]], at))
@@ -132,7 +130,7 @@ def test_writes_and_reads_that_are_cut_short_go_on(
         write, read = os.write, os.read
         monkeypatch.setattr(os, "write", lambda f, b: write(f, b[:7]))
         monkeypatch.setattr(os, "read", lambda f, n: read(f, min(n, 11)))
-    with Spool(folder=tmp_path, in_memory=0) as spool:
+    with Spool(tmp_path) as spool:
         for i in range(3):
             spool.put(i, array(i))
         for i in range(3):
@@ -147,7 +145,7 @@ def test_a_system_that_does_not_delete_open_files(
     def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    with Spool(folder=tmp_path, in_memory=0) as spool:
+    with Spool(tmp_path) as spool:
         for number in range(2):
             with monkeypatch.context() as patched:
                 patched.setattr(os, "unlink", refuse)

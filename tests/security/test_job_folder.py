@@ -1,4 +1,4 @@
-"""Job folders that somebody else has prepared: what they point to stays as it is."""
+"""Tests job folders prepared by an attacker: files outside them stay untouched."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links nee
 
 
 def snapshot(folder: Path) -> dict[str, object]:
-    """Everything below a folder: names, kinds, modes, and what files hold."""
+    """Return names, kinds, modes and contents of everything in a folder."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
@@ -49,7 +49,7 @@ def snapshot(folder: Path) -> dict[str, object]:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A folder whose files have the names of a job's, and others."""
+    """A folder with files that are named like those of a job folder, and others."""
     folder = tmp_path / "victim"
     (folder / "pictures" / "deep").mkdir(parents=True)
     for name in (
@@ -80,13 +80,13 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def place(out: Path) -> Path:
-    """Where the job folder of the output belongs; its own folder is there, and empty."""
+    """Path of the job folder of the output, in an empty folder."""
     out.parent.mkdir()
     return out.with_name(f".{out.name}.job")
 
 
 def refused(clip: Path, out: Path, *, match: str) -> None:
-    """The job is refused in one sentence, and nothing in the output's folder changes."""
+    """Check that the job is refused in one sentence and the output's folder does not change."""
     before = snapshot(out.parent)
     with pytest.raises(MediaError, match=match) as caught:
         write_parts(clip, out, lengths=LENGTHS)
@@ -95,11 +95,11 @@ def refused(clip: Path, out: Path, *, match: str) -> None:
 
 
 def contents(path: Path) -> object:
-    """What repeats from one run to the next: Matroska files hold a random number."""
+    """Return the reproducible part of an output: Matroska files contain a random number."""
     return snapshot(path) if path.is_dir() else media.stamps_of(path)
 
 
-class TestPlacesThatAreTaken:
+class TestTakenPaths:
     def test_link_to_a_folder(self, clip, out, place, victim):
         place.symlink_to(victim)
         before = snapshot(victim)
@@ -107,7 +107,7 @@ class TestPlacesThatAreTaken:
         assert snapshot(victim) == before
 
     def test_link_to_a_job_folder(self, clip, out, place, tmp_path):
-        """Not even one that this user has made: which output it is for, only its name says."""
+        """Even this user's own job folder is refused: only its path says which output it is for."""
         other = tmp_path / "else" / out.name
         other.parent.mkdir()
         real = write_parts(clip, other, lengths=LENGTHS, stop_after=3).folder
@@ -117,7 +117,7 @@ class TestPlacesThatAreTaken:
         assert snapshot(real) == before
 
     def test_relative_link(self, clip, out, place, victim):
-        """As an archive brings it along."""
+        """A link that an archive could contain is refused."""
         place.symlink_to(Path("..") / "victim" / "pictures")
         before = snapshot(victim)
         refused(clip, out, match="is a link")
@@ -162,14 +162,14 @@ class TestPlacesThatAreTaken:
         ],
     )
     def test_folder_of_other_things(self, clip, out, place, names):
-        """Everything stays, also what a job folder can hold."""
+        """Everything is kept, even names that a job folder can hold."""
         for name in names:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text("mine")
         refused(clip, out, match=r"holds '.*: move it away, or choose another output")
 
 
-class TestWhatIsInside:
+class TestContents:
     NAMES = (
         "joined.mp4",
         "joined.mkv",
@@ -183,12 +183,12 @@ class TestWhatIsInside:
     )
 
     def filled(self, place: Path, make: Callable[[Path], object]) -> None:
-        """A folder of this user, in which every name is something else than it should be."""
+        """Create a job folder in which every name is of the wrong kind."""
         place.mkdir(mode=0o755)
         for name in self.NAMES:
             make(place / name)
 
-    def made_as_usual(self, clip: Path, out: Path, place: Path) -> None:
+    def check_normal_run(self, clip: Path, out: Path, place: Path) -> None:
         write_parts(clip, out, lengths=LENGTHS)
         plain = out.with_name(f"plain-{out.name}")
         write_parts(clip, plain, lengths=LENGTHS)
@@ -196,23 +196,23 @@ class TestWhatIsInside:
         assert not place.exists()
 
     def test_links(self, clip, out, place, victim):
-        """Each is removed itself, and the output is made; nothing behind them is touched."""
+        """Links are removed and the output is written; link targets are untouched."""
         before = snapshot(victim)
         self.filled(place, lambda path: path.symlink_to(victim / path.name))
-        self.made_as_usual(clip, out, place)
+        self.check_normal_run(clip, out, place)
         assert snapshot(victim) == before
 
     def test_links_to_nothing(self, clip, out, place, tmp_path):
-        """Opening such a link for writing would make a file elsewhere."""
+        """Opening a dangling link for writing would create a file elsewhere."""
         (tmp_path / "elsewhere").mkdir()
         self.filled(place, lambda path: path.symlink_to(tmp_path / "elsewhere" / path.name))
-        self.made_as_usual(clip, out, place)
+        self.check_normal_run(clip, out, place)
         assert snapshot(tmp_path / "elsewhere") == {}
 
     def test_fifos(self, clip, out, place):
-        """Nobody is waited for at the other end."""
+        """The run does not block on FIFOs."""
         self.filled(place, os.mkfifo)
-        done = threading.Thread(target=self.made_as_usual, args=(clip, out, place), daemon=True)
+        done = threading.Thread(target=self.check_normal_run, args=(clip, out, place), daemon=True)
         done.start()
         done.join(60)
         assert not done.is_alive()
@@ -224,13 +224,13 @@ class TestWhatIsInside:
             try:
                 os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
             except PermissionError:
-                pytest.skip("this container makes no devices")
+                pytest.skip("devices cannot be created here")
 
         self.filled(place, device)
-        self.made_as_usual(clip, out, place)
+        self.check_normal_run(clip, out, place)
 
-    def test_other_names_of_files(self, clip, out, place, victim):
-        """Hard links: a file is made afresh, not written into."""
+    def test_hard_links(self, clip, out, place, victim):
+        """Files are created, not opened for writing, so hard-linked files are untouched."""
         (victim / "copy").write_text("mine")
         (victim / "part-000001.state").write_text("mine")
         place.mkdir(mode=0o755)
@@ -238,11 +238,11 @@ class TestWhatIsInside:
             if (victim / name).is_file():
                 os.link(victim / name, place / name)
         before = snapshot(victim)
-        self.made_as_usual(clip, out, place)
+        self.check_normal_run(clip, out, place)
         assert snapshot(victim) == before
 
-    def test_link_for_the_pictures_of_a_finished_part(self, clip, tmp_path):
-        """What lies behind it is not taken for the part's pictures."""
+    def test_link_for_the_images_of_a_finished_segment(self, clip, tmp_path):
+        """Images in the link's target are not taken for the segment's images."""
         out = tmp_path / "frames"
         place = write_parts(clip, out, lengths=LENGTHS, stop_after=3).folder
         (place / "pictures").rename(tmp_path / "moved")
@@ -258,7 +258,7 @@ class TestWhatIsInside:
     )
     @pytest.mark.parametrize("key", ["files", "attachment"])
     def test_record_that_names_other_files(self, clip, tmp_path, name, key):
-        """The part is damaged then: such a file is neither read nor removed."""
+        """The segment counts as damaged, and the file is neither read nor removed."""
         out = tmp_path / "out.mp4"
         place = write_parts(clip, out, lengths=LENGTHS, stop_after=3).folder
         (tmp_path / "victim.txt").write_text("precious")
@@ -274,25 +274,25 @@ class TestWhatIsInside:
         assert media.stamps_of(out) == media.stamps_of(clip)
 
 
-class TestExchangedWhileItRuns:
+class TestReplacedDuringTheRun:
     @pytest.mark.parametrize("when", [0, 1, 3, 4, 6])
-    def test_for_a_link(self, clip, out, place, victim, when):
-        """Before the first frame, within a part, between parts, and before the end."""
+    def test_by_a_link(self, clip, out, place, victim, when):
+        """The folder is replaced at the start, within or between segments, or at the end."""
         before = snapshot(victim)
         with (
             open_source(clip) as source,
             Job(out, identity={}) as job,
             open_sink(out, source=source, width=64, height=48, job=job) as sink,
         ):
-            exchanged = False
+            replaced = False
 
             def work() -> None:
-                nonlocal exchanged
+                nonlocal replaced
                 for number, frame in enumerate([*source, None]):
                     if number == when:
                         place.rename(place.with_name("moved"))
                         place.symlink_to(victim)
-                        exchanged = True
+                        replaced = True
                     if frame is not None:
                         sink.write(Frame(frame.image, frame.pts, frame.duration))
                     if number == 2:
@@ -301,14 +301,14 @@ class TestExchangedWhileItRuns:
 
             with pytest.raises(MediaError, match="was removed or replaced") as caught:
                 work()
-            assert exchanged
+            assert replaced
             assert "\n" not in str(caught.value)
         assert snapshot(victim) == before
         assert place.is_symlink()
         assert not out.exists()
 
-    def test_for_another_folder(self, clip, out, place, victim):
-        """Not even an empty one is removed."""
+    def test_by_another_folder(self, clip, out, place, victim):
+        """Even an empty foreign folder is not removed."""
         with (
             open_source(clip) as source,
             Job(out, identity={}) as job,
@@ -322,7 +322,7 @@ class TestExchangedWhileItRuns:
 class TestModes:
     @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
     def test_private_until_it_is_published(self, clip, out, place, umask):
-        """The job folder and its records are this user's; the output is as any new file."""
+        """The job folder and its records are private; the output has the usual mode."""
         before = os.umask(umask)
         try:
             write_parts(clip, out, lengths=LENGTHS, stop_after=3)
@@ -338,7 +338,7 @@ class TestModes:
             assert out.stat().st_mode & 0o777 == 0o777 & ~umask
 
     def test_folder_of_an_earlier_version(self, clip, out, place):
-        """Readable by all, its files too: it is continued, with the same result."""
+        """A folder readable by all is resumed, with the same result."""
         plain = out.with_name(f"plain-{out.name}")
         write_parts(clip, plain, lengths=LENGTHS)
         write_parts(clip, out, lengths=LENGTHS, stop_after=3)
@@ -349,7 +349,7 @@ class TestModes:
             assert out.read_bytes() == plain.read_bytes()
 
     def test_file_system_that_has_one_mode_for_all(self, clip, out, place, monkeypatch):
-        """As memory cards have: what cannot be made private there is still used."""
+        """A folder that cannot be made private, as on memory cards, is still used."""
 
         def open_to_all(made: Callable[..., None]) -> Callable[..., None]:
             def make(path: str | Path, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
@@ -367,9 +367,7 @@ class TestModes:
 
 
 def as_an_earlier_version_left_it(folder: Path) -> None:
-    """Gives a job folder the modes that it had before the folder was private, and the records that
-    it had before they were sealed.
-    """
+    """Give a job folder the modes and records of versions before private folders and checksums."""
     for path in folder.glob("part-*.json"):
         record = json.loads(path.read_text())
         assert set(record) == {"frames", "note", "media", "files", "attachment", parts._SEAL}
@@ -382,12 +380,12 @@ def as_an_earlier_version_left_it(folder: Path) -> None:
 
 
 class TestFaults:
-    """A call of the system that fails, as they do where disks are on a network."""
+    """Tests failing system calls, as occur on network file systems."""
 
     @pytest.mark.parametrize("name", ["scandir", "open", "stat", "lstat"])
     @pytest.mark.parametrize("output", ["out.mp4", "frames"])
     def test_one_sentence_and_the_same_result(self, clip, tmp_path, monkeypatch, name, output):
-        """Whichever of the calls it is, of all that a stopped run and the next one make."""
+        """Each call of an interrupted run and the next one fails in turn."""
         plain = tmp_path / "plain"
         plain.mkdir()
         write_parts(clip, plain / output, lengths=LENGTHS)
@@ -411,7 +409,7 @@ class TestFaults:
 
 
 class _Failing:
-    """A call of the system that fails once, the so-many-th time that it is about a folder."""
+    """Wraps a system call so that its n-th call within a folder fails."""
 
     def __init__(self, call: Callable[..., Any], *, number: int, below: Path) -> None:
         self.failed = False
@@ -420,7 +418,7 @@ class _Failing:
         self._below = str(below)
 
     def __call__(self, path: Any, *arguments: Any, **options: Any) -> Any:
-        # What is given by a descriptor or relative to one is of the job folder.
+        # Paths given as, or relative to, a descriptor are in the job folder.
         relative = isinstance(path, int) or {"dir_fd", "src_dir_fd"} & set(options)
         if relative or self._below in os.fspath(path):
             self._left -= 1
@@ -431,7 +429,7 @@ class _Failing:
 
 
 class TestCommand:
-    """The same from the outside: exit code 1 and one line."""
+    """The command exits with code 1 and a one-line error."""
 
     @pytest.fixture
     def real_clip(self, sample: Path, tmp_path: Path) -> Path:
@@ -451,7 +449,7 @@ class TestCommand:
             assert word in errors[0]
 
     def test_clone_with_a_link(self, real_clip, victim):
-        """All defaults: the folder that the link names is emptied by nobody."""
+        """With default options, the link's target is not emptied."""
         place = real_clip.with_name(".clip_x4.mp4.job")
         place.symlink_to("../victim")
         before = snapshot(victim.parent)
@@ -477,24 +475,24 @@ class TestCommand:
         names = {path.name for path in real_clip.parent.iterdir()}
         assert names == {"clip.mp4", "clip_x4.mp4"}
 
-    def test_picture_and_several(self, real_clip, victim, tmp_path):
-        """One that is refused does not stop the others."""
-        picture = real_clip.with_name("one.png")
-        write_image(picture, image=media.gradient(0))
+    def test_image_and_several(self, real_clip, victim, tmp_path):
+        """A refused input does not stop the others."""
+        image = real_clip.with_name("one.png")
+        write_image(image, image=media.gradient(0))
         real_clip.with_name(".one_x4.png.job").symlink_to(victim)
         before = snapshot(victim)
-        result = self.invoke(picture, real_clip)
+        result = self.invoke(image, real_clip)
         assert result.exit_code == 1
         assert "Failed: " in result.stderr
         assert "1 of 2 inputs failed" in result.stdout
         assert snapshot(victim) == before
         assert real_clip.with_name("clip_x4.mp4").exists()
-        assert not picture.with_name("one_x4.png").exists()
+        assert not image.with_name("one_x4.png").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
-def test_planted_by_a_neighbour(tmp_path, victim):
-    """Another user's link in a folder for all, and a job folder that another user holds."""
+def test_planted_by_another_user(tmp_path, victim):
+    """A link planted by another user in a shared folder is refused."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)

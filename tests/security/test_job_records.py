@@ -1,6 +1,4 @@
-"""Records of a job that were damaged or forged: the part is made again, or one sentence says what
-to do.
-"""
+"""Tests damaged and forged job records: the segment is redone, or one sentence says what to do."""
 
 from __future__ import annotations
 
@@ -71,12 +69,12 @@ CONTENTS: dict[str, bytes] = {
     "deep note": b'{"note": ' + b'{"a":' * 10**5,
     "many digits": b'{"frames": ' + b"9" * 10**5 + b"}",
     "large": b"[" + b"0," * 10**7 + b"0]",
-    "no text": bytes(range(256)),
+    "binary": bytes(range(256)),
 }
 
 
 def edit(path: Path, change: Change, *, seal: Seal) -> None:
-    """Changes a part's record, in the file."""
+    """Change a segment's record file."""
     record = json.loads(path.read_text())
     change(record)
     if seal != "kept":
@@ -88,16 +86,16 @@ def edit(path: Path, change: Change, *, seal: Seal) -> None:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise that moves, so that the encoder has use for B-frames."""
+    """Moving noise, for which the encoder uses B-frames."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     noise = noise.repeat(4, axis=0).repeat(4, axis=1)
-    pictures = [np.ascontiguousarray(noise[:, n : n + 64]) for n in range(12)]
-    return media.make_video(tmp_path_factory.mktemp("in") / "clip.mp4", images=pictures)
+    images = [np.ascontiguousarray(noise[:, n : n + 64]) for n in range(12)]
+    return media.make_video(tmp_path_factory.mktemp("in") / "clip.mp4", images=images)
 
 
 @pytest.fixture(scope="module")
 def whole(clip: Path) -> dict[str, object]:
-    """The outputs of runs that nobody disturbed."""
+    """Outputs of uninterrupted runs."""
     folder = clip.with_name("whole")
     folder.mkdir()
     for name in ("out.mp4", "out"):
@@ -106,11 +104,11 @@ def whole(clip: Path) -> dict[str, object]:
 
 
 def begun(clip: Path, out: Path) -> Path:
-    """The job folder of a run that was stopped in its second part."""
+    """Return the job folder of a run that was interrupted in its second segment."""
     return write_parts(clip, out, lengths=LENGTHS, stop_after=8).folder
 
 
-def assert_made_again(clip: Path, out: Path, whole: dict[str, object]) -> None:
+def assert_redone(clip: Path, out: Path, whole: dict[str, object]) -> None:
     job = write_parts(clip, out, lengths=LENGTHS)
     assert job.resumed_parts == 0
     assert snapshot(out.parent) == {
@@ -118,13 +116,13 @@ def assert_made_again(clip: Path, out: Path, whole: dict[str, object]) -> None:
     }
 
 
-class TestPartsAreMadeAgain:
+class TestSegmentsAreRedone:
     @pytest.mark.parametrize("name", ["out.mp4", "out"])
     @pytest.mark.parametrize("change", FOR_ALL.values(), ids=FOR_ALL)
     def test_forged_record(self, clip, whole, tmp_path, name, change):
         out = tmp_path / name
         edit(begun(clip, out) / "part-000001.json", change, seal="renewed")
-        assert_made_again(clip, out, whole)
+        assert_redone(clip, out, whole)
 
     @pytest.mark.parametrize("change", FOR_VIDEOS.values(), ids=FOR_VIDEOS)
     def test_forged_record_of_a_video(self, clip, whole, tmp_path, change):
@@ -132,37 +130,37 @@ class TestPartsAreMadeAgain:
         folder = begun(clip, out)
         assert json.loads((folder / "part-000001.json").read_text())["media"]["delay"] > 0
         edit(folder / "part-000001.json", change, seal="renewed")
-        assert_made_again(clip, out, whole)
+        assert_redone(clip, out, whole)
 
     @pytest.mark.parametrize("frames", [10**9, 7, 5])
     @pytest.mark.parametrize("name", ["out.mp4", "out"])
     def test_damaged_record_of_an_earlier_version(self, clip, whole, tmp_path, name, frames):
-        """No seal says so, but the pictures do."""
+        """Without a checksum, the stored frames reveal the damage."""
         out = tmp_path / name
         path = begun(clip, out) / "part-000001.json"
         edit(path, lambda record: record.update(frames=frames), seal="missing")
-        assert_made_again(clip, out, whole)
+        assert_redone(clip, out, whole)
 
     @pytest.mark.parametrize("name", ["out.mp4", "out"])
     @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
     def test_other_content(self, clip, whole, tmp_path, name, content):
         out = tmp_path / name
         (begun(clip, out) / "part-000001.json").write_bytes(content)
-        assert_made_again(clip, out, whole)
+        assert_redone(clip, out, whole)
 
     @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
     def test_other_journal(self, clip, whole, tmp_path, content):
-        """Without its identity, the work is of no use."""
+        """Work without its identity is useless."""
         out = tmp_path / "out.mp4"
         (begun(clip, out) / "job.json").write_bytes(content)
-        assert_made_again(clip, out, whole)
+        assert_redone(clip, out, whole)
 
-    def test_the_seal_alone_finds_a_changed_note(self, clip, whole, tmp_path):
+    def test_only_the_checksum_reveals_a_changed_note(self, clip, whole, tmp_path):
         out = tmp_path / "out.mp4"
         edit(begun(clip, out) / "part-000001.json", lambda r: r["note"].update(end=7), seal="kept")
-        assert_made_again(clip, out, whole)
+        assert_redone(clip, out, whole)
 
-    def test_an_unsealed_record_is_that_of_an_earlier_version(self, clip, whole, tmp_path):
+    def test_record_of_an_earlier_version_has_no_checksum(self, clip, whole, tmp_path):
         for name in ("out.mp4", "out"):
             as_an_earlier_version_left_it(begun(clip, tmp_path / name))
             assert write_parts(clip, tmp_path / name, lengths=LENGTHS).resumed_parts == 1
@@ -170,7 +168,7 @@ class TestPartsAreMadeAgain:
 
 
 class TestRun:
-    """What the runtime stores with the parts: scenes, and the state to go on from."""
+    """Tests the data that the runtime stores with segments: scenes and stream state."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -187,12 +185,12 @@ class TestRun:
         return upscale_file(folder, folder.with_name("out"), engine=engine, scene_list=cuts)
 
     def stopped(self, folder: Path) -> Path:
-        """The job folder of a run with one finished part: the first scene."""
+        """Return the job folder of a run with one finished segment, the first scene."""
 
         class Fails(ArithmeticEngine):
             def run(self, graph: str, **arguments: Any) -> tuple[Any, ...]:
                 if graph == "forward" and self.items["forward"] == 100:
-                    raise EngineError("the device is gone")
+                    raise EngineError("the device was lost")
                 return super().run(graph, **arguments)
 
         with pytest.raises(EngineError):
@@ -203,7 +201,7 @@ class TestRun:
         place = folder.with_name(".out.job")
         with pytest.raises(MediaError, match=r"records are damaged: delete the folder .*out\.job"):
             self.run(folder, ArithmeticEngine())
-        assert (place / "part-000001.json").exists()  # it may be of use to an earlier version
+        assert (place / "part-000001.json").exists()  # an earlier version may be able to use it
 
     @pytest.mark.parametrize(
         "scenes",
@@ -247,7 +245,7 @@ class TestRun:
 
     @pytest.mark.parametrize("what", ["state", "bytes"])
     def test_states(self, folder, what):
-        """All of them are refused; with the right one, the work is continued."""
+        """Wrong states are refused; with the right one, the work resumes."""
         place = self.stopped(folder)
         path = place / "part-000001.state"
         right = path.read_bytes()
@@ -258,15 +256,15 @@ class TestRun:
             file = {"name": path.name, "size": len(data), "sha256": digest}
             edit(place / "part-000001.json", lambda r: r.update(attachment=file), seal="renewed")
 
-        for data in _states() if what == "state" else _no_states():
+        for data in _wrong_states() if what == "state" else _malformed_states():
             store(data)
             self.assert_refused(folder)
         store(right)
         assert self.run(folder, ArithmeticEngine()).resumed_frames == 60
 
 
-def _states() -> list[bytes]:
-    """Of other numbers, shapes and types than a stream of one pixel can go on from."""
+def _wrong_states() -> list[bytes]:
+    """Return states whose numbers, shapes or types do not fit a stream of one pixel."""
     one, rgb = np.zeros((1, 1, 1, 1)), np.zeros((1, 3, 1, 1))
     right = {"forward_state": one, "previous": rgb}
     states = [
@@ -294,8 +292,8 @@ def _states() -> list[bytes]:
     return [state.to_bytes() for state in states]
 
 
-def _no_states() -> list[bytes]:
-    """Files that are no archive of arrays, or one that asks for much more than it has."""
+def _malformed_states() -> list[bytes]:
+    """Return files that are not archives of arrays, or that claim more data than they hold."""
     position = np.array([60, 60, 60, 0])
 
     def saved(save: Callable[..., None], **arrays: Any) -> bytes:
@@ -306,7 +304,7 @@ def _no_states() -> list[bytes]:
     usual = saved(np.savez, position=position, residues=np.zeros(0))
     return [
         b"",
-        b"no archive",
+        b"not an archive",
         usual[:-30],
         usual.replace(b"(4,)", b"(9,)"),
         usual.replace(b"(0,), }", b"(9**9,)"),

@@ -1,4 +1,4 @@
-"""Outputs under names where something else is: nothing that the user has is replaced unasked."""
+"""Tests output paths that are taken: the user's files are never replaced without consent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clip(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    """A folder of two pictures."""
+    """An image folder with two images."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(2):
@@ -44,7 +44,7 @@ def upscaled(path: Path, output: Path, **options: Any) -> None:
 
 
 def refused(path: Path, output: Path, *, match: str, **options: Any) -> None:
-    """With all overwriting allowed: one sentence, and everything is as before."""
+    """Check that an output is refused in one sentence and nothing changes, despite overwriting."""
     places = {path.parent, output.parent}
     before = {place: snapshot(place) for place in places}
     with pytest.raises(MediaError, match=match) as caught:
@@ -53,10 +53,10 @@ def refused(path: Path, output: Path, *, match: str, **options: Any) -> None:
     assert {place: snapshot(place) for place in places} == before
 
 
-class TestWhatIsNoFile:
+class TestSpecialFiles:
     @pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
     @pytest.mark.parametrize("kind", ["fifo", "socket", "device", "dangling link", "circular link"])
-    def test_stays(self, clip, tmp_path, name, kind):
+    def test_is_not_replaced(self, clip, tmp_path, name, kind):
         path = clip
         if name == "out.png":
             path = tmp_path / "in.png"
@@ -70,21 +70,21 @@ class TestWhatIsNoFile:
             try:
                 os.mknod(output, stat.S_IFCHR | 0o600, os.makedev(1, 3))
             except PermissionError:
-                pytest.skip("this user makes no devices")
+                pytest.skip("this user cannot create devices")
         else:
             output.symlink_to(tmp_path / "nowhere" if kind == "dangling link" else output)
         refused(path, output, match="is a device, a pipe or a link that leads nowhere: give")
         assert not (tmp_path / "nowhere").exists()
 
     def test_null_device(self, clip):
-        """No job folder is made beside it, not even for a moment."""
+        """No job folder is created next to it, not even temporarily."""
         before = os.stat("/dev").st_mtime_ns
         with pytest.raises(MediaError, match="is a device"):
             Job(Path("/dev/null"), identity={}, overwrite=True)
         assert os.stat("/dev").st_mtime_ns == before
 
-    def test_one_that_appears_meanwhile(self, clip, tmp_path):
-        """The work is not lost: with the other out of the way, the output is put together."""
+    def test_special_file_that_appears_during_the_run(self, clip, tmp_path):
+        """The work is kept: after the special file is removed, the output is completed."""
         out = tmp_path / "out.mp4"
         with (
             open_source(clip) as source,
@@ -110,17 +110,17 @@ class TestWhatIsNoFile:
             upscaled(clip, tmp_path / ("x" * 5000) / "out.mp4")
 
     @pytest.mark.parametrize(
-        ("option", "name"), [("before_after", "both.png"), ("compare", "page.html")]
+        ("option", "name"), [("before_after", "both.png"), ("page", "page.html")]
     )
     @pytest.mark.parametrize("kind", ["fifo", "link"])
-    def test_beside_the_output(self, clip, tmp_path, option, name, kind):
-        beside = tmp_path / name
-        os.mkfifo(beside) if kind == "fifo" else beside.symlink_to(tmp_path / "nowhere")
-        refused(clip, tmp_path / "out.mp4", match="is a device, a pipe", **{option: beside})
+    def test_extra_output(self, clip, tmp_path, option, name, kind):
+        extra = tmp_path / name
+        os.mkfifo(extra) if kind == "fifo" else extra.symlink_to(tmp_path / "nowhere")
+        refused(clip, tmp_path / "out.mp4", match="is a device, a pipe", **{option: extra})
 
 
 class TestLinks:
-    """What a link leads to is the user's; the link itself may be replaced if that was allowed."""
+    """A link's target is never replaced; the link itself may be, if overwriting is allowed."""
 
     def test_to_a_file(self, clip, tmp_path):
         other, out = tmp_path / "other.mp4", tmp_path / "out.mp4"
@@ -145,55 +145,55 @@ class TestLinks:
         assert names == {"0.png", "1.png"} | (set() if empty else {"mine.txt"})
 
 
-class TestOneNameForTwoThings:
+class TestConflictingPaths:
     @pytest.mark.parametrize("way", ["same", "dots", "link", "other name"])
-    def test_picture_is_the_input(self, tmp_path, way):
+    def test_before_after_is_the_input(self, tmp_path, way):
         path = tmp_path / "in.png"
         write_image(path, image=media.gradient(0, width=16, height=16))
-        beside = tmp_path / "both.png"
+        extra = tmp_path / "both.png"
         if way == "same":
-            beside = path
+            extra = path
         elif way == "dots":
-            beside = tmp_path / "x" / ".." / "in.png"
+            extra = tmp_path / "x" / ".." / "in.png"
         elif way == "link":
-            beside.symlink_to(path)
+            extra.symlink_to(path)
         else:
-            os.link(path, beside)
-        refused(path, tmp_path / "out.png", match="is the input itself", before_after=beside)
+            os.link(path, extra)
+        refused(path, tmp_path / "out.png", match="is the input itself", before_after=extra)
 
     @pytest.mark.parametrize("exists", [False, True])
-    def test_picture_is_the_output(self, tmp_path, exists):
+    def test_before_after_is_the_output(self, tmp_path, exists):
         path, output = tmp_path / "in.png", tmp_path / "out.png"
         write_image(path, image=media.gradient(0, width=16, height=16))
         if exists:
             output.write_text("old")
-        beside = tmp_path / "." / "out.png"
-        refused(path, output, match="is the output itself", before_after=beside)
+        extra = tmp_path / "." / "out.png"
+        refused(path, output, match="is the output itself", before_after=extra)
 
     @pytest.mark.parametrize("name", ["0.png", "new.png"])
     @pytest.mark.parametrize("where", ["input", "output"])
-    def test_picture_among_those_of_a_folder(self, frames, tmp_path, where, name):
+    def test_before_after_in_an_image_folder(self, frames, tmp_path, where, name):
         output = tmp_path / "out"
         output.mkdir()
         (output / "0.png").write_text("old")
-        beside = (frames if where == "input" else output) / name
-        refused(frames, output, match=f"one of the {where}'s", before_after=beside)
+        extra = (frames if where == "input" else output) / name
+        refused(frames, output, match=f"would be inside the {where}: choose", before_after=extra)
 
     @pytest.mark.parametrize("which", ["input", "output"])
     def test_scene_list(self, clip, tmp_path, which):
-        """It is written when the output is there."""
+        """The scene list is written after the output."""
         output = tmp_path / "out.mp4"
         scene_list = clip if which == "input" else output
         refused(clip, output, match=f"is the {which} itself", scene_list=scene_list)
 
-    @pytest.mark.parametrize(("option", "name"), [("before_after", "a.png"), ("compare", "a.html")])
-    def test_scene_list_and_what_is_beside(self, clip, tmp_path, option, name):
+    @pytest.mark.parametrize(("option", "name"), [("before_after", "a.png"), ("page", "a.html")])
+    def test_scene_list_and_extra_output(self, clip, tmp_path, option, name):
         options = {"scene_list": tmp_path / name, option: tmp_path / name}
         refused(clip, tmp_path / "out.mp4", match="is the scene list itself", **options)
 
-    def test_picture_in_the_output_folder(self, tmp_path):
-        """Its result has the same name."""
-        folder = tmp_path / "pictures"
+    def test_image_in_the_output_folder(self, tmp_path):
+        """The output image would have the name of the input."""
+        folder = tmp_path / "images"
         folder.mkdir()
         write_image(folder / "in.png", image=media.gradient(0, width=16, height=16))
         before = snapshot(tmp_path)
@@ -202,7 +202,7 @@ class TestOneNameForTwoThings:
 
 
 class TestCommands:
-    """The same from the outside: exit code 1 and one line."""
+    """The commands exit with code 1 and a one-line error."""
 
     def assert_refused(self, result: Result, words: str) -> None:
         assert result.exit_code == 1, result.output
@@ -224,7 +224,7 @@ class TestCommands:
         assert snapshot(tmp_path) == before
 
     def test_compare(self, frames, tiny_checkpoint):
-        """Its picture is replaced without asking, so it may not be what is compared on."""
+        """The image of the worst frame replaces existing files, so it may not be the input."""
         before = snapshot(frames)
         model, clip = str(tiny_checkpoint), str(frames / "0.png")
         result = CliRunner().invoke(compare, [model, model, "--clip", clip, "--worst", clip])

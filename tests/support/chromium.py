@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from rbvsr_deploy.closing import Closing
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
@@ -42,8 +43,8 @@ KEYS = {
 }
 
 
-class Chromium:
-    """A browser window; use it as a context manager."""
+class Chromium(Closing):
+    """Drives one browser window."""
 
     requests: list[str]
     """URLs of all requests."""
@@ -80,15 +81,8 @@ class Chromium:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def __enter__(self) -> Chromium:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the browser."""
         self._process.kill()
         self._process.wait()
         self._write.close()

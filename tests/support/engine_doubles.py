@@ -1,4 +1,4 @@
-"""Defines engines with results that a test can compute by itself."""
+"""Provides engines whose results a test can compute by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines import Description, Network
+from rbvsr_deploy.engines import Description, Engine, Network
 
 _PRIME = 1_000_003
 
@@ -22,7 +22,7 @@ def _step(factor: int, frame: int, state: int, flow: int) -> int:
 
 
 def backward_state(values: Sequence[int]) -> int:
-    """Return the backward branch's state at the first frame, coming from the last one."""
+    """Return the backward state of the first of some frames, starting from the last."""
     state = 0
     for i in reversed(range(len(values))):
         flow = values[i + 1] - values[i] if i + 1 < len(values) else 0
@@ -31,7 +31,7 @@ def backward_state(values: Sequence[int]) -> int:
 
 
 def forward_state(values: Sequence[int]) -> int:
-    """Return the forward branch's state at the last frame, coming from the first one."""
+    """Return the forward state of the last of some frames, starting from the first."""
     state = 0
     for i, value in enumerate(values):
         state = _step(37, value, state, values[i - 1] - value if i else 0)
@@ -39,15 +39,15 @@ def forward_state(values: Sequence[int]) -> int:
 
 
 def output_level(value: int, backward: int, forward: int) -> int:
-    """Return the level of the output image of a frame."""
+    """Return the level of the upscaled frame."""
     return (value + 11 * backward + 13 * forward) % 251
 
 
-class ArithmeticEngine:
-    """Computes with one number for every frame, state and flow; every step is a sum modulo a prime.
+class ArithmeticEngine(Engine):
+    """Computes with one number per frame, state and flow; every step is a sum modulo a prime.
 
-    Frames are (N, 3, 1, 1), the flow is the difference of their values, and output images are
-    (N, 4, 4, 3). New arrays are filled with NaN, so that reading unwritten values is detected.
+    Frames are (N, 3, 1, 1), their flow is the difference of their values, images are (N, 4, 4, 3).
+    New arrays are filled with NaN, so that reading an element that was never written shows.
     """
 
     def __init__(self, residues: Sequence[float] = (), *, has_cleaning: bool = True) -> None:
@@ -59,9 +59,9 @@ class ArithmeticEngine:
             precision="float64",  # type: ignore[arg-type]
         )
         self.items: Counter[str] = Counter()
-        """Number of items that each graph has processed."""
+        """Number of items each graph has processed."""
         self.most_states = 0
-        """Maximum number of states on the device at once."""
+        """Largest number of states that were on the device at once."""
         self._states: weakref.WeakValueDictionary[int, NDArray[Any]] = weakref.WeakValueDictionary()
         self._residues = list(residues)
         self.closed = False
@@ -88,7 +88,7 @@ class ArithmeticEngine:
                 values = arrays["image"][:, :1, :1].transpose(0, 3, 1, 2)
                 return (values.astype(np.float64),)
             case "clean":
-                # Adds one, and returns the given residues, one for each pass over two frames.
+                # Adds one; the given residues, one for each pass over two frames.
                 number = (self.items["clean"] - n) // 2
                 residue = self._residues[number] if self._residues else 0.0
                 return arrays["frame"] + 1, np.full(n, residue / 255)
@@ -120,7 +120,7 @@ class ArithmeticEngine:
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Any:
         return np.zeros(shape)
 
-    def part(self, array: Any, start: int, stop: int) -> Any:
+    def slice(self, array: Any, start: int, stop: int) -> Any:
         assert 0 <= start < stop <= len(array)
         return array[start:stop]
 
@@ -154,17 +154,10 @@ class ArithmeticEngine:
     def close(self) -> None:
         self.closed = True
 
-    def __enter__(self) -> ArithmeticEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 class BicubicEngine(ArithmeticEngine):
-    """Upscales frames bicubically instead of with a network.
-
-    Frames are (N, 3, H, W) float32 in [0, 1]; states and flows are zero.
+    """Enlarges by bicubic interpolation instead of the network. Frames are (N, 3, H, W) float32 in
+    [0, 1], states and flows are zero.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from rbvsr_deploy.bundle import Bundle, Manifest, Weights, graph_io, open_bundle, write_bundle
-from rbvsr_deploy.engine_sets import EngineSet, Flavour, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, Flavour, ShapeProfile
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.engines.onnx_runtime import import_onnxruntime
 from rbvsr_deploy.engines.tensorrt.base import Candidate

@@ -1,4 +1,4 @@
-"""Small sources made in the test: a photograph-like picture and a video that pans over it."""
+"""Generates small sources for the tests: photograph-like images and a video that pans over one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Frames = NDArray[np.uint8]
 
 
 def make_photo(seed: int = 0, *, height: int = 240, width: int = 300) -> Frames:
-    """Smooth colours, edges and some texture; (H, W, 3) uint8."""
+    """Generate an image with smooth colours, edges and some texture; (H, W, 3) uint8."""
     rng = np.random.default_rng(seed)
     small = rng.uniform(0, 255, (height // 24, width // 24, 3)).astype(np.float32)
     photo = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -34,7 +34,7 @@ def make_photo(seed: int = 0, *, height: int = 240, width: int = 300) -> Frames:
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
-    """As in the training script; parallel operators only slow these tiny networks down."""
+    """Use one thread, as training does; parallel operators only slow down these tiny networks."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,14 +48,14 @@ def photo() -> Frames:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder with two photographs and a folder with one video of ten frames."""
+    """Create a folder with two photographs and a folder with one video of ten frames."""
     root = tmp_path_factory.mktemp("sources")
     photos, videos = root / "photos", root / "videos"
     photos.mkdir()
     videos.mkdir()
     for seed in range(2):
         cv2.imwrite(str(photos / f"{seed}.png"), make_photo(seed)[..., ::-1])
-    (photos / "notes.txt").write_text("not a picture")
+    (photos / "notes.txt").write_text("not an image")
     scene = make_photo(2)
     with av.open(str(videos / "pan.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
@@ -78,5 +78,5 @@ def clips(sources: tuple[Path, Path]) -> list[SourceConfig]:
 
 @pytest.fixture(scope="session")
 def config(clips: list[SourceConfig]) -> TrainingConfig:
-    """Both phases, with a discriminator, in a few iterations."""
+    """Return a recipe with both phases and a discriminator, in a few iterations."""
     return load_config("tiny-stage1", changes=SMALL, sources=clips)

@@ -1,4 +1,4 @@
-"""Batches: the same clips whoever prepares them, shared without gaps, from anywhere on."""
+"""Tests that batches have the same clips for any workers, processes and starting point."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def first(
         return list(itertools.islice(loaded, count))
 
 
-def test_workers_change_nothing_and_end(dataset: ClipDataset) -> None:
-    """The same bytes from two workers as from none, in the same order; none of them stays."""
+def test_workers_do_not_change_clips_and_end(dataset: ClipDataset) -> None:
+    """Two workers give the same bytes in the same order as none, and both end afterwards."""
     before = set(multiprocessing.active_children())
     here, there = first(dataset, 3), first(dataset, 3, workers=2)
     for ours, theirs in zip(here, there, strict=True):
@@ -81,7 +81,7 @@ def test_workers_change_nothing_and_end(dataset: ClipDataset) -> None:
 
 
 def test_processes_share_every_batch(dataset: ClipDataset) -> None:
-    """Two processes see together, iteration by iteration, what one with the double batch sees."""
+    """In each iteration, two processes together use the clips of one with a double batch."""
     alone = [b["index"].tolist() for b in first(dataset, 2, start=8, batch=4)]
     parts = [
         [b["index"].tolist() for b in first(dataset, 2, start=8, rank=rank, processes=2)]
@@ -92,7 +92,7 @@ def test_processes_share_every_batch(dataset: ClipDataset) -> None:
 
 
 class Broken(ClipDataset):
-    """The fourth clip cannot be made."""
+    """A dataset whose fourth clip cannot be prepared."""
 
     made = 0
 
@@ -104,8 +104,8 @@ class Broken(ClipDataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_comes_as_it_was_raised(dataset: ClipDataset, workers: int) -> None:
-    """Also out of a worker: one sentence, not a traceback for a message."""
+def test_an_error_is_passed_on_unchanged(dataset: ClipDataset, workers: int) -> None:
+    """From a worker too, the message is one sentence, not a traceback."""
     with pytest.raises(MediaError) as error:
         first(Broken(dataset.clips), 2, workers=workers)
     assert str(error.value) == "'clip.mp4' is damaged: replace it"
@@ -115,43 +115,43 @@ def test_an_error_comes_as_it_was_raised(dataset: ClipDataset, workers: int) -> 
 def test_damaged_files_are_named_once_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
-    """Wherever clips are made: the file when it is met first, their number at the end."""
+    """In any process, a file is named when first drawn, and the total is logged at the end."""
     for name, frames in (("whole", 4), ("broken", 4)):
         (tmp_path / name).mkdir()
         for t in range(frames):
             cv2.imwrite(str(tmp_path / name / f"{t}.png"), make_photo(t, height=96, width=96))
-    (tmp_path / "broken" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "1.png").write_bytes(b"not an image")
     data = DataConfig(sources=(SourceConfig("frames", str(tmp_path)),), length=4, crop=8)
     clips = TrainingSet(data, CLEAN, seed=2)
     first(ClipDataset(clips), 6, workers=workers)
     (count,) = clips.skipped.values()
     assert count >= 2
     assert caplog.text.count("1.png' is damaged") == 1
-    assert f"{count} clips were drawn anew for damaged files: " in caplog.text
+    assert f"{count} clips were redrawn because of damaged files: " in caplog.text
 
 
-def test_what_decoding_costs_is_told(
+def test_the_cost_of_decoding_is_logged(
     dataset: ClipDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, if there are videos and no cache: frames before a clip, and the room for a cache."""
+    """With videos and without a cache, one warning gives the extra frames and the cache size."""
     first(dataset, 1)
-    assert caplog.text.count("4 frames of a video are decoded ahead of the 2 it shows") == 1
-    assert "--set data.cache=FOLDER" in caplog.text
+    assert caplog.text.count("4 extra frames on average to reach the 2 that it shows") == 1
+    assert "set data.cache to a folder" in caplog.text
     caplog.clear()
     config = msgspec.structs.replace(dataset.clips.config, cache=str(tmp_path))
     first(ClipDataset(TrainingSet(config, CLEAN, seed=5)), 1)
-    assert "decoded ahead" not in caplog.text
+    assert "extra frames" not in caplog.text
 
 
 class Garbage:
-    """Only the collector finds it, as it does a decoder in the traceback of an error."""
+    """An object that only the garbage collector frees, like a decoder in a traceback."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
 class Finds(ClipDataset):
-    """Tells whether the worker inherited some."""
+    """Reports whether the worker inherited garbage."""
 
     def __init__(self, clips: TrainingSet, garbage: weakref.ref[Garbage]) -> None:
         super().__init__(clips)
@@ -162,8 +162,8 @@ class Finds(ClipDataset):
 
 
 def test_no_garbage_is_left_to_a_worker(dataset: ClipDataset) -> None:
-    """A decoder with threads that is collected in a worker waits for ever for those threads, which
-    did not survive the fork.
+    """A decoder that is collected in a worker hangs, waiting for threads that did not survive the
+    fork.
     """
     gc.disable()
     try:
@@ -175,8 +175,8 @@ def test_no_garbage_is_left_to_a_worker(dataset: ClipDataset) -> None:
 
 
 def test_flow_clips_know_their_motion(config: TrainingConfig) -> None:
-    """Three different frames of a photograph, and the flows in the order the network gives them: to
-    the next frame twice, then to the previous one, which is about its opposite.
+    """They have three different frames of a photograph, and flows in the order of the network: to
+    the next frame twice, then to the previous frame, which is about the opposite.
     """
     clips = flow_training_set(config)
     assert {source.config.kind for source in clips.sources} == {"photos"}
@@ -189,9 +189,9 @@ def test_flow_clips_know_their_motion(config: TrainingConfig) -> None:
     assert (there + back).abs().mean() < 0.5 * there.abs().mean()
 
 
-def test_pictures_become_tensors() -> None:
-    """(..., H, W, 3) uint8 to (..., 3, H, W) in [0, 1]."""
-    pictures = torch.arange(2 * 3 * 4 * 5 * 3, dtype=torch.uint8).view(2, 3, 4, 5, 3)
-    frames = to_frames(pictures, torch.device("cpu"))
+def test_images_become_tensors() -> None:
+    """Images (..., H, W, 3) uint8 become (..., 3, H, W) in [0, 1]."""
+    images = torch.arange(2 * 3 * 4 * 5 * 3, dtype=torch.uint8).view(2, 3, 4, 5, 3)
+    frames = to_frames(images, torch.device("cpu"))
     assert frames.shape == (2, 3, 3, 4, 5)
-    assert frames[1, 2, 0, 3, 4].item() == pytest.approx(pictures[1, 2, 3, 4, 0].item() / 255)
+    assert frames[1, 2, 0, 3, 4].item() == pytest.approx(images[1, 2, 3, 4, 0].item() / 255)

@@ -1,4 +1,4 @@
-"""Runs that learn from a teacher: images first, then flow, then clips."""
+"""Tests runs that learn from a teacher: images first, then flow, then clips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTHS, SIDES = (3, 64, 192, 384, 256, 256), (11, 5, 3, 3, 3)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights of a teacher and of LPIPS."""
+    """Create a folder with the weights of a teacher and of LPIPS."""
     folder = tmp_path_factory.mktemp("files")
     write_ncnn(folder / "teacher.bin", make_layers(seed=0))
     rng = np.random.default_rng(1)
@@ -43,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def taught(clips: list[SourceConfig], files: Path) -> TrainingConfig:
-    """All three phases with every loss; the stored clips are shared by the tests."""
+    """Return a recipe with all three phases and every loss; tests share the stored clips."""
     changes = (
         *SMALL,
         "iterations=3",
@@ -75,7 +75,7 @@ def whole(taught: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 class CutError(Exception):
-    """A power cut."""
+    """Raised to simulate a power cut."""
 
 
 def test_phases_follow_each_other_with_their_losses(whole: Path) -> None:
@@ -93,10 +93,10 @@ def test_phases_follow_each_other_with_their_losses(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [("images", 2), ("images", 3), ("flow", 1), ("restoration", 2)])
-def test_a_run_goes_on_exactly_from_every_phase(
+def test_a_run_resumes_exactly_from_every_phase(
     taught: TrainingConfig, whole: Path, tmp_path: Path, place: tuple[str, int]
 ) -> None:
-    """Bit for bit: networks, averages, optimisers and the log."""
+    """Networks, averages, optimisers and the log are bit-identical."""
 
     def cut(phase: str, done: int, total: int) -> None:
         if (phase, done) == place:
@@ -114,8 +114,8 @@ def test_a_run_goes_on_exactly_from_every_phase(
 def test_images_leave_the_flow_alone_and_hand_on_their_average(
     taught: TrainingConfig, tmp_path: Path
 ) -> None:
-    """In the first phase everything but the flow network changes; the second starts with the
-    average of it.
+    """The first phase changes everything but the flow network, and the second phase starts from
+    its average.
     """
     states = {}
 
@@ -124,7 +124,7 @@ def test_images_leave_the_flow_alone_and_hand_on_their_average(
             states[phase, done] = saved(tmp_path)
 
     train(changed(taught, "images.iterations=2"), output=tmp_path, on_step=look)
-    # A callback comes before its iteration's checkpoint: the latest is that of the one before.
+    # The callback runs before the checkpoint of its iteration: the latest is the previous one.
     after_images, after_flow = states["flow", 1], states["flow", 2]
     flow = "/state_dict/generator.basicvsr.spynet"
     names = [n for n in after_images if n.startswith("/state_dict/generator.")]
@@ -139,7 +139,7 @@ def test_images_leave_the_flow_alone_and_hand_on_their_average(
 def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
     taught: TrainingConfig, files: Path, tmp_path: Path
 ) -> None:
-    """The losses of the first iteration, computed from its clips and weights."""
+    """The logged losses equal those computed from the clips and weights of the first iteration."""
     from rbvsr_deploy.model import RealBasicVSR
     from rbvsr_deploy.training.networks import build_networks
     from rbvsr_deploy.training.taught import TaughtClips
@@ -151,6 +151,7 @@ def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
         "losses.gan_weight=0.0",
         'losses.pixel="l1"',
         "distillation.share=0.25",
+        "losses.lpips_every=2",
         "iterations=1",
     )
     train(config, output=tmp_path)
@@ -171,7 +172,7 @@ def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
         "pixel": l1(output, wanted),
         "gradient": 0.5 * gradient_loss(output, wanted),
         "cleaning": l1(cleaned, cleaning_target(sharpened)),
-        "lpips": 0.2 * distance(output.flatten(0, 1), truth.flatten(0, 1)).mean(),
+        "lpips": 0.2 * distance(output.flatten(0, 1)[::2], truth.flatten(0, 1)[::2]).mean(),
         "steadiness": 0.3 * steadiness_loss(output, wanted, batch["flow"], batch["known"]),
     }
     (line,) = lines(tmp_path)
@@ -179,8 +180,8 @@ def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
         assert line[name] == pytest.approx(value.item(), rel=1e-4), name
 
 
-def test_the_lpips_loss_has_a_slope_everywhere(files: Path) -> None:
-    """Equal images and flat ones included; none reaches target or weights."""
+def test_the_lpips_loss_has_finite_gradients(files: Path) -> None:
+    """This includes equal and flat images; no gradient reaches the target or the weights."""
     distance = load_alexnet_distance(files / "alexnet.ckpt")
     for images in (torch.rand(2, 3, 48, 64), torch.zeros(2, 3, 48, 48)):
         ours = images.clone().requires_grad_()
@@ -214,7 +215,7 @@ def test_missing_weights_are_named_before_anything_is_trained(
 ) -> None:
     with pytest.raises(RbvsrError, match=r"nowhere\.bin' cannot be read"):
         train(changed(taught, 'distillation.teacher="nowhere.bin"'), output=tmp_path)
-    with pytest.raises(RbvsrError, match=r"as distillation\.teacher"):
+    with pytest.raises(RbvsrError, match=r"set distillation\.teacher to"):
         train(changed(taught, "distillation.teacher=null"), output=tmp_path)
     monkeypatch.setattr(alexnet, "installed_file", lambda *_: None)
     with pytest.raises(RbvsrError, match=r"losses\.lpips"):

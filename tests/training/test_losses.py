@@ -1,4 +1,4 @@
-"""Losses and their networks, each against a computation that shares no code with it."""
+"""Compares the losses and their networks with independent implementations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ NAMES = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 4, 4, 4), start=1) for i in
 
 
 def test_pixel_losses_by_hand() -> None:
-    """Means of |d| and of sqrt(d^2 + epsilon^2)."""
+    """They are the means of |d| and of sqrt(d^2 + epsilon^2)."""
     rng = np.random.default_rng(0)
     a, b = rng.random((2, 3, 5, 5)), rng.random((2, 3, 5, 5))
     ours = [loss(torch.tensor(a), torch.tensor(b)).item() for loss in (l1, charbonnier)]
@@ -58,7 +58,7 @@ def test_pixel_losses_by_hand() -> None:
 
 
 def test_cleaning_target_is_the_mean_of_each_block() -> None:
-    """(N, T, 3, 4H, 4W) by blocks of 4x4, as torch's ``area`` resizing too."""
+    """(N, T, 3, 4H, 4W) is averaged by blocks of 4x4, which equals torch's ``area`` resizing."""
     truth = torch.rand(2, 3, 3, 8, 12)
     target = cleaning_target(truth)
     blocks = truth.numpy().reshape(2, 3, 3, 2, 4, 3, 4).mean(axis=(4, 6))
@@ -68,7 +68,7 @@ def test_cleaning_target_is_the_mean_of_each_block() -> None:
 
 
 def test_adversarial_loss_by_hand() -> None:
-    """-log sigmoid(x) for real, -log(1 - sigmoid(x)) for made, without overflow."""
+    """It is -log sigmoid(x) for real, -log(1 - sigmoid(x)) for generated, without overflow."""
     x = np.array([-40.0, -1.0, 0.5, 3.0, 40.0])
     real, made = np.logaddexp(0, -x).mean(), np.logaddexp(0, x).mean()
     logits = torch.tensor(x)
@@ -77,7 +77,7 @@ def test_adversarial_loss_by_hand() -> None:
 
 
 def test_flow_loss_by_hand() -> None:
-    """Weighted by 1 / (0.5 + length); nothing is asked where the flow is not known."""
+    """It is weighted by 1 / (0.5 + length); pixels of unknown flow are ignored."""
     truth, known = torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
     truth[:, 0, :, 3] = 1e6
     known[:, :, 3] = False
@@ -90,7 +90,7 @@ def test_flow_loss_by_hand() -> None:
 
 
 def test_gradient_loss_by_hand() -> None:
-    """Differences between neighbours in both directions; a shift in level costs nothing."""
+    """It compares differences between neighbours in both directions, and ignores a level shift."""
     rng = np.random.default_rng(0)
     a, b = rng.random((2, 3, 5, 6)), rng.random((2, 3, 5, 6))
     expected = sum(np.abs(np.diff(a, axis=i) - np.diff(b, axis=i)).mean() for i in (2, 3))
@@ -99,8 +99,8 @@ def test_gradient_loss_by_hand() -> None:
 
 
 def moving(shift: int, *, frames: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """A texture that moves to the right by so many degraded pixels a frame, its flow to the frame
-    before, and where it is known.
+    """Return a texture that moves right by a number of degraded pixels per frame, its flow to the
+    previous frame, and where that is known.
     """
     generator = torch.Generator().manual_seed(0)
     wide = torch.rand(3, 32, 32 + 4 * shift * frames, generator=generator)
@@ -114,8 +114,8 @@ def moving(shift: int, *, frames: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_steadiness_loss_follows_the_motion() -> None:
-    """An error that moves along costs nothing, one that stays in place or flickers does; nothing is
-    asked where the motion is not known.
+    """An error that moves along costs nothing, unlike one that stays in place or flickers. Pixels
+    of unknown motion are ignored.
     """
     clip, flow, known = moving(2)
     nothing = torch.zeros_like(clip)
@@ -136,8 +136,8 @@ def test_steadiness_loss_follows_the_motion() -> None:
 
 
 def published_discriminator() -> dict[str, Tensor]:
-    """Random values under the published names, with u and v of the published lengths (one value
-    per output, and per input value), near the first singular vectors as in a trained one.
+    """Return random values under the published names, with u and v of the published lengths (one
+    value per output, and per input value), near the first singular vectors as after training.
     """
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -167,7 +167,7 @@ def test_a_published_discriminator_loads_strictly() -> None:
 
 
 def test_discriminator_against_plain_convolutions() -> None:
-    """The published forward pass, written out with functions: weight / (u' W v), skips by sum."""
+    """The output equals the published forward pass: weight / (u' W v), skips by sum."""
     tensors = published_discriminator()
     discriminator = Discriminator().eval()  # no power iteration: u and v are those of the file
     discriminator.load_state_dict(tensors)
@@ -183,8 +183,8 @@ def test_discriminator_against_plain_convolutions() -> None:
     def act(x: Tensor) -> Tensor:
         return torch.where(x > 0, x, 0.2 * x)
 
-    picture = torch.rand(2, 3, 16, 24)
-    f0 = act(F.conv2d(picture, tensors["conv_0.weight"], tensors["conv_0.bias"], padding=1))
+    image = torch.rand(2, 3, 16, 24)
+    f0 = act(F.conv2d(image, tensors["conv_0.weight"], tensors["conv_0.bias"], padding=1))
     f1 = act(F.conv2d(f0, weight(1), stride=2, padding=1))
     f2 = act(F.conv2d(f1, weight(2), stride=2, padding=1))
     f3 = act(F.conv2d(f2, weight(3), stride=2, padding=1))
@@ -194,7 +194,7 @@ def test_discriminator_against_plain_convolutions() -> None:
     x = act(F.conv2d(act(F.conv2d(f6, weight(7), padding=1)), weight(8), padding=1))
     expected = F.conv2d(x, tensors["conv_9.weight"], tensors["conv_9.bias"], padding=1)
     with torch.no_grad():
-        logits = discriminator(picture)
+        logits = discriminator(image)
     assert logits.shape == (2, 1, 16, 24)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -226,10 +226,10 @@ def torchvision_weights() -> dict[str, Tensor]:
 
 
 def features(
-    weights: dict[str, Tensor], picture: Tensor, *, mean: Tensor, std: Tensor
+    weights: dict[str, Tensor], image: Tensor, *, mean: Tensor, std: Tensor
 ) -> dict[str, Tensor]:
-    """VGG19 written out over torchvision's numbers: every layer before its ReLU."""
-    x, found = (picture - mean.view(3, 1, 1)) / std.view(3, 1, 1), {}
+    """Compute every layer of VGG19 before its ReLU, with torchvision's layer numbers."""
+    x, found = (image - mean.view(3, 1, 1)) / std.view(3, 1, 1), {}
     for (i, _), name in zip(TORCHVISION_CONVS.items(), NAMES, strict=True):
         if i in (5, 10, 19, 28):
             x = F.max_pool2d(x, kernel_size=2, stride=2)
@@ -248,8 +248,8 @@ def save(tensors: dict[str, Tensor], path: Path) -> Path:
 def test_perceptual_loss_of_torchvision_weights(
     torchvision_weights: dict[str, Tensor], tmp_path: Path, prefix: str
 ) -> None:
-    """Published layers before their ReLU, published weights, ImageNet normalisation; the same from
-    torchvision's file (with its classifier) and from a published checkpoint.
+    """It uses the published layers before their ReLU, the published weights and ImageNet's
+    normalisation; torchvision's file (with its classifier) and a published checkpoint agree.
     """
     renamed = {k.replace("features.", prefix): v for k, v in torchvision_weights.items()}
     path = save({**renamed, "classifier.0.bias": torch.zeros(4)}, tmp_path / "vgg.safetensors")
@@ -274,19 +274,19 @@ def test_perceptual_loss_of_torchvision_weights(
 def test_caffe_weights_get_bgr_of_255(
     torchvision_weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    """Caffe's layout: named layers, BGR, 0 to 255, minus the mean; the normalised layout does the
-    same in a first convolution of its own.
+    """Caffe's layout has named layers, and takes BGR from 0 to 255 minus the mean; the normalised
+    layout does this in an extra first convolution.
     """
     values = list(torchvision_weights.values())
     caffe = {
         f"{n}.{k}": v
         for n, k, v in zip(np.repeat(NAMES, 2), ["weight", "bias"] * 16, values, strict=True)
     }
-    picture = torch.rand(1, 3, 16, 16)
+    image = torch.rand(1, 3, 16, 16)
     mean = torch.tensor([103.939, 116.779, 123.68])
-    wanted = features(torchvision_weights, picture.flip(1) * 255, mean=mean, std=torch.ones(3))
+    wanted = features(torchvision_weights, image.flip(1) * 255, mean=mean, std=torch.ones(3))
     vgg = load_vgg19(save(caffe, tmp_path / "caffe.safetensors"))
-    (result,) = vgg(picture, layers=["conv3_4"])
+    (result,) = vgg(image, layers=["conv3_4"])
     torch.testing.assert_close(result, wanted["conv3_4"], rtol=1e-4, atol=1e-3)
 
     numbers = (2, 5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42, 45, 48, 51)
@@ -295,20 +295,20 @@ def test_caffe_weights_get_bgr_of_255(
     flip = torch.tensor([[0.0, 0, 255], [0, 255, 0], [255, 0, 0]]).view(3, 3, 1, 1)
     first = {"0.weight": flip, "0.bias": -mean}
     vgg = load_vgg19(save({**normalised, **first}, tmp_path / "normalised.safetensors"))
-    torch.testing.assert_close(vgg(picture, layers=["conv3_4"])[0], result)
+    torch.testing.assert_close(vgg(image, layers=["conv3_4"])[0], result)
 
 
-def test_weights_that_are_no_vgg19(
+def test_other_weights_are_refused_as_vgg19(
     torchvision_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sentence: a missing file, other names, other shapes; nothing is downloaded."""
+    """A missing file, other names and other shapes give one sentence; nothing is downloaded."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(RbvsrError, match=r"losses\.vgg"):
         load_vgg19(None)
     with pytest.raises(CheckpointError, match="not a file"):
         load_vgg19(tmp_path / "missing.pth")
     other = save({"layer1.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no VGG19.*begin with layer1\.weight"):
+    with pytest.raises(CheckpointError, match=r"contains no VGG19.*begin with layer1\.weight"):
         load_vgg19(other)
     thin = {**torchvision_weights, "features.2.weight": torch.zeros(64, 32, 3, 3)}
     with pytest.raises(CheckpointError, match=r"2\.weight has shape \(64, 32, 3, 3\)"):

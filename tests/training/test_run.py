@@ -1,4 +1,4 @@
-"""Tiny runs: they learn, they go on exactly after any end, and what is wrong is said beforehand."""
+"""Tests that tiny runs learn, resume exactly after any interruption, and report errors early."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def stop_at(phase: str, iteration: int, how: Callable[[], None]) -> Callable[[st
 
 @pytest.fixture(scope="session")
 def whole(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was not interrupted."""
+    """Train without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def whole(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
-    """Bit for bit: networks, averages, spectral norms, optimisers; and the log."""
+    """Assert that networks, averages, spectral norms, optimisers and the log are identical."""
     expected, result = saved(whole), saved(folder)
     assert expected.keys() == result.keys()
     differing = [name for name in expected if not torch.equal(expected[name], result[name])]
@@ -70,10 +70,8 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     ]
 
 
-def test_a_run_that_was_killed_goes_on_exactly(
-    config: TrainingConfig, whole: Path, tmp_path: Path
-) -> None:
-    """kill -9 in a process of its own; what the log has beyond the checkpoint is dropped."""
+def test_a_killed_run_resumes_exactly(config: TrainingConfig, whole: Path, tmp_path: Path) -> None:
+    """After kill -9 of a separate process, log lines beyond the checkpoint are discarded."""
     program = """
 import os, signal, sys
 import msgspec, torch
@@ -104,13 +102,13 @@ train(config, output=Path(sys.argv[2]), device="cpu", on_step=kill)
 
 
 class PowerCutError(Exception):
-    """Comes out of nowhere."""
+    """Raised to simulate a power cut."""
 
 
-def test_a_run_cut_in_its_first_phase_goes_on_exactly(
+def test_a_run_interrupted_in_its_first_phase_resumes_exactly(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
-    """The flow network, its optimiser and its clips go on too."""
+    """The flow network, its optimiser and its clips resume too."""
 
     def cut() -> None:
         raise PowerCutError
@@ -128,8 +126,8 @@ def test_a_run_cut_in_its_first_phase_goes_on_exactly(
 def test_a_signal_ends_the_iteration_and_saves_it(
     config: TrainingConfig, whole: Path, tmp_path: Path, number: int, error: type[BaseException]
 ) -> None:
-    """SIGTERM and Ctrl-C write the checkpoint first, whenever the next one would have been due; the
-    handlers of the caller are put back.
+    """SIGTERM and Ctrl-C write a checkpoint first, even if none is due, and the handlers of the
+    caller are restored.
     """
     config = changed(config, "output.checkpoint_every=1000")
     before = signal.getsignal(number)
@@ -144,9 +142,9 @@ def test_a_signal_ends_the_iteration_and_saves_it(
     assert_same_run(tmp_path, whole)
 
 
-def test_a_finished_run_may_be_made_longer(config: TrainingConfig, tmp_path: Path) -> None:
-    """Fewer iterations first and the rest later are the same as all at once, if the learning rate
-    does not depend on their number.
+def test_a_finished_run_can_be_extended(config: TrainingConfig, tmp_path: Path) -> None:
+    """Some iterations first and the rest later give the same result as all at once, if the learning
+    rate does not depend on their number.
     """
     config = changed(config, 'optimizer.schedule="constant"', "flow.iterations=0", "iterations=2")
     train(config, output=tmp_path / "whole")
@@ -156,20 +154,20 @@ def test_a_finished_run_may_be_made_longer(config: TrainingConfig, tmp_path: Pat
     assert all(torch.equal(expected[name], result[name]) for name in expected)
 
 
-def test_what_may_change_when_a_run_goes_on(
+def test_changes_when_a_run_resumes(
     config: TrainingConfig, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """How fast it learns and how the work is done, which is said with the old and the new value;
-    what changes no weights may change without a word.
+    """Keys about the pace of learning and the hardware may change, which is logged with the old and
+    the new value; keys that do not affect the weights may change without a message.
     """
     folder = shutil.copytree(whole, tmp_path / "run")
     quiet = ("output.log_every=7", "validation.clips=2", "workers=1", "checkpointing=true")
     train(changed(config, *quiet), output=folder)
-    assert "until here" not in caplog.text
+    assert "the run so far" not in caplog.text
     changes = ("batch=1", "accumulate=2", "optimizer.learning_rate=0.001", "iterations=5")
     train(changed(config, *changes, 'optimizer.schedule="constant"'), output=folder)
     assert (
-        "until here the run had accumulate = 1, not 2, and batch = 2, not 1, and iterations = 4, "
+        "the run so far had accumulate = 1, not 2, and batch = 2, not 1, and iterations = 4, "
         'not 5, and optimizer.learning_rate = 0.002, not 0.001, and optimizer.schedule = "cosine", '
         'not "constant"' in caplog.text
     )
@@ -185,15 +183,15 @@ def test_what_may_change_when_a_run_goes_on(
         ("optimizer.betas=[0.5, 0.9]", r"optimizer\.betas = \[0\.9, 0\.99\], not \[0\.5, 0\.9\]:"),
         ("optimizer.ema_decay=0.5", r"optimizer\.ema_decay = 0\.95, not 0\.5: repeat"),
         ("seed=1", r"a run with seed = 0, not 1: repeat"),
-        ("batch=1", "a run with 2 clips per iteration, and this one has 1,"),
-        ("accumulate=3", "a run with 2 clips per iteration, and this one has 6,"),
+        ("batch=1", r"a run with 2 clips per iteration, but this one has 1 \("),
+        ("accumulate=3", r"a run with 2 clips per iteration, but this one has 6 \("),
     ],
 )
 def test_another_recipe_is_refused(
     config: TrainingConfig, whole: Path, change: str, message: str
 ) -> None:
-    """What was learnt belongs to those clips, losses, averages and that batch; the key is named,
-    and both values.
+    """The weights depend on the clips, losses, averages and batch size of the run; the message
+    names the key and both values.
     """
     before = (whole / "config.json").read_bytes()
     with pytest.raises(CheckpointError, match=message):
@@ -202,17 +200,17 @@ def test_another_recipe_is_refused(
 
 
 def test_a_damaged_checkpoint_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
-    """One sentence instead of torch's."""
+    """The message is one sentence, not that of torch."""
     (tmp_path / "latest.pth").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(CheckpointError, match=r"latest\.pth' is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"latest\.pth' is damaged or not a checkpoint"):
         train(config, output=tmp_path)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
+def test_a_full_disk_keeps_the_previous_checkpoint(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
-    """One sentence, and nothing half written; with room again, the same command goes on. A limit to
-    the size of files stands in for the disk: to the program both are the same.
+    """It gives one sentence and no incomplete file; with free space, the same command resumes. A
+    limit on file sizes simulates the full disk: to the program both look the same.
     """
     config = changed(config, "output.pictures_every=0")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -221,7 +219,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
 
     try:
-        with pytest.raises(RbvsrError, match=r"latest\.pth' cannot be written \(.*\): make room"):
+        with pytest.raises(RbvsrError, match=r"latest\.pth' cannot be written \(.*\): free some"):
             train(config, output=tmp_path, on_step=stop_at("restoration", 2, fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -232,7 +230,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 
 def test_a_folder_that_cannot_be_written_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
-    """Before anything takes long."""
+    """The error comes before any slow step."""
     (tmp_path / "file").write_text("not a folder")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(RbvsrError, match=r"cannot be written .*choose another output folder"):
@@ -243,7 +241,7 @@ def test_a_folder_that_cannot_be_written_is_refused(config: TrainingConfig, tmp_
 
 
 class OneClip(TrainingSet):
-    """The same clip again and again, so that the loss does not depend on the draw."""
+    """Gives the same clip for every index, so that the loss does not depend on the draw."""
 
     _sample: Sample | None = None
 
@@ -256,7 +254,7 @@ class OneClip(TrainingSet):
 def test_losses_fall(
     config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flow error, and output and cleaning loss beside a discriminator, on a clip that stays."""
+    """Flow error, output loss and cleaning loss fall on a fixed clip, with a discriminator."""
     monkeypatch.setattr("rbvsr_deploy.training.clips.TrainingSet", OneClip)
     monkeypatch.setattr("rbvsr_deploy.training.phases.TrainingSet", OneClip)
     config = changed(
@@ -281,8 +279,8 @@ def test_losses_fall(
     assert judge[-1] < judge[0]
 
 
-def test_what_a_run_leaves_is_a_checkpoint(whole: Path) -> None:
-    """``latest.pth`` and ``model.safetensors`` are the averaged generator to ``rbvsr-export``."""
+def test_a_run_writes_checkpoints_for_export(whole: Path) -> None:
+    """``rbvsr-export`` reads the averaged generator of ``latest.pth`` and ``model.safetensors``."""
     checkpoint = torch.load(whole / "latest.pth", weights_only=True)
     prefixes = {name.split(".")[0] for name in checkpoint["state_dict"]}
     assert prefixes == {"generator", "generator_ema", "discriminator", "step_counter"}
@@ -295,8 +293,8 @@ def test_what_a_run_leaves_is_a_checkpoint(whole: Path) -> None:
 
 
 def test_the_average_follows_the_published_rule(config: TrainingConfig, tmp_path: Path) -> None:
-    """average = 0.9 average + 0.1 generator after each iteration; a frozen flow network is a copy
-    and does not move.
+    """After each iteration, average = 0.9 average + 0.1 generator; a frozen flow network is copied
+    and does not change.
     """
     config = changed(
         config, "flow.iterations=1", "flow.factor=0", "iterations=2", "optimizer.ema_decay=0.9"
@@ -327,7 +325,7 @@ def test_the_average_follows_the_published_rule(config: TrainingConfig, tmp_path
 
 
 def published_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Random values under the published names and shapes, wrapped as published."""
+    """Write random values under the published names and shapes, wrapped as published."""
     torch.manual_seed(1)
     generator = RealBasicVSR(PUBLISHED).state_dict()
     weights = {f"generator.{name}": value for name, value in generator.items()}
@@ -340,11 +338,11 @@ def published_checkpoint(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def test_a_published_checkpoint_goes_into_the_second_stage(
+def test_a_published_checkpoint_starts_the_second_stage(
     clips: list[SourceConfig], tmp_path: Path
 ) -> None:
-    """Generator, average and discriminator are taken over, strictly, and learn from there; the
-    result is again a checkpoint of the published size.
+    """Generator, average and discriminator are loaded strictly and trained further; the result is
+    again a checkpoint of the published size.
     """
     weights = published_checkpoint(tmp_path / "published.pth")
     config = load_config(
@@ -377,14 +375,14 @@ def test_a_published_checkpoint_goes_into_the_second_stage(
 def test_a_checkpoint_of_another_size_is_refused(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
-    """The sizes that differ are named, of generator and discriminator."""
+    """The message names the sizes that differ, for the generator and for the discriminator."""
     start = f'load_from="{whole / "latest.pth"}"'
-    with pytest.raises(CheckpointError, match=r"another size .*mid_channels 8 instead of 4"):
+    with pytest.raises(CheckpointError, match=r"differs in size .*mid_channels 8 instead of 4"):
         train(changed(config, start, "network.mid_channels=4"), output=tmp_path)
-    with pytest.raises(CheckpointError, match=r"discriminator.*another size.*conv_0\.bias has"):
+    with pytest.raises(CheckpointError, match=r"discriminator.*differs in size.*conv_0\.bias has"):
         train(changed(config, start, "discriminator_channels=2"), output=tmp_path)
     torch.save({"state_dict": {"layer.weight": torch.zeros(3)}}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="holds no RealBasicVSR generator"):
+    with pytest.raises(CheckpointError, match="contains no RealBasicVSR generator"):
         train(changed(config, f'load_from="{tmp_path / "other.pth"}"'), output=tmp_path)
 
 
@@ -392,7 +390,7 @@ def test_a_checkpoint_of_another_size_is_refused(
 def test_spynet_is_read_in_every_spelling(
     config: TrainingConfig, tmp_path: Path, layout: str
 ) -> None:
-    """Its own file as of mmediting and BasicSR, or inside a checkpoint; frozen, it stays so."""
+    """It is read from the files of mmediting and BasicSR and from checkpoints, and stays frozen."""
     torch.manual_seed(5)
     other = RealBasicVSR(config.network)
     spynet = {k: v for k, v in other.basicvsr.spynet.state_dict().items() if "basic_module" in k}
@@ -418,13 +416,13 @@ def test_spynet_is_read_in_every_spelling(
             assert torch.equal(after[f"{prefix}.basicvsr.spynet.{name}"], value), name
 
 
-# ----------------------------------------------------------------------------- before and after all
+# ----------------------------------------------------------------------------- errors and outputs
 
 
 def test_a_flow_network_never_stays_random(
     config: TrainingConfig, clips: list[SourceConfig], tmp_path: Path
 ) -> None:
-    """Frozen without weights and without a phase of its own: the trap of early public recipes."""
+    """A network frozen without weights or a phase of its own was a trap of early public recipes."""
     message = "flow network would stay random"
     with pytest.raises(RbvsrError, match=message):
         train(changed(config, "flow.iterations=0", "flow.factor=0"), output=tmp_path)
@@ -437,7 +435,7 @@ def test_a_flow_network_never_stays_random(
 def test_bad_data_is_refused_before_the_first_iteration(
     config: TrainingConfig, sources: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Empty folders, clips too short, crops too large, also among what is held out."""
+    """This covers empty folders, short clips and large crops, also for validation sources."""
     empty = tmp_path / "empty"
     empty.mkdir()
     run = tmp_path / "run"
@@ -447,16 +445,16 @@ def test_bad_data_is_refused_before_the_first_iteration(
             train(changed(config, *changes), output=run)
         assert not (run / "latest.pth").exists()
 
-    refused("holds no videos", f'data.sources=[{{"kind": "videos", "path": "{empty}"}}]')
+    refused("contains no videos", f'data.sources=[{{"kind": "videos", "path": "{empty}"}}]')
     refused("does not exist", 'data.sources=[{"kind": "photos", "path": "/nowhere"}]')
     refused("crops of 256x256", "data.crop=64")
     videos = f'[{{"kind": "videos", "path": "{sources[1]}"}}]'
-    refused("10 frames and 15 are needed", f"data.sources={videos}", "data.length=30")
+    refused("10 frames, but 15 are needed", f"data.sources={videos}", "data.length=30")
     refused("does not exist", 'validation.sources=[{"kind": "photos", "path": "/nowhere"}]')
 
 
-def test_other_things_that_cannot_be(config: TrainingConfig, tmp_path: Path) -> None:
-    """Weights of VGG19 that are missing, and a precision that the device has not."""
+def test_missing_weights_and_precision(config: TrainingConfig, tmp_path: Path) -> None:
+    """Missing weights of VGG19, and a precision that the device lacks, are refused."""
     absent = json.dumps(str(tmp_path / "vgg19.pth"))
     vgg = ("losses.perceptual_weight=1", f"losses.vgg={absent}")
     with pytest.raises(CheckpointError, match=r"vgg19\.pth' is not a file"):
@@ -471,8 +469,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The clips are saved with the weights they met, the message names the file, and the checkpoint
-    stays as it was.
+    """The clips are saved with the weights they were used with, the message names the file, and the
+    checkpoint does not change.
     """
     from rbvsr_deploy.training import phases
 
@@ -499,7 +497,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
                 continue
             assert torch.equal(value, latest["state_dict"][f"{network}.{name}"]), name
 
-    # As docs/training.md has it, the losses are computed again from the file.
+    # The losses are computed again from the file, as in docs/training.md.
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert "run/not_finite_restoration_123_0.pt" in program
@@ -511,8 +509,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 def test_validation_measures_the_average_on_clips_held_out(
     config: TrainingConfig, sources: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """PSNR every k iterations and at the end, beside that of bicubic enlargement, which a network
-    that has learnt nothing does not reach.
+    """PSNR is measured every k iterations and at the end, next to that of bicubic enlargement,
+    which an untrained network does not reach.
     """
     held_out = f'[{{"kind": "videos", "path": "{sources[1]}"}}]'
     config = changed(
@@ -532,7 +530,7 @@ def test_validation_measures_the_average_on_clips_held_out(
 
 
 def test_kept_checkpoints(whole: Path) -> None:
-    """Besides the latest, every second iteration of the main phase."""
+    """In addition to the latest, every second iteration of the main phase is kept."""
     assert sorted(p.name for p in whole.glob("*.pth")) == [
         "iteration_2.pth",
         "iteration_4.pth",
@@ -541,8 +539,8 @@ def test_kept_checkpoints(whole: Path) -> None:
 
 
 def test_tensorboard_has_curves_and_strips(config: TrainingConfig, whole: Path) -> None:
-    """The curves are those of the log. A strip is a frame degraded (enlarged without smoothing),
-    cleaned, as put out, and as wanted, each as large as the truth.
+    """The curves are those of the log. A strip shows a frame degraded (enlarged without smoothing),
+    cleaned, as output and as target, each as large as the ground truth.
     """
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(
@@ -571,8 +569,8 @@ def test_tensorboard_has_curves_and_strips(config: TrainingConfig, whole: Path) 
     assert not np.array_equal(output[::4, ::4].repeat(4, axis=0).repeat(4, axis=1), output)
 
 
-def test_tiny_network_of_the_preset_is_what_it_says(config: TrainingConfig, whole: Path) -> None:
-    """The configuration of a run lies beside it, and the checkpoint has its sizes."""
+def test_a_run_follows_its_configuration(config: TrainingConfig, whole: Path) -> None:
+    """The run folder contains the configuration, and the checkpoint has its sizes."""
     written = json.loads((whole / "config.json").read_text())
     assert msgspec.convert(written, TrainingConfig) == config
     model = load_checkpoint(whole / "latest.pth").model
@@ -581,7 +579,7 @@ def test_tiny_network_of_the_preset_is_what_it_says(config: TrainingConfig, whol
 
 
 def test_weights_that_blow_up_stop_the_run(config: TrainingConfig, tmp_path: Path) -> None:
-    """A flow that is no number is seen before it is followed, which ends torch on a CPU."""
+    """A NaN flow is detected before it is used for sampling, which would crash torch on a CPU."""
     config = changed(config, "flow.iterations=0", "optimizer.learning_rate=1e30")
     with pytest.raises(RbvsrError, match="not finite at iteration 1 of restoration"):
         train(config, output=tmp_path, device="cpu")

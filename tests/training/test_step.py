@@ -1,5 +1,5 @@
-"""What one iteration computes: its gradients by hand, and that neither memory, precision, the
-number of passes nor that of processes changes them.
+"""Tests the gradients of one iteration: they match a computation by hand, and do not depend on
+checkpointing, precision, or the number of passes or processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
 from rbvsr_deploy.training.presets import PRESETS
 from tests.support.training_runs import SMALL, changed, lines, saved, train
 
-# Few pixels: the sums over them are in float32, whose rounding is not the matter here.
+# Few pixels, to keep the rounding errors of float32 sums small.
 ONE_ITERATION = (
     "flow.iterations=0",
     "iterations=1",
@@ -34,7 +34,7 @@ ONE_ITERATION = (
 
 
 def first_gradients(folder: Path) -> dict[str, Tensor]:
-    """After one iteration Adam's first moment is a tenth of the gradient."""
+    """Read the gradients: after one iteration, Adam's first moment is a tenth of the gradient."""
     checkpoint = torch.load(folder / "latest.pth", weights_only=True)
     return {
         f"{network}/{i}": state["exp_avg"] / 0.1
@@ -53,7 +53,7 @@ def assert_same_gradients(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def double_batch(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One iteration of one process with two clips."""
+    """Run one iteration of one process with two clips."""
     folder = tmp_path_factory.mktemp("double")
     train(changed(config, *ONE_ITERATION, "batch=2"), output=folder)
     return folder
@@ -64,7 +64,7 @@ def double_batch(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def vgg19(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random values in torchvision's layout."""
+    """Create a file of random values in torchvision's layout."""
     path = tmp_path_factory.mktemp("vgg19") / "vgg19.safetensors"
     widths = (3, 64, 64, 128, 128, *(256,) * 4, *(512,) * 8)
     numbers = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -78,9 +78,10 @@ def vgg19(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_iteration_by_hand(config: TrainingConfig, vgg19: Path, tmp_path: Path) -> None:
-    """The published second stage written out: the output, the cleaned frames and the features are
-    held against the sharpened truth; what the discriminator takes for real is not sharpened, and it
-    judges what was made before the generator's step. All gradients agree, and the losses logged.
+    """All gradients and logged losses equal those of the published second stage, written out. The
+    output, the cleaned frames and the features are compared with the sharpened ground truth. The
+    real images of the discriminator are not sharpened, and it judges the output from before the
+    step of the generator.
     """
     config = changed(
         config,
@@ -92,7 +93,7 @@ def test_an_iteration_by_hand(config: TrainingConfig, vgg19: Path, tmp_path: Pat
     )
     train(config, output=tmp_path)
 
-    networks = build_networks(config, torch.device("cpu"))  # random ones, by the seed
+    networks = build_networks(config, torch.device("cpu"))  # random weights from the seed
     generator, judge = networks.generator, networks.discriminator
     assert judge is not None
     clips = TrainingSet(config.data, config.degradation, seed=config.seed)
@@ -131,19 +132,19 @@ def test_an_iteration_by_hand(config: TrainingConfig, vgg19: Path, tmp_path: Pat
     assert line["loss"] == pytest.approx(sum(loss.item() for loss in losses.values()), rel=1e-4)
 
 
-# ----------------------------------------------------------------- what changes no gradient
+# ------------------------------------------------------------------------------- equal gradients
 
 
 def test_checkpointed_gradients_are_the_same(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:
-    """Features computed again are those that were not kept."""
+    """Recomputed features give the same gradients as stored ones."""
     train(changed(config, *ONE_ITERATION, "batch=2", "checkpointing=true"), output=tmp_path)
     assert_same_gradients(double_batch, tmp_path)
 
 
 def settled(judge: Discriminator) -> None:
-    """Spectral norms that further passes do not refine: of the first singular vectors."""
+    """Set the first singular vectors, so that further passes do not refine the spectral norms."""
     for conv in judge.children():
         if hasattr(conv, "weight_orig"):
             u, _, v = torch.linalg.svd(conv.weight_orig.detach().flatten(1), full_matrices=False)
@@ -154,8 +155,8 @@ def settled(judge: Discriminator) -> None:
 def test_accumulated_gradients_are_those_of_the_large_batch(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
-    """Two batches of one clip are one batch of two, for the generator and the discriminator, once
-    its spectral norms do not depend on the number of passes.
+    """Two batches of one clip equal one batch of two, for the generator and for the discriminator,
+    if its spectral norms do not depend on the number of passes.
     """
     config = changed(config, *ONE_ITERATION)
     networks = build_networks(config, torch.device("cpu"))
@@ -179,8 +180,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
 def test_two_processes_are_one_with_the_double_batch(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:
-    """``torchrun rbvsr-train`` over gloo: the same gradients of generator and discriminator, within
-    1e-6; one process writes and speaks.
+    """With ``torchrun rbvsr-train`` over gloo, the gradients of generator and discriminator agree
+    within 1e-6, and only one process writes and logs.
     """
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(PRESETS["tiny-stage1"].read_text().replace("clip_norm = 1.0", ""))
@@ -213,7 +214,7 @@ def test_two_processes_are_one_with_the_double_batch(
 def test_bfloat16_is_close_and_keeps_float32_weights(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:
-    """Convolutions in bfloat16; pictures, weights and losses stay float32."""
+    """Convolutions use bfloat16, but images, weights and losses stay float32."""
     train(changed(config, *ONE_ITERATION, "batch=2", 'precision="bfloat16"'), output=tmp_path)
     expected, result = lines(double_batch)[0], lines(tmp_path)[0]
     assert result["loss"] == pytest.approx(expected["loss"], rel=0.02)

@@ -1,4 +1,4 @@
-"""Clips that are stored with what a teacher makes of them."""
+"""Tests clips that are stored together with the output of a teacher."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reduced(frames: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_shapes_of_clips_and_images(taught: TrainingConfig) -> None:
-    """Patches of the stored clips; images are clips of one frame, without flow."""
+    """Both give patches of the stored clips; images have one frame, without flow."""
     clip, image = drawn(TaughtClips(taught), 4), drawn(TaughtImages(taught), 4)
     fine = {"truth": (4, 48, 48, 3), "sharpened": (4, 48, 48, 3), "taught": (4, 48, 48, 3)}
     rest = {"degraded": (4, 12, 12, 3), "flow": (3, 2, 12, 12), "known": (3, 12, 12)}
@@ -72,7 +72,7 @@ def test_shapes_of_clips_and_images(taught: TrainingConfig) -> None:
 def test_a_clip_is_taught_once_and_read_from_then_on(
     taught: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by another process; number 4 of 3 is another patch of number 1."""
+    """Another process reads it too; of three clips, number 4 is another patch of number 1."""
     first = TaughtClips(taught)
     before = {index: drawn(first, index) for index in (0, 1, 4)}
     stored = sorted(path.name for path in first.folder.glob("*.safetensors"))
@@ -88,7 +88,7 @@ def test_a_clip_is_taught_once_and_read_from_then_on(
 
 
 def test_an_interrupted_store_is_continued(taught: TrainingConfig) -> None:
-    """What was not written in full is made again, and is the same."""
+    """A clip that was not written completely is created again, with the same content."""
     dataset = TaughtClips(taught)
     before = drawn(dataset, 1)
     (path,) = dataset.folder.glob("*.safetensors")
@@ -97,7 +97,7 @@ def test_an_interrupted_store_is_continued(taught: TrainingConfig) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_the_teacher_sees_the_truth_and_the_student_what_is_degraded(
+def test_the_teacher_sees_the_truth_and_the_student_degraded_frames(
     taught: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -120,8 +120,8 @@ def test_the_teacher_sees_the_truth_and_the_student_what_is_degraded(
 def test_patches_mirrored_and_transposed_still_fit_together(
     taught: TrainingConfig, clips: list[SourceConfig]
 ) -> None:
-    """Reduced, the truth is the degraded patch where nothing else happens to it; and along the flow
-    a photograph changes less than in place.
+    """The reduced ground truth equals the degraded patch if no other degradation is applied, and a
+    photograph changes less along the flow than in place.
     """
     clean = load_config(
         "tiny-stage1",
@@ -174,11 +174,11 @@ def test_footage_has_no_known_flow(taught: TrainingConfig, clips: list[SourceCon
 )
 def test_clips_of_another_recipe_are_refused(taught: TrainingConfig, change: str) -> None:
     TaughtClips(taught)
-    with pytest.raises(RbvsrError, match=r"holds clips of other sources.*distillation\.folder"):
+    with pytest.raises(RbvsrError, match=r"contains clips of other sources.*distillation\.folder"):
         TaughtClips(changed(taught, change))
 
 
-def test_what_changes_no_clip_is_accepted(taught: TrainingConfig, tmp_path: Path) -> None:
+def test_changes_that_affect_no_clip_are_accepted(taught: TrainingConfig, tmp_path: Path) -> None:
     TaughtClips(taught)
     for change in (
         "distillation.share=0.5",
@@ -203,7 +203,7 @@ def test_a_damaged_clip_is_named(taught: TrainingConfig) -> None:
 
 
 def test_a_clean_share_of_the_clips_is_only_reduced(taught: TrainingConfig) -> None:
-    """About half of them, and the rest as before."""
+    """About half of the clips are only reduced, and the others are degraded as before."""
     half = changed(taught, "degradation.clean=0.5")
     dataset = TaughtClips(changed(half, f'distillation.folder="{taught.distillation.folder}-half"'))
     counts = [len(dataset.clips.sample(i, stream=1).degradation.steps) for i in range(30)]

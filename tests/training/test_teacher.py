@@ -1,4 +1,4 @@
-"""The teacher: read from ncnn's layout, and what it makes of images."""
+"""Tests that the teacher is read from ncnn's layout, and its output."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def layers() -> Layers:
 
 
 def by_hand(frame: NDArray[np.float32], layers: Layers) -> NDArray[np.float64]:
-    """(3, H, W) -> (3, 4H, 4W) in float64: convolutions as sums over windows, PReLU, the shuffle
-    by index.
+    """Compute (3, H, W) -> (3, 4H, 4W) in float64, with convolutions as sums over windows, PReLU,
+    and the shuffle by index.
     """
     x = frame.astype(np.float64)
     for weight, bias, slopes in layers:
@@ -53,7 +53,7 @@ def test_a_teacher_is_the_network_in_its_file(layers: Layers, tmp_path: Path) ->
 
 
 def test_two_teachers_are_mixed_parameter_by_parameter(layers: Layers, tmp_path: Path) -> None:
-    """0.7 of the first file's and 0.3 of the second one's."""
+    """The mixture has 0.7 of the first file and 0.3 of the second."""
     others = make_layers(seed=1)
     write_ncnn(tmp_path / "a.bin", layers)
     write_ncnn(tmp_path / "b.bin", others)
@@ -64,7 +64,7 @@ def test_two_teachers_are_mixed_parameter_by_parameter(layers: Layers, tmp_path:
 
 
 def test_images_are_upscaled_rounded_and_clipped(layers: Layers, tmp_path: Path) -> None:
-    """8 bits in and out; an image's result does not depend on the others."""
+    """Input and output are 8-bit, and no result depends on the other images."""
     write_ncnn(tmp_path / "teacher.bin", layers)
     teacher = load_teacher(tmp_path / "teacher.bin")
     images = np.random.default_rng(2).integers(0, 256, (2, 4, 6, 3), np.uint8)

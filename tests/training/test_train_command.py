@@ -1,4 +1,4 @@
-"""``rbvsr-train``: from clips to pictures with no step by hand, and how it says no."""
+"""Tests ``rbvsr-train``, from clips to upscaled frames, and its errors."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(train, [str(a) for a in arguments])
 
 
-def test_both_stages_then_export_and_pictures(sources: tuple[Path, Path], tmp_path: Path) -> None:
-    """The tiny presets, the second from the first; its checkpoint becomes a bundle whose pictures
-    are those of the averaged network.
+def test_both_stages_then_export_and_upscale(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    """The second tiny preset starts from the first. The bundle exported from its checkpoint gives
+    the output of the averaged network.
     """
     photos, videos = sources
     one, two = tmp_path / "one", tmp_path / "two"
@@ -56,16 +56,16 @@ def test_both_stages_then_export_and_pictures(sources: tuple[Path, Path], tmp_pa
     assert open_bundle(bundle).manifest.model["mid_channels"] == 8
     frames = moving_clip(3, 24, 32)
     with Upscaler(bundle, device="cpu") as upscaler:
-        pictures = np.stack(list(upscaler.frames(frames)))
+        outputs = np.stack(list(upscaler.frames(frames)))
     model = load_checkpoint(two / "model.safetensors").model
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
     with torch.no_grad():
         expected = model(tensor, cleanings=1)[0].clamp(0, 1).mul(255).round().permute(0, 2, 3, 1)
-    assert np.abs(pictures.astype(int) - expected.numpy().astype(int)).max() <= 1
+    assert np.abs(outputs.astype(int) - expected.numpy().astype(int)).max() <= 1
 
 
 def test_presets_are_listed_and_printed() -> None:
-    """--presets names them all; --print gives the file as it is."""
+    """--presets lists all of them, and --print shows the unchanged file."""
     result = call("--presets")
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == list(PRESETS)
@@ -75,7 +75,7 @@ def test_presets_are_listed_and_printed() -> None:
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
-    """Exit code 2: no recipe, no run folder, nothing to print."""
+    """A missing recipe, a missing run folder and an unknown preset exit with code 2."""
     for arguments, message in (
         ((), "no recipe given"),
         (("tiny-stage1", "--data", tmp_path), "--output"),
@@ -86,13 +86,16 @@ def test_wrong_usage(tmp_path: Path) -> None:
         assert message in result.output
 
 
-def test_what_is_wrong_is_one_line(sources: tuple[Path, Path], tmp_path: Path) -> None:
-    """Exit code 1 and one sentence, before a run folder has anything in it."""
+def test_errors_are_one_line(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    """Errors exit with code 1 and one sentence, before a checkpoint is written."""
     run = ("--output", tmp_path / "run")
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (("tiny-stage1", *run), "nothing to train on"),
-        (("tiny-stage1", *run, "--data", tmp_path / "empty"), "holds neither videos"),
+        (
+            ("tiny-stage1", *run, "--data", tmp_path / "empty"),
+            "contains no videos, photographs or image folders",
+        ),
         (("tiny-stage1", *run, "--data", tmp_path / "none"), "does not exist"),
         (("tiny-stage1", *run, "--data", sources[0], "--set", "data.crp=1"), "did you mean crop"),
         (("tiny-stage3", *run, "--data", sources[0]), "neither a .toml file nor a preset"),
@@ -107,8 +110,8 @@ def test_what_is_wrong_is_one_line(sources: tuple[Path, Path], tmp_path: Path) -
         assert not (tmp_path / "run" / "latest.pth").exists()
 
 
-def test_a_folder_tells_what_is_in_it(sources: tuple[Path, Path], tmp_path: Path) -> None:
-    """Videos, photographs and folders of frames are found, also side by side."""
+def test_sources_are_found_in_a_folder(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    """Videos, photographs and image folders are found, also in the same folder."""
     photos, videos = sources
     assert [s.kind for s in find_sources(photos)] == ["photos"]
     assert [s.kind for s in find_sources(videos)] == ["videos"]
@@ -116,5 +119,5 @@ def test_a_folder_tells_what_is_in_it(sources: tuple[Path, Path], tmp_path: Path
     shutil.copytree(photos, tmp_path / "all" / "000")
     shutil.copytree(videos, tmp_path / "all", dirs_exist_ok=True)
     assert [s.kind for s in find_sources(tmp_path / "all")] == ["videos", "frames"]
-    with pytest.raises(MediaError, match="holds neither"):
+    with pytest.raises(MediaError, match="contains no videos"):
         find_sources(photos / "notes.txt")

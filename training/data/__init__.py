@@ -1,1 +1,1 @@
-"""Reads footage and photographs and cuts training clips from them."""
+"""Reads footage and photographs, and cuts training clips from them."""

@@ -1,8 +1,8 @@
-"""Decoded frames on disk, so that clips can begin anywhere.
+"""Caches decoded frames on disk, so that clips can start at any frame of a video.
 
-A frame in the middle of a video costs all frames since the last key frame, often 250. Decoded once
-and kept, it costs the pages of the crop. Whether footage is kept changes no clip, only the time it
-takes.
+Decoding a frame in the middle of a video means decoding every frame since the last key frame, often
+250. Reading it from the cache touches only the pages that the crop covers. The cache never changes
+a clip, only the time it takes to read.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from rbvsr_deploy.training.data.footage import DamagedSourceError, Footage, Fram
 __all__ = ["FrameCache"]
 
 _PART = ".part"
-"""Ending of files that are being filled."""
+"""Suffix of files that are still being written."""
 _ABANDONED = 3600.0
-"""Seconds without a write after which nobody fills such a file any more."""
+"""Seconds without a write after which such a file counts as abandoned."""
 
 logger = logging.getLogger(__name__)
 
 
 class FrameCache:
-    """A folder of decoded footage, of limited size.
+    """Keeps decoded footage in a folder, up to a size limit.
 
-    Footage is admitted in the order it is offered, as long as all that was admitted fits. It is
-    decoded by the first clip that is cut from it, in whichever worker that is.
+    Footage is admitted in the order it is offered, as long as all admitted footage fits the limit.
+    The first worker that cuts a clip from it decodes it.
 
     Args:
-        folder: made if it is missing.
-        limit: bytes that all admitted footage may take.
+        folder: created if missing.
+        limit: maximum size of all admitted footage, in bytes.
 
     Raises:
-        MediaError: the folder cannot be made.
+        MediaError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, *, limit: int) -> None:
@@ -55,11 +55,12 @@ class FrameCache:
                     part.unlink(missing_ok=True)
         except OSError as error:
             raise MediaError(
-                f"'{folder}' cannot hold the cache ({first_line(error)}): name another folder"
+                f"cannot create the cache folder '{folder}' ({first_line(error)}): choose another "
+                "folder"
             ) from None
 
     def admit(self, footage: Footage) -> Footage:
-        """The footage itself, or one that is read from the cache."""
+        """Return the footage, read through the cache if it still fits the limit."""
         size = footage.count * footage.frame_bytes
         self.offered += 1
         self.wanted += size
@@ -76,12 +77,12 @@ class FrameCache:
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return _CachedFootage(footage, self.folder / f"{digest[:24]}.frames")
 
-    def tell(self) -> None:
-        """Log what the cache takes when it is full."""
+    def log_usage(self) -> None:
+        """Log how much of the footage will be cached, and how much space that takes."""
         logger.log(
             logging.INFO if self.admitted == self.offered else logging.WARNING,
-            "%d of %d pieces of footage are decoded once and kept in '%s', %.1f GiB; for all of "
-            "them data.cache_gib has to be %.1f",
+            "%d of %d pieces of footage will be cached in '%s' (%.1f GiB); caching all of them "
+            "needs a data.cache_gib of %.1f",
             self.admitted,
             self.offered,
             self.folder,
@@ -91,8 +92,8 @@ class FrameCache:
 
 
 class _CachedFootage(Footage):
-    """Frames from the cache; from the footage where it cannot be decoded as a whole, or the disk
-    is full.
+    """Reads frames from the cache, or from the footage itself if it cannot be decoded as a whole or
+    the disk is full.
     """
 
     def __init__(self, footage: Footage, file: Path) -> None:
@@ -120,17 +121,17 @@ class _CachedFootage(Footage):
             return False
 
     def _fill(self) -> bool:
-        """Decode everything; nothing is left behind if that fails."""
-        part = self._file.with_name(uuid.uuid4().hex + _PART)  # several may fill it at once
+        """Decode all frames into the cache file; return false, leaving no file, if that fails."""
+        part = self._file.with_name(uuid.uuid4().hex + _PART)  # several workers may fill it at once
         try:
             with part.open("xb") as file:
                 for planes in self._footage.decode(0, self.count):
                     file.write(planes.data)
             os.replace(part, self._file)
         except (OSError, DamagedSourceError) as error:
-            if self._is_filled():  # by another worker: Windows replaces no file that is in use
+            if self._is_filled():  # by another worker: Windows does not replace a file in use
                 return True
-            logger.warning("'%s' is not kept in the cache: %s", self.name, error)
+            logger.warning("'%s' is not cached: %s", self.name, error)
             return False
         finally:
             part.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""A synthetic camera over photographs, whose optical flow is known.
+"""Films photographs with a synthetic camera, so that the optical flow is known.
 
-A clip shows one to three layers, each a photograph on a plane of its own. The camera pans, turns
-and zooms; nearer layers pass by faster, and let those behind them show through soft-edged holes.
+A clip shows one to three layers, each a photograph on its own plane. The camera pans, rotates and
+zooms; nearer layers move faster, and the layers further back show through their soft-edged holes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rbvsr_deploy.graphs import SCALE
 __all__ = ["CameraPath", "draw_motion", "film", "true_flow"]
 
 _CLEAR = 0.98
-"""A pixel shows one layer if that contributes as much as this."""
+"""Share of a layer from which a pixel counts as showing that layer alone."""
 
 Frames = NDArray[np.uint8]
 Maps = NDArray[np.float64]
@@ -26,28 +26,28 @@ Maps = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CameraPath:
-    """How a synthetic clip was filmed; layers from the farthest to the nearest."""
+    """Describes how a synthetic clip was filmed; layers are ordered from farthest to nearest."""
 
     maps: Maps
-    """(K, T, 2, 3): layer k shows in frame t, at ground-truth pixel p = (x, y, 1), what its
-    photograph has at ``maps[k, t] @ p``."""
+    """(K, T, 2, 3): in frame t, the ground-truth pixel p = (x, y, 1) of layer k shows its
+    photograph at ``maps[k, t] @ p``."""
     visible: NDArray[np.float32]
-    """(K, T, S, S): how much of every degraded pixel each layer is; adds up to 1 over them."""
+    """(K, T, S, S): share of each layer in every degraded pixel; sums to 1 over the layers."""
 
     def reordered(self, order: NDArray[np.intp]) -> CameraPath:
-        """The path of the clip whose frame t is the frame ``order[t]`` of this one."""
+        """Return the path of the clip whose frame t is frame ``order[t]`` of this one."""
         return CameraPath(maps=self.maps[:, order], visible=self.visible[:, order])
 
 
 def true_flow(
     path: CameraPath, *, reference: int, neighbour: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Flow between two frames of a synthetic clip, at the size of the degraded frames.
+    """Compute the flow between two frames of a synthetic clip, at the size of the degraded frames.
 
     Returns:
-        flow: (2, S, S) float32, degraded pixels, (dx, dy), with
-            ``neighbour(x + flow) ~ reference(x)``; of the layer that most of the pixel is.
-        known: (S, S) bool; false where layers mix, and where what the pixel shows is hidden or
+        flow: (2, S, S) float32, (dx, dy) in degraded pixels, with
+            ``neighbour(x + flow) ~ reference(x)``, for the dominant layer of each pixel.
+        known: (S, S) bool; false where layers mix, and where the content of the pixel is hidden or
             outside the frame in the neighbour.
     """
     crop = path.visible.shape[-1]
@@ -77,14 +77,15 @@ def film(
     *,
     crop: int,
 ) -> tuple[Frames, CameraPath]:
-    """Film photographs, each a layer, from the farthest to the nearest.
+    """Film photographs, one per layer, ordered from farthest to nearest.
 
     Args:
         photos: (H, W, 3) each, at least as large as the ground truth.
-        motion: of the nearest layer, from :func:`draw_motion`.
+        motion: motion of the nearest layer, from :func:`draw_motion`.
+        crop: side S of the degraded frames, in pixels.
 
     Returns:
-        (T, 4S, 4S, 3) uint8, and how it was filmed.
+        The frames, (T, 4S, 4S, 3) uint8, and the camera path.
     """
     side = crop * SCALE
     frames: Frames = np.zeros((len(motion), side, side, 3), np.uint8)
@@ -95,7 +96,7 @@ def film(
         slower = motion * np.array([speed, speed, 1.0, 1.0])
         maps = _place(slower, rng, size=size, side=side)
         low, high = _extent(maps, side=side)
-        # Only the part that is seen is read; 4 pixels more for the taps of the interpolation.
+        # Read only the visible part, plus 4 pixels for the taps of the interpolation.
         x0, y0 = (int(v) for v in np.maximum(np.floor(low) - 4, 0))
         x1, y1 = (int(v) for v in np.ceil(high) + 5)
         part = np.ascontiguousarray(photo[y0:y1, x0:x1])
@@ -107,9 +108,7 @@ def film(
         else:
             mask = _holes(rng, size=(part.shape[0], part.shape[1]), cell=side / 2.0)
             alpha = np.stack([_warp(mask, matrix, side=side) for matrix in local])
-            frames = np.stack(
-                [_over(*pictures) for pictures in zip(seen, frames, alpha, strict=True)]
-            )
+            frames = np.stack([_over(*images) for images in zip(seen, frames, alpha, strict=True)])
             opacity = np.stack([_reduced(a, crop) for a in alpha])
         opacities.append(opacity)
     return frames, CameraPath(maps=np.stack(layers), visible=_visible(opacities))
@@ -128,7 +127,7 @@ def _reduced(alpha: NDArray[np.uint8], crop: int) -> NDArray[np.float32]:
 
 
 def _visible(opacities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """What of each layer those in front of it leave to be seen."""
+    """Compute the share of each layer that the layers in front of it leave visible."""
     left = np.ones_like(opacities[0])
     shares = []
     for opacity in reversed(opacities):
@@ -138,12 +137,12 @@ def _visible(opacities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def _holes(rng: np.random.Generator, *, size: tuple[int, int], cell: float) -> NDArray[np.uint8]:
-    """Opacity of a layer, (H, W) uint8: about half of it, in blobs as large as a cell, with edges
-    some pixels wide.
+    """Draw the opacity of a layer, (H, W) uint8: blobs the size of a cell that cover about half of
+    it, with edges a few pixels wide.
     """
     coarse = rng.random([int(np.ceil(length / cell)) + 2 for length in size], dtype=np.float32)
     smooth = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
-    edge = rng.uniform(1.5, 4.0)  # pixels; the noise rises by about 1 / cell in each
+    edge = rng.uniform(1.5, 4.0)  # pixels; the noise rises by about 1 / cell per pixel
     opacity = ((smooth - 0.5) * (cell / edge) + 0.5).clip(0.0, 1.0)
     return np.rint(opacity * 255.0).astype(np.uint8)
 
@@ -167,12 +166,14 @@ def draw_motion(
     """Draw a smooth motion: (T, 4) pan in x and y in ground-truth pixels, angle, log of the zoom.
 
     Args:
-        max_speed: degraded pixels per frame; speeds are drawn log-uniformly from 0.05 on.
+        length: number of frames T.
+        crop: side of the degraded frames, in pixels.
+        max_speed: degraded pixels per frame; speeds are drawn log-uniformly from 0.05 upwards.
     """
     side = crop * SCALE
     pixels = np.exp(rng.uniform(np.log(0.05), np.log(max_speed))) * SCALE
     direction = rng.uniform(-np.pi, np.pi)
-    # Rotation and zoom move the corners about as fast as half the pan does.
+    # Rotation and zoom move the corners about half as fast as the pan does.
     turn = 0.5 * pixels / (0.7 * side)
     steady = np.array(
         [
@@ -192,7 +193,7 @@ def draw_motion(
 def _place(
     motion: NDArray[np.float64], rng: np.random.Generator, *, size: tuple[int, int], side: int
 ) -> Maps:
-    """(T, 2, 3) similarities that never leave the photograph; motion that does is reduced."""
+    """Draw (T, 2, 3) similarities that stay inside the photograph, reducing the motion to fit."""
     quarter = rng.integers(4) * (np.pi / 2.0)
     mirror = float(rng.choice([-1.0, 1.0]))
     tilt, zoom = rng.uniform(-0.2, 0.2), rng.uniform(np.log(0.75), np.log(1.1))
@@ -210,20 +211,20 @@ def _place(
 
 
 def _maps(motion: NDArray[np.float64], *, orientation: NDArray[np.float64], side: int) -> Maps:
-    """The camera's motion, which all layers share, and then the layer's own orientation."""
+    """Compose the camera's motion, which all layers share, with the orientation of one layer."""
     linear = orientation @ _similarities(motion[:, 2], motion[:, 3])
     centre = (side - 1) / 2.0
     return np.concatenate((linear, linear @ (motion[:, :2] - centre)[:, :, None]), axis=2)
 
 
 def _similarities(angles: NDArray[np.float64], log_zooms: NDArray[np.float64]) -> Maps:
-    """(T, 2, 2) rotations, enlarged."""
+    """Return (T, 2, 2) rotations with zoom."""
     cos, sin = np.exp(log_zooms) * np.cos(angles), np.exp(log_zooms) * np.sin(angles)
     return np.stack((np.stack((cos, -sin), axis=-1), np.stack((sin, cos), axis=-1)), axis=1)
 
 
 def _extent(maps: Maps, *, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Smallest and largest photograph coordinates (x, y) that are shown."""
+    """Return the smallest and largest photograph coordinates (x, y) that are visible."""
     last = side - 1.0
     corners = np.array([[0.0, 0.0, 1.0], [last, 0.0, 1.0], [0.0, last, 1.0], [last, last, 1.0]])
     seen = maps @ corners.T  # (T, 2, 4)

@@ -1,7 +1,8 @@
 """Draws a contact sheet of the degradations of a clip.
 
-A row for every step, in order: its parameters, frames spread over the clip, and the walk of the
-parameters over time. Frames are shown as large as each other; their true size is written on them.
+The sheet has one row per step, in order: the parameters, frames spread over the clip, and the walk
+of the parameters over time. All frames are shown at the same size and labelled with their actual
+size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rbvsr_deploy.training.degradations.clip_degradation import (
     Degradation,
     walk_through,
 )
-from rbvsr_deploy.training.degradations.steps import Picture, Step, from_bytes, to_bytes
+from rbvsr_deploy.training.degradations.steps import FloatImage, Step, from_bytes, to_bytes
 
 __all__ = ["contact_sheet", "write_contact_sheet"]
 
@@ -49,21 +50,21 @@ def write_contact_sheet(
     write_to: Path | None = None,
     replay: Path | None = None,
 ) -> tuple[int, str]:
-    """Degrade a piece of a clip and write its contact sheet.
+    """Degrade an excerpt of a clip and write its contact sheet.
 
     Args:
-        output: PNG to write.
-        clip: a video file or a folder of frames.
-        published: the published ranges and probabilities, or the moderate ones.
-        seed: of the random draw.
-        length: frames of the piece.
-        crop: side of the degraded frames, pixels.
-        stochastic: parameters change over the clip, and it is mirrored in time.
-        write_to: JSON file for the parameters that were drawn.
-        replay: such a file, whose parameters are used instead of drawing some.
+        output: PNG file to write.
+        clip: video file or folder of frames.
+        published: use the published ranges and probabilities instead of the moderate ones.
+        seed: seed of the random draw.
+        length: number of frames in the excerpt.
+        crop: side of the degraded frames, in pixels.
+        stochastic: vary the parameters over the clip, and mirror the clip in time.
+        write_to: JSON file to write the drawn parameters to.
+        replay: JSON file of an earlier run, whose parameters are used instead of drawing new ones.
 
     Returns:
-        Number of steps, and name of the file the frames are from.
+        The number of steps, and the name of the file the frames come from.
 
     Raises:
         RbvsrError: the clip cannot be used, or the parameters do not fit it.
@@ -95,7 +96,7 @@ def write_contact_sheet(
 
 
 def contact_sheet(sample: Sample, degradation: Degradation) -> Image:
-    """Truth, sharpened truth and the frames after every step of a degradation.
+    """Draw the ground truth, the sharpened ground truth and the frames after every step.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -103,17 +104,17 @@ def contact_sheet(sample: Sample, degradation: Degradation) -> Image:
     shown = np.unique(np.linspace(0, degradation.length - 1, _SHOWN).round().astype(int))
     truth = [from_bytes(frame) for frame in sample.truth]
     rows = [_row(["ground truth", Path(sample.source).name], truth, shown, walks={})]
-    for step, pictures in walk_through(sample.sharpened, degradation):
+    for step, images in walk_through(sample.sharpened, degradation):
         if step is None:
-            rows.append(_row(["unsharp mask", "target of the losses"], pictures, shown, walks={}))
+            rows.append(_row(["unsharp mask", "target of the losses"], images, shown, walks={}))
         else:
             lines, walks = _described(step)
-            rows.append(_row(lines, pictures, shown, walks=walks))
+            rows.append(_row(lines, images, shown, walks=walks))
     return np.concatenate(rows)
 
 
 def _described(step: Step) -> tuple[list[str], dict[str, list[float]]]:
-    """Name and parameters as text; those that change over time apart."""
+    """Return the name and parameters of a step as text, and the values that change over time."""
     fields = msgspec.to_builtins(step)
     lines, walks = [str(fields.pop("step"))], {}
     for name, value in fields.items():
@@ -131,7 +132,7 @@ def _described(step: Step) -> tuple[list[str], dict[str, list[float]]]:
 
 def _row(
     lines: list[str],
-    pictures: list[Picture],
+    images: list[FloatImage],
     shown: NDArray[Any],
     *,
     walks: dict[str, list[float]],
@@ -140,14 +141,14 @@ def _row(
     for number, line in enumerate(lines):
         weight = 2 if number == 0 else 1
         _write(text, line, (10, 26 + _LINE * number), weight=weight)
-    tiles = [_tile(pictures[i], frame=int(i)) for i in shown]
+    tiles = [_tile(images[i], frame=int(i)) for i in shown]
     return np.concatenate([text, *tiles, _curves(walks)], axis=1)
 
 
-def _tile(picture: Picture, *, frame: int) -> Image:
-    height, width = picture.shape[:2]
+def _tile(image: FloatImage, *, frame: int) -> Image:
+    height, width = image.shape[:2]
     size = (_TILE - 4, _TILE - 4)
-    enlarged = cv2.resize(to_bytes(picture), size, interpolation=cv2.INTER_NEAREST)
+    enlarged = cv2.resize(to_bytes(image), size, interpolation=cv2.INTER_NEAREST)
     tile = cv2.copyMakeBorder(enlarged, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER)
     cv2.rectangle(tile, (2, _TILE - 19), (112, _TILE - 3), _PAPER, -1)
     _write(tile, f"#{frame} {width}x{height}", (5, _TILE - 7))  # type: ignore[arg-type]
@@ -155,7 +156,7 @@ def _tile(picture: Picture, *, frame: int) -> Image:
 
 
 def _curves(walks: dict[str, list[float]]) -> Image:
-    """Every walk between its own smallest and largest value."""
+    """Plot every walk, each scaled to its own smallest and largest value."""
     plot: Image = np.full((_TILE, _TILE, 3), 250, np.uint8)
     height = (_TILE - 8) // max(len(walks), 1)
     for number, (name, values) in enumerate(walks.items()):

@@ -1,8 +1,8 @@
-"""Frames of one clip of footage, any of them without those before it, as far as its coding allows.
+"""Gives random access to the frames of videos and of sequences of image files.
 
-Frames come as *planes*: flat arrays of bytes as they are decoded, RGB for picture files and YUV
-4:2:0 for videos. They are cut while they are planes and only what is cut out is converted, so that
-what comes from a cache of planes is bit for bit what comes from the decoder.
+Frames come as *planes*: flat byte arrays as decoded, RGB for image files and YUV 4:2:0 for videos.
+They are cropped as planes and only the crop is converted, so frames read from a cache of planes are
+bit-identical to frames read from the decoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.errors import first_line
 from rbvsr_deploy.video.colour.colour import colour_of
 
-__all__ = ["DamagedSourceError", "Footage", "PictureFiles", "Region", "VideoFile"]
+__all__ = ["DamagedSourceError", "Footage", "ImageFiles", "Region", "VideoFile"]
 
 Frame = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
@@ -30,11 +30,11 @@ Planes = NDArray[np.uint8]
 
 
 _SKIPPING_DECODERS = ("h264", "hevc", "mpeg4")
-"""Decoders that can leave frames out without harm to the others; libdav1d cannot."""
+"""Decoders that can skip frames without damaging others; libdav1d cannot."""
 
 
 class DamagedSourceError(Exception):
-    """A file that cannot be decoded where it was asked to."""
+    """Raised when a file cannot be decoded at the requested position."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"'{path}' is damaged ({reason})")
@@ -43,7 +43,7 @@ class DamagedSourceError(Exception):
 
 @dataclass(frozen=True)
 class Region:
-    """Part of a frame, pixels."""
+    """A rectangle within a frame, in pixels."""
 
     top: int
     left: int
@@ -52,22 +52,22 @@ class Region:
 
 
 class Footage(ABC):
-    """Frames of one size."""
+    """A sequence of frames of one size."""
 
     name: str
     """Path of the file or folder."""
     stamp: int
-    """Changes when the content does: the youngest time of modification, nanoseconds."""
+    """Latest modification time in nanoseconds; changes when the content does."""
     count: int
-    """Frames."""
+    """Number of frames."""
     height: int
     width: int
     frame_bytes: int
-    """Of the planes of one frame."""
+    """Size of the planes of one frame, in bytes."""
 
     @abstractmethod
     def decode(self, start: int, count: int) -> Iterator[Planes]:
-        """Consecutive frames.
+        """Yield the planes of ``count`` consecutive frames, beginning with frame ``start``.
 
         Raises:
             DamagedSourceError: one of them cannot be decoded.
@@ -75,14 +75,14 @@ class Footage(ABC):
 
     @abstractmethod
     def cut(self, planes: Planes, region: Region) -> Frame:
-        """Part of a frame, converted."""
+        """Crop a frame and convert the crop to RGB."""
 
 
-class PictureFiles(Footage):
-    """One picture file per frame.
+class ImageFiles(Footage):
+    """A sequence of image files, one per frame.
 
     Raises:
-        DamagedSourceError: the first file is no picture.
+        DamagedSourceError: the first file cannot be read as an image.
     """
 
     def __init__(self, name: str, files: Sequence[Path]) -> None:
@@ -96,26 +96,24 @@ class PictureFiles(Footage):
             raise DamagedSourceError(files[0], first_line(error)) from None
         self.frame_bytes = self.height * self.width * 3
         if not self.frame_bytes:
-            raise DamagedSourceError(files[0], "not a readable picture")
+            raise DamagedSourceError(files[0], "not a readable image")
 
     def decode(self, start: int, count: int) -> Iterator[Planes]:
         for file in self.files[start : start + count]:
-            picture = _read_image(file)
-            if picture is None or picture.shape != (self.height, self.width, 3):
+            image = _read_image(file)
+            if image is None or image.shape != (self.height, self.width, 3):
                 raise DamagedSourceError(
                     file,
-                    f"not a picture of {self.width}x{self.height}"
-                    if picture is not None
-                    else "not a readable picture",
+                    f"not an image of {self.width}x{self.height}"
+                    if image is not None
+                    else "not a readable image",
                 )
-            yield picture.reshape(-1).astype(np.uint8, copy=False)
+            yield image.reshape(-1).astype(np.uint8, copy=False)
 
     def cut(self, planes: Planes, region: Region) -> Frame:
-        picture = planes.reshape(self.height, self.width, 3)
+        image = planes.reshape(self.height, self.width, 3)
         return np.ascontiguousarray(
-            picture[
-                region.top : region.top + region.height, region.left : region.left + region.width
-            ]
+            image[region.top : region.top + region.height, region.left : region.left + region.width]
         )
 
 
@@ -132,10 +130,10 @@ def _read_image(file: Path) -> NDArray[Any] | None:
 
 
 class VideoFile(Footage):
-    """A video file, indexed by the time stamps of its packets; 8 bits, 4:2:0.
+    """A video file, indexed by the timestamps of its packets; frames are read as 8-bit 4:2:0.
 
     Raises:
-        DamagedSourceError: the file has no video, or its first frame cannot be decoded.
+        DamagedSourceError: the file has no video stream, or its first frame cannot be decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,7 +143,7 @@ class VideoFile(Footage):
         try:
             with av.open(str(path)) as container:
                 if not container.streams.video:
-                    raise DamagedSourceError(path, "there is no video in it")
+                    raise DamagedSourceError(path, "no video stream")
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
                 for packet in container.demux(stream):
@@ -158,8 +156,8 @@ class VideoFile(Footage):
         except av.error.FFmpegError as error:
             raise DamagedSourceError(path, first_line(error)) from None
         if frame is None or not times:
-            raise DamagedSourceError(path, "no frames with time stamps")
-        # An odd last row or column has no colour of its own.
+            raise DamagedSourceError(path, "no frames with timestamps")
+        # An odd last row or column has no chroma sample of its own.
         self.height, self.width = frame.height // 2 * 2, frame.width // 2 * 2
         self.frame_bytes = self.height * self.width * 3 // 2
         self.times = np.unique(np.array(times, np.int64))
@@ -170,8 +168,8 @@ class VideoFile(Footage):
             raise DamagedSourceError(path, f"frames of {frame.width}x{frame.height}")
 
     def frames_ahead(self, count: int) -> float:
-        """How many frames lie between a clip of ``count`` frames and the key frame before it, on
-        average.
+        """Return the mean number of frames from the preceding key frame to the start of a clip of
+        ``count`` frames.
         """
         starts = np.arange(self.count - count + 1)
         before = np.searchsorted(self.keys, starts, side="right") - 1
@@ -192,9 +190,9 @@ class VideoFile(Footage):
         raise DamagedSourceError(self.path, reason or f"frame {start + found} is missing")
 
     def _entries(self, start: int) -> Iterator[int | None]:
-        """Times to seek to, one after the other until all frames are found; ``None`` is the
-        beginning of the file. Some key frames are none to a decoder that begins there (open groups
-        of pictures, gradual refresh), and some containers go to a later one.
+        """Yield the times to seek to, in the order to try until all frames are found; ``None`` is
+        the beginning of the file. A decoder cannot start at some key frames (open GOPs, gradual
+        refresh), and some containers seek to a later one.
         """
         yield int(self.times[start])
         before = self.keys[self.keys <= start]
@@ -203,7 +201,7 @@ class VideoFile(Footage):
         yield None
 
     def _decode_from(self, entry: int | None, wanted: Sequence[int]) -> Iterator[Planes]:
-        """The first of the wanted frames, as many as can be decoded without a gap."""
+        """Yield the wanted frames up to the first one that cannot be decoded."""
         found = 0
         with av.open(str(self.path)) as container:
             stream = container.streams.video[0]
@@ -213,7 +211,7 @@ class VideoFile(Footage):
             if entry is not None:
                 container.seek(entry, stream=stream)
             for packet in container.demux(stream):
-                # Of what comes before, what no other frame refers to need not be decoded.
+                # Skip the earlier frames that no other frame refers to.
                 early = packet.pts is not None and packet.pts < wanted[0]
                 skip = early and context.name in _SKIPPING_DECODERS
                 context.skip_frame = "NONREF" if skip else "DEFAULT"
@@ -227,7 +225,9 @@ class VideoFile(Footage):
     def _planes(self, frame: av.VideoFrame) -> Planes:
         height, width, colour_range = self.height, self.width, self.colour.range
         if (frame.height // 2 * 2, frame.width // 2 * 2) != (height, width):
-            raise DamagedSourceError(self.path, f"frames of {frame.width}x{frame.height}, too")
+            raise DamagedSourceError(
+                self.path, f"its frame size changes to {frame.width}x{frame.height}"
+            )
         if frame.format.name not in ("yuv420p", "yuvj420p"):
             frame = frame.reformat(
                 format="yuv420p",
@@ -244,7 +244,7 @@ class VideoFile(Footage):
     def cut(self, planes: Planes, region: Region) -> Frame:
         height, width = self.height, self.width
         luma, u, v = np.split(planes, [height * width, height * width * 5 // 4])
-        # Colour lies on every other pixel: what is cut begins there and is cut to size afterwards.
+        # Chroma is sampled at every other pixel: crop at even coordinates first, then to size.
         top, left = region.top // 2 * 2, region.left // 2 * 2
         bottom = min((region.top + region.height + 1) // 2 * 2, height)
         right = min((region.left + region.width + 1) // 2 * 2, width)

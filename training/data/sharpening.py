@@ -1,4 +1,4 @@
-"""The sharpened ground truth that the network is trained towards."""
+"""Sharpens the ground truth; the network is trained towards the result."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ Frames = NDArray[np.uint8]
 
 
 def sharpen(frames: Frames) -> Frames:
-    """Unsharp mask of Real-ESRGAN (ICCV workshops 2021, section 3.4): half of what a Gaussian of 51
-    pixels takes away is added, where that is more than 10 levels, softly delimited.
+    """Apply the unsharp mask of Real-ESRGAN (ICCV workshops 2021, section 3.4).
+
+    Half of the residual of a 51-pixel Gaussian blur is added where the residual exceeds 10 levels;
+    the mask has soft edges.
 
     Args:
         frames: (T, H, W, 3) uint8.
 
     Returns:
-        The same shape and type.
+        Frames of the same shape and dtype.
     """
     return np.stack([_sharpen(frame) for frame in frames])
 
 
 def _sharpen(frame: Frames) -> Frames:
-    picture = frame.astype(np.float32) / np.float32(255.0)
-    residual = picture - _blur(picture)
+    image = frame.astype(np.float32) / np.float32(255.0)
+    residual = image - _blur(image)
     mask = (np.abs(residual) > np.float32(10.0 / 255.0)).astype(np.float32)
-    sharp = (picture + np.float32(0.5) * residual).clip(0.0, 1.0)
-    mixed = picture + _blur(mask) * (sharp - picture)
+    sharp = (image + np.float32(0.5) * residual).clip(0.0, 1.0)
+    mixed = image + _blur(mask) * (sharp - image)
     result: Frames = np.rint(mixed * np.float32(255.0)).astype(np.uint8)
     return result
 
 
-def _blur(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sigma 0: OpenCV's rule gives 8 pixels for this size."""
-    return cv2.GaussianBlur(picture, (51, 51), 0)  # type: ignore[return-value]
+def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Blur with a Gaussian of 51 pixels; for sigma 0, OpenCV derives a sigma of 8 from the size."""
+    return cv2.GaussianBlur(image, (51, 51), 0)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""The three kinds of sources: folders of frames, videos, photographs under a synthetic camera."""
+"""Cuts clips from the three kinds of sources: folders of frames, videos and photographs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rbvsr_deploy.training.data.camera import CameraPath, draw_motion, film
 from rbvsr_deploy.training.data.footage import (
     DamagedSourceError,
     Footage,
-    PictureFiles,
+    ImageFiles,
     Region,
     VideoFile,
 )
@@ -35,7 +35,7 @@ __all__ = [
     "open_source",
 ]
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg")
 
 logger = logging.getLogger(__name__)
@@ -44,41 +44,44 @@ Frames = NDArray[np.uint8]
 
 
 class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where clips come from."""
+    """Describes a source of clips."""
 
     kind: Literal["frames", "videos", "photos"]
     """A folder of folders of frames (REDS), a folder of video files, or a folder of photographs."""
     path: str
     weight: Annotated[float, Meta(gt=0.0)] = 1.0
-    """Share of the clips, in relation to the other sources' weights."""
+    """Share of the clips, relative to the other sources' weights."""
     reduction: Annotated[int, Meta(ge=1)] = 1
-    """Pictures are made this many times smaller first, by averaging."""
+    """Factor by which frames are first reduced, by averaging."""
 
 
 class ClipShape(Struct, frozen=True):
-    """What a source gives."""
+    """Describes the clips that a source is asked for."""
 
     frames: int
-    """Different ones."""
+    """Number of different frames."""
     crop: int
+    """Side of the degraded frames, in pixels."""
     side: int
-    """Of the ground truth, pixels."""
+    """Side of the ground truth, in pixels."""
     max_speed: float
     parallax: float
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Ground truth."""
+    """Holds the ground truth of one clip."""
 
     frames: Frames
     """(T, 4S, 4S, 3) uint8, RGB."""
     path: CameraPath | None
+    """Path of the synthetic camera; ``None`` for real footage."""
     name: str
+    """File or folder the clip comes from."""
 
 
 class Source(ABC):
-    """Clips of one kind from one place."""
+    """A source of clips of one kind, in one place."""
 
     def __init__(self, config: SourceConfig, shape: ClipShape, *, cache: FrameCache | None) -> None:
         self.config, self.shape = config, shape
@@ -89,16 +92,16 @@ class Source(ABC):
                 self.footage.append(self.open(name, files))
             except DamagedSourceError as error:
                 self.damaged.append(error.path)
-                logger.warning("%s; it is left out", error)
+                logger.warning("%s and will be skipped", error)
         usable = [f for f in self.footage if self.fits(f)]
         self.usable = usable if cache is None else [cache.admit(f) for f in usable]
 
     @abstractmethod
     def files(self) -> dict[str, list[Path]]:
-        """Files of every piece of footage, by its name."""
+        """Return the files of every piece of footage, by its name."""
 
     def open(self, name: str, files: list[Path]) -> Footage:
-        return PictureFiles(name, files)
+        return ImageFiles(name, files)
 
     @property
     def frames_needed(self) -> int:
@@ -106,7 +109,7 @@ class Source(ABC):
 
     @property
     def side(self) -> int:
-        """Of what is cut out of a frame, before it is reduced."""
+        """Side of the crops in pixels, before reduction."""
         return self.shape.side * self.config.reduction
 
     def fits(self, footage: Footage) -> bool:
@@ -117,36 +120,36 @@ class Source(ABC):
         """Raise ``MediaError`` if no clip can be cut from this source."""
         path, needed, side = self.config.path, self.frames_needed, self.side
         if not self.footage:
-            raise MediaError(f"nothing in '{path}' can be decoded: repair or replace it")
+            raise MediaError(f"no file in '{path}' can be decoded: repair or replace them")
         long_enough = [f for f in self.footage if f.count >= needed]
         if not long_enough:
             raise MediaError(
-                f"the longest clip in '{path}' has {max(f.count for f in self.footage)} frames "
-                f"and {needed} are needed: lower the length, or give longer clips"
+                f"the longest clip in '{path}' has {max(f.count for f in self.footage)} frames, "
+                f"but {needed} are needed: lower the length, or use longer clips"
             )
         if not self.usable:
             largest = max(long_enough, key=lambda f: min(f.height, f.width))
             raise MediaError(
-                f"the largest frames in '{path}' are {largest.width}x{largest.height} and crops "
-                f"of {side}x{side} are cut from them: lower the crop or the reduction"
+                f"the largest frames in '{path}' are {largest.width}x{largest.height}, too small "
+                f"for crops of {side}x{side}: lower the crop or the reduction"
             )
         if len(self.usable) < len(self.footage):
             logger.warning(
-                f"{len(self.footage) - len(self.usable)} of {len(self.footage)} in '{path}' are "
-                f"left out: too short or too small for clips of {needed} frames of {side}x{side}"
+                f"skipping {len(self.footage) - len(self.usable)} of {len(self.footage)} in "
+                f"'{path}': too short or too small for clips of {needed} frames of {side}x{side}"
             )
 
     @abstractmethod
     def clip(self, rng: np.random.Generator) -> Clip:
-        """Draw one.
+        """Draw a clip.
 
         Raises:
-            DamagedSourceError: what was drawn cannot be decoded.
+            DamagedSourceError: the clip that was drawn cannot be decoded.
         """
 
 
 class _RealFootage(Source):
-    """Clips cut from real footage: place, flips and transposition are drawn."""
+    """Cuts clips from real footage, with random position, flips and transposition."""
 
     def clip(self, rng: np.random.Generator) -> Clip:
         starts = np.array([f.count - self.frames_needed + 1 for f in self.usable])
@@ -181,9 +184,9 @@ class FrameFolders(_RealFootage):
         root = Path(self.config.path)
         clips = {}
         for folder in [root, *sorted(p for p in root.iterdir() if p.is_dir())]:
-            pictures = _files(folder, _PICTURES)
-            if pictures:
-                clips[str(folder)] = pictures
+            images = _files(folder, _IMAGES)
+            if images:
+                clips[str(folder)] = images
         return clips
 
 
@@ -198,10 +201,10 @@ class Videos(_RealFootage):
 
 
 class Photos(Source):
-    """A folder of photographs under a synthetic camera."""
+    """A folder of photographs, filmed with a synthetic camera."""
 
     def files(self) -> dict[str, list[Path]]:
-        return {str(file): [file] for file in _files(Path(self.config.path), _PICTURES)}
+        return {str(file): [file] for file in _files(Path(self.config.path), _IMAGES)}
 
     @property
     def frames_needed(self) -> int:
@@ -222,17 +225,17 @@ class Photos(Source):
         return _reduced(photo, self.config.reduction)
 
 
-def _reduced(picture: Frames, factor: int) -> Frames:
-    """Blocks of pixels averaged."""
+def _reduced(image: Frames, factor: int) -> Frames:
+    """Reduce an image by averaging blocks of pixels."""
     if factor == 1:
-        return picture
-    size = (picture.shape[1] // factor, picture.shape[0] // factor)
-    whole = picture[: size[1] * factor, : size[0] * factor]
+        return image
+    size = (image.shape[1] // factor, image.shape[0] // factor)
+    whole = image[: size[1] * factor, : size[0] * factor]
     return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files with these suffixes in a folder, sorted; a file stands for itself."""
+    """List the files with these suffixes in a folder, sorted; a file counts as a list of one."""
     if not path.is_dir():
         return [path] if path.suffix.lower() in suffixes else []
     return sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
@@ -244,47 +247,51 @@ _KINDS: dict[str, type[_RealFootage] | type[Photos]] = {
     "photos": Photos,
 }
 _CONTENTS = {
-    "frames": f"no folders of pictures ({', '.join(_PICTURES)})",
-    "videos": f"no videos ({', '.join(_VIDEOS)})",
-    "photos": f"no photographs ({', '.join(_PICTURES)})",
+    "frames": f"image folders ({', '.join(_IMAGES)})",
+    "videos": f"videos ({', '.join(_VIDEOS)})",
+    "photos": f"photographs ({', '.join(_IMAGES)})",
 }
 
 
 def open_source(
     config: SourceConfig, shape: ClipShape, *, cache: FrameCache | None = None
 ) -> Source:
-    """Look through a source.
+    """Open a source and look through its files.
 
     Raises:
-        MediaError: it is missing, or holds nothing of its kind.
+        MediaError: it does not exist, or contains nothing of its kind.
     """
     if not Path(config.path).exists():
-        raise MediaError(f"'{config.path}' does not exist: name a folder of {config.kind}")
+        raise MediaError(f"'{config.path}' does not exist: choose a folder of {config.kind}")
     source: Source = _KINDS[config.kind](config, shape, cache=cache)
     if not source.footage and not source.damaged:
-        raise MediaError(f"'{config.path}' holds {_CONTENTS[config.kind]}: name another folder")
+        raise MediaError(
+            f"'{config.path}' contains no {_CONTENTS[config.kind]}: choose another folder"
+        )
     return source
 
 
 def find_sources(path: Path) -> list[SourceConfig]:
-    """Everything in a folder that clips can come from: videos, photographs, folders of frames.
+    """Find everything in a folder that clips can be cut from: videos, photographs, image folders.
 
     Raises:
-        MediaError: it is missing, or holds none of these.
+        MediaError: the folder does not exist, or contains none of these.
     """
     if not path.exists():
-        raise MediaError(f"'{path}' does not exist: name a folder of videos, photographs or frames")
+        raise MediaError(
+            f"'{path}' does not exist: choose a folder of videos, photographs or frames"
+        )
     folders = [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
     found: list[Literal["frames", "videos", "photos"]] = []
     if _files(path, _VIDEOS):
         found.append("videos")
-    if _files(path, _PICTURES):
+    if _files(path, _IMAGES):
         found.append("photos")
-    if any(_files(folder, _PICTURES) for folder in folders):
+    if any(_files(folder, _IMAGES) for folder in folders):
         found.append("frames")
     if not found:
         raise MediaError(
-            f"'{path}' holds neither videos, nor photographs, nor folders of frames: name the "
-            "folder that they lie in"
+            f"'{path}' contains no videos, photographs or image folders: choose the folder that "
+            "contains them"
         )
     return [SourceConfig(kind=kind, path=str(path)) for kind in found]

@@ -1,4 +1,4 @@
-"""Clips to train on: from real footage and from photographs under a synthetic camera.
+"""Draws clips to train on, from real footage and from photographs filmed with a synthetic camera.
 
 A clip is a pure function of (seed, stream, index): the same in every worker, in every process and
 after every restart.
@@ -41,7 +41,7 @@ from rbvsr_deploy.training.degradations.compression import check_encoder
 __all__ = ["DataConfig", "Sample", "SourceConfig", "TrainingSet"]
 
 _ATTEMPTS = 20
-"""Draws of one clip, if what is drawn turns out to be damaged."""
+"""Number of draws of one clip before giving up, when the drawn sources are damaged."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,74 +49,76 @@ Frames = NDArray[np.uint8]
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the clips are."""
+    """Describes the clips of a training set."""
 
     sources: tuple[SourceConfig, ...]
     length: Annotated[int, Meta(ge=1)] = 30
     """Frames per clip."""
     crop: Annotated[int, Meta(ge=8)] = 64
-    """Height and width of the degraded frames; ground truth is four times larger."""
+    """Height and width of the degraded frames in pixels; the ground truth is four times larger."""
     stochastic: bool = True
-    """The stochastic degradation scheme: load half as many frames, mirror them in time, and let the
-    parameters of the degradations walk from frame to frame. Without it, as many different frames
-    as the clip is long are loaded, and the parameters stay fixed over the clip."""
+    """Use the stochastic degradation scheme: load half as many frames, mirror them in time, and let
+    the degradation parameters walk from frame to frame. Otherwise every frame of the clip is a
+    different one, and the parameters stay fixed over the clip."""
     max_speed: Annotated[float, Meta(gt=0.05)] = 4.0
-    """Fastest synthetic camera, degraded pixels per frame; speeds are drawn log-uniformly from 0.05
-    on."""
+    """Maximum speed of the synthetic camera in degraded pixels per frame; speeds are drawn
+    log-uniformly from 0.05 upwards."""
     parallax: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
-    """Share of the photographs' clips that show two or three of them, the nearer ones faster."""
+    """Share of the photograph clips that show two or three photographs, nearer ones moving
+    faster."""
     cache: str | None = None
-    """Folder for decoded frames, above all of videos, which are expensive to enter in the middle;
-    ``None`` is none."""
+    """Folder for decoded frames, useful above all for videos, where random access is expensive;
+    ``None`` disables the cache."""
     cache_gib: Annotated[float, Meta(gt=0.0)] = 16.0
-    """What the cache may take, GiB; footage beyond that is decoded for every clip."""
+    """Size limit of the cache in GiB; footage beyond it is decoded again for every clip."""
 
     @property
     def side(self) -> int:
-        """Height and width of the ground truth."""
+        """Height and width of the ground truth in pixels."""
         return self.crop * SCALE
 
     @property
     def loaded(self) -> int:
-        """Different frames of a clip."""
+        """Number of different frames in a clip."""
         return (self.length + 1) // 2 if self.stochastic else self.length
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip: what the network gets, and what it should make of it."""
+    """One clip: the input of the network and its targets."""
 
     degraded: Frames
     """(L, S, S, 3) uint8, RGB."""
     truth: Frames
-    """(L, 4S, 4S, 3) uint8, RGB: real to the discriminator."""
+    """(L, 4S, 4S, 3) uint8, RGB: ground truth, the real example for the discriminator."""
     sharpened: Frames
-    """(L, 4S, 4S, 3) uint8, RGB: unsharp-masked, the target of the other losses."""
+    """(L, 4S, 4S, 3) uint8, RGB: unsharp-masked ground truth, the target of the other losses."""
     path: CameraPath | None
-    """Of the synthetic camera; ``None`` for real footage."""
+    """Path of the synthetic camera; ``None`` for real footage."""
     degradation: Degradation
-    """As drawn; as JSON, ``msgspec.json.encode(sample.degradation)``."""
+    """The degradation that was drawn; ``msgspec.json.encode(sample.degradation)`` gives JSON."""
     source: str
     """File or folder the clip comes from."""
     skipped: tuple[tuple[str, str], ...]
-    """Files found damaged on the way, in whose place another clip was drawn; and the sentence that
-    says so."""
+    """Damaged files that were drawn first, each with the sentence that reports it."""
 
 
 class TrainingSet:
-    """Degraded clips by number.
+    """Gives degraded clips by number.
 
     Args:
-        seed: of everything drawn.
+        config: describes the clips.
+        degradation: describes how they are degraded.
+        seed: seed of all random draws.
 
     Raises:
-        MediaError: a source is missing or empty.
+        MediaError: a source does not exist or is empty.
     """
 
     def __init__(self, config: DataConfig, degradation: DegradationConfig, *, seed: int) -> None:
         self.config, self.degradation, self.seed = config, degradation, seed
         if not config.sources:
-            raise MediaError("there is nothing to train on: name at least one source of clips")
+            raise MediaError("there is nothing to train on: give at least one source of clips")
         cache = None
         if config.cache is not None:
             cache = FrameCache(Path(config.cache), limit=int(config.cache_gib * 2**30))
@@ -131,18 +133,18 @@ class TrainingSet:
             open_source(source, shape, cache=cache) for source in config.sources
         ]
         if cache is not None:
-            cache.tell()
+            cache.log_usage()
         weights = np.array([source.weight for source in config.sources])
         self._weights = weights / weights.sum()
         self.skipped: Counter[str] = Counter()
-        """Damaged files that :meth:`note` was told of, and how often."""
+        """Damaged files passed to :meth:`note`, with how often each was drawn."""
 
     def check(self) -> None:
-        """Look at every source before the long work.
+        """Check every source and encoder before training starts.
 
         Raises:
-            MediaError: clips longer or larger than what is there, or an encoder that this PyAV does
-                not have; one sentence that names the source or the encoder.
+            MediaError: a source is too short or too small for the clips, or this PyAV lacks an
+                encoder.
         """
         stages = [s for s in (self.degradation.first, self.degradation.second) if s is not None]
         for codec in (codec for stage in stages for codec in stage.video.codecs):
@@ -152,18 +154,20 @@ class TrainingSet:
 
     @property
     def has_motion(self) -> bool:
-        """Whether there are sources whose true flow is known."""
+        """True if the true flow of any source is known."""
         return any(source.config.kind == "photos" for source in self.sources)
 
     def sample(self, index: int, *, stream: int = 0, motion_only: bool = False) -> Sample:
-        """Clip number ``index`` of a stream; the same for the same seed, stream and index.
+        """Draw clip number ``index`` of a stream; the same for the same seed, stream and index.
 
         Args:
-            stream: separates phases of training.
-            motion_only: photographs only, so that the true flow is known.
+            index: number of the clip.
+            stream: number that separates the phases of training.
+            motion_only: draw from photographs only, so that the true flow is known.
 
         Raises:
-            MediaError: nothing but damaged files was drawn.
+            MediaError: only damaged files were drawn.
+            ValueError: ``motion_only`` without a source of photographs.
         """
         skipped: list[tuple[str, str]] = []
         for attempt in range(_ATTEMPTS):
@@ -174,7 +178,8 @@ class TrainingSet:
             except DamagedSourceError as error:
                 skipped.append((error.path, str(error)))
                 continue
-            if multiprocessing.parent_process() is None:  # else it is noted where the clip arrives
+            # In a worker process, the process that receives the clip notes them instead.
+            if multiprocessing.parent_process() is None:
                 self.note(skipped)
             return self._degraded(clip.frames, clip.path, clip.name, tuple(skipped), rng)
         raise MediaError(
@@ -183,32 +188,32 @@ class TrainingSet:
         )
 
     def note(self, skipped: Iterable[tuple[str, str]]) -> None:
-        """Count damaged files; of each, say so the first time."""
+        """Count damaged files, and warn about each the first time."""
         for path, sentence in skipped:
             self.skipped[path] += 1
             if self.skipped[path] == 1:
-                logger.warning("%s; other clips are drawn in its place", sentence)
+                logger.warning("%s; drawing other clips instead", sentence)
 
-    def tell_skipped(self) -> None:
-        """Say how many clips were lost to damaged files, if any."""
+    def log_skipped(self) -> None:
+        """Log how many clips had to be redrawn because of damaged files, if any."""
         if self.skipped:
             files = [f"{path} ({count})" for path, count in self.skipped.most_common(5)]
             logger.warning(
-                f"{self.skipped.total()} clips were drawn anew for damaged files: "
+                f"{self.skipped.total()} clips were redrawn because of damaged files: "
                 + ", ".join(files + ["..."] * (len(self.skipped) > 5))
             )
 
-    def tell_costs(self) -> None:
-        """Say what it costs if videos are decoded for every clip."""
+    def log_costs(self) -> None:
+        """Warn about the cost of decoding videos for every clip, if they are not cached."""
         videos = [f for s in self.sources for f in s.usable if isinstance(f, VideoFile)]
         if not videos or self.config.cache is not None:
             return
         ahead = np.mean([video.frames_ahead(self.config.loaded) for video in videos])
         size = sum(video.count * video.frame_bytes for video in videos) / 2**30
         logger.warning(
-            f"for every clip, {ahead:.0f} frames of a video are decoded ahead of the "
-            f"{self.config.loaded} it shows, on average: --set data.cache=FOLDER decodes videos "
-            f"once and keeps their frames there, {size:.1f} GiB"
+            f"each clip from a video decodes {ahead:.0f} extra frames on average to reach the "
+            f"{self.config.loaded} that it shows: set data.cache to a folder with {size:.1f} GiB "
+            "of free space to decode each video only once"
         )
 
     def _choose(self, rng: np.random.Generator, motion_only: bool) -> Source:
@@ -228,7 +233,7 @@ class TrainingSet:
         skipped: tuple[tuple[str, str], ...],
         rng: np.random.Generator,
     ) -> Sample:
-        """Mirrored, if that is the scheme, and degraded. Sharpened before it is mirrored."""
+        """Sharpen a clip, mirror it in time if the scheme asks for that, and degrade it."""
         config = self.config
         degradation = draw_degradation(
             self.degradation, rng, length=config.length, walk=config.stochastic

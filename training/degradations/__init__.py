@@ -1,1 +1,1 @@
-"""Degrades clean clips the way real low-quality video is degraded."""
+"""Degrades clean clips in the way that real low-quality video is degraded."""

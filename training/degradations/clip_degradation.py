@@ -1,4 +1,4 @@
-"""The degradations of one clip: drawn, so that they can be logged and replayed, and applied.
+"""Draws the degradations of a clip, as values that can be logged and replayed, and applies them.
 
 ::
 
@@ -8,8 +8,8 @@
 
 The order of the steps is the published one (RealBasicVSR, CVPR 2022, section 4; Real-ESRGAN, ICCV
 workshops 2021): blur, resize, noise, JPEG and video compression; blur, resize, noise and JPEG
-again; then video compression, and the reduction to the final size with a last blur, whichever is
-first.
+again; then, in random order, video compression, and the reduction to the final size with a last
+blur.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from rbvsr_deploy.training.degradations.config import (
 )
 from rbvsr_deploy.training.degradations.steps import (
     Blur,
+    FloatImage,
     GaussianNoise,
     Jpeg,
     PerFrame,
-    Picture,
     PoissonNoise,
     Reduction,
     Resize,
@@ -70,12 +70,12 @@ _Name = TypeVar("_Name", bound=str)
 
 
 class Degradation(Struct, frozen=True, forbid_unknown_fields=True):
-    """What happens to one clip."""
+    """The degradation of one clip, as a sequence of steps."""
 
     length: int
-    """Frames of the clip."""
+    """Number of frames in the clip."""
     steps: tuple[Step, ...]
-    """In this order."""
+    """Steps in the order they are applied."""
 
 
 def draw_degradation(
@@ -84,8 +84,10 @@ def draw_degradation(
     """Draw the degradations of a clip.
 
     Args:
-        length: frames of the clip.
-        walk: let parameters walk from frame to frame; else they stay as they are drawn.
+        config: ranges and probabilities to draw from.
+        rng: source of randomness.
+        length: number of frames in the clip.
+        walk: let parameters walk from frame to frame; otherwise they stay fixed over the clip.
     """
     draw = _Draw(rng, length=length, walk=walk)
     if config.clean and draw.happens(config.clean):
@@ -100,7 +102,7 @@ def draw_degradation(
 
 
 def degrade(frames: Frames, degradation: Degradation) -> Frames:
-    """Apply one degradation to one clip.
+    """Apply a degradation to a clip.
 
     Args:
         frames: (T, 4H, 4W, 3) uint8, RGB.
@@ -109,17 +111,20 @@ def degrade(frames: Frames, degradation: Degradation) -> Frames:
         (T, H, W, 3) uint8, RGB.
 
     Raises:
-        ValueError: the frames are not uint8 RGB, not a multiple of four in size, or not as many as
-            the degradation has parameters for.
+        ValueError: the frames are not uint8 RGB, their sides are not multiples of four, or their
+            number differs from the length of the degradation.
     """
-    *_, (_, pictures) = walk_through(frames, degradation)
-    return np.stack([to_bytes(picture) for picture in pictures])
+    *_, (_, images) = walk_through(frames, degradation)
+    return np.stack([to_bytes(image) for image in images])
 
 
 def walk_through(
     frames: Frames, degradation: Degradation
-) -> Iterator[tuple[Step | None, list[Picture]]]:
-    """As :func:`degrade`, with the pictures after every step; first ``None`` with the frames."""
+) -> Iterator[tuple[Step | None, list[FloatImage]]]:
+    """Yield the images after every step of :func:`degrade`, preceded by ``None`` and the frames.
+
+    Args and errors are those of :func:`degrade`; images are (H, W, 3) float32, RGB.
+    """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"frames must be (T, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
     height, width = frames.shape[1:3]
@@ -127,21 +132,21 @@ def walk_through(
         raise ValueError(f"height and width must be multiples of {SCALE}, got {height}x{width}")
     if len(frames) != degradation.length:
         raise ValueError(f"{len(frames)} frames, but parameters for {degradation.length}")
-    pictures = [from_bytes(frame) for frame in frames]
-    yield None, pictures
+    images = [from_bytes(frame) for frame in frames]
+    yield None, images
     for step in degradation.steps:
-        pictures = apply(step, pictures, size=(height // SCALE, width // SCALE))
-        yield step, pictures
+        images = apply(step, images, size=(height // SCALE, width // SCALE))
+        yield step, images
 
 
 class _Draw:
-    """Draws the steps of one clip; ``None`` is a step that is left out."""
+    """Draws the steps of one clip; ``None`` stands for a step that is skipped."""
 
     def __init__(self, rng: np.random.Generator, *, length: int, walk: bool) -> None:
         self.rng, self.length, self.walking = rng, length, walk
 
     def stage(self, config: StageConfig) -> list[Step | None]:
-        """One order of degradation without its video compression."""
+        """Draw the steps of one stage, without its video compression."""
         return [
             self.blur(config.blur),
             self.resize(config.resize),
@@ -218,14 +223,14 @@ class _Draw:
         return int(self.rng.integers(ends[0], ends[1] + 1))
 
     def walk(self, walk: Walk, *, first: float | None = None) -> PerFrame:
-        """A value for every frame, clipped to the range after every step."""
+        """Draw a value for every frame, clipped to the range after every step."""
         values = [float(self.rng.uniform(walk.low, walk.high)) if first is None else first]
         for step in self.steps(walk):
             values.append(min(max(values[-1] + step, walk.low), walk.high))
         return tuple(values)
 
     def steps(self, walk: Walk) -> list[float]:
-        """From each frame to the next."""
+        """Draw the change from each frame to the next."""
         size = walk.step if self.walking else 0.0
         steps: list[float] = self.rng.uniform(-size, size, self.length - 1).tolist()
         return steps

@@ -1,4 +1,4 @@
-"""A round trip of a clip through a real video encoder, in memory."""
+"""Compresses clips with real video encoders, in memory."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["check_encoder", "encode_and_decode"]
 Frame = NDArray[np.uint8]
 
 _SMALLEST = {"libx265": 64, "libsvtav1": 64}
-"""Height and width below which an encoder refuses, or, as x265 4.2 does up to 48, writes beyond its
-buffers; smaller frames are padded for it."""
+"""Minimum height and width of frames by encoder. Smaller frames are padded: encoders refuse them,
+or, like x265 4.2 up to 48 pixels, write beyond their buffers."""
 
 
 def check_encoder(encoder: str) -> None:
-    """Raise ``MediaError`` if this PyAV has no such encoder."""
+    """Raise ``MediaError`` if this PyAV build lacks an encoder."""
     try:
         av.Codec(encoder, "w")
     except ValueError:
         raise MediaError(
-            f"the encoder '{encoder}' is not part of this PyAV: leave it out of the configuration"
+            f"this PyAV build has no encoder '{encoder}': remove it from the configuration"
         ) from None
 
 
@@ -45,17 +45,20 @@ def encode_and_decode(
 
     Args:
         frames: (H, W, 3) uint8, RGB, each.
-        encoder: as FFmpeg names it.
-        preset: of the encoder; ``None`` is its own default.
-        bits_per_frame: mean size aimed at, or
-        quality: constant rate factor, for mpeg4 the quantiser: higher is worse.
+        encoder: FFmpeg's name of the encoder.
+        preset: preset of the encoder; ``None`` uses its default.
+        bits_per_frame: target mean size of a frame in bits; an alternative to ``quality``.
+        quality: constant rate factor, or the quantiser for mpeg4; higher is worse.
+
+    Returns:
+        As many frames of the same shape, uint8, RGB.
     """
     height, width = frames[0].shape[:2]
     smallest = _SMALLEST.get(encoder, 2)
     below = max(height + height % 2, smallest) - height
     right = max(width + width % 2, smallest) - width
-    # One context of swscale for all frames: PyAV makes one per frame otherwise, which takes longer
-    # than the conversion.
+    # Share one swscale context: otherwise PyAV creates one per frame, which takes longer than the
+    # conversion itself.
     reformatter = VideoReformatter()
     data = io.BytesIO()
     with av.open(data, "w", format="matroska") as container:
@@ -88,8 +91,8 @@ def _options(encoder: str, preset: str | None, quality: int | None) -> dict[str,
     options = {} if preset is None else {"preset": preset}
     match encoder:
         case "libx264":
-            # Macroblock trees off: on frames this small x264 reads beyond its look-ahead pictures
-            # for them, and the same input then gives different files from one run to the next.
+            # Disable macroblock trees: on frames this small, x264 reads beyond its look-ahead
+            # frames for them, and the same input then gives different files from run to run.
             options["x264-params"] = "mbtree=0"
         case "libx265":
             options["x265-params"] = "log-level=none:pools=none:frame-threads=1"

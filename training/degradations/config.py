@@ -1,8 +1,8 @@
-"""What clips may suffer: ranges, probabilities and steps of the degradations, as typed values.
+"""Defines the ranges, probabilities and step sizes of the degradations, as typed values.
 
-The order of the steps is the published one (RealBasicVSR, CVPR 2022, section 4; Real-ESRGAN):
-sharpened ground truth, blur, resize, noise, JPEG and video compression twice over, then the final
-blur and the resize to a quarter of the size, before or after the last video compression.
+The order of the steps is the published one (RealBasicVSR, CVPR 2022, section 4; Real-ESRGAN): the
+sharpened ground truth goes through blur, resize, noise, JPEG and video compression twice. The final
+blur and the resize to a quarter of the size come before or after the second video compression.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ Weight = Annotated[float, Meta(ge=0.0)]
 
 
 class Walk(Struct, frozen=True, forbid_unknown_fields=True):
-    """A parameter: uniform in its range for the first frame; from frame to frame a uniform step of
-    at most ``step`` either way is added, and the sum clipped to the range.
+    """A parameter that walks through its range from frame to frame.
+
+    It is drawn uniformly from the range for the first frame. Each further frame adds a uniform step
+    of at most ``step`` in either direction, and the sum is clipped to the range.
     """
 
     low: float
@@ -59,44 +61,48 @@ class Walk(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.low > self.high:
-            raise ValueError(f"a range cannot go from {self.low} up to {self.high}")
+            raise ValueError(f"a range must have low <= high, got {self.low} to {self.high}")
 
 
 def _check_weights(weights: Iterable[float], *, of: str) -> None:
     if sum(weights) <= 0.0:
-        raise ValueError(f"at least one of the {of} needs a weight above 0")
+        raise ValueError(f"at least one of the {of} must have a weight above 0")
 
 
 class BlurConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Blur; kind and size of the kernel are drawn once per clip."""
+    """Describes a blur; the kind and size of its kernel are drawn once per clip."""
 
     probability: Probability
     kinds: dict[BlurKind, Weight]
     sizes: tuple[Annotated[int, Meta(ge=3, le=51)], ...]
-    """Of the kernel, pixels, odd; each as likely as the others."""
+    """Sides of the kernel in pixels, odd; all are equally likely."""
     sigma: Walk
-    """Pixels; along either axis of its own where the kernel is anisotropic."""
+    """Standard deviation in pixels; drawn separately for each axis of an anisotropic kernel."""
     angle: Walk
-    """Radians."""
+    """Angle of an anisotropic kernel, in radians."""
     beta_generalized: Walk
+    """Exponent of generalized Gaussian kernels."""
     beta_plateau: Walk
+    """Exponent of plateau kernels."""
     cutoff_small: Walk
-    """Of sinc kernels smaller than 13 pixels, radians per pixel."""
+    """Cutoff of sinc kernels smaller than 13 pixels, in radians per pixel."""
     cutoff_large: Walk
-    """Of sinc kernels of 13 pixels and more."""
+    """Cutoff of sinc kernels of 13 pixels and more, in radians per pixel."""
 
     def __post_init__(self) -> None:
         _check_weights(self.kinds.values(), of="kinds of blur")
         if not self.sizes or any(size % 2 == 0 for size in self.sizes):
-            raise ValueError("sizes of blur kernels are odd numbers, at least one")
+            raise ValueError(
+                f"the sizes of blur kernels must be one or more odd numbers, got {self.sizes}"
+            )
 
 
 class ResizeConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Resizing by a factor; direction and filter are drawn once per clip."""
+    """Describes a resize by a factor; direction and filter are drawn once per clip."""
 
     directions: dict[Direction, Weight]
     scale: Walk
-    """Up is drawn between 1 and the upper end, down between the lower end and 1; the walk may
+    """Factor. Up is drawn between 1 and the high end, down between the low end and 1; the walk may
     cross 1."""
     filters: dict[Filter, Weight]
 
@@ -104,61 +110,69 @@ class ResizeConfig(Struct, frozen=True, forbid_unknown_fields=True):
         _check_weights(self.directions.values(), of="directions of resizing")
         _check_weights(self.filters.values(), of="filters")
         if self.scale.low <= 0.0:
-            raise ValueError("a scale is above 0")
+            raise ValueError(f"the scale must be above 0, got {self.scale.low}")
 
 
 class NoiseConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Noise; its kind, and whether it is gray, are drawn once per clip."""
+    """Describes the noise; its kind, and whether it is grey, are drawn once per clip."""
 
     kinds: dict[Literal["gaussian", "poisson", "none"], Weight]
     sigma: Walk
     """Standard deviation of Gaussian noise, levels of 255."""
     scale: Walk
-    """Of Poisson noise: 1 is the shot noise of as many photons at white as there are levels."""
+    """Strength of Poisson noise; 1 is the shot noise of as many photons at white as the frame has
+    levels."""
     gray_probability: Probability
-    """That the three channels get the same noise."""
+    """Probability that the three channels get the same noise."""
 
     def __post_init__(self) -> None:
         _check_weights(self.kinds.values(), of="kinds of noise")
 
 
 class JpegConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """JPEG compression of every frame."""
+    """Describes the JPEG compression of every frame."""
 
     probability: Probability
     quality: Walk
-    """Whole numbers."""
+    """Quality from 1 to 100; drawn values are rounded to whole numbers."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality.low <= self.quality.high <= 100:
-            raise ValueError("JPEG qualities are within 1 to 100")
+            raise ValueError(
+                f"JPEG qualities must be from 1 to 100, got {self.quality.low} to "
+                f"{self.quality.high}"
+            )
 
 
 class CodecConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """A video encoder and how strongly it compresses: a range of bitrates, or of qualities.
+    """A video encoder with a range of either bitrates or qualities.
 
-    libx264 and mpeg4 give the same bytes for the same frames. libx265 does not always, so with it a
-    run cannot be repeated bit for bit.
+    libx264 and mpeg4 always give the same bytes for the same frames. libx265 does not, so a run
+    that uses it cannot be repeated bit for bit.
     """
 
     encoder: Encoder
     weight: Weight = 1.0
     preset: str | None = None
-    """Of the encoder (of libvpx-vp9: its cpu-used); ``None`` is its default."""
+    """Preset of the encoder (``cpu-used`` of libvpx-vp9); ``None`` uses its default."""
     bits_per_frame: tuple[int, int] | None = None
+    """Smallest and largest target for the mean size of a frame, in bits."""
     quality: tuple[int, int] | None = None
-    """Constant rate factor, for mpeg4 the quantiser: higher is worse."""
+    """Smallest and largest constant rate factor, or quantiser for mpeg4; higher is worse."""
 
     def __post_init__(self) -> None:
         ends = self.bits_per_frame or self.quality
         if (self.bits_per_frame is None) == (self.quality is None):
-            raise ValueError(f"{self.encoder} needs either bits_per_frame or quality")
+            raise ValueError(f"{self.encoder} needs either bits_per_frame or quality, not both")
         if ends is None or ends[0] > ends[1] or ends[0] < 0:
-            raise ValueError(f"a range cannot go from {ends and ends[0]} up to {ends and ends[1]}")
+            raise ValueError(
+                f"a range of {self.encoder} must have 0 <= low <= high, got "
+                f"{ends and ends[0]} to {ends and ends[1]}"
+            )
 
 
 class VideoConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Compression of the clip by a video encoder; everything is drawn once per clip."""
+    """Describes the compression by a video encoder; all parameters are drawn once per clip."""
 
     probability: Probability
     codecs: tuple[CodecConfig, ...]
@@ -168,7 +182,7 @@ class VideoConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StageConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """One of the two orders of degradation."""
+    """Describes one of the two stages of the degradation."""
 
     blur: BlurConfig
     resize: ResizeConfig
@@ -178,15 +192,15 @@ class StageConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DegradationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole pipeline."""
+    """Describes the whole pipeline."""
 
     first: StageConfig
     second: StageConfig | None
     final_blur: BlurConfig
     final_filters: dict[Filter, Weight]
-    """Of the resize to exactly a quarter of the ground truth's size."""
+    """Filters of the resize to exactly a quarter of the ground truth's size."""
     clean: Probability = 0.0
-    """Share of the clips that only this resize happens to."""
+    """Share of the clips to which only this resize is applied."""
 
     def __post_init__(self) -> None:
         _check_weights(self.final_filters.values(), of="final filters")
@@ -219,7 +233,7 @@ _FIRST_BLUR = BlurConfig(
 _JPEG = JpegConfig(probability=1.0, quality=Walk(30, 95, 3))
 _VIDEO = VideoConfig(
     probability=1.0,
-    # The published choice is libx264, h264 or mpeg4, each as likely; h264 is FFmpeg's default
+    # The published choice is libx264, h264 or mpeg4, all equally likely; h264 is FFmpeg's default
     # encoder of H.264, which is libx264 again.
     codecs=(
         CodecConfig("libx264", 2.0, preset="veryfast", bits_per_frame=(10_000, 100_000)),
@@ -268,7 +282,7 @@ PUBLISHED = DegradationConfig(
     ),
     final_filters=_FILTERS,
 )
-"""The published recipe, both stages of training."""
+"""Published recipe, used in both stages of training."""
 
 MODERATE = DegradationConfig(
     first=StageConfig(
@@ -305,8 +319,9 @@ MODERATE = DegradationConfig(
     final_blur=msgspec.structs.replace(_FIRST_BLUR, probability=0.0),
     final_filters={"area": 1.0},
 )
-"""Strengths like those the first compact model was trained with, for fidelity instead of invented
-texture. The reduction is by area alone: OpenCV's other filters skip pixels at a factor of 4."""
+"""Milder strengths, like those that the first compact model was trained with, for fidelity instead
+of invented texture. The reduction uses only the area filter, as OpenCV's other filters skip pixels
+at a factor of 4."""
 
 _NO_VIDEO = msgspec.structs.replace(MODERATE.first.video, probability=0.0)
 CLEAN = DegradationConfig(
@@ -321,4 +336,4 @@ CLEAN = DegradationConfig(
     final_blur=MODERATE.final_blur,
     final_filters={"area": 1.0},
 )
-"""Reduction by area and nothing else."""
+"""Reduction by the area filter and nothing else."""

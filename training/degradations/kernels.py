@@ -1,8 +1,8 @@
-"""Blur kernels: float32, odd and square, sum 1.
+"""Computes blur kernels: float32, square with an odd side, sum 1.
 
-Formulas of Real-ESRGAN (ICCV workshops 2021), section 3: with d = x' S^-1 x for the covariance S,
-Gaussian exp(-d/2), generalized exp(-d^beta/2), plateau 1/(1 + d^beta); sinc is the ideal circular
-low-pass, c J1(c r) / (2 pi r) for the cutoff c.
+The formulas are those of Real-ESRGAN (ICCV workshops 2021), section 3. With d = x' S^-1 x for the
+covariance S: Gaussian exp(-d/2), generalized Gaussian exp(-d^beta/2), plateau 1/(1 + d^beta). The
+sinc is the ideal circular low-pass, c J1(c r) / (2 pi r) for the cutoff c.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ Kernel = NDArray[np.float32]
 def gaussian_kernel(
     size: int, *, sigma_x: float, sigma_y: float, angle: float, beta: float = 1.0
 ) -> Kernel:
-    """Generalized Gaussian; ``beta`` 1 is the Gaussian itself.
+    """Compute a generalized Gaussian; a ``beta`` of 1 gives the ordinary Gaussian.
 
     Args:
-        size: pixels, odd.
-        sigma_x, sigma_y: standard deviations along the kernel's own axes, pixels.
-        angle: from the picture's x axis to the kernel's, radians.
+        size: side in pixels, odd.
+        sigma_x, sigma_y: standard deviations along the kernel's own axes, in pixels.
+        angle: angle from the image's x axis to the kernel's, in radians.
+        beta: exponent of the generalized Gaussian.
     """
     return _normalised(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, angle) ** beta))
 
@@ -40,15 +41,16 @@ def gaussian_kernel(
 def plateau_kernel(
     size: int, *, sigma_x: float, sigma_y: float, angle: float, beta: float
 ) -> Kernel:
-    """As :func:`gaussian_kernel`, flat in the middle."""
+    """Compute a kernel with a flat middle; arguments as for :func:`gaussian_kernel`."""
     return _normalised(1.0 / (1.0 + _distance(size, sigma_x, sigma_y, angle) ** beta))
 
 
 def sinc_kernel(size: int, *, cutoff: float) -> Kernel:
-    """Ideal low-pass, which rings.
+    """Compute the ideal circular low-pass, which causes ringing.
 
     Args:
-        cutoff: radians per pixel, up to pi.
+        size: side in pixels, odd.
+        cutoff: cutoff frequency in radians per pixel, up to pi.
     """
     radii, where = _radii(size)
     values = np.full(len(radii), cutoff**2 / (4.0 * np.pi))  # the limit at radius 0
@@ -58,8 +60,10 @@ def sinc_kernel(size: int, *, cutoff: float) -> Kernel:
 
 
 def trimmed(kernel: Kernel) -> Kernel:
-    """The kernel without its smallest values, and as small as that leaves it; still odd, square and
-    of sum 1. No picture in [0, 1] changes by more than 0.2 levels of 255.
+    """Zero the smallest values of a kernel and remove the borders that become empty.
+
+    The result still has an odd side and sum 1. Filtering an image in [0, 1] with it differs by at
+    most 0.2 levels of 255.
     """
     sizes = np.abs(kernel)
     ordered = np.sort(sizes, axis=None)
@@ -72,8 +76,9 @@ def trimmed(kernel: Kernel) -> Kernel:
 
 
 def separable_parts(kernel: Kernel) -> list[tuple[Kernel, Kernel]]:
-    """Columns and rows of separable kernels whose sum differs from a kernel by so little that no
-    picture in [0, 1] filtered with it changes by more than 0.3 levels of 255.
+    """Approximate a kernel as a sum of separable kernels, each given as its column and row.
+
+    Filtering an image in [0, 1] with the sum differs by at most 0.3 levels of 255.
     """
     columns, strengths, rows = np.linalg.svd(kernel.astype(np.float64))
     parts, rest = [], kernel.astype(np.float64)
@@ -87,16 +92,16 @@ def separable_parts(kernel: Kernel) -> list[tuple[Kernel, Kernel]]:
 
 @functools.cache
 def _grid(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates y and x of the pixels, 0 in the middle."""
+    """Return the coordinates y and x of the pixels, 0 in the middle."""
     if size % 2 == 0:
-        raise ValueError(f"the size of a kernel is odd, not {size}")
+        raise ValueError(f"the size of a kernel must be odd, got {size}")
     y, x = np.mgrid[: float(size), : float(size)] - (size // 2)
     return y, x
 
 
 @functools.cache
 def _radii(size: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Distances from the middle, rising from 0, and which of them every pixel has."""
+    """Return the distinct distances from the middle, ascending from 0, and each pixel's index."""
     y, x = _grid(size)
     squares, where = np.unique(x**2 + y**2, return_inverse=True)
     return np.sqrt(squares), where.reshape(size, size)
@@ -111,8 +116,10 @@ def _distance(size: int, sigma_x: float, sigma_y: float, angle: float) -> NDArra
 
 
 def _bessel_j1(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bessel function of the first kind, order 1: the mean of cos(t - x sin t) over half a turn,
-    taken by the midpoint rule, which converges geometrically on a periodic function.
+    """Compute the Bessel function of the first kind, order 1.
+
+    It is the mean of cos(t - x sin t) over half a turn, here by the midpoint rule, which converges
+    geometrically on a periodic function.
     """
     nodes = 64  # exact to rounding for x below 40; 21 pixels and a cutoff of pi give 47 at most
     t = (np.arange(nodes) + 0.5) * (np.pi / nodes)

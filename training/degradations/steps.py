@@ -1,9 +1,8 @@
-"""The steps of a degradation: each a value that holds what was drawn, and a small function that
-applies it.
+"""Defines the steps of a degradation, as values that hold the drawn parameters, and applies them.
 
-Pictures are (H, W, 3) float32, RGB, nominally in [0, 1]. Filters and noise may leave that range;
-it is clipped where 8 bits are made, before every encoder. The pictures of a clip may differ in size
-from frame to frame.
+Images are (H, W, 3) float32, RGB, nominally in [0, 1]. Filters and noise may leave that range;
+values are clipped on conversion to 8 bits, before every encoder. The images of a clip may differ in
+size from frame to frame.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from rbvsr_deploy.training.degradations.kernels import (
 
 __all__ = [
     "Blur",
+    "FloatImage",
     "GaussianNoise",
     "Jpeg",
     "PerFrame",
-    "Picture",
     "PoissonNoise",
     "Reduction",
     "Resize",
@@ -48,22 +47,23 @@ __all__ = [
 
 Frame = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
-Picture = NDArray[np.float32]
+FloatImage = NDArray[np.float32]
+"""(H, W, 3) float32, RGB, nominally in [0, 1]."""
 PerFrame = tuple[float, ...]
 """One value for every frame of the clip."""
 
 
 def _tag(name: str) -> str:
-    """What JSON calls a step: ``GaussianNoise`` is "gaussian noise"."""
+    """Return the name of a step in JSON: ``GaussianNoise`` becomes "gaussian noise"."""
     return re.sub("(?<!^)(?=[A-Z])", " ", name).lower()
 
 
 class _Step(Struct, frozen=True, forbid_unknown_fields=True, tag_field="step", tag=_tag):
-    """Immutable, and told apart in JSON by its field ``step``."""
+    """Base of the steps; JSON identifies them by the field ``step``."""
 
 
 class Blur(_Step, frozen=True):
-    """By ``gaussian_kernel`` or ``plateau_kernel`` of the module ``kernels``."""
+    """Blurs with a kernel from ``gaussian_kernel`` or ``plateau_kernel`` of ``kernels``."""
 
     kind: BlurKind
     size: int
@@ -74,14 +74,14 @@ class Blur(_Step, frozen=True):
 
 
 class SincBlur(_Step, frozen=True):
-    """By :func:`~rbvsr_deploy.training.degradations.kernels.sinc_kernel`."""
+    """Blurs with :func:`~rbvsr_deploy.training.degradations.kernels.sinc_kernel`."""
 
     size: int
     cutoff: PerFrame
 
 
 class Resize(_Step, frozen=True):
-    """Scales are relative to the first frame; sizes are rounded down to even ones."""
+    """Resizes by scales relative to the first frame; sizes are rounded down to even numbers."""
 
     direction: Direction
     filter: Filter
@@ -89,13 +89,13 @@ class Resize(_Step, frozen=True):
 
 
 class Reduction(_Step, frozen=True):
-    """Resize to exactly a quarter of the ground truth's size."""
+    """Resizes to exactly a quarter of the ground truth's size."""
 
     filter: Filter
 
 
 class GaussianNoise(_Step, frozen=True):
-    """Standard deviations in levels of 255."""
+    """Adds Gaussian noise; standard deviations are in levels of 255."""
 
     sigma: PerFrame
     gray: bool
@@ -103,7 +103,7 @@ class GaussianNoise(_Step, frozen=True):
 
 
 class PoissonNoise(_Step, frozen=True):
-    """Shot noise of as many photons at white as the frame has levels, times a factor."""
+    """Adds the shot noise of as many photons at white as the frame has levels, times a factor."""
 
     scale: PerFrame
     gray: bool
@@ -111,13 +111,15 @@ class PoissonNoise(_Step, frozen=True):
 
 
 class Jpeg(_Step, frozen=True):
-    """Qualities, 1 to 100."""
+    """Compresses each frame as JPEG, with a quality from 1 to 100."""
 
     quality: tuple[int, ...]
 
 
 class VideoCompression(_Step, frozen=True):
-    """Arguments of :func:`~rbvsr_deploy.training.degradations.compression.encode_and_decode`."""
+    """Compresses the clip with
+    :func:`~rbvsr_deploy.training.degradations.compression.encode_and_decode`.
+    """
 
     encoder: Encoder
     preset: str | None
@@ -128,33 +130,38 @@ class VideoCompression(_Step, frozen=True):
 Step = Blur | SincBlur | Resize | Reduction | GaussianNoise | PoissonNoise | Jpeg | VideoCompression
 
 
-def apply(step: Step, pictures: list[Picture], *, size: tuple[int, int]) -> list[Picture]:
-    """The pictures of a clip after a step.
+def apply(step: Step, images: list[FloatImage], *, size: tuple[int, int]) -> list[FloatImage]:
+    """Apply a step to the images of a clip.
 
     Args:
+        step: the step, with parameters for as many frames.
+        images: (H, W, 3) float32, RGB, each.
         size: height and width of the degraded frames.
+
+    Returns:
+        As many images, (H', W', 3) float32, RGB, each.
     """
     match step:
         case Blur() | SincBlur():
-            return [_blur(p, _kernel(step, i)) for i, p in enumerate(pictures)]
+            return [_blur(p, _kernel(step, i)) for i, p in enumerate(images)]
         case Resize():
-            height, width = pictures[0].shape[:2]
+            height, width = images[0].shape[:2]
             sizes = [(_even(height * s), _even(width * s)) for s in step.scale]
-            return [_resize(p, s, step.filter) for p, s in zip(pictures, sizes, strict=True)]
+            return [_resize(p, s, step.filter) for p, s in zip(images, sizes, strict=True)]
         case Reduction():
-            return [_resize(p, size, step.filter) for p in pictures]
+            return [_resize(p, size, step.filter) for p in images]
         case GaussianNoise():
             rng = np.random.default_rng(step.seed)
-            values = zip(pictures, step.sigma, strict=True)
+            values = zip(images, step.sigma, strict=True)
             return [_gaussian_noise(p, sigma, step.gray, rng) for p, sigma in values]
         case PoissonNoise():
             rng = np.random.default_rng(step.seed)
-            values = zip(pictures, step.scale, strict=True)
+            values = zip(images, step.scale, strict=True)
             return [_poisson_noise(p, scale, step.gray, rng) for p, scale in values]
         case Jpeg():
-            return [_jpeg(p, q) for p, q in zip(pictures, step.quality, strict=True)]
+            return [_jpeg(p, q) for p, q in zip(images, step.quality, strict=True)]
         case VideoCompression():
-            return _compress(pictures, step)
+            return _compress(images, step)
 
 
 # -------------------------------------------------------------------------------- blur and resizing
@@ -173,33 +180,34 @@ def _kernel(step: Blur | SincBlur, frame: int) -> Kernel:
     )
 
 
-def _blur(picture: Picture, kernel: Kernel) -> Picture:
-    """Correlation with a kernel, reflected at the border without repeating the last pixel; within
-    half a level of 255, in the way that is cheaper for this kernel.
+def _blur(image: FloatImage, kernel: Kernel) -> FloatImage:
+    """Correlate an image with a kernel, to within half a level of 255, by the cheaper method.
+
+    The border is reflected without repeating the last pixel.
     """
     kernel = trimmed(kernel)
     parts = separable_parts(kernel)
-    # A value of a row or a column takes twice as long as one of a kernel that is not separable.
+    # A value of a separable row or column takes twice as long as one of a full kernel.
     if np.count_nonzero(kernel) <= 4 * len(kernel) * len(parts):
-        return _correlated(picture, kernel)
-    result = np.zeros_like(picture)
+        return _correlated(image, kernel)
+    result = np.zeros_like(image)
     for column, row in parts:
-        result += cv2.sepFilter2D(picture, -1, row, column)
+        result += cv2.sepFilter2D(image, -1, row, column)
     return result
 
 
 _TILE = 11
 
 
-def _correlated(picture: Picture, kernel: Kernel) -> Picture:
-    """In tiles, because OpenCV takes kernels larger than that to the frequency domain; in smaller
-    ones it passes over zeros, of which a trimmed kernel has many.
+def _correlated(image: FloatImage, kernel: Kernel) -> FloatImage:
+    """Correlate in tiles of the kernel. OpenCV filters with larger kernels in the frequency domain;
+    with smaller ones it skips zeros, of which a trimmed kernel has many.
     """
     if len(kernel) <= _TILE:
-        return cv2.filter2D(picture, -1, kernel)  # type: ignore[return-value]
-    (height, width), border = picture.shape[:2], len(kernel) // 2
-    padded = cv2.copyMakeBorder(picture, border, border, border, border, cv2.BORDER_REFLECT_101)
-    result = np.zeros_like(picture)
+        return cv2.filter2D(image, -1, kernel)  # type: ignore[return-value]
+    (height, width), border = image.shape[:2], len(kernel) // 2
+    padded = cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_REFLECT_101)
+    result = np.zeros_like(image)
     for top, left in itertools.product(range(0, len(kernel), _TILE), repeat=2):
         tile = kernel[top : top + _TILE, left : left + _TILE]
         if tile.any():
@@ -219,34 +227,36 @@ _INTERPOLATION = {
 }
 
 
-def _resize(picture: Picture, size: tuple[int, int], filter: Filter) -> Picture:
+def _resize(image: FloatImage, size: tuple[int, int], filter: Filter) -> FloatImage:
     interpolation = _INTERPOLATION[filter]
-    return cv2.resize(picture, (size[1], size[0]), interpolation=interpolation)  # type: ignore[return-value]
+    return cv2.resize(image, (size[1], size[0]), interpolation=interpolation)  # type: ignore[return-value]
 
 
 # -------------------------------------------------------------------------------------------- noise
 
 
-# Noise is drawn from tables of equally likely values, several times faster than from NumPy's normal
-# and Poisson distributions. What lies beyond the last of them is lost.
+# Noise is drawn from tables of equally likely values, which is several times faster than NumPy's
+# normal and Poisson distributions. The tails beyond the last values are lost.
 
 _SHOTS = 1024
-"""Values of each Poisson distribution; more would not stay in the processor's own memory."""
+"""Number of table values for each Poisson distribution; more would not fit the CPU cache."""
 
 
 def _gaussian_noise(
-    picture: Picture, sigma: float, gray: bool, rng: np.random.Generator
-) -> Picture:
-    shape = (*picture.shape[:2], 1 if gray else 3)
+    image: FloatImage, sigma: float, gray: bool, rng: np.random.Generator
+) -> FloatImage:
+    shape = (*image.shape[:2], 1 if gray else 3)
     draws = rng.integers(2**16, size=shape, dtype=np.uint16)
-    return picture + _normal_distribution().take(draws, mode="clip") * np.float32(sigma / 255.0)
+    return image + _normal_distribution().take(draws, mode="clip") * np.float32(sigma / 255.0)
 
 
-def _poisson_noise(picture: Picture, scale: float, gray: bool, rng: np.random.Generator) -> Picture:
-    """As Real-ESRGAN adds it, on pictures in [0, 1]: mmagic's goes without rescaling on 0 to 255
-    and is 16 times weaker.
+def _poisson_noise(
+    image: FloatImage, scale: float, gray: bool, rng: np.random.Generator
+) -> FloatImage:
+    """Add Poisson noise as in Real-ESRGAN, on images in [0, 1]; mmagic adds it on 0 to 255 without
+    rescaling, which is 16 times weaker.
     """
-    light = to_bytes(picture)
+    light = to_bytes(image)
     if gray:
         light = cv2.cvtColor(light, cv2.COLOR_RGB2GRAY)[..., None].astype(np.uint8)
     histogram = cv2.calcHist([light.reshape(len(light), -1)], [0], None, [256], [0, 256])
@@ -254,20 +264,21 @@ def _poisson_noise(picture: Picture, scale: float, gray: bool, rng: np.random.Ge
     noise = _shot_noise(1 << int(levels - 1).bit_length())
     draws = rng.integers(2**16, size=light.shape, dtype=np.uint16) % np.uint16(_SHOTS)
     draws = light * np.intp(_SHOTS) + draws
-    return picture + noise.take(draws, mode="clip") * np.float32(scale)
+    return image + noise.take(draws, mode="clip") * np.float32(scale)
 
 
 @functools.cache
 def _normal_distribution() -> NDArray[np.float32]:
-    """(65536,): up to 4.3 standard deviations."""
+    """Return (65536,) equally likely values, up to 4.3 standard deviations."""
     normal = NormalDist()
     return np.array([normal.inv_cdf((i + 0.5) / 2**16) for i in range(2**16)], np.float32)
 
 
 @functools.cache
 def _shot_noise(photons: int) -> NDArray[np.float32]:
-    """(256 * _SHOTS,): for each level of 255, values of (Poisson(m) - m) / photons, where m is the
-    mean number of photons at the level and ``photons`` that at white; to 3.3 standard deviations.
+    """Return (256 * _SHOTS,): for each level of 255, equally likely values of
+    (Poisson(m) - m) / photons, up to 3.3 standard deviations; m is the mean number of photons at
+    the level, ``photons`` that at white.
     """
     quantiles = (np.arange(_SHOTS) + 0.5) / _SHOTS
     counts = np.arange(2 * photons + 40, dtype=np.float64)
@@ -284,27 +295,30 @@ def _shot_noise(photons: int) -> NDArray[np.float32]:
 # -------------------------------------------------------------------------------------- compression
 
 
-def to_bytes(picture: Picture) -> Frame:
-    """Rounded, and clipped: overshoot must not wrap around into speckles."""
-    return cv2.addWeighted(picture, 255.0, picture, 0.0, 0.0, dtype=cv2.CV_8U)  # type: ignore[return-value]
+def to_bytes(image: FloatImage) -> Frame:
+    """Round an image to uint8, clipped so that overshoot does not wrap around into speckles."""
+    return cv2.addWeighted(image, 255.0, image, 0.0, 0.0, dtype=cv2.CV_8U)  # type: ignore[return-value]
 
 
-def from_bytes(frame: Frame) -> Picture:
-    """Inverse of :func:`to_bytes`."""
+def from_bytes(frame: Frame) -> FloatImage:
+    """Convert a uint8 frame to a float32 image in [0, 1]."""
     return frame.astype(np.float32) / np.float32(255.0)
 
 
-def _jpeg(picture: Picture, quality: int) -> Picture:
-    """OpenCV's codec takes BGR; given RGB, it would subsample and quantise the wrong colours."""
-    frame = cv2.cvtColor(to_bytes(picture), cv2.COLOR_RGB2BGR)
+def _jpeg(image: FloatImage, quality: int) -> FloatImage:
+    """Compress and decompress an image as JPEG.
+
+    OpenCV's codec expects BGR; given RGB, it would subsample and quantise the wrong colours.
+    """
+    frame = cv2.cvtColor(to_bytes(image), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return from_bytes(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))  # type: ignore[arg-type]
 
 
-def _compress(pictures: list[Picture], step: VideoCompression) -> list[Picture]:
-    """The video has the first frame's size; frames of other sizes are resized to it."""
-    size = (pictures[0].shape[0], pictures[0].shape[1])
-    fitting = [p if p.shape[:2] == size else _resize(p, size, "bilinear") for p in pictures]
+def _compress(images: list[FloatImage], step: VideoCompression) -> list[FloatImage]:
+    """Compress a clip at the size of its first frame; frames of other sizes are resized to it."""
+    size = (images[0].shape[0], images[0].shape[1])
+    fitting = [p if p.shape[:2] == size else _resize(p, size, "bilinear") for p in images]
     decoded = encode_and_decode(
         [to_bytes(p) for p in fitting],
         step.encoder,

@@ -1,1 +1,1 @@
-"""Scores upscaled sequences, with or without ground truth."""
+"""Scores upscaled sequences, with or without a ground truth."""

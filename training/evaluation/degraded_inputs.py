@@ -1,4 +1,4 @@
-"""Low-quality inputs to evaluate with, made of the truth by a degradation of the training."""
+"""Synthesises low-quality inputs from the ground truth, with the degradations of training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["CLIP", "DEGRADATIONS", "degrade_items"]
 DEGRADATIONS = {"published": PUBLISHED, "moderate": MODERATE, "clean": CLEAN}
 
 CLIP = 30
-"""Frames that are degraded together, as many as in training: a longer sequence is compressed in
-clips of so many, and only one of them is held at a time."""
+"""Number of frames that are degraded together, as in training. Longer sequences are compressed in
+clips of this length, and only one clip is held in memory at a time."""
 
 
 def degrade_items(
@@ -43,28 +43,30 @@ def degrade_items(
     seed: int,
     progress: Callable[[str, int, int | None], None] = lambda name, done, total: None,
 ) -> list[Item]:
-    """Make the inputs of sequences, sharpened and degraded as clips for training are.
+    """Synthesise the inputs of sequences, sharpening and degrading them like training clips.
 
-    Every sequence has a degradation of its own that stays the same over its frames. It depends on
-    the seed and the sequence's name alone, not on what else is scored.
+    Every sequence has its own degradation, which stays the same over its frames. It depends only on
+    the seed and the name of the sequence, not on which other sequences are scored.
 
     Args:
-        items: with a truth.
-        folder: where a folder of PNG is made for each.
-        progress: called with what is done, frames that are done, and, where known, all.
+        items: sequences with a ground truth.
+        folder: folder in which a subfolder of PNG files is created for each sequence.
+        config: ranges and probabilities of the degradations.
+        seed: seed of the random draws.
+        progress: called with a description, the number of finished frames, and the total if known.
 
     Returns:
-        The same with these inputs.
+        The same sequences with these inputs.
 
     Raises:
-        MediaError: a truth cannot be read, or its sides are no multiples of four.
+        MediaError: a ground truth cannot be read, or its sides are not multiples of four.
     """
     for item in items:
         with open_source(_truth(item)) as source:
             if source.width % SCALE or source.height % SCALE:
                 raise MediaError(
-                    f"{item.truth} is {source.width}x{source.height}, and what is to be degraded "
-                    f"needs sides that are multiples of {SCALE}: cut it to such a size"
+                    f"{item.truth} is {source.width}x{source.height}, but only a ground truth with "
+                    f"sides that are multiples of {SCALE} can be degraded: crop it"
                 )
     return [
         dataclasses.replace(
@@ -88,7 +90,7 @@ def _degrade_item(
     with open_source(_truth(item)) as source:
         images = (eight_bits(frame.image) for frame in source)
         while clip := list(itertools.islice(images, CLIP)):
-            # The parameters are for whole clips; what follows the last frame is dropped again.
+            # The parameters are for whole clips: pad the last one, and drop the padding again.
             whole = sharpen(np.stack(clip + clip[-1:] * (CLIP - len(clip))))
             degraded = degrade(whole, _with_own_noise(degradation, done // CLIP))
             for image in degraded[: len(clip)]:
@@ -99,7 +101,7 @@ def _degrade_item(
 
 
 def _with_own_noise(degradation: Degradation, clip: int) -> Degradation:
-    """The same for another clip of the sequence, whose noise is not that of the first again."""
+    """Return the degradation for another clip of the sequence, with different noise."""
     steps = tuple(
         msgspec.structs.replace(step, seed=step.seed + clip)
         if isinstance(step, GaussianNoise | PoissonNoise)
@@ -111,5 +113,5 @@ def _with_own_noise(degradation: Degradation, clip: int) -> Degradation:
 
 def _truth(item: Item) -> Path:
     if item.truth is None:
-        raise ValueError(f"{item.name} has no truth to be degraded")
+        raise ValueError(f"{item.name} has no ground truth to degrade")
     return item.truth

@@ -1,7 +1,7 @@
-"""Scores of sequences: frame by frame, in the order they are shown, a few frames held at a time.
+"""Scores sequences frame by frame, in display order, with only a few frames in memory.
 
-The score of a sequence is the mean over its frames, and the score of a set the mean over its
-sequences, however long they are.
+The score of a sequence is the mean over its frames. The score of a set is the mean over its
+sequences, regardless of their lengths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image as AnyImage
 from rbvsr_deploy.pixels import eight_bits
-from rbvsr_deploy.training.evaluation.metrics.base import Picture, Scorer, Shown
+from rbvsr_deploy.training.evaluation.metrics.base import CroppedImage, ScoredFrame, Scorer
 from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS
 from rbvsr_deploy.training.evaluation.metrics.resize import enlarge
 from rbvsr_deploy.training.evaluation.sequences import Item
@@ -35,52 +35,53 @@ __all__ = ["BASELINE", "RESULTS", "Evaluation", "SequenceScores", "Specimen", "e
 logger = logging.getLogger(__name__)
 
 RESULTS, BASELINE = "results", "bicubic"
-"""What is scored: the results, and the inputs enlarged by bicubic interpolation."""
+"""Names of the two methods: the results, and the inputs enlarged by bicubic interpolation."""
 
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """Scores of one sequence as one method made it."""
+    """Holds the scores of one sequence for one method."""
 
     frames: list[int]
-    """Numbers of the frames that were scored, the first of the sequence being 0."""
+    """Numbers of the scored frames; the first frame of the sequence is 0."""
     per_frame: dict[str, list[float | None]]
-    """Of each metric, as many as ``frames``; ``None`` where it is not defined."""
+    """Scores by metric, one per entry of ``frames``; ``None`` where the metric is undefined."""
 
     def mean(self, metric: str) -> float | None:
-        """Over the frames where it is defined."""
+        """Return the mean over the frames for which the metric is defined."""
         values = [value for value in self.per_frame[metric] if value is not None]
         return math.fsum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True, eq=False)
 class Specimen:
-    """A frame to look at."""
+    """A frame worth looking at, with its baseline and ground truth; images are (H, W, 3) uint8."""
 
     sequence: str
     frame: int
     score: float
     baseline_score: float | None
-    picture: Image
+    image: Image
     baseline: Image | None
     truth: Image | None
 
 
 @dataclass
 class Evaluation:
-    """What was found."""
+    """Holds the results of an evaluation."""
 
     metrics: tuple[str, ...]
     scores: dict[str, dict[str, SequenceScores]] = field(default_factory=dict)
-    """By method, then by sequence."""
+    """Scores by method, then by sequence."""
     worst: Specimen | None = None
-    """Of the results' frames, by the first metric."""
+    """Frame of the results with the worst score by the first metric."""
     best: Specimen | None = None
+    """Frame of the results with the best score by the first metric."""
 
     def mean(self, method: str, metric: str) -> float | None:
-        """Over the sequences where it is defined."""
+        """Return the mean over the sequences for which the metric is defined."""
         means = [scores.mean(metric) for scores in self.scores[method].values()]
         known = [mean for mean in means if mean is not None]
         return math.fsum(known) / len(known) if known else None
@@ -99,16 +100,17 @@ def evaluate(
     """Score sequences.
 
     Args:
-        items: what is scored, and what it is held against.
-        scorers: by the name of their metric.
-        border: pixels left out at each side.
-        frames: numbers of the frames to score; ``None``: all.
-        baseline: also score the inputs, where given, enlarged by bicubic interpolation.
-        upscaler: makes the results of the inputs where an item has none.
-        progress: called with a sequence's name, its frames that are done, and, where known, all.
+        items: the sequences, with what they are compared with.
+        scorers: scorers by the name of their metric.
+        border: number of pixels to ignore at each side.
+        frames: numbers of the frames to score; ``None`` scores all.
+        baseline: also score the inputs, if given, enlarged by bicubic interpolation.
+        upscaler: upscales the inputs of items without results.
+        progress: called with the name of a sequence, the number of finished frames, and the total
+            if known.
 
     Raises:
-        MediaError: something cannot be read to its end, or ends before what it belongs to.
+        MediaError: a file cannot be read to its end, or ends before its counterpart.
         EngineError: the engine failed.
     """
     result = Evaluation(tuple(scorers))
@@ -138,53 +140,54 @@ def _evaluate_item(
     progress: Callable[[str, int, int | None], None],
 ) -> None:
     scores: dict[str, SequenceScores] = {}
-    before: dict[str, Shown] = {}
+    previous: dict[str, ScoredFrame] = {}
     count = 0
-    with closing(_moments(item, upscaler=upscaler, progress=progress)) as moments:
+    with closing(_read_item(item, upscaler=upscaler, progress=progress)) as all_images:
         end = None if frames is None else frames[-1] + 1
-        for number, moment in enumerate(itertools.islice(moments, end)):
+        for number, current in enumerate(itertools.islice(all_images, end)):
             count += 1
             if frames is not None and number not in frames:
                 continue
-            images = {RESULTS: moment.picture}
-            large = None if moment.input is None else enlarge(moment.input, SCALE)
+            images = {RESULTS: current.result}
+            large = None if current.input is None else enlarge(current.input, SCALE)
             if baseline and large is not None:
                 images[BASELINE] = large
             truth, guide = (
-                None if image is None else Picture(image, border=border)
-                for image in (moment.truth, large)
+                None if image is None else CroppedImage(image, border=border)
+                for image in (current.truth, large)
             )
             for method, image in images.items():
-                shown = Shown(
-                    Picture(image, border=border), truth, truth or guide, before.get(method)
+                frame = ScoredFrame(
+                    CroppedImage(image, border=border), truth, truth or guide, previous.get(method)
                 )
                 here = scores.setdefault(method, SequenceScores([], {name: [] for name in scorers}))
                 here.frames.append(number)
                 for name, scorer in scorers.items():
-                    here.per_frame[name].append(scorer(shown))
-                before[method] = Shown(shown.picture, truth, shown.guide)  # without its own past
-            _keep_specimen(result, item, number, scores, moment, images.get(BASELINE))
+                    here.per_frame[name].append(scorer(frame))
+                # Without its own previous frame, or all frames would stay in memory.
+                previous[method] = ScoredFrame(frame.image, truth, frame.guide)
+            _keep_specimen(result, item, number, scores, current, images.get(BASELINE))
     _check_frames(item, frames, count)
     for method, of_method in scores.items():
         result.scores.setdefault(method, {})[item.name] = of_method
 
 
 @dataclass(frozen=True, eq=False)
-class _Moment:
-    """The pictures of one point in time: (H, W, 3) uint8, the input a quarter of the size."""
+class _ItemImages:
+    """Holds the images of one frame: (H, W, 3) uint8, the input at a quarter of the size."""
 
-    picture: Image
+    result: Image
     truth: Image | None
     input: Image | None
 
 
-def _moments(
+def _read_item(
     item: Item,
     *,
     upscaler: Upscaler | None,
     progress: Callable[[str, int, int | None], None],
-) -> Generator[_Moment, None, None]:
-    """Everything that belongs to an item, frame by frame.
+) -> Generator[_ItemImages, None, None]:
+    """Read all images of an item, frame by frame.
 
     Raises:
         MediaError: one of the streams ends before another.
@@ -199,10 +202,10 @@ def _moments(
         }
         if item.results is None:
             if item.inputs is None or upscaler is None:
-                raise ValueError(f"{item.name} has no results, and nothing to make them of or with")
+                raise ValueError(f"{item.name} has no results, and no inputs or upscaler for them")
             again = stack.enter_context(open_source(item.inputs))
-            made = _made(upscaler, (frame.image for frame in again))
-            streams["results"] = stack.enter_context(closing(made))
+            upscaled = _upscaled(upscaler, (frame.image for frame in again))
+            streams["results"] = stack.enter_context(closing(upscaled))
         for number in itertools.count():
             row: dict[str, Image] = {}
             for what, stream in streams.items():
@@ -214,15 +217,15 @@ def _moments(
             ended = [what for what in streams if what not in row]
             if ended:
                 raise MediaError(
-                    f"{paths[ended[0]]} ends after {number} frames and {paths[next(iter(row))]} "
-                    "goes on: they must have as many"
+                    f"{paths[ended[0]]} ends after {number} frames, but {paths[next(iter(row))]} "
+                    "continues: both must have the same number of frames"
                 )
-            yield _Moment(row["results"], row.get("truth"), row.get("inputs"))
+            yield _ItemImages(row["results"], row.get("truth"), row.get("inputs"))
             progress(item.name, number + 1, total)
 
 
-def _made(upscaler: Upscaler, frames: Iterator[AnyImage]) -> Generator[AnyImage, None, None]:
-    """What the upscaler makes of frames; it is free again once this is closed."""
+def _upscaled(upscaler: Upscaler, frames: Iterator[AnyImage]) -> Generator[AnyImage, None, None]:
+    """Upscale frames; closing the generator releases the upscaler."""
     yield from upscaler.frames(frames)
 
 
@@ -231,10 +234,10 @@ def _keep_specimen(
     item: Item,
     number: int,
     scores: Mapping[str, SequenceScores],
-    moment: _Moment,
+    current: _ItemImages,
     baseline: Image | None,
 ) -> None:
-    """Hold on to a frame that is the worst or the best so far, by the first metric."""
+    """Keep a frame that is the worst or the best so far by the first metric."""
     first = result.metrics[0]
     latest = {method: of_method.per_frame[first][-1] for method, of_method in scores.items()}
     score = latest[RESULTS]
@@ -242,7 +245,7 @@ def _keep_specimen(
         return
     sign = 1 if METRICS[first].higher_is_better else -1
     specimen = Specimen(
-        item.name, number, score, latest.get(BASELINE), moment.picture, baseline, moment.truth
+        item.name, number, score, latest.get(BASELINE), current.result, baseline, current.truth
     )
     if result.best is None or sign * score > sign * result.best.score:
         result.best = specimen
@@ -253,10 +256,12 @@ def _keep_specimen(
 def _check_frames(item: Item, frames: list[int] | None, count: int) -> None:
     missing = [number for number in frames or () if number >= count]
     if count == 0 or (frames is not None and len(missing) == len(frames)):
-        wanted = "no frame" if frames is None else f"none of the frames {_listed(frames)}"
-        raise MediaError(f"{item.name} holds {wanted}: leave the sequence out, or name others")
+        wanted = "no frames" if frames is None else f"none of the frames {_listed(frames)}"
+        raise MediaError(f"{item.name} has {wanted}: remove the sequence, or choose other frames")
     if missing:
-        logger.warning("%s has %d frames: without frame %s", item.name, count, _listed(missing))
+        logger.warning(
+            "%s has only %d frames: skipping frame %s", item.name, count, _listed(missing)
+        )
 
 
 def _listed(numbers: Iterable[int]) -> str:

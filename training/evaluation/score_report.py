@@ -1,4 +1,4 @@
-"""What is kept of an evaluation: ``scores.json``, plots over frames, worst and best frame."""
+"""Writes the report of an evaluation: ``scores.json``, plots over frames, worst and best frame."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from rbvsr_deploy.version import __version__
 __all__ = ["check_report_folder", "scores_as_json", "write_report"]
 
 _WIDTH, _TALLEST = 1280, 720
-"""Pixels, of the pictures, and of the height of the whole frame in them, at most."""
+"""Maximum width of the images, and maximum height of the whole frame in them, in pixels."""
 
 _ZOOM = 3
-"""How many times larger the detail is shown, more often where the frames are small."""
+"""Minimum zoom of the detail; small frames are zoomed further."""
 
 _GAP = 8
 _LINE, _LETTERS = 36, 0.8
 _PAPER, _INK, _MARK = (255, 255, 255), (20, 20, 20), (255, 64, 64)
 
 _ROWS = 4
-"""More plots than this one below the other make a second column."""
+"""Maximum number of plots in one column; more are laid out in two columns."""
 
 _TICKS = 12
-"""Scored frames that are all written below a plot."""
+"""Maximum number of scored frames for which every frame gets a tick."""
 
 _STYLES: dict[str, dict[str, Any]] = {
     BASELINE: {"color": "tab:orange", "marker": "s"},
@@ -43,13 +43,13 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def check_report_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be written into.
+    """Check that a report may be written to a folder.
 
     Raises:
-        MediaError: it is a file, or holds something that may not be replaced.
+        MediaError: it is a file, or it is not empty and overwriting is not allowed.
     """
     if folder.exists() and not folder.is_dir():
-        raise MediaError(f"{folder} is no folder: choose another for the report")
+        raise MediaError(f"{folder} is a file: choose a folder for the report")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise MediaError(f"the folder {folder} is not empty: choose another, or allow overwriting")
 
@@ -57,11 +57,12 @@ def check_report_folder(folder: Path, *, overwrite: bool) -> None:
 def scores_as_json(
     evaluation: Evaluation, *, settings: dict[str, Any], missing: dict[str, str]
 ) -> dict[str, Any]:
-    """Everything in one object; nothing in it depends on when or where it was made.
+    """Convert an evaluation to an object for JSON that does not depend on when or where it ran.
 
     Args:
-        settings: what was asked for.
-        missing: metrics that could not be computed, and why.
+        evaluation: the scores.
+        settings: settings of the evaluation.
+        missing: reason for each metric that could not be computed.
     """
     return {
         "rbvsr_deploy": __version__,
@@ -98,16 +99,16 @@ def scores_as_json(
 
 
 def write_report(folder: Path, evaluation: Evaluation, scores: dict[str, Any]) -> None:
-    """Write ``scores.json``, ``worst.png``, ``best.png``, and ``plots`` if matplotlib is there.
+    """Write ``scores.json``, ``worst.png``, ``best.png``, and ``plots`` if matplotlib is installed.
 
     Raises:
-        MediaError: something cannot be written.
+        MediaError: a file cannot be written.
     """
     files = {"scores.json": (json.dumps(scores, indent=1, allow_nan=False) + "\n").encode()}
     for which, specimen in (("worst", evaluation.worst), ("best", evaluation.best)):
         if specimen is not None:
             metric = METRICS[evaluation.metrics[0]]
-            files[f"{which}.png"] = _png(specimen_picture(specimen, which=which, metric=metric))
+            files[f"{which}.png"] = _png(specimen_image(specimen, which=which, metric=metric))
     for sequence in evaluation.scores[RESULTS]:
         plot = _plot(evaluation, sequence)
         if plot is not None:
@@ -121,21 +122,24 @@ def write_report(folder: Path, evaluation: Evaluation, scores: dict[str, Any]) -
         raise MediaError(f"cannot write the report to {folder}: {error.strerror}") from None
 
 
-def specimen_picture(specimen: Specimen, *, which: str, metric: Metric) -> NDArray[np.uint8]:
-    """A frame with a mark around its finest detail, and below it this detail several times larger:
-    of the baseline, the result and the truth, as far as they are there.
+def specimen_image(specimen: Specimen, *, which: str, metric: Metric) -> NDArray[np.uint8]:
+    """Draw a frame with a mark around its finest detail, and below it this detail enlarged, for the
+    baseline, the result and the ground truth if they exist.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
     """
     panels = {}
     if specimen.baseline is not None:
         panels[_labelled("bicubic", specimen.baseline_score)] = specimen.baseline
-    panels[_labelled("result", specimen.score)] = specimen.picture
+    panels[_labelled("result", specimen.score)] = specimen.image
     if specimen.truth is not None:
-        panels["truth"] = specimen.truth
-    height, width = specimen.picture.shape[:2]
+        panels["ground truth"] = specimen.truth
+    height, width = specimen.image.shape[:2]
     room = (_WIDTH - _GAP * (len(panels) - 1)) // len(panels)
     side = min(height, width, room // _ZOOM)
     zoom = room // side
-    top, left = _finest(panels.get("truth", specimen.picture), side)
+    top, left = _finest(panels.get("ground truth", specimen.image), side)
     row = []
     for label, image in panels.items():
         crop = image[top : top + side, left : left + side]
@@ -144,7 +148,7 @@ def specimen_picture(specimen: Specimen, *, which: str, metric: Metric) -> NDArr
     detail = np.concatenate(row[:-1], axis=1)
     factor = min(1.0, detail.shape[1] / width, _TALLEST / height)
     whole = np.asarray(
-        cv2.resize(specimen.picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA),
+        cv2.resize(specimen.image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA),
         np.uint8,
     )
     corner, opposite = (
@@ -160,7 +164,7 @@ def specimen_picture(specimen: Specimen, *, which: str, metric: Metric) -> NDArr
 
 
 def _finest(image: NDArray[np.uint8], side: int) -> tuple[int, int]:
-    """Top and left of the square with most detail."""
+    """Return the top and left of the square with the most detail."""
     edges = np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_32F))
     sums = cv2.integral(edges)
     of_squares = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side]
@@ -174,7 +178,7 @@ def _labelled(name: str, score: float | None) -> str:
 
 
 def _titled(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """The picture under a line of text, which is smaller where it is long."""
+    """Add a line of text above an image, shrinking long text to fit."""
     width = image.shape[1]
     line = np.full((_LINE, width, 3), _PAPER, np.uint8)
     face, thickness = cv2.FONT_HERSHEY_SIMPLEX, 1
@@ -193,12 +197,12 @@ def _centred(image: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 def _png(image: NDArray[np.uint8]) -> bytes:
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
-        raise MediaError("cannot encode a picture as PNG")
+        raise MediaError("cannot encode an image as PNG")
     return data.tobytes()
 
 
 def _plot(evaluation: Evaluation, sequence: str) -> bytes | None:
-    """Every metric over the frames of a sequence as a PNG; ``None`` without matplotlib."""
+    """Plot every metric over the frames of a sequence as PNG; ``None`` without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -210,7 +214,7 @@ def _plot(evaluation: Evaluation, sequence: str) -> bytes | None:
     width, height = 4 + 4 * columns, 1.2 + 2 * rows  # inches
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    # Matplotlib's own layouts take as long as all the rest.
+    # Matplotlib's own layout engines take as long as everything else together.
     figure.subplots_adjust(
         left=0.7 / width,
         right=1 - 0.2 / width,
@@ -249,6 +253,6 @@ def _plot(evaluation: Evaluation, sequence: str) -> bytes | None:
     figure.legend(handles, labels, loc="lower right", ncols=len(labels))
     data = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about letters of a name that the font does not have
+        warnings.simplefilter("ignore")  # about characters of a name that the font lacks
         figure.savefig(data, format="png", dpi=110)
     return data.getvalue()

@@ -1,4 +1,4 @@
-"""Which sequences are scored, and what each is held against."""
+"""Finds the sequences to score, and pairs each with what it is compared with."""
 
 from __future__ import annotations
 
@@ -16,47 +16,50 @@ from rbvsr_deploy.video.images import is_image
 __all__ = ["Item", "check_items", "find_sequences", "pair_up"]
 
 _ENDING = f"_x{SCALE}"
-"""What ``rbvsr-run`` puts behind names."""
+"""Suffix that ``rbvsr-run`` adds to names."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A sequence to score: each a video or a folder of pictures."""
+    """A sequence to score; each path is a video or an image folder."""
 
     name: str
     results: Path | None
-    """``None``: made of ``inputs`` by an engine."""
+    """Upscaled frames; ``None`` if an engine upscales ``inputs``."""
     truth: Path | None = None
+    """Ground truth of the results."""
     inputs: Path | None = None
-    """Of low quality, a quarter of the size."""
+    """Low-quality frames at a quarter of the size."""
 
 
 def find_sequences(path: Path) -> dict[str, Path]:
-    """The sequences at a path, by name and in order of their names.
+    """Find the sequences at a path, by name and in the order of their names.
 
-    A folder of pictures, and a file, is one sequence. Any other folder is looked into: its videos
-    and its folders of pictures are the sequences (VideoLQ's layout).
+    A file or an image folder is one sequence. In any other folder, the videos and the image folders
+    directly inside it are the sequences (VideoLQ's layout).
 
     Raises:
-        MediaError: there is none, or two have one name.
+        MediaError: there are none, or two have the same name.
     """
     if not path.exists():
-        raise MediaError(f"{path} does not exist: give a video, a folder of frames, or of those")
-    if path.is_file() or _holds_pictures(path):
+        raise MediaError(
+            f"{path} does not exist: give a video, an image folder, or a folder that contains them"
+        )
+    if path.is_file() or _holds_images(path):
         return {_name(path.resolve()): path}
     found: dict[str, Path] = {}
     for child in sorted(path.iterdir()):
-        if child.name.startswith(".") or not (_is_video(child) or _holds_pictures(child)):
+        if child.name.startswith(".") or not (_is_video(child) or _holds_images(child)):
             continue
         name = _name(child)
         if name in found:
             raise MediaError(
-                f"{found[name]} and {child} have one name: leave one sequence of each name"
+                f"{found[name]} and {child} have the same sequence name: rename or remove one"
             )
         found[name] = child
     if not found:
         raise MediaError(
-            f"the folder {path} holds no pictures, no videos, and no folders of either"
+            f"the folder {path} contains no images, videos or image folders: choose another folder"
         )
     return found
 
@@ -64,17 +67,17 @@ def find_sequences(path: Path) -> dict[str, Path]:
 def pair_up(
     results: Path | None, *, truth: Path | None = None, inputs: Path | None = None
 ) -> list[Item]:
-    """Sequences that belong together: by name, or, where there is but one of each, those.
+    """Pair sequences by name; where each path has only one sequence, these belong together.
 
     Args:
-        results: ``None`` if an engine is to make them of the inputs.
-        truth: what they should be.
-        inputs: what they were made of.
+        results: upscaled sequences; ``None`` if an engine upscales the inputs.
+        truth: ground truth of the results.
+        inputs: sequences that the results were upscaled from.
 
     Raises:
-        MediaError: a sequence is missing somewhere.
+        MediaError: a sequence has no counterpart.
     """
-    given = {"the results": results, "the truth": truth, "the inputs": inputs}
+    given = {"the results": results, "the ground truth": truth, "the inputs": inputs}
     found = {what: find_sequences(path) for what, path in given.items() if path is not None}
     (first, names), *others = found.items()
     for what, sequences in others:
@@ -91,29 +94,29 @@ def pair_up(
 
 @dataclass(frozen=True)
 class _Opened:
-    """What is known of a part of an item before it is read."""
+    """Describes the results, ground truth or inputs of an item before they are read."""
 
     path: Path
     size: tuple[int, int]
-    """Width and height of the results, the truth and the enlarged inputs."""
+    """Width and height; for inputs, those of the enlarged frames."""
     enlarged: bool
     count: int | None
-    """Frames; ``None`` for videos, which tell but roughly."""
+    """Number of frames; ``None`` for videos, which give only an estimate."""
 
 
 def check_items(items: Sequence[Item], *, border: int) -> tuple[int, int]:
-    """Find out before long work what does not fit together.
+    """Check that the parts of each item match, before any frame is scored.
 
     Args:
         items: one or more.
-        border: pixels left out at each side.
+        border: number of pixels to ignore at each side.
 
     Returns:
-        Longer and shorter side of the smallest pictures, in pixels without the border.
+        The longer and the shorter side of the smallest frames, in pixels without the border.
 
     Raises:
-        MediaError: something cannot be opened, sizes or numbers of pictures differ, or the border
-            leaves nothing.
+        MediaError: a file cannot be opened, sizes or frame counts differ, or the border leaves no
+            pixels.
     """
     sides = []
     for item in items:
@@ -128,8 +131,8 @@ def check_items(items: Sequence[Item], *, border: int) -> tuple[int, int]:
         width, height = opened[0].size
         if min(width, height) <= 2 * border:
             raise MediaError(
-                f"a border of {border} leaves nothing of the {width}x{height} pixels of "
-                f"{item.name}: lower it, or give larger pictures"
+                f"a border of {border} leaves no pixels of {item.name}, which is {width}x{height}: "
+                "use a smaller border or larger frames"
             )
         sides.append(sorted((width - 2 * border, height - 2 * border)))
     return min(longer for _, longer in sides), min(shorter for shorter, _ in sides)
@@ -141,19 +144,19 @@ def _check_alike(opened: Sequence[_Opened]) -> None:
         if other.size != first.size:
             times = f", enlarged by {SCALE}," * other.enlarged
             raise MediaError(
-                f"{other.path} has frames of {_shown(other.size)}{times} and {first.path} of "
-                f"{_shown(first.size)}: they must have one size"
+                f"{other.path} has frames of {_as_text(other.size)}{times} but {first.path} of "
+                f"{_as_text(first.size)}: both must have the same size"
             )
     counted = [one for one in opened if one.count is not None]
     for other in counted[1:]:
         if other.count != counted[0].count:
             raise MediaError(
-                f"{other.path} has {other.count} frames and {counted[0].path} {counted[0].count}: "
-                "they must have as many"
+                f"{other.path} has {other.count} frames but {counted[0].path} has "
+                f"{counted[0].count}: both must have the same number of frames"
             )
 
 
-def _shown(size: tuple[int, int]) -> str:
+def _as_text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
@@ -164,8 +167,9 @@ def _check_names(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise MediaError(
-            f"{', '.join(missing[:3])}{more} of {what} {'is' if len(missing) == 1 else 'are'} not "
-            f"among {other}: both need sequences of the same names"
+            f"{', '.join(missing[:3])}{more} of {what} "
+            f"{'has' if len(missing) == 1 else 'have'} no counterpart in {other}: both must "
+            "contain sequences with the same names"
         )
 
 
@@ -173,7 +177,7 @@ def _name(path: Path) -> str:
     return (path.name if path.is_dir() else path.stem).removesuffix(_ENDING)
 
 
-def _holds_pictures(path: Path) -> bool:
+def _holds_images(path: Path) -> bool:
     return path.is_dir() and any(f.is_file() and is_image(f) for f in path.iterdir())
 
 

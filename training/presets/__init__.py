@@ -1,4 +1,4 @@
-"""The recipes that ship with the package, as files to train with or to edit."""
+"""Lists the recipes that ship with the package, as files to train with or to edit."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pathlib import Path
 __all__ = ["PRESETS"]
 
 PRESETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
-"""Recipe files by name. The first line of each says what it is, as a comment."""
+"""Recipe files by name. The first line of each file is a comment that describes it."""

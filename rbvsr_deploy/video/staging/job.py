@@ -1,16 +1,16 @@
-"""The unfinished work for one output, kept in a hidden folder beside it.
+"""Keeps the unfinished work for an output in a hidden folder next to it.
 
 ::
 
     .clip_x4.mp4.job/
-        lock                 held by the run that works on it; the kernel lets go if it is killed
-        job.json             what the work is made from: another input or option starts over
-        part-000001.packets  what the sink keeps of a part
-        part-000001.json     the part is finished: written last, in one step
-        part-000001.state    what the caller attached to it; of the last part only
+        lock                 held by the current run; the kernel releases it if the run is killed
+        job.json             identity of the work: with another input or option, it starts over
+        part-000001.packets  the sink's data of a segment
+        part-000001.json     record of a finished segment, written last and atomically
+        part-000001.state    the caller's attachment, for the last segment only
 
-What else a run leaves there that was stopped is removed by the next one; a folder that holds
-anything the program does not make is refused, as ``job_folder`` says.
+Other files that an interrupted run leaves there are removed by the next run. A folder that holds
+anything else is refused, see ``job_folder``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
@@ -34,25 +34,22 @@ from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
 from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 __all__ = ["Job"]
 
 logger = logging.getLogger(__name__)
 
 _SCHEMA = 1
 _LARGEST_RECORD = 2**24
-"""Bytes of the JSON of a part; one scene takes a hundred."""
+"""Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-class Job:
-    """The job folder of one output, held by one run at a time.
+class Job(Closing):
+    """Manages the job folder of one output, which one run at a time can hold.
 
     Use it as a context manager around the sink that writes into it. Leaving it removes the folder,
-    unless parts are finished and the output is not: then the next job for the same output
-    continues behind them. ::
+    unless the output is unfinished and has finished segments: the next job for the same output
+    then resumes after them. ::
 
         with Job(output, identity={"input": ..., "model": ...}) as job:
             with open_sink(output, source=source, width=w, height=h, job=job) as sink:
@@ -60,29 +57,29 @@ class Job:
                 ...
 
     Args:
-        output: the file or folder that is to be made.
-        identity: what the output is made from, by human names such as "input" or "model"; unless
-            all of it is equal to that of the finished parts, they are given up.
+        output: the file or folder to produce.
+        identity: what the output depends on, under readable names such as "input" or "model";
+            finished segments with another identity are discarded.
         overwrite: whether an existing output may be replaced.
-        keep: whether the folder stays after success.
-        resume: whether finished parts of an earlier run are of use, and those of this one to a
-            later run.
+        keep: whether to keep the folder after success.
+        resume: whether to use finished segments of an earlier run, and to leave those of this
+            run to a later one.
 
     Raises:
-        MediaError: the output's folder is missing or cannot be written to, another run works on
-            the same output, or what has the job folder's name is not this user's job folder.
+        MediaError: the output's folder is missing or not writable, another run works on the same
+            output, or the job folder's path is taken by anything but this user's job folder.
     """
 
     folder: Path
-    """The job folder."""
+    """Path of the job folder."""
     storage: JobFolder
-    """What is made and removed in it."""
+    """File operations in the job folder."""
     parts: list[PartRecord]
-    """The finished parts; known once a sink is opened."""
+    """Finished segments, available once a sink is opened."""
     resumed_parts: int
-    """How many of them an earlier run made."""
+    """Number of segments from an earlier run."""
     started_over: str | None
-    """Why finished parts were given up, as a clause such as "the model was A and is B"."""
+    """Why finished segments were discarded, as a clause such as "the model was A and is B"."""
 
     def __init__(
         self,
@@ -116,28 +113,28 @@ class Job:
             raise
 
     def check(self, *, folder: bool) -> None:
-        """Refuses an output that could not be published.
+        """Check that the output can be published.
 
         Args:
             folder: whether the output is a folder of files rather than one file.
 
         Raises:
-            MediaError: it exists, or is of the other kind.
+            MediaError: the output exists, or is of the other kind.
         """
         check_target(self.output, overwrite=self.overwrite, folder=folder)
 
     def start(
         self, settings: dict[str, str], *, fits: Callable[[PartRecord], bool] = lambda part: True
     ) -> None:
-        """Takes over the finished parts of an earlier run, or starts over.
+        """Take over the finished segments of an earlier run, or start over.
 
-        Called by the sink, as late as it can be: until then, nothing of the earlier work is lost.
+        The sink calls it as late as possible; until then, no earlier work is discarded.
 
         Args:
-            settings: the sink's share of the identity.
-            fits: whether the record of a part and its files, which are whole, are what the sink
-                can have made; called for one part after the other. It may raise KeyError,
-                TypeError, ValueError or MediaError where they are not.
+            settings: settings of the sink that belong to the identity.
+            fits: returns whether this sink can have written a segment; called for each segment in
+                order, with undamaged files. It may raise KeyError, TypeError, ValueError or
+                MediaError instead of returning false.
 
         Raises:
             MediaError: the folder cannot be written to.
@@ -147,22 +144,22 @@ class Job:
             begun = any(re.fullmatch(r"part-\d+\.json", name) for name in self.storage.names())
         if begun:
             self.started_over = (
-                self._difference(identity) if self._resume else "the input cannot be gone back in"
+                self._difference(identity) if self._resume else "the input cannot be rewound"
             )
             if self.started_over is None:
                 self.parts = self._read_parts(fits)
         self.resumed_parts = len(self.parts)
-        # From here on, also if a signal comes now, what belongs to no finished part is removed.
+        # From here on, even after a signal, files outside finished segments are removed.
         self._started = True
         self._tidy()
         self._identity = identity
         self._write_journal()
 
     def next_part(self, suffix: str) -> Path:
-        """The path for the data of the part that is being made, where nothing is yet.
+        """Return the unused path for the data of the current segment.
 
         Raises:
-            MediaError: something else has taken the job folder's place.
+            MediaError: the job folder was removed or replaced.
         """
         self.storage.check()
         return self.folder / self._next(suffix)
@@ -176,18 +173,18 @@ class Job:
         files: list[StoredFile],
         attachment: bytes | None = None,
     ) -> None:
-        """Records a finished part; when this returns, a power failure does not undo it.
+        """Record a finished segment durably: it survives a power failure after this returns.
 
         Args:
-            frames: how many, at least 1.
-            note: of the caller, to be read again after a resume; JSON must be able to hold it.
-            media: of the sink, likewise.
-            files: what the part consists of, on the disk already.
-            attachment: of the caller, of any size; that of the part before is removed.
+            frames: number of frames, at least 1.
+            note: JSON-serialisable data of the caller, available after a resume.
+            media: JSON-serialisable data of the sink, available after a resume.
+            files: the files of the segment, already synced to disk.
+            attachment: binary data of the caller; replaces that of the previous segment.
 
         Raises:
-            TypeError: JSON cannot hold the note.
-            MediaError: the folder cannot be written to; the parts before stay.
+            TypeError: the note is not JSON-serialisable.
+            MediaError: the folder cannot be written to; earlier segments are kept.
         """
         stored = None
         with self._writing():
@@ -200,7 +197,7 @@ class Job:
                     os.fsync(file.fileno())
                 digest = hashlib.sha256(attachment).hexdigest()
                 stored = StoredFile(state, len(attachment), digest)
-            # The files' own names must be on the disk before the record that speaks of them.
+            # The files' directory entries must be on disk before the record that refers to them.
             self.storage.sync()
             record = PartRecord(frames, note, media, tuple(files), stored)
             data = record.to_bytes()
@@ -208,14 +205,14 @@ class Job:
             before = self.parts[-1].attachment if self.parts else None
             if before is not None:
                 self.storage.remove(before.name)
-        # As it will be read again: tuples have become lists.
+        # As after a resume: tuples have become lists.
         self.parts.append(PartRecord.from_bytes(data))
 
     def attachment(self) -> bytes | None:
-        """What was attached to the last finished part.
+        """Return the attachment of the last finished segment, if any.
 
         Raises:
-            MediaError: it cannot be read.
+            MediaError: the attachment cannot be read.
         """
         stored = self.parts[-1].attachment if self.parts else None
         if stored is None:
@@ -226,14 +223,13 @@ class Job:
             raise MediaError(f"cannot read {self.folder / stored.name}: {reason(error)}") from error
 
     def publish(self, finished: Path) -> None:
-        """Makes a file or folder of the job folder the output.
+        """Publish a file or folder of the job folder as the output.
 
         Args:
-            finished: complete, and on the disk.
+            finished: the complete file or folder, already synced to disk.
 
         Raises:
-            MediaError: the disk refused, or the output has appeared meanwhile; the finished parts
-                stay.
+            MediaError: writing fails, or the output now exists; finished segments are kept.
         """
         try:
             self.storage.check()
@@ -241,28 +237,27 @@ class Job:
             if self._keep:
                 finished = self._copied(finished)
             else:
-                # Renaming keeps the inode. Killed between the two, the next run knows by it that
-                # only tidying up is left.
+                # Renaming keeps the inode. If this run is killed after the rename, the next run
+                # recognises the output by it and only cleans up.
                 self._write_journal(published=_inode(finished))
             if finished.is_file():
-                finished.chmod(usual_mode())  # until now, it was for this user only
+                finished.chmod(usual_mode())  # was private to this user
             put_in_place(finished, target=self.output)
         except OSError as error:
             raise MediaError(f"cannot complete {self.output}: {reason(error)}") from error
         self._published = True
 
     def close(self) -> None:
-        """Ends the work; calling it again does nothing.
+        """End the work; calling it again does nothing.
 
-        The folder stays where it holds finished parts of an output that is not published, or where
-        it was asked for.
+        The folder is kept if it holds finished segments of an unpublished output, or on request.
         """
         if self._closed:
             return
         try:
             if not (self._keep if self._published else self._resume):
                 self.parts = []
-            # What cannot be removed now is removed, or used, by the next run.
+            # The next run removes or uses anything that cannot be removed now.
             with contextlib.suppress(OSError, MediaError):
                 if self._started:
                     self._tidy()
@@ -272,19 +267,8 @@ class Job:
             self.storage.close()
             self._closed = True
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _copied(self, finished: Path) -> Path:
-        """The same, or a copy where the parts consist of it."""
+        """Return a copy of files that finished segments need, or else the path itself."""
         copy = self.folder / f"copy{finished.suffix}"
         if finished.is_dir():
             shutil.copytree(finished, copy)
@@ -301,7 +285,7 @@ class Job:
         return f"part-{len(self.parts) + 1:06d}{suffix}"
 
     def _read_journal(self) -> dict[str, Any]:
-        """What ``job.json`` holds, empty where it is missing or damaged."""
+        """Read ``job.json``; empty if it is missing or damaged."""
         try:
             data = json.loads(self.storage.read(JOURNAL, at_most=_LARGEST_RECORD))
         except (OSError, ValueError, RecursionError):
@@ -314,7 +298,7 @@ class Job:
             self.storage.write(JOURNAL, json.dumps(data, indent=1).encode())
 
     def _was_published(self) -> bool:
-        """Whether an earlier run was stopped after the rename, with only the folder left."""
+        """Return whether an earlier run was interrupted between publishing and cleaning up."""
         try:
             return bool(self._read_journal().get("published") == _inode(self.output))
         except OSError:
@@ -323,7 +307,7 @@ class Job:
     def _difference(self, identity: dict[str, str]) -> str | None:
         journal = self._read_journal()
         if journal.get("schema", _SCHEMA) != _SCHEMA:
-            return "the unfinished work is that of another version of this program"
+            return "the unfinished work is from another version of this program"
         stored = journal.get("identity")
         if not isinstance(stored, dict):
             return "the record of the unfinished work is damaged"
@@ -334,7 +318,7 @@ class Job:
         return None
 
     def _read_parts(self, fits: Callable[[PartRecord], bool]) -> list[PartRecord]:
-        """The finished parts up to the first that is damaged."""
+        """Read the finished segments before the first damaged one."""
         parts: list[PartRecord] = []
         with self._writing():
             names = set(self.storage.names())
@@ -346,13 +330,13 @@ class Job:
                 usable = False
             if not usable:
                 logger.warning(
-                    "part %d of the unfinished %s is damaged: the work goes on before it",
+                    "segment %d of the unfinished %s is damaged: resuming before it",
                     len(parts) + 1,
                     self.output,
                 )
                 break
             parts.append(record)
-        # Behind a part that has lost what was attached to it, nobody can go on.
+        # Work cannot resume after a segment whose attachment is lost.
         while parts and not (
             parts[-1].attachment is None or parts[-1].attachment.is_whole(self.folder)
         ):
@@ -360,7 +344,7 @@ class Job:
         return parts
 
     def _tidy(self) -> None:
-        """Removes what belongs to no finished part."""
+        """Remove all files that do not belong to finished segments."""
         kept: set[str] = set()
         if self.parts:
             kept.add(JOURNAL)

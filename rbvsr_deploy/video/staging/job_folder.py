@@ -1,9 +1,9 @@
-"""A job's folder on the disk: whose it is, who holds it, and all that is made or removed there.
+"""Manages a job folder on disk: checks its ownership, locks it, and creates and removes its files.
 
-It lies beside the output under a name that anybody can foresee, and what is of no use is deleted
-from it. So a folder that was there before is used only if it is this user's own and holds nothing
-but what a job folder can hold; links are never followed; and everything is done relative to the
-folder's descriptor, so that another folder under its name is not taken for it.
+The folder is next to the output under a predictable name, and its unused files are deleted.
+Therefore an existing folder is used only if it belongs to this user and holds nothing but files of
+a job folder. Links are never followed, and all operations are relative to the folder's descriptor,
+so that a folder put in its place later is not affected.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ _LOCK = "lock"
 _FOLDERS = ("pictures", "copy")
 _NAMES = re.compile(
     r"lock|job\.json|part-\d{6,}\.(json|packets|state)|pictures|(joined|copy)(\.[^.]+)?"
-    r"|\.(job|part-\d{6,})\.json\.[^.]+\.part"  # a record that was being written
-    r"|tmp\w+"  # of ``Spool``, where the system has no files without a name
+    r"|\.(job|part-\d{6,})\.json\.[^.]+\.part"  # a record while it is written
+    r"|tmp\w+"  # from ``Spool``, on systems without unnamed files
 )
 _STORED = re.compile(r"part-\d{6,}\.(packets|state)|pictures/(?!\.{1,2}$)[^/\0]+")
-_OF_NFS = ".nfs"  # a removed file that somebody holds open: it goes when they do
+_OF_NFS = ".nfs"  # a removed file that is still open; vanishes when it is closed
 
 
 def is_stored_name(name: str) -> bool:
-    """Whether a file of a finished part can have this name, relative to the job folder."""
+    """Return whether a segment's file can have this name, relative to the job folder."""
     # On Windows, backslashes separate folders too.
     return _STORED.fullmatch(name) is not None and len(PurePath(name).parts) <= 2
 
 
 class JobFolder:
-    """A job folder, held by this run until it is closed; made if it is not there.
+    """Holds a job folder, created if missing, until it is closed.
 
-    Names are relative to it; those in one of its sub-folders have a slash.
+    File names are relative to the folder and may have one sub-folder, separated by a slash.
 
     Args:
-        path: of the folder.
-        output: what the job makes, for messages.
+        path: path of the folder.
+        output: the job's output, for messages.
 
     Raises:
-        MediaError: it cannot be made, is a link or no folder, is not this user's own, holds
-            something that no job folder holds, or is held by another run.
-        OSError: here and in all methods, where the disk refuses.
+        MediaError: the folder cannot be created, is a link or not a folder, belongs to another
+            user, holds foreign files, or is held by another run.
+        OSError: a file operation fails, here or in any method.
     """
 
     def __init__(self, path: Path, *, output: Path) -> None:
@@ -74,10 +74,10 @@ class JobFolder:
             raise
 
     def check(self) -> None:
-        """Refuses to go on if something else has taken the folder's place.
+        """Check that the folder was not removed or replaced.
 
         Raises:
-            MediaError: it has.
+            MediaError: the folder was removed or replaced.
         """
         try:
             found = os.lstat(self.path)
@@ -85,19 +85,19 @@ class JobFolder:
             found = None
         if found is None or (found.st_dev, found.st_ino) != self._identity:
             raise MediaError(
-                f"{self.path}, where the work on {self._output} is kept, was removed or replaced "
-                "meanwhile: start again, in a folder where nobody else can write"
+                f"{self.path}, which keeps the work on {self._output}, was removed or replaced "
+                "during the run: start again, in a folder where nobody else can write"
             )
 
     def names(self) -> list[str]:
-        """What is in the folder and its sub-folders, each sub-folder after what is in it."""
+        """Return the names of all files and sub-folders, each sub-folder after its contents."""
         return [name for name, _ in self._entries()]
 
     def read(self, name: str, *, at_most: int) -> bytes:
-        """The content of a file.
+        """Read a file.
 
         Raises:
-            OSError: it is missing, no regular file, or has more bytes.
+            OSError: it is missing, not a regular file, or larger than ``at_most`` bytes.
         """
         with self._inside(name) as (folder, last):
             handle = open_no_follow(last, os.O_RDONLY, dir_fd=folder)
@@ -108,21 +108,21 @@ class JobFolder:
         return data
 
     def create(self, name: str, *, mode: int = 0o600) -> BinaryIO:
-        """Opens a new file for writing.
+        """Create a file and open it for writing.
 
         Raises:
-            FileExistsError: the name is taken, by whatever it is.
+            FileExistsError: the name is taken by a file, folder or link.
         """
         with self._inside(name) as (folder, last):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             return os.fdopen(open_no_follow(last, flags, mode=mode, dir_fd=folder), "wb")
 
     def emptied(self, name: str) -> Path:
-        """The path of a new and empty file, for a library that opens it by its name; what had the
-        name is removed.
+        """Create an empty file in place of any existing one, and return its path for a library that
+        opens files by name.
 
         Raises:
-            MediaError: something else has taken the folder's place.
+            MediaError: the folder was removed or replaced.
         """
         self.remove(name)
         self.create(name).close()
@@ -130,10 +130,10 @@ class JobFolder:
         return self.path / name
 
     def make_folder(self, name: str) -> Path:
-        """The path of a sub-folder, which is made unless it is there.
+        """Create a sub-folder unless it exists, and return its path.
 
         Raises:
-            MediaError: something else has taken the folder's place.
+            MediaError: the folder was removed or replaced.
         """
         with self._inside(name) as (folder, last), contextlib.suppress(FileExistsError):
             os.mkdir(last, dir_fd=folder)
@@ -141,7 +141,7 @@ class JobFolder:
         return self.path / name
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a record in one step: when this returns, it is on the disk in full."""
+        """Write a record atomically; when this returns, it is on disk."""
         temporary = f".{name}.{secrets.token_hex(4)}.part"
         try:
             with self.create(temporary) as file:
@@ -157,21 +157,21 @@ class JobFolder:
         self.sync()
 
     def sync(self) -> None:
-        """Brings the names of the folder's files to the disk."""
+        """Flush the folder's directory entries to disk."""
         if self._handle is not None:
             os.fsync(self._handle)
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a link itself; does nothing where there is none."""
+        """Remove a file, or a link but not its target; ignore a missing file."""
         with self._inside(name) as (folder, last), contextlib.suppress(FileNotFoundError):
             os.unlink(last, dir_fd=folder)
 
     def clear(self, kept: set[str]) -> None:
-        """Removes what a job folder can hold, but the lock and what is to be kept.
+        """Remove all files of a job folder except the lock and the given names.
 
-        What cannot be removed is left, with a warning.
+        Files that cannot be removed are left, with a warning.
         """
-        # The journal last: what is left of the parts without it would be of unknown origin.
+        # The journal goes last: segments left without it would be of unknown origin.
         for name, is_folder in sorted(self._entries(), key=lambda entry: entry[0] == JOURNAL):
             if name == _LOCK or name in kept or not _NAMES.fullmatch(name.partition("/")[0]):
                 continue
@@ -187,29 +187,29 @@ class JobFolder:
                 )
 
     def remove_if_empty(self) -> None:
-        """Removes the folder itself, if nothing is in it but the lock.
+        """Remove the folder itself if it holds only the lock.
 
         Raises:
-            MediaError: something else has taken the folder's place.
+            MediaError: the folder was removed or replaced.
         """
         if self.names() == [_LOCK]:
             self.check()
             if self._handle is None and self._lock is not None:
-                # Windows removes no open file, so that no other run can have opened it since.
+                # Windows does not remove open files, so no other run can have opened it since.
                 os.close(self._lock)
                 self._lock = None
             self.remove(_LOCK)
             os.rmdir(self.path)
 
     def close(self) -> None:
-        """Lets go of the folder; calling it again does nothing."""
+        """Release the folder; calling it again does nothing."""
         for handle in (self._lock, self._handle):
             if handle is not None:
                 os.close(handle)
         self._lock = self._handle = None
 
     def _take(self) -> bool:
-        """Makes, opens, examines and locks the folder; false where it was removed meanwhile."""
+        """Create, open, check and lock the folder; return false if it was removed in between."""
         _make(self.path)
         try:
             self._handle = open_folder(self.path)
@@ -217,7 +217,7 @@ class JobFolder:
             self._identity = (status.st_dev, status.st_ino)
             self._refuse_foreign(status)
             if self._handle is not None and hasattr(os, "fchmod"):
-                # Earlier versions left its mode to the umask, and some file systems know one only.
+                # Earlier versions left the mode to the umask; some file systems have one mode only.
                 with contextlib.suppress(OSError):
                     os.fchmod(self._handle, 0o700)
             self._remove_special()
@@ -230,18 +230,18 @@ class JobFolder:
             raise self._refusal(f"is {kind}: remove it") from None
         if not try_lock(self._lock):
             raise MediaError(
-                f"another run is working on {self._output}: wait for its end, or choose another "
-                "output"
+                f"another run is working on {self._output}: wait until it ends, or choose "
+                "another output"
             )
-        return os.fstat(self._lock).st_nlink > 0  # else it was removed before it was locked
+        return os.fstat(self._lock).st_nlink > 0  # 0: removed before it was locked
 
     def _refuse_foreign(self, status: os.stat_result) -> None:
-        """Refuses a folder that this program has not made for this user."""
+        """Refuse a folder that this program did not create for this user."""
         if not is_private(status) and not _usual_here(status, parent=self.path.parent):
             if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
                 raise self._refusal("belongs to another user: have it removed")
             raise self._refusal(
-                "can be written to by others: remove it or, if what is in it can be trusted, "
+                "can be written to by others: remove it or, if its content can be trusted, "
                 f"chmod go-w {self.path}"
             )
         entries = [entry for entry in self._entries() if not entry[0].startswith(_OF_NFS)]
@@ -249,36 +249,36 @@ class JobFolder:
         for name, is_folder in entries:
             known = _NAMES.fullmatch(name.partition("/")[0]) is not None
             if not known or (is_folder and name not in _FOLDERS):
-                raise self._refusal(f"holds '{name}', which is not this program's: move it away")
+                raise self._refusal(f"holds '{name}', which is not a job's file: move it away")
         if names and not names & {_LOCK, JOURNAL}:
             raise self._refusal(f"holds '{min(names)}', but no '{_LOCK}': move it away")
 
     def _refusal(self, why: str) -> MediaError:
         return MediaError(
-            f"{self.path}, where the work on {self._output} is to be kept, {why}, or choose "
+            f"{self.path}, which would keep the work on {self._output}, {why}, or choose "
             "another output"
         )
 
     def _remove_special(self) -> None:
-        """Removes links, FIFOs and devices, which this program makes none of."""
+        """Remove links, FIFOs and devices, which this program never creates."""
         for name, is_folder in self._entries():
             if is_folder:
                 continue
             with (
-                contextlib.suppress(FileNotFoundError),  # another run may just have removed it
+                contextlib.suppress(FileNotFoundError),  # another run may have removed it just now
                 self._inside(name) as (folder, last),
             ):
                 if not stat.S_ISREG(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode):
                     os.unlink(last, dir_fd=folder)
 
     def _entries(self) -> list[tuple[str, bool]]:
-        """Names, each with whether it is a sub-folder; what is in a sub-folder comes before it."""
+        """List (name, is a folder) of all entries, each sub-folder after its contents."""
         found: list[tuple[str, bool]] = []
         with os.scandir(self.path if self._handle is None else self._handle) as entries:
             top = sorted((entry.name, _is_folder(entry)) for entry in entries)
         for name, is_folder in top:
             if is_folder:
-                # Another run may just have removed it.
+                # Another run may have removed it just now.
                 with (
                     contextlib.suppress(FileNotFoundError),
                     self._inside(f"{name}/") as (folder, last),
@@ -292,7 +292,7 @@ class JobFolder:
 
     @contextlib.contextmanager
     def _inside(self, name: str) -> Iterator[tuple[int | None, str | Path]]:
-        """The descriptor of the folder that a name is in, and the name as it is called there."""
+        """Yield the descriptor of the folder that contains a name, and the name within it."""
         if self._handle is None:
             self.check()
             yield None, self.path / name
@@ -317,8 +317,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _make(path: Path) -> None:
-    """Makes a folder for this user only, unless something is there."""
-    # On Windows, this mode would set an access list, which the output would be published with.
+    """Create a private folder unless the path exists."""
+    # On Windows, this mode would set an access list that the published output would inherit.
     mode = 0o700 if hasattr(os, "geteuid") else 0o777
     try:
         os.mkdir(path, mode)
@@ -333,14 +333,14 @@ def _make(path: Path) -> None:
 
 
 def _usual_here(status: os.stat_result, *, parent: Path) -> bool:
-    """Whether a private folder, made now, gets the same owner and mode: file systems of cameras,
-    Windows and networks may know one of each.
+    """Return whether a new private folder gets the same owner and mode: some file systems (memory
+    cards, Windows, networks) support only one of each.
     """
-    made = tempfile.mkdtemp(prefix=".", suffix=".job", dir=parent)
+    trial = tempfile.mkdtemp(prefix=".", suffix=".job", dir=parent)
     try:
-        usual = os.lstat(made)
+        usual = os.lstat(trial)
     finally:
-        os.rmdir(made)
+        os.rmdir(trial)
     return (usual.st_uid, stat.S_IMODE(usual.st_mode) & 0o022) == (
         status.st_uid,
         stat.S_IMODE(status.st_mode) & 0o022,

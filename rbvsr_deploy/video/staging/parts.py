@@ -1,4 +1,4 @@
-"""What the disk keeps of a finished part of an output."""
+"""Records of the finished segments of an output, as stored in a job folder."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _SEAL = "checksum of this record"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a job folder, with what it takes to find it damaged."""
+    """Describes a file in a job folder, with size and checksum to detect damage."""
 
     name: str
-    """Relative to the job folder."""
+    """Path relative to the job folder."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str | None = None
-    """Hexadecimal; ``None``: the size is all that is checked."""
+    """Checksum in hexadecimal; ``None`` if only the size is checked."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StoredFile:
-        """Reads what ``dataclasses.asdict`` made.
+        """Restore a file description from the output of ``dataclasses.asdict``.
 
         Raises:
-            KeyError, TypeError, ValueError: the data is something else, or names a file that is
-                not one of a part, such as one outside of the job folder.
+            KeyError, TypeError, ValueError: the data is malformed, or names a file that cannot
+                belong to a segment, such as one outside the job folder.
         """
         name, size, digest = str(data["name"]), data["size"], data["sha256"]
         if not is_stored_name(name):
-            raise ValueError(f"a part with a file {name!r}")
+            raise ValueError(f"{name!r} cannot be a file of a segment")
         if type(size) is not int or not isinstance(digest, str | None):
             raise TypeError(f"a file of {size!r} bytes with checksum {digest!r}")
         return cls(name, size, digest)
 
     def is_whole(self, folder: Path) -> bool:
-        """Whether the file is there as it was written."""
+        """Return whether the file exists and is undamaged."""
         path = folder / self.name
         try:
             if path.stat().st_size != self.size:
@@ -58,42 +58,42 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A run of frames that is encoded and on the disk."""
+    """Describes a finished segment: consecutive frames that are encoded and on disk."""
 
     frames: int
-    """How many, at least 1."""
+    """Number of frames, at least 1."""
     note: dict[str, Any]
-    """What the caller of ``Sink.end_part`` wants to read again, as JSON holds it."""
+    """Data of the caller of ``Sink.end_part``, JSON-serialisable."""
     media: dict[str, Any] = field(default_factory=dict)
-    """What the sink needs to go on behind the part, as JSON holds it."""
+    """Data the sink needs to continue after the segment, JSON-serialisable."""
     files: tuple[StoredFile, ...] = ()
     attachment: StoredFile | None = None
-    """The caller's own data; the file is there for the last part only."""
+    """Binary data of the caller; its file exists for the last segment only."""
 
     def to_bytes(self) -> bytes:
-        """The record as a file: JSON, with a checksum of all the rest.
+        """Serialise the record as JSON with a checksum.
 
         Raises:
-            TypeError: JSON cannot hold the note.
+            TypeError: the note is not JSON-serialisable.
         """
         data = json.loads(json.dumps(dataclasses.asdict(self)))
         return json.dumps({**data, _SEAL: _checksum(data)}, indent=1).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> PartRecord:
-        """The record that :meth:`to_bytes` wrote, or an earlier version, which sealed none.
+        """Restore a record from :meth:`to_bytes`, or from an earlier version without a checksum.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError, RecursionError: the bytes are something
-                else, or were changed.
+            KeyError, TypeError, ValueError, AttributeError, RecursionError: the bytes are not a
+                valid record, or their checksum does not match.
         """
         data = json.loads(content)
         seal = data.pop(_SEAL, None)
         if seal is not None and seal != _checksum(data):
-            raise ValueError("the record was changed")
+            raise ValueError("the checksum of the record does not match")
         frames, attachment = data["frames"], data["attachment"]
         if type(frames) is not int or frames < 1:
-            raise ValueError(f"a part of {frames!r} frames")
+            raise ValueError(f"a segment must have at least 1 frame, got {frames!r}")
         return cls(
             frames=frames,
             note=dict(data["note"]),

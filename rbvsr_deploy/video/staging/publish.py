@@ -1,4 +1,4 @@
-"""Outputs appear complete or not at all: checks beforehand, and a rename at the end."""
+"""Checks output paths and publishes finished outputs by renaming, so that they appear complete."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["check_place", "check_target", "put_in_place", "sync"]
 
 
 def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
-    """Refuses an output that could not be published.
+    """Check that an output can be published.
 
     Args:
-        target: where the finished file or folder goes.
-        overwrite: whether a file that exists may be replaced; in a folder that exists, files of
-            the same names are.
-        folder: whether a folder of files is published rather than one file.
+        target: path of the finished file or folder.
+        overwrite: whether an existing file, or files of the same names in an existing folder,
+            may be replaced.
+        folder: whether the output is a folder of files rather than one file.
 
     Raises:
-        MediaError: the target exists, or :func:`check_place` refuses it.
+        MediaError: the target exists, is of the other kind, or fails :func:`check_place`.
     """
     check_place(target)
     with _examining(target):
@@ -45,11 +45,11 @@ def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
 
 
 def check_place(target: Path) -> None:
-    """Refuses an output where neither a file nor a folder can be.
+    """Check that a file or folder can exist at a path.
 
     Raises:
-        MediaError: it has no name or its folder does not exist; it is a device, a pipe, or a link
-            that leads nowhere, which a file would replace.
+        MediaError: the path has no name, or its folder does not exist; it is a device, a pipe or a
+            dangling link, which a file would replace.
     """
     parent = target.parent
     with _examining(target):
@@ -66,13 +66,13 @@ def check_place(target: Path) -> None:
 
 
 def put_in_place(finished: Path, *, target: Path) -> None:
-    """Renames a file or folder, which is on the disk already, to the target.
+    """Rename a file or folder, already synced to disk, to the target.
 
-    A folder replaces an empty one; into one that holds files or that a link leads to, its own are
-    moved one by one.
+    A folder replaces an empty folder; if the target holds files or is a link to a folder, the files
+    are moved into it one by one.
 
     Raises:
-        OSError: the disk refused.
+        OSError: renaming fails.
     """
     if finished.is_dir() and target.is_dir() and (target.is_symlink() or any(target.iterdir())):
         for file in sorted(finished.iterdir()):
@@ -87,10 +87,10 @@ def put_in_place(finished: Path, *, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Brings a file or the entries of a folder to the disk; Windows does the latter by itself.
+    """Flush a file or the entries of a folder to disk; Windows flushes folder entries itself.
 
     Raises:
-        OSError: the disk refused.
+        OSError: flushing fails.
     """
     is_folder = path.is_dir()
     if is_folder and not can_open_folders():

@@ -1,4 +1,4 @@
-"""Pools: what is lent, used again and given back."""
+"""Tests the memory pools: lending, reusing and freeing blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.cuda_double import DriverDouble
 
 @pytest.fixture
 def driver() -> Iterator[DriverDouble]:
-    """Current, and without leaks in the end."""
+    """Provide a current driver that must not leak."""
     driver = DriverDouble(memory=5_000)
     with driver.current():
         yield driver
@@ -24,7 +24,7 @@ def driver() -> Iterator[DriverDouble]:
 
 @pytest.fixture
 def queues(driver: DriverDouble) -> Iterator[Queues]:
-    """Closed in the end."""
+    """Provide queues that are closed at the end."""
     queues = Queues(driver)
     yield queues
     queues.finish_all()
@@ -32,7 +32,7 @@ def queues(driver: DriverDouble) -> Iterator[Queues]:
 
 
 def test_blocks_are_lent_once_at_a_time(driver: DriverDouble, queues: Queues) -> None:
-    """And again when their loan is garbage, to those who ask for as much."""
+    """They are lent again once their loan is garbage, to requests of the same size."""
     pool = DevicePool(driver, queues, on_shortage=lambda: None)
     first, second = pool.lend(500), pool.lend(510)
     assert first.block is not second.block
@@ -46,7 +46,7 @@ def test_blocks_are_lent_once_at_a_time(driver: DriverDouble, queues: Queues) ->
 
 
 def test_shortage(driver: DriverDouble, queues: Queues) -> None:
-    """What can be done without is let go of, and all that is idle freed, what is in flight too."""
+    """Optional loans are dropped, and all idle blocks are freed, even those still in flight."""
     held = []
     pool = DevicePool(driver, queues, on_shortage=held.clear)
     queue = queues.open()
@@ -70,7 +70,7 @@ def test_shortage(driver: DriverDouble, queues: Queues) -> None:
 def test_pinned_blocks_are_lent_when_nothing_is_in_flight(
     driver: DriverDouble, queues: Queues
 ) -> None:
-    """As many as may be; then the first one is waited for."""
+    """Blocks are allocated up to the limit; then the oldest one is waited for."""
     pool = PinnedPool(driver, queues)
     queue = queues.open()
     device = driver.malloc(64)
@@ -91,10 +91,10 @@ def test_pinned_blocks_are_lent_when_nothing_is_in_flight(
     pool.close()
 
 
-def test_pinned_memory_of_other_sizes_is_given_back(
+def test_pinned_memory_of_other_sizes_is_freed(
     driver: DriverDouble, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that videos of many sizes do not fill the host's memory."""
+    """Videos of many sizes must not fill host memory."""
     monkeypatch.setattr(buffers, "_IDLE_PINNED", 1_000)
     pool = PinnedPool(driver, queues)
     for size in range(100, 1_000, 100):
@@ -104,7 +104,7 @@ def test_pinned_memory_of_other_sizes_is_given_back(
 
 
 def test_an_array_keeps_its_loan(driver: DriverDouble, queues: Queues) -> None:
-    """So do its views and copies of views; and beyond the closing of the pool."""
+    """Its views keep it too, even after the pool is closed."""
     pool = PinnedPool(driver, queues)
     array = host_array(pool.lend(24, most=3), (2, 3), np.dtype(np.float32))
     array[:] = 1.5

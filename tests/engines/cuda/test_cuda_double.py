@@ -1,4 +1,4 @@
-"""The GPU's double finds what it is there to find: each kind of mistake, made on purpose."""
+"""Tests that the GPU's double detects each kind of misuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.cuda_double import GARBAGE, DriverDouble, GpuMisuseError
 
 
 class Gpu(DriverDouble):
-    """With two streams, an event, device memory and pinned memory."""
+    """A double with two streams, an event, device memory and pinned memory."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -25,14 +25,14 @@ class Gpu(DriverDouble):
 
 @pytest.fixture(params=range(5))
 def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
-    """In several orders of execution: what is found must not depend on it."""
+    """Provide doubles with several orders of execution; detection must not depend on it."""
     gpu = Gpu(request.param)
     with gpu.current():
         yield gpu
 
 
-def test_work_is_done_when_it_is_waited_for(gpu: Gpu) -> None:
-    """Copies and fills, in the order of their stream, and across streams by events."""
+def test_awaited_work_has_completed(gpu: Gpu) -> None:
+    """Copies and fills run in the order of their stream, and across streams as events say."""
     gpu.bytes_at(gpu.host, 64)[:] = np.arange(64)
     gpu.upload(gpu.device, gpu.host, 64, gpu.first)
     gpu.fill(gpu.device, 7, 8, gpu.first)
@@ -47,7 +47,7 @@ def test_work_is_done_when_it_is_waited_for(gpu: Gpu) -> None:
 @pytest.mark.parametrize("second_writes", [False, True])
 @pytest.mark.parametrize("waits", [False, True])
 def test_races(gpu: Gpu, second_writes: bool, waits: bool) -> None:
-    """Two streams at the same bytes, one of them writing, with no event between them."""
+    """Two streams use the same bytes, one of them writes, and no event orders them."""
 
     def use() -> None:
         if second_writes:
@@ -65,8 +65,8 @@ def test_races(gpu: Gpu, second_writes: bool, waits: bool) -> None:
             use()
 
 
-def test_an_event_covers_what_came_before_it(gpu: Gpu) -> None:
-    """Not what its stream was given later; and not what it stood for earlier."""
+def test_an_event_covers_earlier_work(gpu: Gpu) -> None:
+    """It does not cover work submitted to its stream later."""
     gpu.record(gpu.event, gpu.first)
     gpu.fill(gpu.device, 0, 8, gpu.first)
     gpu.wait(gpu.second, gpu.event)
@@ -74,8 +74,8 @@ def test_an_event_covers_what_came_before_it(gpu: Gpu) -> None:
         gpu.fill(gpu.device, 1, 8, gpu.second)
 
 
-def test_reading_at_once_and_other_bytes_are_no_race(gpu: Gpu) -> None:
-    """Neither is what the host has waited for."""
+def test_concurrent_reads_and_disjoint_writes_are_not_races(gpu: Gpu) -> None:
+    """Neither is a use of bytes whose writer the host has waited for."""
     gpu.fill(gpu.device, 3, 32, gpu.first)
     gpu.fill(gpu.device + 32, 4, 32, gpu.second)
     gpu.synchronise_stream(gpu.first)
@@ -83,8 +83,8 @@ def test_reading_at_once_and_other_bytes_are_no_race(gpu: Gpu) -> None:
     gpu.download(gpu.host + 8, gpu.device, 8, gpu.second)
 
 
-def test_memory_that_is_not_there(gpu: Gpu) -> None:
-    """Beyond its end, before its begin, and after it was freed."""
+def test_memory_that_is_not_allocated(gpu: Gpu) -> None:
+    """Access past the end, before the start and after freeing is detected."""
     for address in (gpu.device + 60, gpu.device - 1, 12345):
         with pytest.raises(GpuMisuseError, match="no allocated memory"):
             gpu.fill(address, 0, 8, gpu.first)
@@ -97,8 +97,8 @@ def test_memory_that_is_not_there(gpu: Gpu) -> None:
         gpu.copy(gpu.host, gpu.host + 8, 8, gpu.first)
 
 
-def test_freeing_what_is_in_flight(gpu: Gpu) -> None:
-    """Memory, streams, events and graphs; that an event was queried says it as well as waiting."""
+def test_freeing_resources_in_flight(gpu: Gpu) -> None:
+    """Covers memory, streams, events and graphs; querying an event counts as waiting for it."""
     gpu.download(gpu.host, gpu.device, 8, gpu.first)
     gpu.record(gpu.event, gpu.first)
     gpu.begin_capture(gpu.second)
@@ -129,8 +129,8 @@ def test_freeing_what_is_in_flight(gpu: Gpu) -> None:
         gpu.fill(gpu.device, 0, 8, gpu.first)
 
 
-def test_waits_without_an_end(gpu: Gpu) -> None:
-    """The host finds that nothing can go on, and that nothing was ever recorded."""
+def test_endless_waits(gpu: Gpu) -> None:
+    """Deadlocks and waits for events that were never recorded are detected."""
     with pytest.raises(GpuMisuseError, match="never recorded"):
         gpu.synchronise(gpu.event)
     with pytest.raises(GpuMisuseError, match="never recorded"):
@@ -153,8 +153,8 @@ def test_results_come_late(gpu: Gpu) -> None:
     assert (gpu.bytes_at(gpu.device, 64) == GARBAGE).all()
 
 
-def test_captured_work_is_done_when_it_is_launched(gpu: Gpu) -> None:
-    """Each time, at the addresses of then; a graph whose memory is gone is found out."""
+def test_captured_work_runs_when_launched(gpu: Gpu) -> None:
+    """It runs at the captured addresses every time; a graph whose memory was freed is detected."""
     gpu.fill(gpu.device, 5, 8, gpu.first)
     gpu.begin_capture(gpu.first)
     for call in (
@@ -176,8 +176,8 @@ def test_captured_work_is_done_when_it_is_launched(gpu: Gpu) -> None:
         gpu.launch(graph, gpu.first)
 
 
-def test_failures_as_told() -> None:
-    """The n-th call fails, for want of memory where it allocates; or the user stops it."""
+def test_injected_failures() -> None:
+    """The n-th call fails, as out of memory if it allocates, or is interrupted by the user."""
     gpu = DriverDouble(fail_at=2, memory=100)
     with gpu.current():
         stream = gpu.create_stream()
@@ -196,7 +196,7 @@ def test_failures_as_told() -> None:
 
 
 def test_a_thread_with_another_gpu(gpu: Gpu) -> None:
-    """What is current is so in one thread."""
+    """The current GPU is a property of the thread."""
     found: list[GpuMisuseError] = []
 
     def work() -> None:

@@ -1,5 +1,6 @@
-"""The adapters: names that exist, order of arguments, and a sentence for each failure. The packages
-themselves are doubles: cuda-python's with the real one's signatures, pycuda's with the names and
+"""Tests the adapters: existing names, argument order, and one sentence for each failure.
+
+The packages are replaced by doubles: cuda-python's has the real signatures, pycuda's the names and
 parameters that its sources (2026.1, ``src/wrapper/wrap_cudadrv.cpp``) define.
 """
 
@@ -25,8 +26,10 @@ from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
 
 class Runtime:
-    """``cuda.bindings.runtime``: constants are the real ones; functions note their arguments, which
-    must be as many as the real one takes, and return as many values.
+    """A double of ``cuda.bindings.runtime`` with the real constants.
+
+    Functions record their arguments, which must be as many as the real function takes, and return
+    as many values.
     """
 
     RESULTS: dict[str, tuple[Any, ...]] = {  # noqa: RUF012
@@ -71,14 +74,14 @@ class Runtime:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """In the place of the real one."""
+    """Replace the real runtime by a double."""
     double = Runtime()
     monkeypatch.setattr(sys.modules["cuda.bindings"], "runtime", double)
     return double
 
 
 def everything(driver: CudaDriver) -> None:
-    """Each call but those for graphs once."""
+    """Make each call once, except those for graphs."""
     stream, event = driver.create_stream(), driver.create_event()
     address, host = driver.malloc(64), driver.malloc_host(64)
     driver.upload(address, host, 64, stream)
@@ -98,7 +101,7 @@ def everything(driver: CudaDriver) -> None:
 
 
 def test_cuda_python(runtime: Runtime) -> None:
-    """Calls of functions that exist, with their arguments in order."""
+    """It calls existing functions with their arguments in order."""
     driver = CudaPythonDriver(1)
     assert driver.gpu() == Gpu("NVIDIA Double", "8.9", "13.0", 24 * 2**30)
     assert driver.free_memory() == 1000
@@ -144,13 +147,11 @@ def test_cuda_python(runtime: Runtime) -> None:
 
 
 def test_cuda_pythons_functions_take_these_arguments() -> None:
-    """The real package, where there is no driver: each call comes back with that as its status, or
-    does what it can, and none with a TypeError.
-    """
+    """Calls the real package without a driver: every call returns that status, not a TypeError."""
     driver = CudaPythonDriver.__new__(CudaPythonDriver)
     driver._cuda, driver.index = real, 0
     if real.cudaDriverGetVersion()[1] != 0:
-        pytest.skip("this machine has a driver, which would take the made-up handles for real")
+        pytest.skip("this machine has a driver, which would use the invented handles")
     calls: list[Callable[[], Any]] = [
         lambda: driver.current().__enter__(),
         driver.gpu,
@@ -184,7 +185,7 @@ def test_cuda_pythons_functions_take_these_arguments() -> None:
 
 
 def test_failures_of_cuda_python(runtime: Runtime) -> None:
-    """Memory that runs short is told from all else, with CUDA's name and text."""
+    """Out of memory is distinguished from other failures, with CUDA's name and message."""
     driver = CudaPythonDriver()
     errors = real.cudaError_t
     runtime.statuses["cudaMalloc"] = errors.cudaErrorMemoryAllocation
@@ -207,40 +208,45 @@ def test_failures_of_cuda_python(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     ("name", "result", "index", "message"),
     [
-        ("cudaDriverGetVersion", 0, 0, "there is no NVIDIA driver on this machine: install one"),
+        (
+            "cudaDriverGetVersion",
+            0,
+            0,
+            "there is no NVIDIA driver on this machine: install one",
+        ),
         (
             "cudaDriverGetVersion",
             12_040,
             0,
-            "driver is too old: it knows CUDA up to 12.4, and .*13",
+            "driver is too old: it supports CUDA up to 12.4, and .*13",
         ),
-        ("cudaGetDeviceCount", 2, 2, "there is no GPU 2: CUDA sees 2 here"),
+        ("cudaGetDeviceCount", 2, 2, "GPU 2 does not exist: CUDA finds 2 on this machine"),
     ],
 )
 def test_cuda_python_does_not_open(
     name: str, result: int, index: int, message: str, runtime: Runtime
 ) -> None:
-    """No driver, an old one, no such GPU: one sentence each."""
+    """A missing driver, an old one and a missing GPU give one sentence each."""
     runtime.results[name] = (result,)
     with pytest.raises(EngineError, match=message) as caught:
         CudaPythonDriver(index)
     assert "\n" not in str(caught.value)
 
 
-def test_a_driver_of_the_same_major_version_will_do(runtime: Runtime) -> None:
-    """CUDA 13.0 runs what was made for 13.5."""
+def test_a_driver_of_the_same_major_version_is_enough(runtime: Runtime) -> None:
+    """A driver for CUDA 13.0 runs programs built for 13.5."""
     CudaPythonDriver()
     assert ("cudaSetDevice", 0) in runtime.calls
 
 
 class _Thread:
-    """Which contexts pycuda has on its stack."""
+    """The stack of contexts of pycuda."""
 
     stack: list[Any] = []  # noqa: RUF012
 
 
 def pycuda_double() -> Any:
-    """``pycuda.driver``: calls need a current context, and copies move real bytes."""
+    """Return a double of ``pycuda.driver``: calls need a context, and copies move real bytes."""
     cuda = types.ModuleType("pycuda.driver")
     memories: dict[int, Any] = {}
     freed: list[str] = []
@@ -405,7 +411,7 @@ def pycuda_double() -> Any:
 
 @pytest.fixture
 def pycuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The double as the installed package."""
+    """Install the double as the package."""
     package, module = types.ModuleType("pycuda"), pycuda_double()
     package.driver = module  # type: ignore[attr-defined]
     package.__path__ = []
@@ -417,7 +423,7 @@ def pycuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_pycuda(pycuda: Any) -> None:
-    """The same calls, with the context on the thread's stack only as long as it is current."""
+    """The same calls work, with the context on the thread's stack only while it is current."""
     driver = PycudaDriver()
     assert driver.gpu() == Gpu("NVIDIA Double", "8.7", "12.6", 2**30)
     with pytest.raises(EngineError, match="invalid device context"):
@@ -425,13 +431,13 @@ def test_pycuda(pycuda: Any) -> None:
     with driver.current():
         assert driver.free_memory() == 1000
         everything(driver)
-        with pytest.raises(EngineError, match="pycuda has no CUDA graphs"):
+        with pytest.raises(EngineError, match="pycuda does not support CUDA graphs"):
             driver.begin_capture(70)
     assert pycuda.freed == ["event", "stream", "pinned", "memory"]
 
 
 def test_pycudas_copies(pycuda: Any) -> None:
-    """From, to, and how much."""
+    """Copies use the right source, destination and size."""
     driver = PycudaDriver()
     with driver.current():
         stream, device, host = driver.create_stream(), driver.malloc(64), driver.malloc_host(64)
@@ -451,25 +457,25 @@ def test_pycudas_copies(pycuda: Any) -> None:
         ("cuInit failed: no CUDA-capable device is detected", "CUDA does not start .*no CUDA-cap"),
         (
             "cuInit failed: CUDA driver version is insufficient for CUDA runtime version",
-            r"driver is too old: it knows CUDA up to 12\.6, and the installed pycuda is made",
+            r"driver is too old: it supports CUDA up to 12\.6, and the installed pycuda was",
         ),
     ],
 )
 def test_pycuda_does_not_open(text: str, message: str, pycuda: Any) -> None:
-    """No driver, an old one, no such GPU: one sentence each."""
+    """A missing driver, an old one and a missing GPU give one sentence each."""
 
     def init(flags: int = 0) -> None:
         raise pycuda.Error(text)
 
-    with pytest.raises(EngineError, match="there is no GPU 1: CUDA sees 1 here"):
+    with pytest.raises(EngineError, match="GPU 1 does not exist: CUDA finds 1 on this machine"):
         PycudaDriver(1)
     pycuda.init = init
     with pytest.raises(EngineError, match=message):
         PycudaDriver()
 
 
-def test_memory_of_pycuda_runs_short(pycuda: Any) -> None:
-    """Told from all else."""
+def test_pycuda_out_of_memory(pycuda: Any) -> None:
+    """It is distinguished from other failures."""
     driver = PycudaDriver()
 
     def mem_alloc(size: int) -> Any:
@@ -480,10 +486,8 @@ def test_memory_of_pycuda_runs_short(pycuda: Any) -> None:
         driver.malloc(8)
 
 
-def test_which_package_is_taken(
-    runtime: Runtime, pycuda: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """cuda-python where both are installed; what the environment says; what is installed."""
+def test_choice_of_package(runtime: Runtime, pycuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda-python is preferred, unless the environment or what is installed says otherwise."""
     installed = {"cuda.bindings", "pycuda"}
     monkeypatch.setattr(open_module, "_is_installed", lambda package: package in installed)
     monkeypatch.delenv("RBVSR_CUDA", raising=False)
@@ -494,10 +498,10 @@ def test_which_package_is_taken(
     installed.remove("cuda.bindings")
     assert isinstance(open_driver(), PycudaDriver)
     monkeypatch.setenv("RBVSR_CUDA", "cuda-python")
-    with pytest.raises(EngineError, match=r"asks for cuda-python, which is not.*\[engines\]"):
+    with pytest.raises(EngineError, match=r"selects cuda-python, which is not.*\[engines\]"):
         open_driver()
     monkeypatch.setenv("RBVSR_CUDA", "rocm")
-    with pytest.raises(EngineError, match="RBVSR_CUDA is 'rocm', but may be"):
+    with pytest.raises(EngineError, match="RBVSR_CUDA is 'rocm', but must be"):
         open_driver()
     monkeypatch.delenv("RBVSR_CUDA")
     installed.clear()
@@ -505,8 +509,8 @@ def test_which_package_is_taken(
         open_driver()
 
 
-def test_what_is_installed_is_found_without_loading_it() -> None:
-    """Neither a package nor one inside a package that is missing."""
+def test_installed_packages_are_found_without_loading() -> None:
+    """Missing packages and submodules of missing packages are not found."""
     assert open_module._is_installed("cuda.bindings")
     assert not open_module._is_installed("no_such_package.bindings")
     assert not open_module._is_installed("no_such_package")

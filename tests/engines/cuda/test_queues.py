@@ -1,4 +1,4 @@
-"""What waits for what: as little as is right."""
+"""Tests the dependencies between queues: no race, and no wait that is not needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bench:
         self.block = Block(self.driver.malloc(100), 100)
 
     def use(self, queue: Queue, start: int, stop: int, *, write: bool = False) -> int:
-        """The number of waits it took."""
+        """Submit a use of some bytes and return the number of waits it needed."""
         before = self.driver.calls.count("wait")
         spans = [(self.block, start, stop)]
         address = self.block.address
@@ -41,27 +41,27 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    """Within which the GPU is current."""
+    """Provide a bench while its GPU is current."""
     driver = DriverDouble()
     with driver.current():
         yield Bench(driver)
 
 
-def test_only_what_conflicts_waits(bench: Bench) -> None:
-    """Reads wait for writes and writes for both, of the same bytes and of other queues, once."""
+def test_only_conflicting_uses_wait(bench: Bench) -> None:
+    """Reads wait for writes and writes for both, if of the same bytes on another queue, once."""
     assert bench.use(bench.a, 0, 50, write=True) == 0
     assert bench.use(bench.b, 50, 100, write=True) == 0
     assert bench.use(bench.a, 0, 50) == 0
     assert bench.use(bench.c, 10, 20) == 1
-    assert bench.use(bench.c, 20, 50) == 0  # it is after that write already
+    assert bench.use(bench.c, 20, 50) == 0  # already waits for that write
     assert bench.use(bench.b, 40, 60) == 1
     assert bench.use(bench.a, 0, 10, write=True) == 0
     assert bench.use(bench.a, 30, 50, write=True) == 2  # both read there
     assert bench.use(bench.c, 60, 70) == 1
 
 
-def test_what_is_done_is_not_waited_for(bench: Bench) -> None:
-    """Once the host knows."""
+def test_completed_work_is_not_waited_for(bench: Bench) -> None:
+    """This holds once the host knows that it has completed."""
     bench.use(bench.a, 0, 50, write=True)
     bench.queues.finish_all()
     assert bench.use(bench.b, 0, 50, write=True) == 0
@@ -69,8 +69,9 @@ def test_what_is_done_is_not_waited_for(bench: Bench) -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_any_uses_are_free_of_races(seed: int) -> None:
-    """Random ranges, queues and kinds of use; the double finds every race. The notes do not grow
-    with the number of uses.
+    """Uses random ranges, queues and kinds of access; the double finds every race.
+
+    The remembered accesses do not grow with the number of uses.
     """
     rng = random.Random(seed)
     driver = DriverDouble(seed)
@@ -91,7 +92,7 @@ def test_any_uses_are_free_of_races(seed: int) -> None:
 
 @pytest.mark.parametrize("call", ["use", "record"])
 @pytest.mark.parametrize("seed", range(6))
-def test_work_given_half_way(call: str, seed: int) -> None:
+def test_partly_submitted_work(call: str, seed: int) -> None:
     """An operation that may or may not be on its stream is waited for on the host."""
     driver = DriverDouble(seed)
     with driver.current():
@@ -108,8 +109,8 @@ def test_work_given_half_way(call: str, seed: int) -> None:
         assert driver.calls.count("synchronise_stream") == 1
 
 
-def test_everything_is_freed_though_some_is_not(bench: Bench) -> None:
-    """Closing goes on after a failure, and where it was interrupted."""
+def test_closing_continues_after_failures(bench: Bench) -> None:
+    """Closing continues after a failure, and resumes after an interruption."""
     for queue in (bench.a, bench.b):
         bench.use(queue, 0, 50)
     bench.queues.finish_all()

@@ -1,4 +1,4 @@
-"""Compiling: for real with TensorRT-RTX, which needs no GPU, and with doubles of the others."""
+"""Tests compiling, with the real TensorRT-RTX, which needs no GPU, and doubles of the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.cuda.driver import Gpu
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions, build_engine_set, check_target
 from rbvsr_deploy.engines.tensorrt.cache import read_cached
@@ -23,7 +23,7 @@ GPU = Gpu("Ada of a test", "8.9", "12.6", 2**34)
 
 
 class OneGpu:
-    """As much of a driver as a build asks for."""
+    """The part of a driver that a build uses."""
 
     def __init__(self) -> None:
         self.threads: set[int] = set()
@@ -47,12 +47,13 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_bundle_float1
     return open_bundle(tiny_bundle if request.param == "float32" else tiny_bundle_float16)
 
 
-def test_all_graphs_compile_for_real(bundle: Bundle) -> None:
-    """TensorRT-RTX makes an engine of each of the seven, tells how far it is, and the set says what
-    it is for and what layers each network has.
+def test_all_graphs_compile(bundle: Bundle) -> None:
+    """TensorRT-RTX compiles all seven graphs and reports its progress.
+
+    The set records the GPUs it is for and the layers of each network.
     """
     rtx = load_flavour("tensorrt-rtx")
-    told: list[tuple[str, str, int, int]] = []
+    reported: list[tuple[str, str, int, int]] = []
     profile = ShapeProfile((32, 32), (48, 64), (96, 128), batch=2)
     engine_set, plans = build_engine_set(
         rtx,
@@ -61,7 +62,7 @@ def test_all_graphs_compile_for_real(bundle: Bundle) -> None:
         profile=profile,
         compute_capability="8.6",
         options=BuildOptions(workspace=2**28, optimization_level=1),
-        progress=lambda *step: told.append(step),
+        progress=lambda *step: reported.append(step),
     )
     assert (engine_set.flavour, engine_set.version) == ("tensorrt-rtx", rtx.version)
     assert (engine_set.compute_capability, engine_set.profile) == ("8.6", profile)
@@ -69,14 +70,14 @@ def test_all_graphs_compile_for_real(bundle: Bundle) -> None:
     assert len(plans) == 7
     assert all(len(plan) > 1000 and plan.startswith(b"vtrt") for plan in plans.values())
     assert engine_set.layers["backward"][f"CONVOLUTION {bundle.manifest.precision}"] == 3
-    assert {graph for graph, *_ in told} == set(plans)
-    assert {phase for _, phase, *_ in told} > {"reading", "Building engine"}
-    assert all(0 <= step <= steps for *_, step, steps in told)
+    assert {graph for graph, *_ in reported} == set(plans)
+    assert {phase for _, phase, *_ in reported} > {"reading", "Building engine"}
+    assert all(0 <= step <= steps for *_, step, steps in reported)
     assert EngineSet.from_dict(engine_set.as_dict()) == engine_set
 
 
-def test_a_graph_that_is_none_is_refused_by_name(bundle: Bundle) -> None:
-    """The sentence has the graph's name and the parser's own words, and is one line."""
+def test_an_invalid_graph_is_rejected_by_name(bundle: Bundle) -> None:
+    """The message has the graph's name and the parser's own message, on one line."""
     with pytest.raises(EngineError) as caught:
         build_engine_set(
             load_flavour("tensorrt-rtx"),
@@ -85,13 +86,13 @@ def test_a_graph_that_is_none_is_refused_by_name(bundle: Bundle) -> None:
             profile=ShapeProfile(),
             compute_capability="8.9",
         )
-    assert "graph 'flow' is refused by the parser of tensorrt-rtx" in str(caught.value)
+    assert "graph 'flow' was rejected by the parser of tensorrt-rtx" in str(caught.value)
     assert "Failed to parse the ONNX model" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_sizes_that_a_graph_cannot_have_are_refused(bundle: Bundle) -> None:
-    """A graph whose channels are not the manifest's: TensorRT's own words, and the graph's name."""
+def test_impossible_sizes_are_rejected(bundle: Bundle) -> None:
+    """If a graph's channels differ from the manifest's, the message names the graph."""
     manifest = replace(bundle.manifest, model={**bundle.manifest.model, "mid_channels": 9})
     with pytest.raises(EngineError, match="graph 'backward' could not be compiled by tensorrt-rtx"):
         build_engine_set(
@@ -103,14 +104,15 @@ def test_sizes_that_a_graph_cannot_have_are_refused(bundle: Bundle) -> None:
         )
 
 
-def test_a_build_is_given_up_when_its_caller_is_stopped(bundle: Bundle) -> None:
-    """Ctrl-C reaches the waiting thread, and the builder stops at its next step: no further graph
-    is begun.
+def test_a_build_aborts_when_its_caller_is_interrupted(bundle: Bundle) -> None:
+    """Ctrl-C reaches the waiting thread, and the builder stops at its next step.
+
+    No other graph is started.
     """
-    begun: list[str] = []
+    started: list[str] = []
 
     def progress(graph: str, phase: str, step: int, steps: int) -> None:
-        begun.append(graph)
+        started.append(graph)
         if graph == "clean" and phase == "reading":
             raise KeyboardInterrupt
 
@@ -123,17 +125,18 @@ def test_a_build_is_given_up_when_its_caller_is_stopped(bundle: Bundle) -> None:
             compute_capability="8.9",
             progress=progress,
         )
-    assert set(begun) == {"ingest", "clean"}
+    assert set(started) == {"ingest", "clean"}
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
 def test_plain_tensorrt_builds_on_its_gpu(version: str, bundle: Bundle) -> None:
-    """Options, profile and timing cache reach the builder of every version by names it has, in a
-    thread whose current GPU is the right one.
+    """Options, profile and timing cache reach the builder of every version by existing names.
+
+    The thread that builds has the right GPU as its current one.
     """
     tensorrt, driver = TensorRT("tensorrt", bindings(version)), OneGpu()
     manifest = replace(bundle.manifest, precision="float16")
-    told: list[str] = []
+    phases: list[str] = []
     engine_set, plans = build_engine_set(
         tensorrt,
         manifest,
@@ -142,7 +145,7 @@ def test_plain_tensorrt_builds_on_its_gpu(version: str, bundle: Bundle) -> None:
         compute_capability="8.9",
         driver=driver,  # type: ignore[arg-type]
         options=BuildOptions(2**30, 4, version_compatible=True, hardware_compatible=True),
-        progress=lambda graph, phase, step, steps: told.append(phase),
+        progress=lambda graph, phase, step, steps: phases.append(phase),
     )
     assert engine_set.layers["forward"] == {"CONVOLUTION float16": 1, "ELEMENTWISE float32": 1}
     assert engine_set.version_compatible
@@ -153,9 +156,9 @@ def test_plain_tensorrt_builds_on_its_gpu(version: str, bundle: Bundle) -> None:
     assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
     assert "VERSION_COMPATIBLE" in config.flags
     assert config.profiles[0].shapes["state"] == ((1, 8, 8, 8), (1, 8, 16, 16), (1, 8, 32, 64))
-    assert ("Timing" in told) == (not version.startswith("8"))
+    assert ("Timing" in phases) == (not version.startswith("8"))
     assert set(plans) == {"forward", "backward"}
-    # The second graph's build knew what the first one had timed, and the next process will.
+    # The second graph's build used the timings of the first, and so will the next process.
     (path,) = (Path(str(p)) for p in cache_files())
     assert read_cached(path) == b"timedtimed"
     assert driver.threads - {threading.get_ident()}
@@ -171,15 +174,15 @@ def cache_files() -> list[Path]:
     ("flavour", "capability", "gpu", "hardware", "words"),
     [
         ("tensorrt-rtx", "9.0", GPU, False, "compiles for the compute capabilities 7.5, "),
-        ("tensorrt-rtx", "8.9", None, True, "has no hardware-compatible engines: name every GPU"),
+        ("tensorrt-rtx", "8.9", None, True, "has no hardware-compatible engines: "),
         ("tensorrt", "8.9", None, False, "compiles on the GPU that will run the engines"),
         ("tensorrt", "8.6", GPU, False, "which is Ada of a test of compute capability 8.9, not"),
     ],
 )
-def test_what_cannot_be_compiled_for_is_told(
+def test_impossible_targets_are_rejected(
     flavour: str, capability: str, gpu: Gpu | None, hardware: bool, words: str
 ) -> None:
-    """Before anything is built, and with what to do instead."""
+    """They are rejected before building, with advice."""
     if flavour == "tensorrt-rtx":
         tensorrt = load_flavour("tensorrt-rtx")
     else:

@@ -1,4 +1,4 @@
-"""Cache files are whole or not there; timing caches are used only by whom they fit."""
+"""Tests that cache files are atomic and checksummed, and that unsuitable timings are rejected."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def config() -> Any:
     return bindings("10.3.0").Builder(None).create_builder_config()
 
 
-def test_the_folder_is_the_users_unless_said(
+def test_the_folder_is_the_users_by_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """``RBVSR_CACHE`` names it; else it is of the user and this project."""
+    """``RBVSR_CACHE`` overrides the user's cache folder for this project."""
     monkeypatch.setenv("RBVSR_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("RBVSR_CACHE")
@@ -34,14 +34,14 @@ def test_the_folder_is_the_users_unless_said(
 
 
 def test_a_key_changes_with_every_value() -> None:
-    """Nested values too, but not their order in a mapping."""
+    """It changes with nested values too, but not with the order in a mapping."""
     keys = {cache_key(1, {"a": 2, "b": None}), cache_key(1, {"a": 2}), cache_key(2, {"a": 2})}
     assert len(keys) == 3
     assert cache_key({"a": 1, "b": 2}) == cache_key({"b": 2, "a": 1})
 
 
-def test_what_is_kept_is_read(tmp_path: Path) -> None:
-    """In folders that are made for it, and no file is left beside it."""
+def test_written_content_is_read(tmp_path: Path) -> None:
+    """Missing folders are created, and no other file is left."""
     path = tmp_path / "a" / "b" / "file.cache"
     assert read_cached(path) is None
     for content in (b"", b"first", b"second"):
@@ -51,7 +51,7 @@ def test_what_is_kept_is_read(tmp_path: Path) -> None:
 
 
 def test_every_damaged_byte_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Flipped, cut or empty: the file is removed, with a warning, and nothing is returned."""
+    """A flipped, truncated or empty file is removed with a warning, and nothing is returned."""
     path = tmp_path / "file.cache"
     write_cached(path, b"content")
     whole = path.read_bytes()
@@ -65,10 +65,10 @@ def test_every_damaged_byte_is_found(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert "is damaged and is made anew" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(
+def test_a_folder_that_cannot_be_written_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file in the folder's place: a warning that says what to set, no error."""
+    """If a file is in the folder's place, a warning says what to set, and no error is raised."""
     (tmp_path / "taken").write_bytes(b"")
     write_cached(tmp_path / "taken" / "file.cache", b"content")
     assert "set RBVSR_CACHE" in caplog.text
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
 
 
 def test_timings_are_kept_for_the_next_build(tmp_path: Path) -> None:
-    """What a build adds is there in the next, and written only if something was added."""
+    """The next build finds what a build added; the file is written only if something was."""
     path = tmp_path / "gpu.cache"
     first = config()
     timings = TimingCache(path)
@@ -92,17 +92,17 @@ def test_timings_are_kept_for_the_next_build(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_timings_of_another_gpu_are_made_anew(
+def test_timings_of_another_gpu_are_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """TensorRT refuses a foreign cache by returning False: an empty one takes its place."""
+    """TensorRT rejects a foreign cache by returning False; an empty one replaces it."""
     path = tmp_path / "gpu.cache"
     write_cached(path, b"foreign timings")
     timings = TimingCache(path)
     build = config()
     timings.attach(build)
     assert build.timing_cache.content == b""
-    assert "refused the timing cache" in caplog.text
+    assert "rejected the timing cache" in caplog.text
     timings.keep(build)
     assert read_cached(path) == b""
 

@@ -1,4 +1,4 @@
-"""Engines into a bundle and out of it: the commands, for real, on a machine with no GPU."""
+"""Tests adding engines to a bundle and removing them, by the real commands, without a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rbvsr_deploy.bundle import Manifest, open_bundle, write_bundle
+from rbvsr_deploy.bundle.engine_sets import ShapeProfile
 from rbvsr_deploy.commands.build import build
 from rbvsr_deploy.commands.export import export
 from rbvsr_deploy.commands.info import info
-from rbvsr_deploy.engine_sets import ShapeProfile
 from rbvsr_deploy.engines.tensorrt import compile as compile_module
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions
 from rbvsr_deploy.engines.tensorrt.compile import choose_targets
@@ -31,16 +31,16 @@ SMALL = ("--min-size", "32x32", "--opt-size", "64x48", "--max-size", "128x96", "
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where there is one: what is tested is what a machine without does."""
+    """Hide the GPU, if there is one, to test the behaviour without it."""
     monkeypatch.setattr(compile_module, "_this_machines_driver", lambda: (None, "no driver"))
 
 
 @pytest.fixture
 def path(tiny_bundle_float16: Path, tmp_path: Path) -> Path:
-    """A bundle without engines that a test may change."""
+    """Provide a bundle without engines that a test may change."""
     bundle = open_bundle(tiny_bundle_float16)
     path = tmp_path / "model.plan"
-    # Two graphs are enough where it is not their number that is tested.
+    # Two graphs are enough if their number is not tested.
     names = ("ingest", "emit")
     manifest = replace(bundle.manifest, graphs={n: bundle.manifest.graphs[n] for n in names})
     write_bundle(path, manifest, {name: bundle.graph(name) for name in names})
@@ -58,8 +58,9 @@ def capabilities(path: Path) -> list[str]:
 
 
 def test_sets_are_added_listed_replaced_and_removed(path: Path, tmp_path: Path) -> None:
-    """One per compute capability; the same again changes nothing else; taken out by its name, into
-    another file.
+    """There is one set per compute capability, and compiling it again replaces only that set.
+
+    A set is removed by name, here into another file.
     """
     graphs = open_bundle(path).graphs()
     run(build, path, *RTX, "8.6,12.0", *SMALL)
@@ -90,7 +91,7 @@ def test_sets_are_added_listed_replaced_and_removed(path: Path, tmp_path: Path) 
 
 @pytest.fixture
 def exported(tiny_bundle_float16: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Exports take a bundle that is there; the checkpoints that were to be exported."""
+    """Replace the export by a copy of an existing bundle; return the requested checkpoints."""
     checkpoints: list[Path] = []
 
     def export_bundle(checkpoint: Path, output: Path, **options: Any) -> Manifest:
@@ -102,8 +103,8 @@ def exported(tiny_bundle_float16: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return checkpoints
 
 
-def test_an_export_holds_the_engines_it_was_asked_for(exported: list[Path], tmp_path: Path) -> None:
-    """``--fp16 --target tensorrt-rtx`` with no GPU: all seven graphs, float16 where it belongs."""
+def test_an_export_contains_the_requested_engines(exported: list[Path], tmp_path: Path) -> None:
+    """``--fp16 --target tensorrt-rtx`` compiles all seven graphs without a GPU, in float16."""
     path = tmp_path / "model.plan"
     done = run(export, "-o", path, "--fp16", *RTX, "8.6,8.9", *SMALL, "--json")
     assert capabilities(path) == ["8.6", "8.9"]
@@ -115,10 +116,8 @@ def test_an_export_holds_the_engines_it_was_asked_for(exported: list[Path], tmp_
     assert len(exported) == 1
 
 
-def test_auto_exports_graphs_only_where_there_is_no_gpu(
-    exported: list[Path], tmp_path: Path
-) -> None:
-    """And says so."""
+def test_auto_exports_only_graphs_without_a_gpu(exported: list[Path], tmp_path: Path) -> None:
+    """This is reported."""
     path = tmp_path / "model.plan"
     done = run(export, "-o", path, "--target", "auto")
     assert "Graphs only: there is no GPU here to compile for (no driver)" in done.stderr
@@ -128,7 +127,7 @@ def test_auto_exports_graphs_only_where_there_is_no_gpu(
 def test_an_export_whose_engines_fail_keeps_its_graphs(
     exported: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An export may have taken hours: what fails after it is told, and the graphs are there."""
+    """An export may have taken hours: a later failure is reported, and the graphs are kept."""
 
     def failing(*arguments: Any, **options: Any) -> None:
         raise EngineError("graph 'flow' could not be compiled")
@@ -155,34 +154,39 @@ USAGE: list[tuple[tuple[str, ...], str]] = [
     ((*RTX, "8.6", "--opt-size", "0x64"), "'0x64' is not a size"),
     ((*RTX, "8.6", "--min-size", "64x64", "--max-size", "32x96"), "smallest <= the usual"),
     ((*RTX, "8.6", "--batch", "0"), "0 is not in the range x>=1"),
-    ((*RTX, "8.6", "--workspace", "much"), "'much' is no size of memory"),
+    ((*RTX, "8.6", "--workspace", "much"), "'much' is not a valid memory size"),
     ((*RTX, "8.6", "--optimization-level", "6"), "6 is not in the range 0<=x<=5"),
     (("--target", "openvino"), "'openvino' is not one of"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), USAGE, ids=[" ".join(a) for a, _ in USAGE])
-def test_wrong_usage_is_told(path: Path, arguments: tuple[str, ...], words: str) -> None:
-    """Exit code 2, what is wrong and how it is written, and the bundle as it was."""
+def test_wrong_usage_is_reported(path: Path, arguments: tuple[str, ...], words: str) -> None:
+    """The exit code is 2, the message explains the error, and the bundle is unchanged."""
     before = path.read_bytes()
     assert words in " ".join(run(build, path, *arguments, code=2).stderr.split())
     assert path.read_bytes() == before
 
 
 IMPOSSIBLE: list[tuple[tuple[str, ...], str]] = [
-    (("--target", "auto"), "there is no GPU here to compile for (no driver): name the GPUs"),
-    (("--target", "tensorrt-rtx"), "must be told which GPUs to compile for"),
+    (
+        ("--target", "auto"),
+        "there is no GPU here to compile for (no driver): ",
+    ),
+    (("--target", "tensorrt-rtx"), "needs to know which GPUs to compile for"),
     ((*RTX, "9.0"), "not for 9.0"),
     ((*RTX, "8.6", "--hardware-compatible"), "has no hardware-compatible engines"),
-    (("--remove", "none"), "holds no engine set 'none' to remove; it holds none"),
+    (("--remove", "none"), "does not contain the engine set 'none' to remove; it contains none"),
 ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"), IMPOSSIBLE, ids=[" ".join(a) for a, _ in IMPOSSIBLE]
 )
-def test_what_cannot_be_had_is_told(path: Path, arguments: tuple[str, ...], words: str) -> None:
-    """Exit code 1, one sentence, and the bundle as it was."""
+def test_impossible_requests_are_reported(
+    path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    """The exit code is 1, the message is one sentence, and the bundle is unchanged."""
     before = path.read_bytes()
     message = run(build, path, *arguments, code=1).stderr
     assert re.fullmatch(r"Error: .*\n", message)
@@ -190,10 +194,8 @@ def test_what_cannot_be_had_is_told(path: Path, arguments: tuple[str, ...], word
     assert path.read_bytes() == before
 
 
-def test_an_export_refuses_impossible_engines_before_it_begins(
-    exported: list[Path], tmp_path: Path
-) -> None:
-    """Nothing is exported."""
+def test_an_export_rejects_impossible_engines_first(exported: list[Path], tmp_path: Path) -> None:
+    """They are rejected before anything is exported."""
     path = tmp_path / "model.plan"
     assert "not for 9.0" in run(export, "-o", path, *RTX, "9.0", code=1).stderr
     arguments = ("--target", "auto", "--compute-capability", "8.6")
@@ -201,10 +203,10 @@ def test_an_export_refuses_impossible_engines_before_it_begins(
     assert exported == []
 
 
-def test_a_machine_without_tensorrt_is_told_what_to_install(
+def test_missing_tensorrt_is_reported_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both extras are named."""
+    """The message names both extras."""
     monkeypatch.setattr(compile_module, "installed_flavours", tuple)
     gpu: Any = None
     with pytest.raises(EngineError, match=r"rbvsr-deploy\[tensorrt\].*rbvsr-deploy\[rtx\]"):
@@ -212,18 +214,18 @@ def test_a_machine_without_tensorrt_is_told_what_to_install(
 
 
 def test_one_set_per_compute_capability() -> None:
-    """Named twice, compiled once; in the order given."""
+    """A capability given twice is compiled once; the order is kept."""
     wanted = ("12.0", "8.6", "12.0")
     targets = choose_targets("tensorrt-rtx", wanted, options=BuildOptions())
     assert [t.compute_capability for t in targets] == ["12.0", "8.6"]
     assert {t.tensorrt for t in targets} == {load_flavour("tensorrt-rtx")}
 
 
-def test_ctrl_c_leaves_the_bundle_as_it_was(tiny_bundle_float16: Path, tmp_path: Path) -> None:
-    """Stopped in the middle of compiling: exit code 130, the file unchanged, nothing beside it."""
+def test_ctrl_c_leaves_the_bundle_unchanged(tiny_bundle_float16: Path, tmp_path: Path) -> None:
+    """Interrupted while compiling, the exit code is 130 and no other file is left."""
     path = tmp_path / "model.plan"
     path.write_bytes(tiny_bundle_float16.read_bytes())
-    # Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
+    # A shell may run tests in the background, where Ctrl-C is ignored; this process must not.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"{listen}; from rbvsr_deploy.commands.build import build; build()"
     many = ",".join(f"{c}" for c in ("7.5", "8.0", "8.6", "8.9", "12.0"))

@@ -1,5 +1,7 @@
-"""The device runtime on doubles: the same bytes as ONNX Runtime's engine, whatever the GPU's order
-of execution; no race, no leak, no wait without an end; and what is left after a failure.
+"""Tests the device runtime on doubles.
+
+It gives the same bytes as ONNX Runtime's engine in any order of execution, without races, leaks and
+endless waits, and handles failures.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engine_sets import ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import ShapeProfile
 from rbvsr_deploy.engines import Engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt import launches
@@ -39,7 +41,7 @@ WAITS = ("synchronise", "synchronise_stream", "is_done")
 
 @pytest.fixture(scope="module", autouse=True)
 def _little_garbage() -> Iterator[None]:
-    """Looking through all that other tests left takes a while, and is done 1,000 times here."""
+    """Freeze the objects of other tests: this module collects garbage 1,000 times."""
     gc.collect()
     gc.freeze()
     yield
@@ -48,18 +50,18 @@ def _little_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Networks of a few operations."""
+    """Provide a bundle whose networks have only a few operations."""
     return small_bundle(tmp_path_factory.mktemp("small") / "small.plan")
 
 
 @pytest.fixture(scope="module")
 def reference(bundle: Bundle) -> Iterator[Engine]:
-    """ONNX Runtime's engine on the same graphs."""
+    """Provide ONNX Runtime's engine on the same graphs."""
     with OnnxRuntimeEngine(bundle, device="cpu") as engine:
         yield engine
 
 
-def made(
+def upscaled_images(
     engine: Engine,
     clip: NDArray[np.uint8],
     settings: Settings,
@@ -67,20 +69,20 @@ def made(
     *,
     cuts: tuple[int, ...] = (),
 ) -> Iterator[NDArray[np.uint8]]:
-    """The pictures of a clip, one by one, made as the plan says."""
+    """Yield the output images of a clip, computed according to the plan."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         stream = Stream(engine, settings, size=clip.shape[1:3])
     with stream:
         for i, image in enumerate(clip):
-            for picture in stream.push(image, cut=i in cuts):
-                yield picture.image
-        for picture in stream.flush():
-            yield picture.image
+            for output in stream.push(image, cut=i in cuts):
+                yield output.image
+        for output in stream.flush():
+            yield output.image
 
 
 def check_closed(engine: TensorRTEngine, driver: DriverDouble) -> None:
-    """Everything is freed, now that nobody holds a result any more."""
+    """Close an engine and check that everything is freed, if no result is held."""
     engine.close()
     gc.collect()
     assert driver.leaks() == []
@@ -104,23 +106,25 @@ def check_closed(engine: TensorRTEngine, driver: DriverDouble) -> None:
 def test_equals_onnx_runtime(
     precision: str, settings: dict[str, Any], plan: MemoryPlan, request: pytest.FixtureRequest
 ) -> None:
-    """The whole runtime on a real bundle, bit for bit: windows, batches, bands, lookahead, parts,
-    scopes of refinement; an odd size, whose parts are not aligned.
+    """The whole runtime on a real bundle gives identical bits.
+
+    Covers windows, batches, bands, lookahead, chunks and scopes of refinement, with an odd size
+    whose slices are not aligned.
     """
     name = "tiny_bundle" if precision == "float32" else "tiny_bundle_float16"
     bundle = open_bundle(request.getfixturevalue(name))
     clip = moving_clip(7, 45, 37)
     with OnnxRuntimeEngine(bundle, device="cpu") as engine:
-        want = np.stack(list(made(engine, clip, Settings(**settings), plan, cuts=(5,))))
+        want = np.stack(list(upscaled_images(engine, clip, Settings(**settings), plan, cuts=(5,))))
     driver = DriverDouble()
     with open_double(bundle, driver, size=(45, 37)) as tensorrt:
-        got = np.stack(list(made(tensorrt, clip, Settings(**settings), plan, cuts=(5,))))
+        got = np.stack(list(upscaled_images(tensorrt, clip, Settings(**settings), plan, cuts=(5,))))
     np.testing.assert_array_equal(got, want)
     check_closed(tensorrt, driver)
 
 
 def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, MemoryPlan, tuple[int, ...]]:
-    """Some frames and a way to work on them."""
+    """Return random frames and settings to process them with."""
     height, width, frames = rng.randint(1, 12), rng.randint(1, 9), rng.randint(1, 7)
     noise = np.random.default_rng(rng.randrange(2**32))
     clip = noise.integers(0, 256, (frames, height, width, 3), np.uint8)
@@ -144,14 +148,15 @@ def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, MemoryPla
 def test_random_schedules(
     bundle: Bundle, reference: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is asked for, in whatever order the GPU does it, and whichever call fails or is
-    interrupted: no race, no deadlock, no leak; the pictures that came out are those of ONNX
-    Runtime, and if some are missing an error said so.
+    """Random requests in any order of execution cause no race, deadlock or leak.
+
+    Any call may fail or be interrupted. The images returned equal those of ONNX Runtime, and if
+    some are missing an error was raised.
     """
-    # Captured records of warnings hold errors, these the frames they went through, these arrays.
+    # Captured log records hold errors, errors hold stack frames, and stack frames hold arrays.
     caplog.set_level(logging.CRITICAL)
     outcomes = Counter(_one_schedule(seed, bundle, reference) for seed in range(SCHEDULES))
-    # Each kind of thing that can happen did happen.
+    # Every kind of outcome occurred.
     assert outcomes["undisturbed"] > SCHEDULES // 5
     assert outcomes["failed"] > SCHEDULES // 10
     assert outcomes["interrupted"] > SCHEDULES // 20
@@ -161,7 +166,7 @@ def test_random_schedules(
 def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
     rng = random.Random(seed)
     clip, settings, plan, cuts = schedule(rng)
-    want = list(made(reference, clip, settings, plan, cuts=cuts))
+    want = list(upscaled_images(reference, clip, settings, plan, cuts=cuts))
     interrupt = rng.random() < 0.3
     driver = DriverDouble(
         seed,
@@ -171,14 +176,14 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
         refuse=rng.choice([(), (), (), ("begin_capture",), ("end_capture",)]),
     )
     got: list[NDArray[np.uint8]] = []
-    picture = None
+    image = None
     engine = None
     try:
         size = rng.choice([None, clip.shape[1:3]])
         engine = open_double(bundle, driver, size=size, capturable=rng.random() < 0.9)
-        for picture in made(engine, clip, settings, plan, cuts=cuts):
-            # Results are held here and there.
-            got.append(picture if rng.random() < 0.5 else picture.copy())
+        for image in upscaled_images(engine, clip, settings, plan, cuts=cuts):
+            # Some results stay held.
+            got.append(image if rng.random() < 0.5 else image.copy())
         assert len(got) == len(want)
         outcome = "undisturbed" if driver.failed is None else "overcome"
     except EngineError:
@@ -193,9 +198,9 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
         except KeyboardInterrupt:
             outcome = "interrupted"
             engine.close()
-    for picture, wanted in zip(got, want, strict=False):
-        np.testing.assert_array_equal(picture, wanted, err_msg=f"schedule {seed}")
-    del picture, got
+    for image, wanted in zip(got, want, strict=False):
+        np.testing.assert_array_equal(image, wanted, err_msg=f"schedule {seed}")
+    del image, got
     gc.collect()
     assert driver.leaks() == [], f"schedule {seed}"
     return outcome
@@ -203,20 +208,20 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
 
 @pytest.fixture
 def driver() -> DriverDouble:
-    """A GPU."""
+    """Provide a GPU."""
     return DriverDouble()
 
 
 @pytest.fixture
 def engine(bundle: Bundle, driver: DriverDouble) -> Iterator[TensorRTEngine]:
-    """Open on it, and in the end everything is freed."""
+    """Provide an engine on the GPU, and check at the end that everything is freed."""
     with open_double(bundle, driver) as engine:
         yield engine
     check_closed(engine, driver)
 
 
 def steps(engine: TensorRTEngine, count: int, *, graph: str = "forward", height: int = 5) -> Any:
-    """The state after so many steps, each from the one before, between two arrays."""
+    """Return the state after ``count`` steps that alternate between two arrays."""
     frame = engine.upload(np.full((1, 3, height, 7), 0.25, np.float32))
     flow = engine.zeros((1, 2, height, 7), dtype="float32")
     state = engine.zeros((1, 2, height, 7), dtype="float32")
@@ -237,7 +242,7 @@ def wanted_state(count: int, *, factor: float = 0.75) -> np.float32:
 def test_no_step_waits_on_the_host(
     count: int, engine: TensorRTEngine, driver: DriverDouble
 ) -> None:
-    """However many steps are given to the GPU, the host waits once, for the result."""
+    """However many steps are submitted, the host waits once, for the result."""
     steps(engine, 3)  # loads the engines, captures the step
     before = len(driver.calls)
     state = steps(engine, count)
@@ -246,30 +251,30 @@ def test_no_step_waits_on_the_host(
     waits = Counter(driver.calls[before:])
     assert waits["synchronise"] == 1
     assert waits["synchronise_stream"] == 0
-    assert waits["is_done"] <= 2  # whether there is pinned memory for one upload, one download
+    assert waits["is_done"] <= 2  # finds pinned memory for one upload and one download
     np.testing.assert_array_equal(values, wanted_state(count))
 
 
 def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble) -> None:
-    """As often as values are asked for or frames are sent, not as often as graphs run."""
+    """The number of waits depends on downloads and uploads, not on the number of graph runs."""
     with open_double(bundle, driver, size=(6, 8)) as engine:
         before = len(driver.calls)
         plan = MemoryPlan(window=40, batch=4, band=6, in_memory=99)
         clip = moving_clip(40, 6, 8)
-        assert len(list(made(engine, clip, Settings(cleanings=1), plan))) == 40
+        assert len(list(upscaled_images(engine, clip, Settings(cleanings=1), plan))) == 40
         calls = Counter(driver.calls[before:])
     assert calls["synchronise_stream"] == 0
     assert calls["synchronise"] <= calls["download"] + calls["upload"]
-    # Per batch of four frames: frames in, frames and residues out, frames in for each branch,
-    # pictures out.
-    assert calls["download"] + calls["upload"] <= 6 * 10
+    # Per batch of four frames: images in, residues and images out.
+    assert calls["upload"] == 10
+    assert calls["download"] == 2 * 10
 
 
 def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:
-    """Within a window, nothing orders the steps of one branch and those of the other."""
+    """Within a window, the steps of the two branches are not ordered relative to each other."""
     with open_double(bundle, driver) as engine:
         plan = MemoryPlan(window=8, batch=4, band=6, in_memory=99)
-        list(made(engine, moving_clip(16, 6, 8), Settings(cleanings=1), plan))
+        list(upscaled_images(engine, moving_clip(16, 6, 8), Settings(cleanings=1), plan))
         log = driver.log
     backward, forward = (
         [operation for operation in log if operation.name == graph]
@@ -284,18 +289,16 @@ def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:
     assert not any(one.is_after(other) for one in recomputed for other in ahead)
 
 
-def _run_picture(engine: TensorRTEngine, i: int) -> Any:
+def _run_output(engine: TensorRTEngine, i: int) -> Any:
     states = engine.zeros((1, 2, 5, 7), dtype="float32")
     frame = engine.upload(np.full((1, 3, 5, 7), i / 10, np.float32))
-    (picture,) = engine.run("reconstruct", frame=frame, backward_state=states, forward_state=states)
-    return engine.run("emit", picture=picture)[0]
+    (output,) = engine.run("reconstruct", frame=frame, backward_state=states, forward_state=states)
+    return engine.run("emit", picture=output)[0]
 
 
-def test_downloads_do_not_hold_up_what_follows(
-    engine: TensorRTEngine, driver: DriverDouble
-) -> None:
-    """Pictures leave while the next ones are computed, though their arrays are dropped at once."""
-    begun = [engine.begin_download(_run_picture(engine, i)) for i in range(6)]
+def test_downloads_do_not_delay_later_work(engine: TensorRTEngine, driver: DriverDouble) -> None:
+    """Images are downloaded while the next ones are computed, though their arrays are dropped."""
+    begun = [engine.begin_download(_run_output(engine, i)) for i in range(6)]
 
     def named(name: str) -> list[Operation]:
         return [operation for operation in driver.log if operation.name == name]
@@ -307,7 +310,7 @@ def test_downloads_do_not_hold_up_what_follows(
 
 
 def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> None:
-    """From the second step of a shape on; another shape captures again."""
+    """Steps are captured from the second step of a shape on; another shape captures again."""
     values = engine.download(steps(engine, 6))
     np.testing.assert_array_equal(values, wanted_state(6))
     calls = Counter(driver.calls)
@@ -328,7 +331,7 @@ def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> Non
 def test_without_capturing_steps_are_launched(
     refused: str, bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Tried once, told once, and then the same values without."""
+    """Capturing is tried once and reported once, and the values are the same without it."""
     caplog.set_level(logging.INFO)
     driver = DriverDouble(refuse=(refused,))
     with open_double(bundle, driver, capturable=refused != "is_capturable") as engine:
@@ -345,16 +348,16 @@ def test_without_capturing_steps_are_launched(
 def test_big_states_are_not_captured(
     engine: TensorRTEngine, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copying them would cost more than launching."""
+    """Copying big states would cost more than launching."""
     monkeypatch.setattr(launches, "_MOST_CAPTURED_STATE", 2 * 5 * 7 * 4 - 1)
     np.testing.assert_array_equal(engine.download(steps(engine, 4)), wanted_state(4))
     assert "begin_capture" not in driver.calls
 
 
-def test_engines_that_do_not_load_are_passed_over(
+def test_engines_that_do_not_load_are_skipped(
     bundle: Bundle, driver: DriverDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next ones are taken, with a line that says why; those loaded before are closed."""
+    """The next ones are used and a warning gives the reason; those already loaded are closed."""
     offered = [
         candidate(bundle, plans={"flow": b"bad"}, reason="from the bundle"),
         candidate(bundle, profile=ShapeProfile((1, 1), (2, 2), (4, 4)), reason="too small"),
@@ -373,26 +376,26 @@ def test_engines_that_do_not_load_are_passed_over(
     check_closed(engine, driver)
 
 
-def test_no_engine_that_loads(bundle: Bundle, driver: DriverDouble) -> None:
-    """One sentence, and nothing is left."""
+def test_no_engine_loads(bundle: Bundle, driver: DriverDouble) -> None:
+    """This gives one sentence, and everything is freed."""
     bad = candidate(bundle, plans={"emit": b"bad"})
     some = replace(bad, plans={"ingest": bundle.graph("ingest")})
     cases = [
-        ([], "run here: build"),
+        ([], "run on this machine: build"),
         ([bad], "'emit' is for another"),
         ([some], "for graph 'clean'"),
     ]
     for offered, why in cases:
         plans = PlansDouble(lambda height, width, batch, offered=offered: offered)  # type: ignore[misc]
-        with pytest.raises(EngineError, match=r"no TensorRT engines for 7x5, 4 at once.*" + why):
+        with pytest.raises(
+            EngineError, match=r"no TensorRT engines for 7x5 in batches of 4.*" + why
+        ):
             open_double(bundle, driver, size=(5, 7), plans=plans)
         assert driver.leaks() == []
 
 
-def test_sizes_outside_the_profile_ask_for_other_engines(
-    bundle: Bundle, driver: DriverDouble
-) -> None:
-    """Wider ones, after what is in flight; arrays live on. Bands of a frame ask for nothing."""
+def test_sizes_outside_the_profile_load_other_engines(bundle: Bundle, driver: DriverDouble) -> None:
+    """They load after operations in flight, and arrays stay valid; bands of a frame load none."""
 
     def offer(height: int, width: int, batch: int) -> list[Any]:
         profile = ShapeProfile((height, width), (height, width), (height, width), batch=batch)
@@ -421,14 +424,14 @@ def test_sizes_outside_the_profile_ask_for_other_engines(
 
 
 def test_memory_is_allocated_once_per_size(bundle: Bundle, driver: DriverDouble) -> None:
-    """A second scene of the same frames allocates nothing, of neither kind, and no event."""
+    """A second scene of the same size allocates no memory of either kind and no event."""
     plan = MemoryPlan(window=5, batch=2, band=6, in_memory=99)
     with open_double(bundle, driver) as engine:
         clip = moving_clip(10, 6, 8)
-        list(made(engine, clip, Settings(), plan))
+        list(upscaled_images(engine, clip, Settings(), plan))
         before = Counter(driver.calls)
         for _ in range(3):
-            list(made(engine, clip, Settings(), plan))
+            list(upscaled_images(engine, clip, Settings(), plan))
         calls = Counter(driver.calls) - before
     assert calls["malloc"] <= 2
     assert calls["malloc_host"] == 0
@@ -436,13 +439,14 @@ def test_memory_is_allocated_once_per_size(bundle: Bundle, driver: DriverDouble)
 
 
 def test_too_little_memory(bundle: Bundle) -> None:
-    """Idle memory is given back and asked for again; what does not fit then is told, and the
-    engine goes on.
+    """Idle memory is freed before retrying; if that is not enough, an error is raised.
+
+    The engine continues to work.
     """
     driver = DriverDouble(memory=10_000)
     with open_double(bundle, driver) as engine:
         first = engine.empty((6_000,), dtype="uint8")
-        with pytest.raises(DeviceMemoryError, match=r"0\.0 MiB were asked for where the GPU has"):
+        with pytest.raises(DeviceMemoryError, match=r"0\.0 MiB were requested, but the GPU has"):
             engine.empty((6_000,), dtype="uint8")
         assert engine.free_memory() == 10_000 - 6_144
         del first
@@ -455,8 +459,8 @@ def test_too_little_memory(bundle: Bundle) -> None:
     check_closed(engine, driver)
 
 
-def test_captured_steps_make_room(bundle: Bundle) -> None:
-    """Where memory runs short what capturing takes is given up, and the steps go on."""
+def test_captured_steps_are_freed_when_memory_runs_out(bundle: Bundle) -> None:
+    """When memory runs out, the memory for capturing is freed, and steps continue to work."""
     driver = DriverDouble(memory=12_000)
     with open_double(bundle, driver) as engine:
         state = steps(engine, 4)
@@ -472,7 +476,7 @@ def test_captured_steps_make_room(bundle: Bundle) -> None:
 
 
 def test_results_outlive_the_engine(bundle: Bundle, driver: DriverDouble) -> None:
-    """Pinned memory of a result stays until the result is garbage, views of it included."""
+    """Pinned memory of a result stays until the result and its views are garbage."""
     engine = open_double(bundle, driver)
     result = engine.download(steps(engine, 3))[0, :, 1:]
     finish = engine.begin_download(steps(engine, 2))
@@ -486,10 +490,11 @@ def test_results_outlive_the_engine(bundle: Bundle, driver: DriverDouble) -> Non
 
 
 def test_pinned_memory_is_bounded(engine: TensorRTEngine, driver: DriverDouble) -> None:
-    """A caller that holds many results gets plain copies from some number on; uploads wait for
-    one of a few blocks.
+    """A caller that holds many results gets pageable copies from some number on.
+
+    Uploads wait for one of a few blocks.
     """
-    results = [engine.download(_run_picture(engine, i)) for i in range(20)]
+    results = [engine.download(_run_output(engine, i)) for i in range(20)]
     for i, result in enumerate(results):
         np.testing.assert_array_equal(result, round(25.5 * i + 0.01) if i <= 10 else 255)
     assert driver.calls.count("malloc_host") <= 9 + 4
@@ -499,30 +504,30 @@ def test_pinned_memory_is_bounded(engine: TensorRTEngine, driver: DriverDouble) 
         np.testing.assert_array_equal(engine.download(array), i)
 
 
-def test_uploads_take_the_values_of_now(engine: TensorRTEngine) -> None:
-    """The array may be changed at once, and need not be contiguous."""
+def test_uploads_copy_the_values(engine: TensorRTEngine) -> None:
+    """The array may be changed immediately, and need not be contiguous."""
     values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
-    there = engine.upload(values[:, ::2])
+    uploaded = engine.upload(values[:, ::2])
     want = values[:, ::2].copy()
     values[:] = -1
-    np.testing.assert_array_equal(engine.download(there), want)
+    np.testing.assert_array_equal(engine.download(uploaded), want)
 
 
 def test_rows_and_parts(engine: TensorRTEngine) -> None:
-    """Rows are a copy, parts are not."""
+    """Rows are a copy, parts share the memory."""
     values = np.arange(2 * 3 * 6 * 5, dtype=np.float32).reshape(2, 3, 6, 5)
     there = engine.upload(values)
     rows = engine.rows(there, 1, 4)
-    part = engine.part(there, 1, 2)
+    part = engine.slice(there, 1, 2)
     np.testing.assert_array_equal(engine.download(rows), values[:, :, 1:4])
     np.testing.assert_array_equal(engine.download(part), values[1:2])
     np.testing.assert_array_equal(engine.download(engine.rows(part, 5, 6)), values[1:2, :, 5:])
     with pytest.raises(ValueError, match="no items 1 to 3"):
-        engine.part(there, 1, 3)
+        engine.slice(there, 1, 3)
 
 
 def test_calls_may_come_from_any_thread(engine: TensorRTEngine) -> None:
-    """The GPU is made current in each; results may die in another."""
+    """The GPU is made current in each; results may be freed in another."""
     found: list[Any] = []
 
     def work() -> None:
@@ -537,7 +542,7 @@ def test_calls_may_come_from_any_thread(engine: TensorRTEngine) -> None:
 
 
 def test_a_closed_engine_runs_nothing(bundle: Bundle, driver: DriverDouble) -> None:
-    """It says so; so does one asked for a graph that is not there."""
+    """It raises a clear error, and so does a request for a graph that does not exist."""
     with open_double(bundle, driver) as engine:
         with pytest.raises(EngineError, match=r"there is no graph 'sharpen' in 'small\.plan'"):
             engine.run("sharpen")
@@ -555,14 +560,14 @@ def test_a_closed_engine_runs_nothing(bundle: Bundle, driver: DriverDouble) -> N
 
 
 def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> None:
-    """BasicVSR has six graphs."""
+    """A network without cleaning, BasicVSR, has six graphs."""
     bundle = small_bundle(tmp_path / "six.plan", cleans=False)
     plan = MemoryPlan(window=3, batch=2, band=6, in_memory=9)
     clip = moving_clip(5, 6, 5)
     with OnnxRuntimeEngine(bundle, device="cpu") as onnx_runtime:
-        want = list(made(onnx_runtime, clip, Settings(), plan))
+        want = list(upscaled_images(onnx_runtime, clip, Settings(), plan))
     with open_double(bundle, driver) as engine:
-        got = list(made(engine, clip, Settings(), plan))
+        got = list(upscaled_images(engine, clip, Settings(), plan))
         assert len(engine._runtime.open) == 6  # type: ignore[attr-defined]
         with pytest.raises(EngineError, match="no graph 'clean'"):
             engine.run("clean", frame=None)
@@ -571,8 +576,8 @@ def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> Non
     check_closed(engine, driver)
 
 
-def test_a_failed_launch_leaves_the_engine_in_order(bundle: Bundle) -> None:
-    """The graph is named with the driver's text; later launches wait for what may be in flight."""
+def test_a_failed_launch_leaves_the_engine_usable(bundle: Bundle) -> None:
+    """The error has the graph and the driver's message; later launches wait for work in flight."""
     for seed in range(6):
         driver = DriverDouble(seed)
         with open_double(bundle, driver) as engine:

@@ -1,4 +1,4 @@
-"""The one seam for all TensorRTs: each is asked in its own words, none in another's."""
+"""Tests that each TensorRT flavour and version is called by its own API."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rbvsr_deploy.engines.tensorrt import flavours
 from rbvsr_deploy.engines.tensorrt.flavours import (
     KernelCache,
     TensorRT,
+    checked,
     installed_flavours,
     load_flavour,
-    made,
 )
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
 from tests.support.tensorrt_bindings import DataType, bindings
 
 
 class Context:
-    """An execution context that notes what it is given, and how much scratch it wants."""
+    """An execution context that records its arguments and needs scratch memory."""
 
     def __init__(self, how: Any) -> None:
         self.how = how
@@ -50,19 +50,19 @@ class Engine10:
         return Context(strategy)
 
 
-def test_what_is_installed_is_known_without_loading_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flavours are offered in the order of preference; a missing one names the extra."""
-    there = {"tensorrt", "tensorrt_rtx"}
-    monkeypatch.setattr(flavours, "find_spec", lambda name: name in there or None)
+def test_installed_flavours_are_found_without_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flavours are listed in order of preference; the error for a missing one names the extra."""
+    installed = {"tensorrt", "tensorrt_rtx"}
+    monkeypatch.setattr(flavours, "find_spec", lambda name: name in installed or None)
     assert installed_flavours() == ("tensorrt", "tensorrt-rtx")
-    there.clear()
+    installed.clear()
     assert installed_flavours() == ()
     with pytest.raises(MissingDependencyError, match=r"rbvsr-deploy\[tensorrt\]"):
         load_flavour("tensorrt")
 
 
-def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bindings without their libraries are a sentence with the loader's own words."""
+def test_a_broken_installation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bindings without their libraries give a message that includes the loader's own."""
 
     def broken(name: str) -> Any:
         raise ImportError("libnvinfer.so.10: cannot open shared object file")
@@ -73,8 +73,8 @@ def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         load_flavour("tensorrt")
 
 
-def test_too_old_a_version_is_refused() -> None:
-    """Before 8.6 there are no named tensors to launch with."""
+def test_old_versions_are_rejected() -> None:
+    """Versions before 8.6 cannot launch with named tensors."""
     with pytest.raises(EngineError, match=r"TensorRT 8\.5\.2 is too old: 8\.6 or newer"):
         TensorRT("tensorrt", bindings("8.5.2"))
 
@@ -87,16 +87,17 @@ def test_too_old_a_version_is_refused() -> None:
         ("11.4.0.106", 0, set()),
     ],
 )
-def test_precision_is_asked_for_in_the_versions_own_way(
+def test_precision_is_requested_by_each_versions_own_api(
     version: str, network_flags: int, config_flags: set[str]
 ) -> None:
-    """Before 10 by flags, with float32 layers held fast; in 10 by the strongly typed network; later
-    not at all. TF32 is on in none.
+    """Before 10 flags are set and float32 layers fixed; 10 uses a strongly typed network.
+
+    Later versions need no request. TF32 is always off.
     """
     tensorrt = TensorRT("tensorrt", bindings(version))
     builder = tensorrt.module.Builder(tensorrt.logger)
     network, config = tensorrt.create_network(builder), builder.create_builder_config()
-    tensorrt.ask_for_precision(config, network, precision="float16", quantised=True)
+    tensorrt.set_precision(config, network, precision="float16", quantised=True)
     assert network.flags == network_flags
     assert config.flags == config_flags
     held = [layer.name for layer in network.layers if layer.precision == DataType.FLOAT]
@@ -106,17 +107,17 @@ def test_precision_is_asked_for_in_the_versions_own_way(
     ]
 
 
-def test_a_float32_bundle_asks_8_6_for_no_float16() -> None:
-    """Only what the bundle is may be chosen from."""
+def test_a_float32_bundle_does_not_allow_float16_in_8_6() -> None:
+    """The builder may choose only from the types of the bundle."""
     tensorrt = TensorRT("tensorrt", bindings("8.6.1"))
     builder = tensorrt.module.Builder(tensorrt.logger)
     network, config = tensorrt.create_network(builder), builder.create_builder_config()
-    tensorrt.ask_for_precision(config, network, precision="float32", quantised=False)
+    tensorrt.set_precision(config, network, precision="float32", quantised=False)
     assert config.flags == {"OBEY_PRECISION_CONSTRAINTS"}
 
 
-def test_scratch_memory_is_given_from_outside() -> None:
-    """8.6 wants memory for the largest shapes, later ones for the present; all take it from us."""
+def test_scratch_memory_is_provided_by_the_caller() -> None:
+    """8.6 needs memory for the largest shapes, later versions for the current ones."""
     old = TensorRT("tensorrt", bindings("8.6.1"))
     context = old.create_context(Engine8(), KernelCache(None))
     assert context.how == "without device memory"
@@ -135,7 +136,7 @@ def test_scratch_memory_is_given_from_outside() -> None:
 
 
 class RuntimeCache:
-    """A runtime cache of TensorRT-RTX that refuses what does not begin with "mine"."""
+    """A runtime cache of TensorRT-RTX that rejects content not starting with "mine"."""
 
     def __init__(self) -> None:
         self.content = b""
@@ -180,9 +181,10 @@ class RtxEngine:
         return Context(config)
 
 
-def test_rtx_contexts_share_their_kernels_and_leave_capturing_to_us() -> None:
-    """All contexts fill one runtime cache; TensorRT-RTX's own CUDA graphs are off; the caller owns
-    scratch memory.
+def test_rtx_contexts_share_kernels_and_do_not_capture() -> None:
+    """All contexts fill one runtime cache, and TensorRT-RTX's own CUDA graphs are off.
+
+    The caller owns the scratch memory.
     """
     rtx = load_flavour("tensorrt-rtx")
     kernels = KernelCache(b"mine, of an earlier run")
@@ -196,8 +198,8 @@ def test_rtx_contexts_share_their_kernels_and_leave_capturing_to_us() -> None:
     assert kernels.serialize() == b"mine, of an earlier run and more"
 
 
-def test_kernels_of_another_driver_are_compiled_anew() -> None:
-    """A cache that TensorRT-RTX refuses is emptied, not used."""
+def test_kernels_of_another_driver_are_recompiled() -> None:
+    """A cache that TensorRT-RTX rejects is emptied, not used."""
     kernels = KernelCache(b"theirs")
     config = RuntimeConfig()
     kernels.attach(config)
@@ -205,8 +207,8 @@ def test_kernels_of_another_driver_are_compiled_anew() -> None:
     assert config.cache.content == b""
 
 
-def test_rtx_has_every_name_it_is_asked_by() -> None:
-    """What the double above stands for is there in the installed TensorRT-RTX."""
+def test_rtx_has_every_name_that_is_used() -> None:
+    """The names in the doubles above exist in the installed TensorRT-RTX."""
     module = load_flavour("tensorrt-rtx").module
     names = {
         "ICudaEngine": ["create_runtime_config", "create_execution_context"],
@@ -235,8 +237,8 @@ def test_rtx_has_every_name_it_is_asked_by() -> None:
         assert [name for name in attributes if not hasattr(kind, name)] == []
 
 
-def test_what_can_be_compiled_for() -> None:
-    """TensorRT-RTX tells a list, plain TensorRT compiles for its own GPU."""
+def test_compute_capabilities() -> None:
+    """TensorRT-RTX has a list; plain TensorRT compiles for its own GPU."""
     offered = load_flavour("tensorrt-rtx").compute_capabilities()
     assert offered is not None
     assert {"7.5", "8.6", "8.9", "12.0"} <= set(offered)
@@ -244,34 +246,34 @@ def test_what_can_be_compiled_for() -> None:
 
 
 def failing(tensorrt: TensorRT, what: str, *errors: str) -> None:
-    """Something that TensorRT logs errors about and then returns nothing from."""
+    """Log errors as TensorRT does, and then fail without a result."""
     with tensorrt.attempt(what):
         tensorrt.logger.log(2, "a warning")
         for error in errors:
             tensorrt.logger.log(1, error)
-        made(None)
+        checked(None)
 
 
-def test_tensorrts_own_words_are_in_the_sentence() -> None:
-    """Its first error is told, without the place in its sources; the next attempt forgets it."""
+def test_messages_include_tensorrts_own() -> None:
+    """Its first error is included without source position; the next attempt starts afresh."""
     tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
     first = "[a.cpp::f::7] Error Code 2 (first\nIn g at /_src/a.cpp:7)"
     with pytest.raises(EngineError) as caught:
         failing(tensorrt, "graph 'flow' is refused", first, "what follows from it")
     assert str(caught.value) == "graph 'flow' is refused: Error Code 2 (first)"
-    with pytest.raises(EngineError, match="again: TensorRT refused without a word"):
+    with pytest.raises(EngineError, match="again: TensorRT failed without an error message"):
         failing(tensorrt, "again")
 
 
-def test_too_little_memory_is_an_error_of_its_own() -> None:
-    """The runtime tries less at once where it is told that memory is short."""
+def test_out_of_memory_has_its_own_error() -> None:
+    """The runtime responds to this error with smaller batches."""
     tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
     with pytest.raises(DeviceMemoryError):
         failing(tensorrt, "launching", "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
 
 
-def test_host_code_in_engines_is_not_trusted_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version-compatible engine brings host code: it runs only where the user says so."""
+def test_host_code_in_engines_is_not_trusted_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version-compatible engine contains host code, which runs only if the user allows it."""
     rtx = load_flavour("tensorrt-rtx")
     monkeypatch.delenv("RBVSR_TRUST_ENGINES", raising=False)
     double = SimpleNamespace(module=SimpleNamespace(Runtime=lambda logger: SimpleNamespace()))

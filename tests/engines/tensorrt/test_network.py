@@ -1,4 +1,4 @@
-"""What TensorRT makes of a graph is looked at before it is built, and what is wrong is refused."""
+"""Tests that parsed networks are checked before building and wrong ones are rejected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(
     *,
     opset: int = 17,
 ) -> bytes:
-    """A graph whose inputs and outputs are (1, 2, 8, 8) of a type each."""
+    """Build a model whose inputs and outputs have shape (1, 2, 8, 8) and the given types."""
     shapes = {"grid": [1, 8, 8, 2]}
     values = [
         [
@@ -48,14 +48,14 @@ def model(
     ]
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "made_up", *values, initializer=initializers)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    made.ir_version = 10
-    onnx.checker.check_model(made)
-    return made.SerializeToString()
+    onnx_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    onnx_model.ir_version = 10
+    onnx.checker.check_model(onnx_model)
+    return onnx_model.SerializeToString()
 
 
 def sampling(*, mode: str, aligned: int = 1, opset: int = 17, dtype: int = FLOAT) -> bytes:
-    """One GridSample."""
+    """Build a model with one GridSample."""
     node = helper.make_node(
         "GridSample", ["image", "grid"], ["out"], name="warp", mode=mode, align_corners=aligned
     )
@@ -65,12 +65,12 @@ def sampling(*, mode: str, aligned: int = 1, opset: int = 17, dtype: int = FLOAT
 KERNEL = np.ones((2, 2, 3, 3))
 
 
-def convolution(name: str, given: str, made: str) -> onnx.NodeProto:
-    return helper.make_node("Conv", [given, f"{name}.w"], [made], name=name, pads=[1, 1, 1, 1])
+def convolution(name: str, source: str, result: str) -> onnx.NodeProto:
+    return helper.make_node("Conv", [source, f"{name}.w"], [result], name=name, pads=[1, 1, 1, 1])
 
 
-def cast(given: str, made: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [given], [made], name=f"cast_{made}", to=to)
+def cast(source: str, result: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [result], name=f"cast_{result}", to=to)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,10 @@ def bundles(tiny_bundle: Path, tiny_bundle_float16: Path) -> dict[Precision, Bun
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_exported_graphs_pass(bundles: dict[Precision, Bundle], precision: Precision) -> None:
-    """Every graph is read as it was meant, and the table says so: all convolutions in the bundle's
-    type, all sampling in float32, and in float16 no features left in float32.
+    """Every graph is read correctly, as the table of layers shows.
+
+    All convolutions have the bundle's type, all sampling is float32, and float16 bundles have no
+    features in float32.
     """
     other = {"float32": "float16", "float16": "float32"}[precision]
     tables = {
@@ -103,7 +105,7 @@ def test_the_exported_graphs_pass(bundles: dict[Precision, Bundle], precision: P
 
 
 def test_bilinear_sampling_passes() -> None:
-    """Also under the name opset 20 gave it, where this TensorRT knows it."""
+    """Bilinear sampling passes, also under its name in opset 20."""
     assert table(sampling(mode="bilinear"), precision="float32") == {"GRID_SAMPLE float32": 1}
     assert table(sampling(mode="linear", opset=20), precision="float32")
 
@@ -115,32 +117,35 @@ def test_bilinear_sampling_passes() -> None:
         (sampling(mode="nearest", opset=20), "as nearest with corners aligned"),
         (sampling(mode="bilinear", aligned=0), "as linear with corners not aligned"),
         (sampling(mode="bicubic"), "as cubic with corners aligned"),
-        (sampling(mode="bilinear", dtype=HALF), "'warp' reads float16 and float16, where float32"),
+        (
+            sampling(mode="bilinear", dtype=HALF),
+            "'warp' has inputs of type float16 and float16, but both",
+        ),
     ],
     ids=["nearest", "nearest of opset 20", "corners", "cubic", "float16 coordinates"],
 )
-def test_other_sampling_is_refused(graph: bytes, words: str) -> None:
-    """A parser that reads the mode wrongly is found out, by graph and layer."""
+def test_other_sampling_is_rejected(graph: bytes, words: str) -> None:
+    """A parser that misreads the mode is detected; the message names graph and layer."""
     with pytest.raises(EngineError, match="graph 'made up'") as caught:
         table(graph, precision="float16")
     assert words in str(caught.value)
 
 
-def test_a_float32_convolution_in_a_float16_bundle_is_refused() -> None:
-    """Of two convolutions, the one that has lost its type is named."""
+def test_a_float32_convolution_in_a_float16_bundle_is_rejected() -> None:
+    """The message names the convolution that has lost its type."""
     nodes = [
         convolution("first", "frame", "features"),
         cast("features", "wide", FLOAT),
         convolution("second", "wide", "out"),
     ]
     weights = {"first.w": KERNEL.astype(np.float16), "second.w": KERNEL.astype(np.float32)}
-    made = model(nodes, {"frame": HALF}, {"out": FLOAT}, weights)
+    wide = model(nodes, {"frame": HALF}, {"out": FLOAT}, weights)
     with pytest.raises(EngineError, match="the convolution 'second' as float32 in a float16"):
-        table(made, precision="float16")
+        table(wide, precision="float16")
 
 
 def relu_between(wide: int) -> bytes:
-    """Two float16 convolutions and a ReLU of some type between them, beside a float32 flow."""
+    """Build two float16 convolutions with a ReLU of some type between them, and a float32 flow."""
     nodes = [
         convolution("first", "frame", "features"),
         cast("features", "wide", wide),
@@ -153,9 +158,10 @@ def relu_between(wide: int) -> bytes:
     return model(nodes, {"frame": HALF, "flow": FLOAT}, {"out": HALF, "turned": FLOAT}, weights)
 
 
-def test_features_left_in_float32_are_refused() -> None:
-    """Float32 layers that have nothing to do with flow, sampling or images are named; flow itself
-    may be float32.
+def test_features_in_float32_are_rejected() -> None:
+    """The message names float32 layers that are not connected to flow, sampling or images.
+
+    Flow itself may be float32.
     """
     assert table(relu_between(HALF), precision="float16")["UNARY float32"] == 1
     with pytest.raises(EngineError, match=r"the layer '(cast_wide|relu)' is float32 in a float16"):
@@ -163,7 +169,7 @@ def test_features_left_in_float32_are_refused() -> None:
 
 
 def test_convolutions_of_dequantised_values_count_as_int8() -> None:
-    """A convolution whose image comes from a dequantise layer runs in int8, and is no breach."""
+    """A convolution whose input comes from a dequantise layer runs in int8, which is allowed."""
     scale = np.float16(0.1)
     nodes = [
         helper.make_node("QuantizeLinear", ["frame", "s", "z"], ["q"], name="q"),
@@ -178,6 +184,6 @@ def test_convolutions_of_dequantised_values_count_as_int8() -> None:
         "k": KERNEL.astype(np.int8),
         "second.w": KERNEL.astype(np.float16),
     }
-    made = model(nodes, {"frame": HALF}, {"out": HALF}, weights, opset=19)
-    found = table(made, precision="float16")
+    quantised = model(nodes, {"frame": HALF}, {"out": HALF}, weights, opset=19)
+    found = table(quantised, precision="float16")
     assert (found["CONVOLUTION int8"], found["CONVOLUTION float16"]) == (1, 1)

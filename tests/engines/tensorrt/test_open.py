@@ -1,4 +1,4 @@
-"""Which engine a bundle gets on which machine, and that the user is told."""
+"""Tests the choice of an engine for a bundle on a machine, and how it is reported."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def compiles_nothing(height: int, width: int, batch: int) -> list[Candidate]:
 
 
 @pytest.mark.parametrize("device", ["auto", "tensorrt"])
-def test_tensorrt_is_taken_where_it_runs(device: str, bundle: Path, machine: Machine) -> None:
-    """And engines for the frames' size are loaded at once if the size is known."""
+def test_tensorrt_is_used_where_it_runs(device: str, bundle: Path, machine: Machine) -> None:
+    """Engines for the frames' size are loaded at once if the size is known."""
     with open_engine(bundle, device=device, size=lambda: (20, 30)) as engine:
         said = engine.describe()
         assert said.engine == "tensorrt"
         assert said.device.startswith("cuda:0 ")
-        why = {"auto": "TensorRT is there", "tensorrt": "--device tensorrt"}[device]
+        why = {"auto": "TensorRT is available", "tensorrt": "TensorRT was requested"}[device]
         assert said.reason == f"{why}, engines from the bundle"
         assert machine.plans.asked == [(20, 30, 4)]
     assert machine.driver.leaks() == []
@@ -87,15 +87,15 @@ def test_without_a_size_engines_wait_for_the_first_frames(bundle: Path, machine:
 
 
 @pytest.mark.parametrize("device", ["cpu", "CPUExecutionProvider"])
-def test_what_was_asked_for_is_taken(device: str, bundle: Path, machine: Machine) -> None:
-    """A GPU is no reason to use it against the user's wish."""
+def test_the_requested_device_is_used(device: str, bundle: Path, machine: Machine) -> None:
+    """A GPU is not used if the user requested another device."""
     with open_engine(bundle, device=device) as engine:
         assert engine.describe().engine == "onnxruntime"
-        assert engine.describe().reason == f"--device {device}"
+        assert engine.describe().reason == f"device '{device}' was requested"
 
 
-def test_what_does_not_compile_runs_in_onnx_runtime(bundle: Path, machine: Machine) -> None:
-    """With "auto", and says so; with "tensorrt" it is an error. Nothing is left on the GPU."""
+def test_onnx_runtime_is_used_if_compiling_fails(bundle: Path, machine: Machine) -> None:
+    """This holds for "auto", with a reason; "tensorrt" raises an error. The GPU is left clean."""
     machine.plans.offer = compiles_nothing
     with open_engine(bundle, size=lambda: (20, 30)) as engine:
         assert engine.describe().engine == "onnxruntime"
@@ -110,7 +110,7 @@ def test_what_does_not_compile_runs_in_onnx_runtime(bundle: Path, machine: Machi
 def test_a_gpu_that_no_tensorrt_compiles_for(
     bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT-RTX on an H100: its capabilities are in the error."""
+    """With TensorRT-RTX on an H100, the error lists the supported capabilities."""
     hopper = replace(machine.driver.gpu(), compute_capability="9.0")
     monkeypatch.setattr(machine.driver, "gpu", lambda: hopper)
     if flavours.installed_flavours() != ("tensorrt-rtx",):
@@ -129,7 +129,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_engines(bundle: Path) -> Path:
-    """The bundle with engines for two GPUs."""
+    """Add engines for two GPUs to the bundle."""
     opened = open_bundle(bundle)
     sets = [replace(ENGINE_SET, compute_capability=c) for c in ("12.0", "8.9")]
     write_bundle(bundle, opened.manifest, opened.graphs(), [(s, opened.graphs()) for s in sets])
@@ -138,7 +138,7 @@ def with_engines(bundle: Path) -> Path:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_engines_in_the_bundle_that_cannot_be_used_are_named(bundle: Path) -> None:
-    """Also where TensorRT is missing."""
+    """This holds without TensorRT too."""
     with open_engine(with_engines(bundle)) as engine:
         assert engine.describe().reason.startswith(
             "the bundle's engines for compute capability 8.9, 12.0 are not used, as there is no "
@@ -147,10 +147,10 @@ def test_engines_in_the_bundle_that_cannot_be_used_are_named(bundle: Path) -> No
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_who_has_no_tensorrt_hears_nothing_of_it(
+def test_missing_tensorrt_is_not_mentioned_without_need(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a plain CPU machine TensorRT is no news, unless the bundle holds engines for it."""
+    """On a CPU machine TensorRT is mentioned only if the bundle contains engines for it."""
     monkeypatch.setattr(flavours, "_PACKAGES", {})
     with open_engine(bundle) as engine:
         assert "TensorRT" not in engine.describe().reason
@@ -168,7 +168,7 @@ def video(sample: Path, tmp_path: Path) -> Path:
 def test_the_command_runs_on_a_gpu(
     tiny_bundle: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``rbvsr-run`` from video to video on the doubles, and again on the CPU: the same file."""
+    """``rbvsr-run`` writes the same video on the doubles and on the CPU."""
     bundle = Path(shutil.copy(tiny_bundle, tmp_path / "tiny.plan"))
     machine = Machine(monkeypatch, bundle)
     profile = replace(ENGINE_SET.profile, max_size=(128, 128))
@@ -188,7 +188,7 @@ def test_the_command_runs_on_a_gpu(
         if device == "auto":
             assert machine.plans.asked == [(54, 96, 4)]
             assert "by tensorrt 10.0.0 on cuda:0" in done.output
-            assert "TensorRT is there, engines from the bundle" in done.output
+            assert "TensorRT is available, engines from the bundle" in done.output
     assert len(frames[0]) == 3
     for ours, theirs in zip(*frames, strict=True):
         assert (ours == theirs).all()

@@ -1,4 +1,4 @@
-"""Where engines come from: the nearest that fit, then the cache, then the compiler."""
+"""Tests the sources of engines: the bundle's nearest, then the cache, then the compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.cuda.driver import Gpu
 from rbvsr_deploy.engines.tensorrt import plans as plans_module
 from rbvsr_deploy.engines.tensorrt.base import Candidate
@@ -28,7 +28,7 @@ GPU = Gpu("Ada of a test", "8.9", "12.6", 2**34)
 
 
 class OneGpu:
-    """As much of a driver as is asked here."""
+    """The part of a driver that is used here."""
 
     current = contextlib.nullcontext
 
@@ -40,7 +40,7 @@ class OneGpu:
 
 
 class Compiler:
-    """Stands in for :func:`build_engine_set`: every build gives other bytes."""
+    """Replaces :func:`build_engine_set`; every build returns different bytes."""
 
     def __init__(self) -> None:
         self.profiles: list[ShapeProfile] = []
@@ -73,7 +73,7 @@ def bundle(tiny_bundle_float16: Path) -> Bundle:
 
 
 def engine_set(profile: ShapeProfile | None = None, **others: Any) -> EngineSet:
-    """One that fits the machine of these tests, but for what is given."""
+    """Return a set that fits the machine of these tests, except for the given values."""
     values = {
         "flavour": "tensorrt-rtx",
         "version": load_flavour("tensorrt-rtx").version,
@@ -84,7 +84,7 @@ def engine_set(profile: ShapeProfile | None = None, **others: Any) -> EngineSet:
 
 
 def holding(bundle: Bundle, sets: Sequence[EngineSet]) -> Bundle:
-    """The bundle with engine sets, whose engines are their names."""
+    """Return the bundle with engine sets, whose engines are their names."""
     members = {
         f"engines/{s.name}/{graph}.plan": s.name.encode()
         for s in sets
@@ -106,7 +106,7 @@ def machine(
 
 
 def first(plans: MachinePlans, height: int = 180, width: int = 320, *, batch: int = 4) -> Candidate:
-    """What a machine takes that can load anything."""
+    """Return the candidate for a machine that can load anything."""
     return next(plans.candidates(height, width, batch=batch))
 
 
@@ -131,12 +131,10 @@ FITTING: list[tuple[str, dict[str, Any], bool]] = [
     ids=[name for name, *_ in FITTING],
 )
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_only_what_may_run_here_is_tried(
+def test_only_suitable_sets_are_tried(
     flavour: str, differences: dict[str, Any], expected: bool
 ) -> None:
-    """Flavour, version, GPU and platform decide; engines of TensorRT-RTX go from one operating
-    system to another.
-    """
+    """Flavour, version, GPU and platform decide; TensorRT-RTX engines run on any system."""
     values = {"flavour": flavour, "version": "10.3.0", "platform": "linux-x86_64", **differences}
     if "flavour" in differences:
         values["flavour"] = "tensorrt" if flavour == "tensorrt-rtx" else "tensorrt-rtx"
@@ -147,7 +145,7 @@ def test_only_what_may_run_here_is_tried(
 
 
 def test_before_ampere_nothing_is_hardware_compatible() -> None:
-    """TensorRT's hardware-compatible engines begin with compute capability 8.0."""
+    """TensorRT's hardware-compatible engines need compute capability 8.0 or higher."""
     made = engine_set(hardware_compatible=True, compute_capability="8.6")
     asked = {"flavour": made.flavour, "version": made.version, "platform": made.platform}
     assert fits(made, compute_capability="12.0", **asked)
@@ -155,7 +153,7 @@ def test_before_ampere_nothing_is_hardware_compatible() -> None:
 
 
 def test_the_bundles_nearest_set_comes_first(bundle: Bundle, compiler: Compiler) -> None:
-    """Of those that cover the size, the one tuned for the nearest; those that do not, never."""
+    """The set tuned for the nearest size is first; sets that do not cover the size are not used."""
     small = engine_set(ShapeProfile((64, 64), (180, 320), (720, 1280)))
     large = engine_set(ShapeProfile((64, 64), (540, 960), (720, 1280)))
     other = engine_set(ShapeProfile((64, 64), (540, 960), (1080, 1920)), compute_capability="8.6")
@@ -168,8 +166,8 @@ def test_the_bundles_nearest_set_comes_first(bundle: Bundle, compiler: Compiler)
     assert compiler.profiles == []
 
 
-def test_what_was_compiled_once_is_taken_from_then_on(bundle: Bundle, compiler: Compiler) -> None:
-    """The next process finds in the cache what this one compiled, to the byte."""
+def test_compiled_engines_are_reused(bundle: Bundle, compiler: Compiler) -> None:
+    """The next process finds the same bytes in the cache."""
     made = first(machine(bundle))
     assert made.reason == "compiled now"
     found = first(machine(bundle))
@@ -178,8 +176,8 @@ def test_what_was_compiled_once_is_taken_from_then_on(bundle: Bundle, compiler: 
     assert len(compiler.profiles) == 1
 
 
-def test_other_sizes_are_covered_by_what_was_compiled(bundle: Bundle, compiler: Compiler) -> None:
-    """Landscape, portrait, small: no second build; beyond, one that covers all of it."""
+def test_compiled_engines_cover_other_sizes(bundle: Bundle, compiler: Compiler) -> None:
+    """Landscape, portrait and small sizes need no second build; beyond, one covers all of them."""
     plans = machine(bundle)
     for size in ((180, 320), (320, 180), (64, 64), (720, 1280), (1280, 720)):
         first(plans, *size)
@@ -194,17 +192,15 @@ def test_other_sizes_are_covered_by_what_was_compiled(bundle: Bundle, compiler: 
     )
 
 
-def test_a_new_profile_is_wider_than_those_that_did_not_suffice() -> None:
-    """In every direction, tuned for the size that is asked for."""
+def test_a_new_profile_covers_the_existing_ones() -> None:
+    """It is at least as wide in every direction, and tuned for the requested size."""
     beside = ShapeProfile((16, 200), (180, 320), (400, 2000), batch=7)
     made = profile_for(900, 50, batch=1, beside=[beside])
     assert made == ShapeProfile((16, 50), (900, 50), (1280, 2000), batch=7)
 
 
 def test_engines_that_do_not_load_are_compiled_again(bundle: Bundle, compiler: Compiler) -> None:
-    """Who refuses the bundle's and the cached engines gets new ones, which take the cached ones'
-    place.
-    """
+    """If the bundle's and the cached engines are rejected, new ones replace the cached ones."""
     held = holding(bundle, [engine_set()])
     first(machine(bundle))
     tried = list(machine(held).candidates(180, 320, batch=4))
@@ -218,8 +214,8 @@ def test_engines_that_do_not_load_are_compiled_again(bundle: Bundle, compiler: C
     assert again.plans == tried[-1].plans
 
 
-def test_the_cache_is_read_by_whom_it_fits_only(bundle: Bundle, compiler: Compiler) -> None:
-    """Another graph, driver, GPU or option: compiled anew, beside what is there."""
+def test_the_cache_is_used_only_where_it_fits(bundle: Bundle, compiler: Compiler) -> None:
+    """Another graph, driver, GPU or option needs another build, which is cached separately."""
     graphs = {**bundle.members, "graphs/emit.onnx": b"another"}
     tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
     ways: list[Callable[[], MachinePlans]] = [
@@ -237,10 +233,10 @@ def test_the_cache_is_read_by_whom_it_fits_only(bundle: Bundle, compiler: Compil
     assert len(compiler.profiles) == len(ways)
 
 
-def test_a_damaged_cache_is_compiled_anew(
+def test_a_damaged_cache_is_rebuilt(
     bundle: Bundle, compiler: Compiler, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cut file is removed with a warning; the run goes on."""
+    """A truncated file is removed with a warning, and the run continues."""
     first(machine(bundle))
     (path,) = cache.rglob("*.engines")
     path.write_bytes(path.read_bytes()[:-1])
@@ -249,7 +245,7 @@ def test_a_damaged_cache_is_compiled_anew(
     assert first(machine(bundle)).reason == "compiled earlier, from the cache"
 
 
-def test_without_a_cache_folder_it_goes_on(
+def test_runs_continue_without_a_cache_folder(
     bundle: Bundle,
     compiler: Compiler,
     tmp_path: Path,
@@ -265,18 +261,14 @@ def test_without_a_cache_folder_it_goes_on(
 
 
 def test_8_6_compiles_for_the_size_alone(bundle: Bundle, compiler: Compiler) -> None:
-    """Its engines take scratch memory for the largest shapes they could be given, so these are
-    kept as small as they can be.
-    """
+    """Its engines need scratch memory for the largest shapes, so these are kept small."""
     plans = machine(bundle, tensorrt=TensorRT("tensorrt", bindings("8.6.1")))
     first(plans, 90, 160, batch=2)
     assert compiler.profiles == [ShapeProfile((64, 64), (90, 160), (90, 160), batch=2)]
 
 
 def test_compiling_is_announced_and_real(bundle: Bundle, cache: Path) -> None:
-    """With TensorRT-RTX itself: a line before, progress meanwhile, engines of all graphs in the
-    cache.
-    """
+    """The real TensorRT-RTX is announced, reports progress, and fills the cache."""
     lines: list[str] = []
     graphs: set[str] = set()
     plans = MachinePlans(
@@ -298,8 +290,8 @@ def test_compiling_is_announced_and_real(bundle: Bundle, cache: Path) -> None:
     assert sums[0] == sums[1]
 
 
-def test_a_gpu_that_cannot_be_compiled_for_is_told(bundle: Bundle) -> None:
-    """TensorRT-RTX knows no compute capability 9.0: a sentence, and nothing is kept."""
+def test_a_gpu_that_cannot_be_compiled_for_is_reported(bundle: Bundle) -> None:
+    """TensorRT-RTX does not support compute capability 9.0: a clear error, and no cache file."""
     plans = machine(bundle, gpu=replace(GPU, compute_capability="9.0"))
     with pytest.raises(EngineError, match=r"not for 9\.0"):
         first(plans)

@@ -1,4 +1,4 @@
-"""Deserialising: bad engines are refused in a sentence, never a crash; no GPU is needed to see."""
+"""Tests deserialising: bad engines give a clear error, never a crash. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [b"", b"\0", RANDOM, b"ftrt" + RANDOM, b"vtrt" + RANDOM, b"vtrt\0\0\0\0" + bytes(5000)],
     ids=["empty", "one byte", "random", "of TensorRT", "of TensorRT-RTX", "zeros"],
 )
-def test_what_is_no_engine_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    """One sentence with the graph's name and TensorRT's own words; nothing on the terminal."""
+def test_invalid_engines_are_rejected(plan: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """The error has the graph's name and TensorRT's message, and nothing is printed."""
     runtime = TensorRTRuntime(load_flavour("tensorrt-rtx"), GPU)
     with pytest.raises(EngineError) as caught:
         runtime.load("emit", plan)
@@ -44,7 +44,7 @@ def test_what_is_no_engine_is_refused(plan: bytes, capfd: pytest.CaptureFixture[
 
 
 class Context:
-    """An execution context of one input that takes up to 8 rows."""
+    """An execution context with one input of up to 8 rows."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, int] = {}
@@ -68,12 +68,31 @@ def executable() -> tuple[TensorRTExecutable, Context, TensorRT]:
     return TensorRTExecutable(tensorrt, "emit", engine, context), context, tensorrt
 
 
-def test_shapes_outside_the_profile_are_told() -> None:
-    """With the shapes that the engine takes."""
+def test_shapes_outside_the_profile_are_rejected() -> None:
+    """The error gives the shapes that the engine accepts."""
     engine, _, _ = executable()
     engine.set_shape("frame", (8,))
     with pytest.raises(EngineError, match=r"'emit' .* between \(1,\) and \(8,\), not for \(9,\)"):
         engine.set_shape("frame", (9,))
+
+
+@pytest.mark.parametrize("made", [(2, 9, 8, 8), (2, 3, 8, 1 << 20), (2, 3, -1, 8), (2, 3, 8)])
+def test_outputs_of_other_shapes_are_never_written(made: tuple[int, ...]) -> None:
+    """The memory for them has the contract's size."""
+    shapes = {"frame": (2, 3, 8, 8), "state": (2, 9, 8, 8), "flow": (2, 2, 8, 8)}
+    context: Any = SimpleNamespace(
+        set_input_shape=lambda name, shape: True,
+        get_tensor_shape=lambda name: {"new_state": made}[name],
+    )
+    sizes: Any = SimpleNamespace(device_memory_size=7)
+    engine = TensorRTExecutable(TensorRT("tensorrt", bindings("8.6.1")), "forward", sizes, context)
+    for name, shape in shapes.items():
+        engine.set_shape(name, shape)
+    if made == (2, 9, 8, 8):
+        assert engine.scratch_bytes() == 7
+    else:
+        with pytest.raises(EngineError, match="makes 'new_state' of the shape"):
+            engine.scratch_bytes()
 
 
 def test_a_launch_that_fails_is_told() -> None:
@@ -95,7 +114,7 @@ def test_a_launch_that_fails_is_told() -> None:
 
 
 def test_kernels_compiled_while_running_are_kept(tmp_path: Path) -> None:
-    """What TensorRT-RTX gives at the end is there for the next process."""
+    """The next process finds the kernels that TensorRT-RTX returned at the end."""
     runtime: Any = TensorRTRuntime(load_flavour("tensorrt-rtx"), GPU)
     runtime._kernels._cache = SimpleNamespace(serialize=lambda: b"kernels")
     runtime.close()

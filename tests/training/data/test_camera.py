@@ -1,4 +1,4 @@
-"""The synthetic camera stays inside its photographs, and its flow is the true one."""
+"""Tests that the synthetic camera stays inside its photographs, and that its flow is correct."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_flow_convention_of_a_known_pan() -> None:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_true_flow_agrees_with_the_rendered_frames(seed: int, layers: int) -> None:
-    """Where it says that it is known, behind moving layers too."""
+    """The flow is right wherever it is marked as known, also on layers that others move across."""
     photos = [cv2.GaussianBlur(make_photo(seed + i), (0, 0), 4.0) for i in range(layers)]
     clip, path = filmed(photos, seed)
     size = (CROP, CROP)
@@ -56,7 +56,7 @@ def test_true_flow_agrees_with_the_rendered_frames(seed: int, layers: int) -> No
 
 
 def test_layers_move_apart_and_hide_each_other() -> None:
-    """Two layers: two different flows, the nearer one longer, and some pixels that are hidden."""
+    """Two layers have two different flows, longer for the nearer one, and hide some pixels."""
     photos = [np.full((300, 300, 3), value, np.uint8) for value in (60, 200)]
     lengths, hidden = [], 0.0
     for seed in range(8):
@@ -80,7 +80,7 @@ def test_layers_move_apart_and_hide_each_other() -> None:
 
 
 def test_camera_stays_inside_the_photograph() -> None:
-    """Also where the photograph is hardly larger than the frames, and the camera fast."""
+    """The camera stays inside even if the photograph is hardly larger and the camera is fast."""
     side = 4 * CROP
     corners = np.array([[0, 0, 1], [side - 1, 0, 1], [0, side - 1, 1], [side - 1, side - 1, 1.0]])
     for seed in range(40):
@@ -92,8 +92,8 @@ def test_camera_stays_inside_the_photograph() -> None:
         assert seen[:, 1].max() < photo.shape[0] - 1 + 1e-5
 
 
-def test_speeds_are_those_asked_for() -> None:
-    """The middle of the frame pans at 0.05 to the largest speed, where nothing shakes."""
+def test_speeds_span_the_requested_range() -> None:
+    """Without shake, the middle of the frame pans at speeds from 0.05 to the maximum."""
     speeds = []
     for seed in range(300):
         motion = draw_motion(np.random.default_rng(seed), length=9, crop=CROP, max_speed=4.0)

@@ -1,4 +1,4 @@
-"""The contact sheet shows every step of a degradation, which can be kept and shown again."""
+"""Tests that the contact sheet shows every step of a degradation and can be saved and replayed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def show(*arguments: str | Path) -> str:
     return result.output
 
 
-def test_a_row_for_every_step_and_the_same_again(tmp_path: Path) -> None:
-    """Ground truth, sharpened, and as many rows as steps; replayed from JSON it is the same sheet,
-    with another seed it is another one.
+def test_the_sheet_has_a_row_per_step_and_can_be_replayed(tmp_path: Path) -> None:
+    """The sheet shows the ground truth, the sharpened one and a row per step. Replaying the JSON
+    gives the same sheet; another seed gives a different one.
     """
     sheet, text = tmp_path / "sheet.png", tmp_path / "sheet.json"
     assert "steps, frames from" in show("--output", sheet, "--record", text, "--seed", "5")
@@ -53,7 +53,7 @@ def test_the_json_reads_like_the_table(tmp_path: Path) -> None:
     assert all(len(step["quality"]) == 8 for step in steps if step["step"] == "jpeg")
 
 
-def test_wrong_parameters_are_told_in_one_sentence(tmp_path: Path) -> None:
+def test_wrong_parameters_are_reported_in_one_sentence(tmp_path: Path) -> None:
     text = tmp_path / "bad.json"
     text.write_text('{"length": 8, "steps": [{"step": "magic"}]}')
     assert "magic" in show("--output", tmp_path / "s.png", "--replay", text)
@@ -63,6 +63,6 @@ def test_wrong_parameters_are_told_in_one_sentence(tmp_path: Path) -> None:
     assert "54 frames" not in show("--output", tmp_path / "t.png")
     arguments = [str(SAMPLE), "--length", "60", "--fixed", "--output", str(tmp_path / "u.png")]
     result = CliRunner().invoke(degradations, arguments)
-    assert "has 54 frames and 60 are needed" in result.output
+    assert "has 54 frames, but 60 are needed" in result.output
     assert not (tmp_path / "s.png").exists()
     assert not (tmp_path / "u.png").exists()

@@ -1,4 +1,4 @@
-"""Clips: repeatable whoever makes them, cut as promised, and bad input told before the work."""
+"""Tests that clips are reproducible and cut correctly, and that bad input is reported early."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 import rbvsr_deploy.training
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.training.data.cache import FrameCache
-from rbvsr_deploy.training.data.footage import DamagedSourceError, PictureFiles, Region, VideoFile
+from rbvsr_deploy.training.data.footage import DamagedSourceError, ImageFiles, Region, VideoFile
 from rbvsr_deploy.training.data.training_set import DataConfig, Sample, SourceConfig, TrainingSet
 from rbvsr_deploy.training.degradations.clip_degradation import CLEAN, PUBLISHED
 from tests.training.conftest import make_photo
@@ -35,8 +35,8 @@ Frames = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def reds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of eight frames of 72x60, laid out as REDS is: red tells x, green y, blue time
-    and folder.
+    """Create two folders of eight 72x60 frames in the layout of REDS. Red encodes x, green y, and
+    blue the time and the folder.
     """
     root = tmp_path_factory.mktemp("train_sharp")
     for clip in range(2):
@@ -73,7 +73,7 @@ def test_a_bare_import_says_which_name_to_use() -> None:
         runpy.run_path(str(source), run_name="training")
 
 
-# --------------------------------------------------------------------------------- the same clips
+# --------------------------------------------------------------------------------- reproducibility
 
 
 class _Clips(Dataset[Sample]):
@@ -89,7 +89,7 @@ class _Clips(Dataset[Sample]):
 
 @pytest.fixture(scope="module")
 def mixed(reds: Path, sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Every kind of source, under the published degradations."""
+    """Return a training set of every kind of source, with the published degradations."""
     config = DataConfig(
         sources=(
             SourceConfig("frames", str(reds)),
@@ -104,7 +104,7 @@ def mixed(reds: Path, sources: tuple[Path, Path], tmp_path_factory: pytest.TempP
 
 
 def test_clips_are_bit_identical_across_worker_counts(mixed: TrainingSet) -> None:
-    """0, 1 and 2 worker processes make the same twelve clips, from sources of every kind."""
+    """With 0, 1 and 2 worker processes, sources of every kind give the same twelve clips."""
 
     def load(workers: int) -> list[Sample]:
         data = _Clips(mixed)
@@ -122,7 +122,7 @@ def test_clips_are_bit_identical_across_worker_counts(mixed: TrainingSet) -> Non
 
 
 def test_a_clip_is_a_function_of_seed_stream_and_index(mixed: TrainingSet) -> None:
-    """In any order, and another for every other seed, stream and index."""
+    """The order of requests does not matter; another seed, stream or index gives another clip."""
     first = mixed.sample(5)
     mixed.sample(8)
     assert equal(first, mixed.sample(5))
@@ -152,12 +152,12 @@ def test_sources_are_mixed_by_their_weights(reds: Path, sources: tuple[Path, Pat
         footage.sample(0, motion_only=True)
 
 
-# ---------------------------------------------------------------------------------- what a clip is
+# --------------------------------------------------------------------------------- content of clips
 
 
 @pytest.mark.parametrize(("length", "order"), [(6, [0, 1, 2, 2, 1, 0]), (5, [0, 1, 2, 2, 1])])
 def test_the_stochastic_scheme_mirrors_and_walks(reds: Path, length: int, order: list[int]) -> None:
-    """Half of the frames, there and back; the degraded frames are not mirrored."""
+    """Half of the frames run forwards and back; the degraded frames are not mirrored."""
     data = TrainingSet(only("frames", reds, length=length), PUBLISHED, seed=1)
     for index in range(4):
         sample = data.sample(index)
@@ -177,7 +177,7 @@ def test_the_stochastic_scheme_mirrors_and_walks(reds: Path, length: int, order:
 
 
 def test_without_the_scheme_all_frames_differ_and_nothing_walks(reds: Path) -> None:
-    """As many different frames as the clip is long, one set of parameters."""
+    """Every frame of the clip is a different one, and all share one set of parameters."""
     data = TrainingSet(only("frames", reds, stochastic=False), PUBLISHED, seed=1)
     sample = data.sample(0)
     times = sample.truth[:, 0, 0, 2].astype(int) // 10 % 10
@@ -188,8 +188,8 @@ def test_without_the_scheme_all_frames_differ_and_nothing_walks(reds: Path) -> N
 
 
 def test_crops_and_orientations(reds: Path) -> None:
-    """One place and orientation for all frames of a clip; every orientation as often as the
-    others, and every place.
+    """All frames of a clip share one position and orientation. All orientations are equally likely,
+    and every position occurs.
     """
     data = clips(only("frames", reds, length=2))
     orientations: Counter[tuple[bool, bool, bool]] = Counter()
@@ -228,7 +228,7 @@ def test_reduction_averages(tmp_path: Path) -> None:
 
 
 def test_any_frame_of_a_video_is_the_one_a_player_shows() -> None:
-    """Entered anywhere, against decoding everything from the start, B-frames and all."""
+    """Seeking to any frame gives the same frames as decoding from the start, B-frames included."""
     with av.open(str(SAMPLE)) as container:
         expected = [f.to_ndarray(format="yuv420p").reshape(-1) for f in container.decode(video=0)]
     video = VideoFile(SAMPLE)
@@ -256,8 +256,8 @@ def test_any_frame_of_a_video_is_the_one_a_player_shows() -> None:
 def test_clips_begin_anywhere_in_any_coding(
     tmp_path: Path, name: str, encoder: str, options: dict[str, str]
 ) -> None:
-    """The frames that plain decoding gives, bit for bit, though frames on the way are left out,
-    though key frames do not always stand for themselves, and though seeking may go too far.
+    """The frames match plain decoding bit for bit, although frames on the way are skipped, some key
+    frames cannot be decoded alone, and seeking may go too far.
     """
     if encoder not in av.codecs_available:
         pytest.skip(f"this PyAV has no {encoder}")
@@ -277,23 +277,23 @@ def test_clips_begin_anywhere_in_any_coding(
         assert np.array_equal(list(video.decode(start, 3)), expected[start : start + 3])
 
 
-def test_parts_of_a_video_frame_are_what_the_whole_frame_shows() -> None:
-    """RGB of a part, at odd places too, as of the whole frame away from the part's border."""
+def test_crops_of_a_video_frame_match_the_whole_frame() -> None:
+    """Away from its border, a crop has the RGB of the whole frame, at odd offsets too."""
     video = VideoFile(SAMPLE)
     with av.open(str(SAMPLE)) as container:
         whole = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     (planes,) = video.decode(0, 1)
     for top, left in ((0, 0), (31, 77), (180 - 64, 320 - 64)):
-        part = video.cut(planes, Region(top, left, 64, 64)).astype(int)
+        crop = video.cut(planes, Region(top, left, 64, 64)).astype(int)
         expected = whole[top : top + 64, left : left + 64]
-        assert part.shape == (64, 64, 3)
-        assert np.abs(part - expected)[2:-2, 2:-2].max() <= 2
+        assert crop.shape == (64, 64, 3)
+        assert np.abs(crop - expected)[2:-2, 2:-2].max() <= 2
 
 
 def test_a_cache_changes_no_clip(
     sources: tuple[Path, Path], reds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same frames with it, from files that are made once, within the limit; it is told."""
+    """The frames are the same with a cache, its files are written once, and its use is logged."""
     for kind, path in (("videos", sources[1]), ("photos", sources[0]), ("frames", reds)):
         folder = tmp_path / kind
         plain = clips(only(kind, path))
@@ -305,14 +305,14 @@ def test_a_cache_changes_no_clip(
         again = clips(only(kind, path, cache=str(folder)))
         assert equal(plain.sample(1), again.sample(1))
         assert files == {f: f.stat().st_mtime_ns for f in folder.iterdir()}
-    assert "1 of 1 pieces of footage are decoded once and kept" in caplog.text
+    assert "1 of 1 pieces of footage will be cached" in caplog.text
 
 
-def test_a_cache_that_was_left_in_the_middle(reds: Path, tmp_path: Path) -> None:
-    """Half a file is made again; what an interrupted run was writing an hour ago is removed, what
-    another run is writing now is not.
+def test_an_interrupted_cache_is_repaired(reds: Path, tmp_path: Path) -> None:
+    """An incomplete file is written again. Partial files abandoned hours ago are removed, but not
+    those that another run is writing now.
     """
-    footage = PictureFiles("000", sorted((reds / "000").iterdir()))
+    footage = ImageFiles("000", sorted((reds / "000").iterdir()))
     expected = list(footage.decode(2, 3))
     for name, age in (("old.part", 7200), ("new.part", 0)):
         (tmp_path / name).write_bytes(b"half")
@@ -329,8 +329,8 @@ def test_a_cache_that_was_left_in_the_middle(reds: Path, tmp_path: Path) -> None
 def test_a_full_disk_costs_time_only(
     reds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames come from the footage, nothing is left behind, and it is told."""
-    footage = PictureFiles("000", sorted((reds / "000").iterdir()))
+    """Frames are read from the footage instead, no file remains, and a warning is logged."""
+    footage = ImageFiles("000", sorted((reds / "000").iterdir()))
     cached = FrameCache(tmp_path, limit=2**30).admit(footage)
 
     def full(source: str, target: Path) -> None:
@@ -340,18 +340,18 @@ def test_a_full_disk_costs_time_only(
     for _ in range(2):
         assert np.array_equal(list(cached.decode(0, 3)), list(footage.decode(0, 3)))
     assert not list(tmp_path.iterdir())
-    assert caplog.text.count("'000' is not kept in the cache: [Errno 28] No space left") == 1
+    assert caplog.text.count("'000' is not cached: [Errno 28] No space left") == 1
 
 
-def test_a_cache_that_cannot_be_made(reds: Path, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created(reds: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(MediaError, match="cannot hold the cache"):
+    with pytest.raises(MediaError, match="cannot create the cache folder"):
         clips(only("frames", reds, cache=str(tmp_path / "file")))
 
 
 def test_a_cache_stays_within_its_limit(reds: Path, tmp_path: Path) -> None:
-    """What does not fit is not admitted, and read as before."""
-    footage = [PictureFiles(str(f), sorted(f.iterdir())) for f in sorted(reds.iterdir())]
+    """Footage that does not fit is not admitted, and is read without the cache."""
+    footage = [ImageFiles(str(f), sorted(f.iterdir())) for f in sorted(reds.iterdir())]
     size = 8 * 60 * 72 * 3
     cache = FrameCache(tmp_path, limit=size)
     first, second = (cache.admit(f) for f in footage)
@@ -366,7 +366,7 @@ def test_a_cache_stays_within_its_limit(reds: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def damaged(reds: Path, tmp_path: Path) -> Path:
-    """A copy of the frames in which one frame of the first folder is no picture."""
+    """Create a copy of the frames with one truncated file in the first folder."""
     for folder in reds.iterdir():
         copy = tmp_path / "damaged" / folder.name
         copy.mkdir(parents=True)
@@ -380,7 +380,7 @@ def damaged(reds: Path, tmp_path: Path) -> Path:
 def test_damaged_frames_are_skipped_counted_and_named_once(
     damaged: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another clip is drawn in place of the damaged one, the same every time."""
+    """Another clip replaces the damaged one, and it is the same clip every time."""
     data, again = clips(only("frames", damaged)), clips(only("frames", damaged))
     samples = [data.sample(i) for i in range(40)]
     bad = str(damaged / "000" / "00000004.png")
@@ -394,7 +394,7 @@ def test_damaged_frames_are_skipped_counted_and_named_once(
 
 
 def test_a_video_damaged_in_the_middle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What can be decoded before the damage is used, with a cache and without."""
+    """Frames before the damage are used, with and without a cache."""
     whole = VideoFile(SAMPLE)
     path = tmp_path / "clips" / "cut.mp4"
     path.parent.mkdir()
@@ -416,10 +416,10 @@ def test_a_video_damaged_in_the_middle(tmp_path: Path, caplog: pytest.LogCapture
         assert equal(plain.sample(index), cached.sample(index))
     assert plain.skipped == cached.skipped
     assert not list((tmp_path / "cache").iterdir())
-    assert "is not kept in the cache" in caplog.text
+    assert "is not cached" in caplog.text
 
 
-def test_nothing_but_damage_ends_in_one_sentence(damaged: Path) -> None:
+def test_sources_with_only_damaged_frames_raise_one_error(damaged: Path) -> None:
     for file in damaged.rglob("*.png"):
         if file.name != "00000000.png":
             file.write_bytes(b"")
@@ -432,28 +432,28 @@ def test_nothing_but_damage_ends_in_one_sentence(damaged: Path) -> None:
 
 
 def test_no_sources() -> None:
-    with pytest.raises(MediaError, match="name at least one source"):
+    with pytest.raises(MediaError, match="give at least one source"):
         TrainingSet(DataConfig(sources=()), CLEAN, seed=0)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("frames", "holds no folders of pictures"),
-        ("videos", "holds no videos"),
-        ("photos", "holds no photographs"),
+        ("frames", "contains no image folders"),
+        ("videos", "contains no videos"),
+        ("photos", "contains no photographs"),
     ],
 )
 def test_missing_and_empty_folders(tmp_path: Path, kind: str, message: str) -> None:
-    with pytest.raises(MediaError, match="does not exist: name a folder"):
+    with pytest.raises(MediaError, match="does not exist: choose a folder"):
         clips(only(kind, tmp_path / "nowhere"))
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(MediaError, match=message):
         clips(only(kind, tmp_path))
 
 
-def test_an_encoder_that_is_not_there(reds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found before the first iteration, not in it."""
+def test_a_missing_encoder(reds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported before the first iteration, not during it."""
     data = TrainingSet(only("frames", reds), PUBLISHED, seed=0)
     data.check()
 
@@ -461,47 +461,47 @@ def test_an_encoder_that_is_not_there(reds: Path, monkeypatch: pytest.MonkeyPatc
         raise av.codec.codec.UnknownCodecError(name)
 
     monkeypatch.setattr(av, "Codec", missing)
-    with pytest.raises(MediaError, match="encoder 'libx264' is not part of this PyAV"):
+    with pytest.raises(MediaError, match="this PyAV build has no encoder 'libx264'"):
         data.check()
 
 
 def test_clips_that_are_too_short(reds: Path) -> None:
-    """With the scheme, half of the length is enough."""
+    """With the stochastic scheme, half of the length is enough."""
     clips(only("frames", reds, length=16))
-    with pytest.raises(MediaError, match="has 8 frames and 9 are needed: lower the length"):
+    with pytest.raises(MediaError, match="has 8 frames, but 9 are needed: lower the length"):
         clips(only("frames", reds, length=18))
-    with pytest.raises(MediaError, match="has 8 frames and 16 are needed"):
+    with pytest.raises(MediaError, match="has 8 frames, but 16 are needed"):
         clips(only("frames", reds, length=16, stochastic=False))
 
 
 def test_crops_that_are_too_large(reds: Path, sources: tuple[Path, Path]) -> None:
     clips(only("frames", reds, crop=15))
-    with pytest.raises(MediaError, match="72x60 and crops of 64x64 are cut from them"):
+    with pytest.raises(MediaError, match="72x60, too small for crops of 64x64"):
         clips(only("frames", reds, crop=16))
-    with pytest.raises(MediaError, match="300x240 and crops of 244x244"):
+    with pytest.raises(MediaError, match="300x240, too small for crops of 244x244"):
         clips(only("photos", sources[0], crop=61))
 
 
-def test_nothing_that_can_be_decoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sources_of_damaged_files_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a.jpg", "b.mp4"):
-        (tmp_path / name).write_bytes(b"nothing of the kind")
+        (tmp_path / name).write_bytes(b"not media data")
     for kind in ("frames", "videos", "photos"):
         with pytest.raises(MediaError, match="can be decoded: repair or replace"):
             clips(only(kind, tmp_path))
     assert caplog.text.count("b.mp4' is damaged") == 1
 
 
-def test_footage_that_does_not_fit_is_left_out(
+def test_footage_that_is_too_short_is_skipped(
     reds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Some clips too short: told, and the others are used."""
+    """A warning reports the clips that are too short, and the others are used."""
     for folder in reds.iterdir():
         copy = tmp_path / folder.name
         copy.mkdir()
         for file in sorted(folder.iterdir())[: 8 if folder.name == "001" else 2]:
             (copy / file.name).write_bytes(file.read_bytes())
     data = clips(only("frames", tmp_path))
-    assert "1 of 2 in" in caplog.text
+    assert "skipping 1 of 2 in" in caplog.text
     assert {Path(data.sample(i).source).name for i in range(20)} == {"001"}
 
 
@@ -511,11 +511,11 @@ def test_impossible_configurations_are_refused(bad: dict[str, object]) -> None:
         msgspec.convert({"sources": [], **bad}, DataConfig)
 
 
-def test_photos_are_read_as_their_pixels_lie(tmp_path: Path) -> None:
-    """Colours in the right order."""
+def test_photos_are_read_in_rgb_order(tmp_path: Path) -> None:
+    """Pixels keep their place, and channels are in RGB order."""
     photo = make_photo(5)
     cv2.imwrite(str(tmp_path / "p.png"), photo[..., ::-1])
-    footage = PictureFiles("p", [tmp_path / "p.png"])
+    footage = ImageFiles("p", [tmp_path / "p.png"])
     (planes,) = footage.decode(0, 1)
     assert np.array_equal(planes.reshape(photo.shape), photo)
     part = footage.cut(planes, Region(7, 9, 20, 30))

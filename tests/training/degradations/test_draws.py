@@ -1,8 +1,8 @@
-"""What is drawn: 2,000 draws of the published degradations against the published table.
+"""Compares 2,000 draws of the published degradations with the published table.
 
-The bounds are those of a test at a level of about 1 in 10,000 (5 standard deviations for a share,
-2.2 / sqrt(n) for the largest distance between distribution functions after Kolmogorov and Smirnov);
-seeds are fixed, so nothing is left to chance from run to run.
+The bounds correspond to a significance level of about 1 in 10,000: 5 standard deviations for a
+share, and 2.2 / sqrt(n) for the largest distance between distribution functions (Kolmogorov and
+Smirnov). Seeds are fixed, so results do not vary from run to run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def draws(config: DegradationConfig, *, walk: bool, count: int = DRAWS) -> list[
 
 
 def stages(degradation: Degradation) -> tuple[list[Step], list[Step], list[Step]]:
-    """Steps of the first order, up to its video; of the second, up to JPEG; and the last ones."""
+    """Split the steps into the first stage up to video, the second up to JPEG, and the rest."""
     steps = list(degradation.steps)
     first = next(i for i, s in enumerate(steps) if isinstance(s, VideoCompression)) + 1
     second = first + next(i for i, s in enumerate(steps[first:]) if isinstance(s, Jpeg)) + 1
@@ -95,8 +95,8 @@ def assert_uniform(values: Sequence[float], low: float, high: float) -> None:
     assert max(above.max(), (1 / n - above).max()) < 2.2 / sqrt(n)
 
 
-def test_the_bounds_tell_a_wrong_distribution() -> None:
-    """The helpers can fail: a range 10 % too narrow and a share of 0.4 for 0.5 are seen."""
+def test_the_bounds_detect_a_wrong_distribution() -> None:
+    """The helpers can fail: they detect a range 10 % too narrow and a share of 0.4 for 0.5."""
     rng = np.random.default_rng(0)
     with pytest.raises(AssertionError):
         assert_uniform(rng.uniform(0.0, 0.9, 800).tolist(), 0.0, 1.0)
@@ -105,8 +105,8 @@ def test_the_bounds_tell_a_wrong_distribution() -> None:
 
 
 def test_the_order_of_the_steps(published: list[Any]) -> None:
-    """Blur, resize, noise, JPEG, video; again without video; then the two groups in either order,
-    each as often as the other.
+    """Blur, resize, noise, JPEG and video come first, then the same without video. The last two
+    groups follow in either order, equally often.
     """
     names = {Blur: "b", SincBlur: "b", Resize: "r", GaussianNoise: "n", PoissonNoise: "n"}
     names |= {Jpeg: "j", VideoCompression: "v", Reduction: "R"}
@@ -119,7 +119,7 @@ def test_the_order_of_the_steps(published: list[Any]) -> None:
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_blur(published: list[Any], order: int) -> None:
-    """Kinds, sizes and the ranges of every parameter of the kernels."""
+    """Kinds and sizes have the published shares, and every kernel parameter its range."""
     parts = [clip[order] for clip in published]
     blurs, sincs = of(Blur, parts), of(SincBlur, parts)
     total = len(blurs) + len(sincs)
@@ -145,7 +145,7 @@ def test_blur(published: list[Any], order: int) -> None:
 
 
 def test_the_final_blur_is_a_sinc(published: list[Any]) -> None:
-    """Of any size, cutoff from pi / 3 on."""
+    """It has any of the sizes, and a cutoff from pi / 3 upwards."""
     last = [clip[2] for clip in published]
     assert not of(Blur, last)
     sincs = of(SincBlur, last)
@@ -164,7 +164,7 @@ def test_the_final_blur_is_a_sinc(published: list[Any]) -> None:
 def test_resize(
     published: list[Any], order: int, directions: dict[str, float], low: float, high: float
 ) -> None:
-    """Directions, filters and scales."""
+    """Directions, filters and scales have the published distributions."""
     resizes = of(Resize, [clip[order] for clip in published])
     assert_shares([r.direction for r in resizes], directions, total=DRAWS)
     assert_shares([r.filter for r in resizes], FILTERS, total=DRAWS)
@@ -175,7 +175,7 @@ def test_resize(
 
 @pytest.mark.parametrize(("order", "sigma", "scale"), [(0, 30.0, 3.0), (1, 25.0, 2.5)])
 def test_noise(published: list[Any], order: int, sigma: float, scale: float) -> None:
-    """Kinds, gray share, strengths; every clip has noise of its own."""
+    """Kinds, the grey share and strengths are as published; every clip has its own noise."""
     parts = [clip[order] for clip in published]
     gaussian, poisson = of(GaussianNoise, parts), of(PoissonNoise, parts)
     names = ["g"] * len(gaussian) + ["p"] * len(poisson)
@@ -188,7 +188,7 @@ def test_noise(published: list[Any], order: int, sigma: float, scale: float) -> 
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_jpeg(published: list[Any], order: int) -> None:
-    """Every whole quality from 30 to 95 is as likely as the others."""
+    """All whole qualities from 30 to 95 are equally likely."""
     jpegs = of(Jpeg, [clip[order] for clip in published])
     expected = dict.fromkeys(range(30, 96), 1 / 66)
     assert_shares([j.quality[0] for j in jpegs], expected, total=DRAWS)
@@ -196,7 +196,7 @@ def test_jpeg(published: list[Any], order: int) -> None:
 
 @pytest.mark.parametrize("order", [0, 2])
 def test_video(published: list[Any], order: int) -> None:
-    """Two thirds H.264, one third MPEG-4; 10 to 100 thousand bits per frame."""
+    """Two thirds use H.264, one third MPEG-4, at 10 to 100 thousand bits per frame."""
     videos = of(VideoCompression, [clip[order] for clip in published])
     expected = {"libx264": 2 / 3, "mpeg4": 1 / 3}
     assert_shares([v.encoder for v in videos], expected, total=DRAWS)
@@ -205,7 +205,7 @@ def test_video(published: list[Any], order: int) -> None:
 
 
 def assert_walks(walks: Sequence[Sequence[float]], low: float, high: float, step: float) -> None:
-    """Uniform steps away from the ends of the range, never beyond them."""
+    """Assert that steps are uniform away from the ends of the range and never leave it."""
     free: list[float] = []
     for values in walks:
         assert low <= min(values)
@@ -219,7 +219,7 @@ def assert_walks(walks: Sequence[Sequence[float]], low: float, high: float, step
 
 
 def test_the_walk_of_every_parameter(published: list[Any]) -> None:
-    """Steps of the published sizes, in both orders and in the final blur."""
+    """Steps have the published sizes, in both stages and in the final blur."""
     for order, sigma, scale, noise, shot in (
         (0, 3.0, (0.15, 1.5, 0.015), 30.0, 3.0),
         (1, 1.5, (0.3, 1.2, 0.03), 25.0, 2.5),
@@ -243,7 +243,7 @@ def test_the_walk_of_every_parameter(published: list[Any]) -> None:
 
 
 def test_the_walk_of_the_jpeg_quality(published: list[Any]) -> None:
-    """Uniform within 3 and then rounded: 3 is half as likely as 0, 1 and 2."""
+    """Steps are uniform within 3 and then rounded, so 3 is half as likely as 0, 1 and 2."""
     steps = []
     for jpeg in of(Jpeg, [clip[i] for clip in published for i in (0, 1)]):
         assert 30 <= min(jpeg.quality) <= max(jpeg.quality) <= 95
@@ -254,7 +254,7 @@ def test_the_walk_of_the_jpeg_quality(published: list[Any]) -> None:
 
 
 def test_without_the_walk_parameters_stay() -> None:
-    """One value over the clip, from the same ranges."""
+    """Parameters keep one value over the clip, from the same ranges."""
     values: list[float] = []
     for degradation in draws(PUBLISHED, walk=False, count=200):
         for step in degradation.steps:
@@ -266,7 +266,7 @@ def test_without_the_walk_parameters_stay() -> None:
 
 
 def test_moderate_draws() -> None:
-    """Shares and ranges of the milder configuration, which has one order."""
+    """The milder configuration, which has one stage, has its own shares and ranges."""
     drawn = draws(MODERATE, walk=True)
     steps = [d.steps for d in drawn]
     assert abs(len(of(Blur, steps)) - 0.8 * DRAWS) < 5 * sqrt(DRAWS * 0.16)
@@ -282,13 +282,13 @@ def test_moderate_draws() -> None:
 
 
 def test_clean_is_clean() -> None:
-    """Nothing but the reduction, by area, in one step and one that changes nothing."""
+    """Only the reduction is drawn: one resize by area, and a second one that changes nothing."""
     for degradation in draws(CLEAN, walk=True, count=20):
         assert [type(s) for s in degradation.steps] == [Resize, Reduction]
 
 
 @pytest.mark.parametrize("config", [PUBLISHED, MODERATE, CLEAN])
-def test_what_is_drawn_survives_json(config: DegradationConfig) -> None:
+def test_degradations_survive_json(config: DegradationConfig) -> None:
     """A logged degradation is read back exactly, and so is a configuration."""
     for degradation in draws(config, walk=True, count=30):
         text = msgspec.json.encode(degradation)
@@ -299,7 +299,7 @@ def test_what_is_drawn_survives_json(config: DegradationConfig) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("first", "noise", "sigma", "low"), 31.0, "31.0 up to 30.0"),
+        (("first", "noise", "sigma", "low"), 31.0, "31.0 to 30.0"),
         (("first", "noise", "gray_probability"), 1.5, "gray_probability"),
         (("first", "blur", "sizes"), [7, 8], "odd"),
         (("first", "blur", "sizes"), [], "odd"),
@@ -310,14 +310,14 @@ def test_what_is_drawn_survives_json(config: DegradationConfig) -> None:
         (("first", "jpeg", "quality", "high"), 101, "1 to 100"),
         (("final_filters",), {"area": -1.0}, "final_filters"),
         (("first", "video", "codecs"), [{"encoder": "libx264"}], "bits_per_frame or quality"),
-        (("first", "video", "codecs"), [{"encoder": "mpeg4", "quality": [9, 2]}], "from 9"),
+        (("first", "video", "codecs"), [{"encoder": "mpeg4", "quality": [9, 2]}], "got 9"),
         (("first", "video", "codecs"), [], "codecs"),
     ],
 )
 def test_impossible_configurations_are_refused(
     path: tuple[str, ...], value: object, message: str
 ) -> None:
-    """One sentence that names what is wrong, when the configuration is read."""
+    """One sentence names the fault when the configuration is read."""
     config: dict[str, Any] = msgspec.to_builtins(PUBLISHED)
     inner = config
     for name in path[:-1]:

@@ -1,4 +1,4 @@
-"""Degradations do what their names say, where the published code is wrong too, and repeat."""
+"""Tests that degradations do what they claim, even where published code is wrong, and repeat."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from rbvsr_deploy.training.degradations.kernels import (
 )
 from rbvsr_deploy.training.degradations.steps import (
     Blur,
+    FloatImage,
     GaussianNoise,
     Jpeg,
-    Picture,
     PoissonNoise,
     Reduction,
     Resize,
@@ -56,7 +56,7 @@ def clip(photo: Frames) -> Frames:
     return np.stack([photo[i : i + 128, 2 * i : 2 * i + 160] for i in range(4)])
 
 
-def gray(value: float, *, side: int = 256) -> Picture:
+def gray(value: float, *, side: int = 256) -> FloatImage:
     return np.full((side, side, 3), value, np.float32)
 
 
@@ -83,7 +83,7 @@ encoders = pytest.mark.parametrize("encoder", [e for e in get_args(Encoder) if a
 def test_a_logged_degradation_is_repeated_bit_for_bit(
     clip: Frames, config: object, seed: int
 ) -> None:
-    """Written as JSON and read again, it gives the same frames, of a quarter of the size."""
+    """After a round trip through JSON, it gives the same frames, at a quarter of the size."""
     assert isinstance(config, type(PUBLISHED))
     rng = np.random.default_rng(seed)
     degradation = draw_degradation(config, rng, length=4, walk=True)
@@ -92,14 +92,14 @@ def test_a_logged_degradation_is_repeated_bit_for_bit(
     assert result.dtype == np.uint8
     again = msgspec.json.decode(msgspec.json.encode(degradation), type=Degradation)
     assert np.array_equal(result, degrade(clip, again))
-    # Still the same picture: a wrap-around or exchanged channels would be far off.
+    # The content is still the same: a wrap-around or swapped channels would differ far more.
     clean = degrade(clip, draw_degradation(CLEAN, rng, length=4, walk=False))
     assert np.abs(result.astype(float) - clean).mean() < 40.0
     assert not np.array_equal(result, clean)
 
 
-def test_the_steps_are_shown_as_they_are_applied(clip: Frames) -> None:
-    """The walk through the steps begins with the frames and ends with what ``degrade`` gives."""
+def test_walking_through_the_steps_matches_degrade(clip: Frames) -> None:
+    """The walk through the steps begins with the frames and ends with the result of ``degrade``."""
     degradation = draw_degradation(PUBLISHED, np.random.default_rng(7), length=4, walk=True)
     shown = list(walk_through(clip, degradation))
     assert [step for step, _ in shown] == [None, *degradation.steps]
@@ -133,7 +133,7 @@ def test_kernels_are_normalised(size: int) -> None:
 
 
 def test_gaussian_kernels_by_hand() -> None:
-    """Ratios of neighbouring values follow the formulas; the angle turns x towards y."""
+    """Ratios of neighbouring values follow the formulas; the angle rotates x towards y."""
     plain = gaussian_kernel(7, sigma_x=2.0, sigma_y=0.5, angle=0.0)
     assert plain[3, 5] / plain[3, 3] == pytest.approx(np.exp(-0.5 * 1.0), rel=1e-5)
     assert plain[4, 3] / plain[3, 3] == pytest.approx(np.exp(-0.5 * 4.0), rel=1e-5)
@@ -148,7 +148,7 @@ def test_gaussian_kernels_by_hand() -> None:
 
 
 def test_a_sinc_passes_low_frequencies_and_stops_high_ones() -> None:
-    """Response of a large kernel: 1 well below the cutoff, 0 well above it, and it rings."""
+    """The response of a large kernel is 1 well below the cutoff, 0 well above it, with ringing."""
     kernel = sinc_kernel(51, cutoff=1.5)
     positions = np.arange(51) - 25
     below, above = (float((kernel.sum(axis=0) * np.cos(w * positions)).sum()) for w in (0.9, 2.1))
@@ -161,7 +161,7 @@ def test_a_sinc_passes_low_frequencies_and_stops_high_ones() -> None:
 
 
 def test_separable_parts_add_up_to_the_kernel() -> None:
-    """Within 0.3 levels of 255 for the worst picture there can be."""
+    """The sum is within 0.3 levels of 255 for the worst possible image."""
     for kernel in (
         gaussian_kernel(21, sigma_x=2.9, sigma_y=0.4, angle=0.7),
         plateau_kernel(15, sigma_x=1.0, sigma_y=1.0, angle=0.0, beta=1.3),
@@ -173,7 +173,7 @@ def test_separable_parts_add_up_to_the_kernel() -> None:
 
 
 def test_a_trimmed_kernel_is_nearly_the_kernel() -> None:
-    """Smaller or with zeros in it, of sum 1, and within 0.2 levels of 255 for the worst picture."""
+    """It is smaller or has zeros, sums to 1, and is within 0.2 levels of 255 for any image."""
     for kernel, side, zeros in (
         (gaussian_kernel(21, sigma_x=0.4, sigma_y=0.4, angle=0.0), 5, 0),
         (gaussian_kernel(21, sigma_x=2.9, sigma_y=0.4, angle=0.7), 17, 200),
@@ -194,21 +194,21 @@ def test_a_trimmed_kernel_is_nearly_the_kernel() -> None:
 def test_blur_is_the_correlation_with_its_kernel(
     photo: Frames, size: int, sigma_y: float, shape: tuple[int, int]
 ) -> None:
-    """Whichever way is cheapest, reflected at the border, for pictures smaller than it too."""
-    picture = photo[: shape[0], : shape[1]].astype(np.float32) / 255
+    """This holds for every method, at reflected borders, and for images smaller than the kernel."""
+    image = photo[: shape[0], : shape[1]].astype(np.float32) / 255
     step = Blur("anisotropic", size, (3.0,), (sigma_y,), (0.4,), (1.0,))
-    (result,) = apply(step, [picture], size=SIZE)
+    (result,) = apply(step, [image], size=SIZE)
     kernel = gaussian_kernel(size, sigma_x=3.0, sigma_y=sigma_y, angle=0.4)
     pad = size // 2
-    padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(0, 1))
     expected = np.einsum("yxcij,ij->yxc", windows, kernel)
     np.testing.assert_allclose(result, expected, atol=0.5 / 255)
 
 
 def test_every_frame_has_its_own_kernel(photo: Frames) -> None:
-    """Walked parameters are those of the frame they belong to."""
-    picture = photo.astype(np.float32) / 255
+    """Each frame is blurred with its own walked parameters."""
+    image = photo.astype(np.float32) / 255
     for step, second in (
         (
             Blur("isotropic", 13, (0.3, 2.5), (0.3, 2.5), (0.0, 0.0), (1.0, 1.0)),
@@ -216,8 +216,8 @@ def test_every_frame_has_its_own_kernel(photo: Frames) -> None:
         ),
         (SincBlur(13, (3.0, 1.0)), SincBlur(13, (1.0,))),
     ):
-        results = apply(step, [picture, picture], size=SIZE)
-        assert np.array_equal(results[1:], apply(second, [picture], size=SIZE))
+        results = apply(step, [image, image], size=SIZE)
+        assert np.array_equal(results[1:], apply(second, [image], size=SIZE))
         assert np.abs(results[0] - results[1]).mean() > 0.005
 
 
@@ -225,11 +225,11 @@ def test_every_frame_has_its_own_kernel(photo: Frames) -> None:
 
 
 def test_resizing_gives_even_sizes_relative_to_the_first_frame() -> None:
-    pictures = [gray(0.5, side=100)[:, :90], gray(0.5, side=50)]
-    small, large = apply(Resize("down", "area", (0.5, 1.17)), pictures, size=SIZE)
+    images = [gray(0.5, side=100)[:, :90], gray(0.5, side=50)]
+    small, large = apply(Resize("down", "area", (0.5, 1.17)), images, size=SIZE)
     assert small.shape == (50, 44, 3)
     assert large.shape == (116, 104, 3)
-    assert [p.shape for p in apply(Reduction("bicubic"), pictures, size=(25, 22))] == [
+    assert [p.shape for p in apply(Reduction("bicubic"), images, size=(25, 22))] == [
         (25, 22, 3)
     ] * 2
 
@@ -243,9 +243,9 @@ def test_reduction_does_not_shift(resize: str) -> None:
     np.testing.assert_allclose(result[0, 8, 2:-2, 0], 4 * np.arange(2, 30) + 1.5, atol=1.0)
 
 
-def test_gaussian_noise_has_the_strength_asked_for() -> None:
-    pictures = [gray(0.5)] * 2
-    weak, strong = apply(GaussianNoise((2.0, 20.0), gray=False, seed=1), pictures, size=SIZE)
+def test_gaussian_noise_has_the_requested_strength() -> None:
+    images = [gray(0.5)] * 2
+    weak, strong = apply(GaussianNoise((2.0, 20.0), gray=False, seed=1), images, size=SIZE)
     assert (weak * 255).std() == pytest.approx(2.0, rel=0.02)
     assert (strong * 255).std() == pytest.approx(20.0, rel=0.02)
     noise = strong - 0.5
@@ -256,14 +256,14 @@ def test_gaussian_noise_has_the_strength_asked_for() -> None:
 @pytest.mark.parametrize("scale", [0.05, 1.0, 3.0])
 @pytest.mark.parametrize("gray_noise", [False, True])
 def test_shot_noise_has_the_strength_of_real_esrgan(scale: float, gray_noise: bool) -> None:
-    """All 256 levels: 256 photons at white. On the 0-255 scale without rescaling, as one published
-    version has it, this noise would be 16 times weaker.
+    """With all 256 levels, there are 256 photons at white. On the 0-255 scale without rescaling, as
+    in one published version, this noise would be 16 times weaker.
     """
     ramp = np.tile(np.arange(256, dtype=np.float32) / 255, (400, 1))
-    picture = np.stack([ramp] * 3, axis=-1)
+    image = np.stack([ramp] * 3, axis=-1)
     step = PoissonNoise((scale,), gray=gray_noise, seed=2)
-    (result,) = apply(step, [picture], size=SIZE)
-    noise = result - picture
+    (result,) = apply(step, [image], size=SIZE)
+    noise = result - image
     for level in (16, 128, 255):
         column = noise[:, level]
         expected = scale * np.sqrt(level / 255 / 256)
@@ -276,11 +276,11 @@ def test_shot_noise_has_the_strength_of_real_esrgan(scale: float, gray_noise: bo
     assert skewness == pytest.approx((1 / np.sqrt(np.arange(4, 41) / 255 * 256)).mean(), abs=0.12)
 
 
-def test_shot_noise_of_few_levels_is_of_few_photons() -> None:
-    """Two levels: two photons at white."""
-    picture = gray(0.0)
-    picture[:, 128:] = 1.0
-    (result,) = apply(PoissonNoise((1.0,), gray=False, seed=3), [picture], size=SIZE)
+def test_shot_noise_of_few_levels_has_few_photons() -> None:
+    """With two levels, there are two photons at white."""
+    image = gray(0.0)
+    image[:, 128:] = 1.0
+    (result,) = apply(PoissonNoise((1.0,), gray=False, seed=3), [image], size=SIZE)
     counts = result[:, 128:] * 2
     np.testing.assert_allclose(counts, np.rint(counts), atol=1e-5)
     assert counts.mean() == pytest.approx(2.0, abs=0.03)
@@ -288,12 +288,12 @@ def test_shot_noise_of_few_levels_is_of_few_photons() -> None:
 
 
 def test_gray_noise_is_the_same_in_all_channels() -> None:
-    pictures = [gray(0.4)]
+    images = [gray(0.4)]
     for step in (
         GaussianNoise((10.0,), gray=True, seed=1),
         PoissonNoise((1.0,), gray=True, seed=1),
     ):
-        (result,) = apply(step, pictures, size=SIZE)
+        (result,) = apply(step, images, size=SIZE)
         assert result.std() > 0.01
         np.testing.assert_allclose(result[..., 0], result[..., 2], atol=1e-6)
 
@@ -302,34 +302,34 @@ def test_gray_noise_is_the_same_in_all_channels() -> None:
 
 
 def test_overshoot_is_clipped_before_every_encoder() -> None:
-    """Where it is not, it wraps around into speckles."""
-    picture = gray(-0.3, side=64)
-    picture[:, 32:] = 1.3
+    """Without clipping, overshoot would wrap around into speckles."""
+    image = gray(-0.3, side=64)
+    image[:, 32:] = 1.3
     for step in (Jpeg((90,)), video("libx264", quality=10), video("mpeg4", quality=2)):
-        (result,) = apply(step, [picture], size=SIZE)
+        (result,) = apply(step, [image], size=SIZE)
         assert result[:, :24].max() < 0.1
         assert result[:, 40:].min() > 0.9
 
 
-def test_jpeg_knows_red_from_blue() -> None:
-    """Noise in blue, which hardly changes the luma, is lost to a greater part than noise in red."""
+def test_jpeg_does_not_swap_red_and_blue() -> None:
+    """Noise in blue, which hardly changes the luma, is reduced more than noise in red."""
     noise = 0.1 * np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
     kept = []
     for channel in (0, 2):
-        picture = gray(0.5)
-        picture[..., channel] += noise
-        (result,) = apply(Jpeg((50,)), [picture], size=SIZE)
+        image = gray(0.5)
+        image[..., channel] += noise
+        (result,) = apply(Jpeg((50,)), [image], size=SIZE)
         kept.append(((result[..., channel] - 0.5) * noise).mean() / (noise**2).mean())
     assert kept[0] > 1.5 * kept[1]
 
 
 def test_lower_quality_and_fewer_bits_are_worse(clip: Frames) -> None:
-    # Rate control takes some frames to get where it should.
-    pictures = [f.astype(np.float32) / 255 for f in (*clip, *clip[::-1], *clip, *clip[::-1])]
+    # Rate control takes some frames to converge.
+    images = [f.astype(np.float32) / 255 for f in (*clip, *clip[::-1], *clip, *clip[::-1])]
 
     def error(step: Step) -> float:
-        result = apply(step, pictures, size=SIZE)
-        return float(np.mean([np.abs(a - b).mean() for a, b in zip(result, pictures, strict=True)]))
+        result = apply(step, images, size=SIZE)
+        return float(np.mean([np.abs(a - b).mean() for a, b in zip(result, images, strict=True)]))
 
     assert error(Jpeg((95,) * 16)) < error(Jpeg((30,) * 16))
     assert error(video("libx264", quality=16)) < error(video("libx264", quality=33))
@@ -341,7 +341,7 @@ def test_lower_quality_and_fewer_bits_are_worse(clip: Frames) -> None:
 
 @encoders
 def test_encoders_keep_size_order_and_colour(encoder: Encoder) -> None:
-    """Odd sizes too, and as small as they come out of the pipeline."""
+    """This includes odd sizes, and frames as small as the pipeline produces."""
     colours = [np.array([200, 90, 30], np.uint8), np.array([60, 120, 180], np.uint8)]
     for height, width in ((11, 15), (70, 90)):
         frames = [np.broadcast_to(colours[i // 3], (height, width, 3)) for i in range(6)]
@@ -352,10 +352,8 @@ def test_encoders_keep_size_order_and_colour(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
-def test_encoders_repeat_themselves(photo: Frames, encoder: Encoder) -> None:
-    """Small frames and B-frames: where x264 depended on stray memory before its options were
-    chosen.
-    """
+def test_encoders_are_deterministic(photo: Frames, encoder: Encoder) -> None:
+    """Small frames and B-frames made x264 depend on stray memory with its default options."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0.0, 10.0, (6, 96, 96, 3))
     moving = np.stack([photo[i : i + 96, 3 * i : 3 * i + 96] for i in range(6)])
@@ -365,9 +363,9 @@ def test_encoders_repeat_themselves(photo: Frames, encoder: Encoder) -> None:
         assert all(np.array_equal(results[0], r) for r in results[1:])
 
 
-def test_an_encoder_that_is_not_there_is_named() -> None:
+def test_a_missing_encoder_is_named() -> None:
     check_encoder("mpeg4")
-    with pytest.raises(MediaError, match="'nonesuch' is not part of this PyAV"):
+    with pytest.raises(MediaError, match="this PyAV build has no encoder 'nonesuch'"):
         check_encoder("nonesuch")
 
 
@@ -375,20 +373,20 @@ def test_an_encoder_that_is_not_there_is_named() -> None:
 
 
 def test_sharpening_follows_its_formula(photo: Frames) -> None:
-    """Against the formula written out, with a Gaussian made by hand."""
+    """The result matches the formula written out, with a Gaussian computed by hand."""
     crop = np.ascontiguousarray(photo[:80, :90])
     weights = np.exp(-((np.arange(51) - 25.0) ** 2) / (2 * 8.0**2))
     weights /= weights.sum()
 
-    def blur(picture: NDArray[np.float64]) -> NDArray[np.float64]:
-        padded = np.pad(picture, ((25, 25), (25, 25), (0, 0)), mode="reflect")
+    def blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
+        padded = np.pad(image, ((25, 25), (25, 25), (0, 0)), mode="reflect")
         rows = np.apply_along_axis(np.convolve, 0, padded, weights, mode="valid")
         return np.apply_along_axis(np.convolve, 1, rows, weights, mode="valid")
 
-    picture = crop / 255.0
-    residual = picture - blur(picture)
+    image = crop / 255.0
+    residual = image - blur(image)
     soft = blur((np.abs(residual) * 255 > 10).astype(float))
-    expected = soft * np.clip(picture + 0.5 * residual, 0, 1) + (1 - soft) * picture
+    expected = soft * np.clip(image + 0.5 * residual, 0, 1) + (1 - soft) * image
     result = sharpen(crop[None])[0].astype(float)
     assert np.abs(result - expected * 255).max() < 0.51
     assert np.abs(result - crop).max() > 10
@@ -401,7 +399,7 @@ def test_sharpening_leaves_faint_structure_alone() -> None:
 
 
 def test_sharpened_frames_are_as_smooth_in_time_as_their_sources(photo: Frames) -> None:
-    """Frame by frame: equal frames stay equal."""
+    """Equal frames stay equal, as frames are sharpened one by one."""
     crop = photo[:96, :96]
     first, second = sharpen(np.stack([crop, crop]))
     assert np.array_equal(first, second)

@@ -1,4 +1,4 @@
-"""Inputs made of the truth: as training degrades its clips, whatever the length of a sequence."""
+"""Tests that inputs are synthesised like training clips, for sequences of any length."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOISE = msgspec.structs.replace(
         noise=msgspec.structs.replace(CLEAN.first.noise, kinds={"gaussian": 1.0}),
     ),
 )
-"""Noise and the reduction: nothing in which a frame depends on others."""
+"""Noise and the reduction only, so that no frame depends on others."""
 
 
 def truth_item(folder: Path, frames: Frames, *, name: str = "a") -> Item:
@@ -40,7 +40,7 @@ def truth_item(folder: Path, frames: Frames, *, name: str = "a") -> Item:
     return Item(name, None, truth=path)
 
 
-def made(item: Item, folder: Path, config: DegradationConfig, *, seed: int = 0) -> Frames:
+def degraded(item: Item, folder: Path, config: DegradationConfig, *, seed: int = 0) -> Frames:
     folder.mkdir()
     (done,) = degrade_items([item], folder, config, seed=seed)
     assert done == dataclasses.replace(item, inputs=folder / item.name)
@@ -49,10 +49,8 @@ def made(item: Item, folder: Path, config: DegradationConfig, *, seed: int = 0) 
 
 
 @pytest.mark.parametrize("config", DEGRADATIONS.values(), ids=DEGRADATIONS)
-def test_inputs_are_degraded_as_clips_of_the_training(
-    config: DegradationConfig, tmp_path: Path
-) -> None:
-    """Sharpened, then by one degradation that does not change over the frames."""
+def test_inputs_are_degraded_like_training_clips(config: DegradationConfig, tmp_path: Path) -> None:
+    """They are sharpened, then degraded in a way that does not change over the frames."""
     photo = make_photo(1)
     frames = np.stack([photo[t : t + 96, : 2 * 64] for t in range(5)])
     item = truth_item(tmp_path, frames)
@@ -60,16 +58,16 @@ def test_inputs_are_degraded_as_clips_of_the_training(
     drawn = draw_degradation(config, rng, length=CLIP, walk=False)
     whole = np.concatenate((frames, np.repeat(frames[-1:], CLIP - 5, axis=0)))
     expected = degrade(sharpen(whole), drawn)[:5]
-    np.testing.assert_array_equal(made(item, tmp_path / "inputs", config, seed=7), expected)
+    np.testing.assert_array_equal(degraded(item, tmp_path / "inputs", config, seed=7), expected)
 
 
 def test_long_sequences_have_one_degradation(tmp_path: Path) -> None:
-    """Of a still picture with noise, every frame has the same strength of noise, and none has that
-    of another frame, however many clips it takes.
+    """Every frame of a still image gets noise of the same strength, but no two frames get the same
+    noise, even across clips.
     """
     still = np.repeat(make_photo(2, height=64, width=64)[None], CLIP + 4, axis=0)
     item = truth_item(tmp_path, still)
-    inputs = made(item, tmp_path / "inputs", NOISE).astype(np.float64)
+    inputs = degraded(item, tmp_path / "inputs", NOISE).astype(np.float64)
     assert inputs.shape == (CLIP + 4, 16, 16, 3)
     noise = inputs - inputs.mean(axis=0)
     strength = noise.std(axis=(1, 2, 3))
@@ -78,8 +76,8 @@ def test_long_sequences_have_one_degradation(tmp_path: Path) -> None:
     assert abs(likeness).max() < 0.5
 
 
-def test_sequences_are_degraded_each_in_its_own_way(tmp_path: Path) -> None:
-    """By their name and the seed, not by what else there is."""
+def test_each_sequence_has_its_own_degradation(tmp_path: Path) -> None:
+    """It depends on the name and the seed, not on other sequences."""
     frames = make_photo(3, height=64, width=64)[None]
     a, b = (truth_item(tmp_path, frames, name=name) for name in "ab")
     folders = [tmp_path / name for name in ("both", "only_b", "other_seed")]
@@ -96,10 +94,10 @@ def test_sequences_are_degraded_each_in_its_own_way(tmp_path: Path) -> None:
 
 
 def test_sides_must_be_multiples_of_four(tmp_path: Path) -> None:
-    """Found before anything is written."""
+    """Other sizes are reported before anything is written."""
     good = truth_item(tmp_path, make_photo(4, height=64, width=64)[None])
     bad = truth_item(tmp_path, make_photo(4, height=64, width=66)[None], name="b")
     (tmp_path / "inputs").mkdir()
-    with pytest.raises(MediaError, match="66x64, and what is to be degraded needs sides"):
+    with pytest.raises(MediaError, match="66x64, but only a ground truth with sides"):
         degrade_items([good, bad], tmp_path / "inputs", CLEAN, seed=0)
     assert list((tmp_path / "inputs").iterdir()) == []

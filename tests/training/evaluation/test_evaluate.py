@@ -1,4 +1,4 @@
-"""``rbvsr-eval``: what belongs together, its figures, its files and what it refuses."""
+"""Tests ``rbvsr-eval``: the pairing of sequences, its scores, its files and its errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.commands.evaluate import evaluate as command
 from rbvsr_deploy.training.evaluation.evaluate import Evaluation, SequenceScores, Specimen
-from rbvsr_deploy.training.evaluation.metrics.base import Picture, Shown, luma
+from rbvsr_deploy.training.evaluation.metrics.base import CroppedImage, ScoredFrame, luma
 from rbvsr_deploy.training.evaluation.metrics.catalogue import METRICS
 from rbvsr_deploy.training.evaluation.metrics.fidelity import psnr_y
 from rbvsr_deploy.training.evaluation.metrics.resize import enlarge
-from rbvsr_deploy.training.evaluation.score_report import _plot, specimen_picture
+from rbvsr_deploy.training.evaluation.score_report import _plot, specimen_image
 from rbvsr_deploy.training.evaluation.sequences import find_sequences, pair_up
 from rbvsr_deploy.video.images import write_image
 from tests.training.conftest import make_photo
@@ -30,7 +30,7 @@ WIDTH, HEIGHT, LENGTH = 208, 112, 4
 
 
 def clip(seed: int, *, length: int = LENGTH) -> list[Image]:
-    """A camera that moves over a picture."""
+    """Simulate a camera that moves over an image."""
     photo = make_photo(seed)
     return [
         np.ascontiguousarray(photo[t : t + HEIGHT, 2 * t : 2 * t + WIDTH]) for t in range(length)
@@ -48,7 +48,7 @@ def noisy(image: Image, *, seed: int) -> Image:
 
 
 def write_frames(folder: Path, images: list[Image]) -> Path:
-    """VideoLQ's names."""
+    """Write an image folder with VideoLQ's file names."""
     folder.mkdir(parents=True)
     for number, image in enumerate(images):
         write_image(folder / f"{number:08}.png", image=image)
@@ -56,7 +56,7 @@ def write_frames(folder: Path, images: list[Image]) -> Path:
 
 
 def write_video(path: Path, images: list[Image]) -> Path:
-    """Without loss: RGB in a Matroska file."""
+    """Write a lossless RGB video in Matroska."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
@@ -71,7 +71,7 @@ def write_video(path: Path, images: list[Image]) -> Path:
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``truth``, ``results`` and ``inputs`` of two sequences, "a" shorter than "b"."""
+    """Write ``truth``, ``results`` and ``inputs`` of two sequences, "a" shorter than "b"."""
     root = tmp_path_factory.mktemp("footage")
     for number, name in enumerate("ab"):
         truth = clip(number, length=LENGTH - 1 + number)
@@ -94,7 +94,7 @@ def scores(*arguments: object) -> dict[str, Any]:
 
 
 def refusal(*arguments: object, code: int = 1) -> str:
-    """The one sentence."""
+    """Return the error message, which must be a single sentence."""
     result = call(*arguments)
     assert result.exit_code == code, result.output
     assert result.stdout == ""
@@ -107,7 +107,7 @@ def refusal(*arguments: object, code: int = 1) -> str:
 
 
 def test_every_layout_is_found(tmp_path: Path) -> None:
-    """A folder of frames, a video, a folder of both; hidden and other files do not count."""
+    """Image folders, videos and folders of both are found; hidden and other files are ignored."""
     frames = write_frames(tmp_path / "set" / "walk_x4", clip(0, length=1))
     video = write_video(tmp_path / "set" / "run.mkv", clip(1, length=1))
     write_frames(tmp_path / "set" / ".hidden", clip(0, length=1))
@@ -130,7 +130,7 @@ def test_single_sequences_belong_together_whatever_their_names(footage: Path) ->
 
 
 def test_scores_are_means_over_sequences_of_means_over_frames(footage: Path) -> None:
-    """However long they are; frame by frame as the metric gives them, with the border left out."""
+    """Sequences count equally whatever their length; frames are scored without the border."""
     found = scores(
         footage / "results", "--truth", footage / "truth", "--metrics", "psnr_y", "--border", 6
     )
@@ -138,8 +138,8 @@ def test_scores_are_means_over_sequences_of_means_over_frames(footage: Path) -> 
     for number, name in enumerate("ab"):
         expected = []
         for t, truth in enumerate(clip(number, length=LENGTH - 1 + number)):
-            pictures = (Picture(i, border=6) for i in (noisy(truth, seed=10 * number + t), truth))
-            expected.append(psnr_y(Shown(*pictures)))
+            images = (noisy(truth, seed=10 * number + t), truth)
+            expected.append(psnr_y(ScoredFrame(*(CroppedImage(i, border=6) for i in images))))
         of_sequence = found["sequences"]["results"][name]
         assert of_sequence["frames"] == list(range(len(expected)))
         assert of_sequence["per_frame"]["psnr_y"] == pytest.approx(expected, abs=1e-9)
@@ -149,12 +149,14 @@ def test_scores_are_means_over_sequences_of_means_over_frames(footage: Path) -> 
 
 
 def test_the_baseline_is_the_enlarged_input(footage: Path) -> None:
-    """The same figures as if it had been given as a result."""
+    """It gets the same scores as if it had been given as a result."""
     given = ["--truth", footage / "truth", "--metrics", "psnr_y,warping_error"]
     found = scores(footage / "results", *given, "--input", footage / "inputs")
     assert list(found["means"]) == ["results", "bicubic"]
     large = enlarge(reduced(clip(0)[1]), 4)
-    expected = psnr_y(Shown(Picture(large, border=4), Picture(clip(0)[1], border=4)))
+    expected = psnr_y(
+        ScoredFrame(CroppedImage(large, border=4), CroppedImage(clip(0)[1], border=4))
+    )
     here = found["sequences"]["bicubic"]["a"]["per_frame"]
     assert here["psnr_y"][1] == pytest.approx(expected, abs=1e-9)
     assert here["warping_error"][0] is None
@@ -164,7 +166,7 @@ def test_the_baseline_is_the_enlarged_input(footage: Path) -> None:
 
 
 def test_videos_score_like_folders(footage: Path, tmp_path: Path) -> None:
-    """Read without loss, both kinds give the same numbers."""
+    """A lossless video and an image folder give the same scores."""
     for name in "ab":
         images = [
             cv2.imread(str(p))[..., ::-1] for p in sorted((footage / "truth" / name).iterdir())
@@ -178,10 +180,10 @@ def test_videos_score_like_folders(footage: Path, tmp_path: Path) -> None:
 
 
 def test_frames_can_be_chosen(footage: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Numbers from 0 on; those that a sequence does not have are left out, with a warning."""
+    """Numbers start at 0; those beyond the end of a sequence are skipped with a warning."""
     given = [footage / "results", "--truth", footage / "truth", "--metrics", "psnr_y"]
     found = scores(*given, "--only-frames", "3,0")
-    assert caplog.messages == ["a has 3 frames: without frame 3"]
+    assert caplog.messages == ["a has only 3 frames: skipping frame 3"]
     assert found["sequences"]["results"]["a"]["frames"] == [0]
     assert found["sequences"]["results"]["b"]["frames"] == [0, 3]
     every_b = scores(*given)["sequences"]["results"]["b"]["per_frame"]["psnr_y"]
@@ -189,7 +191,7 @@ def test_frames_can_be_chosen(footage: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_settings_reach_the_engine(footage: Path, tiny_checkpoint: Path) -> None:
-    """The same figures as of what ``Upscaler`` makes with them, and others than without."""
+    """Scores equal those of ``Upscaler`` with the same settings, and differ from the defaults."""
     from rbvsr_deploy.upscaler import Upscaler
 
     engine = ["--engine", tiny_checkpoint, "--device", "cpu", "--input", footage / "inputs" / "a"]
@@ -198,10 +200,10 @@ def test_settings_reach_the_engine(footage: Path, tiny_checkpoint: Path) -> None
     truth = clip(0, length=LENGTH - 1)
     settings = {"cleanings": 3, "lookahead": 0, "scene_cuts": False}
     with Upscaler(tiny_checkpoint, device="cpu", **settings) as upscaler:  # type: ignore[arg-type]
-        pictures = list(upscaler.frames([reduced(image) for image in truth]))
+        outputs = list(upscaler.frames([reduced(image) for image in truth]))
     expected = [
-        psnr_y(Shown(Picture(picture, border=4), Picture(image, border=4)))  # type: ignore[arg-type]
-        for picture, image in zip(pictures, truth, strict=True)
+        psnr_y(ScoredFrame(CroppedImage(output, border=4), CroppedImage(image, border=4)))  # type: ignore[arg-type]
+        for output, image in zip(outputs, truth, strict=True)
     ]
     found, without = scores(*given, *options), scores(*given)
     (of_sequence,) = found["sequences"]["results"].values()
@@ -211,8 +213,8 @@ def test_settings_reach_the_engine(footage: Path, tiny_checkpoint: Path) -> None
     assert {name: found["settings"][name] for name in settings} == settings
 
 
-def test_the_truth_can_be_degraded_on_the_way(footage: Path, tiny_checkpoint: Path) -> None:
-    """The same seed gives the same figures, whatever else is scored; another one gives others."""
+def test_inputs_can_be_synthesised_from_the_truth(footage: Path, tiny_checkpoint: Path) -> None:
+    """A seed gives the same scores whatever else is scored; another seed gives different ones."""
     engine = ["--engine", tiny_checkpoint, "--device", "cpu", "--degrade", "moderate"]
     given = [*engine, "--metrics", "psnr_y"]
     found = scores(*given, "--truth", footage / "truth", "--seed", "3")
@@ -225,7 +227,7 @@ def test_the_truth_can_be_degraded_on_the_way(footage: Path, tiny_checkpoint: Pa
 
 
 def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The same figures as of what ``rbvsr-run`` writes."""
+    """Scores equal those of the output of ``rbvsr-run``."""
     from rbvsr_deploy.upscaler import Upscaler
 
     with Upscaler(tiny_checkpoint, device="cpu") as upscaler:
@@ -233,7 +235,7 @@ def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_p
             upscaler.video(footage / "inputs" / name, tmp_path / f"{name}_x4")
     given = ["--truth", footage / "truth", "--metrics", "psnr_y"]
     written = scores(tmp_path, *given)
-    made = scores(
+    direct = scores(
         "--engine",
         tiny_checkpoint,
         "--device",
@@ -243,8 +245,8 @@ def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_p
         *given,
         "--no-baseline",
     )
-    assert made["means"] == written["means"]
-    assert made["sequences"] == written["sequences"]
+    assert direct["means"] == written["means"]
+    assert direct["sequences"] == written["sequences"]
     given = ["--engine", tiny_checkpoint, "--device", "cpu", "--input", footage / "inputs", *given]
     first = scores(*given, "--no-baseline", "--only-frames", "0")  # given up after a frame of each
     for name, of_sequence in first["sequences"]["results"].items():
@@ -255,8 +257,8 @@ def test_an_engine_makes_the_results(footage: Path, tiny_checkpoint: Path, tmp_p
 # ------------------------------------------------------------------------------------------ report
 
 
-def test_the_report_is_complete_and_the_same_again(footage: Path, tmp_path: Path) -> None:
-    """JSON, a plot for each sequence, and the frames that are the worst and the best."""
+def test_the_report_is_complete_and_reproducible(footage: Path, tmp_path: Path) -> None:
+    """It has the JSON, a plot for each sequence, and the worst and the best frame."""
     given = [footage / "results", "--truth", footage / "truth", "--input", footage / "inputs"]
     given += ["--metrics", "psnr_y"]
     outputs = [tmp_path / "one", tmp_path / "two"]
@@ -280,24 +282,24 @@ def test_the_report_is_complete_and_the_same_again(footage: Path, tmp_path: Path
     for which, extreme in (("worst", min), ("best", max)):
         entry = found[which]
         assert (entry["sequence"], entry["frame"]) == extreme(frames, key=frames.__getitem__)
-    picture = cv2.imread(str(outputs[0] / "worst.png"))
-    assert picture is not None
-    height = 36 + HEIGHT + 36 + 3 * HEIGHT  # a line of text, the frame, another, its detail
-    assert picture.shape == (height, 3 * (3 * HEIGHT) + 2 * 8, 3)
+    image = cv2.imread(str(outputs[0] / "worst.png"))
+    assert image is not None
+    height = 36 + HEIGHT + 36 + 3 * HEIGHT  # a line of text, the frame, another line, its detail
+    assert image.shape == (height, 3 * (3 * HEIGHT) + 2 * 8, 3)
 
 
-def test_the_pictures_show_the_frame_and_its_detail() -> None:
-    """The frame as it is below its title, and where it has detail, three of them enlarged."""
+def test_specimen_images_show_the_frame_and_its_detail() -> None:
+    """The unchanged frame is below its title, and three enlarged crops show its finest detail."""
     truth = np.full((300, 400, 3), 128, np.uint8)
     truth[200:210:2, 270:280] = 255
     specimen = Specimen("name", 3, 30.0, 20.0, truth // 2, truth // 4, truth)
-    picture = specimen_picture(specimen, which="worst", metric=METRICS["psnr_y"])
+    image = specimen_image(specimen, which="worst", metric=METRICS["psnr_y"])
     side = (1280 - 2 * 8) // 3 // 3
     width = 3 * 3 * side + 2 * 8
     left = (width - 400) // 2
-    assert picture.shape == (36 + 300 + 36 + 3 * side, width, 3)
-    np.testing.assert_array_equal(picture[36:100, left : left + 400], truth[:64] // 2)
-    row = picture[36 + 300 + 36 :]
+    assert image.shape == (36 + 300 + 36 + 3 * side, width, 3)
+    np.testing.assert_array_equal(image[36:100, left : left + 400], truth[:64] // 2)
+    row = image[36 + 300 + 36 :]
     for number, scale in enumerate((4, 2, 1)):  # baseline, result, truth
         crop = row[:, (3 * side + 8) * number :][:, : 3 * side]
         assert crop.max() == 255 // scale
@@ -305,20 +307,20 @@ def test_the_pictures_show_the_frame_and_its_detail() -> None:
 
 
 def test_large_frames_are_reduced_and_long_titles_too() -> None:
-    """A portrait of 4K fits a page; nothing of its title is cut off."""
+    """A 4K portrait frame fits a page, and its title is not cut off."""
     frame = np.zeros((3840, 2160, 3), np.uint8)
     specimen = Specimen("name " * 40, 3, 30.0, None, frame, None, None)
-    picture = specimen_picture(specimen, which="best", metric=METRICS["niqe"])
-    assert picture.shape == (36 + 720 + 36 + 3 * 426, 3 * 426, 3)
-    title = picture[:36]
+    image = specimen_image(specimen, which="best", metric=METRICS["niqe"])
+    assert image.shape == (36 + 720 + 36 + 3 * 426, 3 * 426, 3)
+    title = image[:36]
     assert title.min() < 100
     assert (title[:, -8:] == 255).all()
 
 
 @pytest.mark.parametrize("frames", [[0], [0, 50, 99], list(range(40))])
 def test_plots_take_any_frames_and_names(frames: list[int]) -> None:
-    """A single one, chosen ones, many; a metric that is nowhere defined; names with signs that
-    mean something in formulas, or that the font lacks.
+    """This includes one frame, chosen frames and many; a metric that is undefined everywhere; and
+    names with formula characters, or characters that the font lacks.
     """
     name = r"$\frac 映画$"
     of_sequence = SequenceScores(frames, {"niqe": [1.0] * len(frames), "tof": [None] * len(frames)})
@@ -326,7 +328,7 @@ def test_plots_take_any_frames_and_names(frames: list[int]) -> None:
     plot = cv2.imdecode(np.frombuffer(_plot(evaluation, name) or b"", np.uint8), cv2.IMREAD_COLOR)
     assert plot is not None
     blue = (plot == (180, 119, 31)).all(axis=2)
-    assert blue.sum() > 20  # what matplotlib calls tab:blue
+    assert blue.sum() > 20  # matplotlib's tab:blue
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -336,11 +338,11 @@ def test_a_missing_pair_is_named(footage: Path, tmp_path: Path) -> None:
     write_frames(tmp_path / "truth" / "a", clip(0))
     write_frames(tmp_path / "truth" / "c", clip(0))
     error = refusal(footage / "results", "--truth", tmp_path / "truth")
-    assert "b of the results is not among the truth" in error
+    assert "b of the results has no counterpart in the ground truth" in error
 
 
 def test_sizes_and_counts_must_agree(footage: Path, tmp_path: Path) -> None:
-    """Found before anything is scored."""
+    """A mismatch is reported before anything is scored."""
     small = write_frames(tmp_path / "small", [reduced(image) for image in clip(0, length=3)])
     error = refusal(footage / "results" / "a", "--truth", small)
     assert "52x28" in error
@@ -354,7 +356,7 @@ def test_sizes_and_counts_must_agree(footage: Path, tmp_path: Path) -> None:
 
 
 def test_a_video_that_ends_too_soon_is_refused(footage: Path, tmp_path: Path) -> None:
-    """Of a video the number of frames is known at its end only; nothing is written then."""
+    """The length of a video is known only at its end; no report is written in that case."""
     video = write_video(tmp_path / "a.mkv", clip(0, length=2))
     output = tmp_path / "out"
     error = refusal(
@@ -364,20 +366,20 @@ def test_a_video_that_ends_too_soon_is_refused(footage: Path, tmp_path: Path) ->
     assert not output.exists()
 
 
-def test_what_is_too_small_for_a_metric_is_told(footage: Path) -> None:
-    """The others are computed; if there are none, or nothing is left, that is an error."""
+def test_frames_that_are_too_small_for_a_metric_are_reported(footage: Path) -> None:
+    """Other metrics are computed; it is an error if there are none, or if no pixels remain."""
     given = [footage / "truth" / "a", "--border", 50]
     named = [*given, "--metrics", "niqe,warping_error"]
-    assert "niqe: needs pictures of 192x96 or more" in refusal(*named)
+    assert "niqe: needs images of 192x96 or larger" in refusal(*named)
     found = scores(*named[:-2], "--truth", footage / "truth" / "a", "--metrics", "niqe,psnr_y")
-    assert "there are some of 108x12" in found["missing"]["niqe"]
+    assert "the smallest are 108x12" in found["missing"]["niqe"]
     assert list(found["means"]["results"]) == ["psnr_y"]
     error = refusal(footage / "truth" / "a", "--border", 56)
-    assert "a border of 56 leaves nothing of the 208x112 pixels of a" in error
+    assert "a border of 56 leaves no pixels of a, which is 208x112" in error
 
 
 def test_wrong_usage_is_refused(footage: Path, tmp_path: Path) -> None:
-    """With exit code 2, before anything is opened."""
+    """The exit code is 2, and nothing is opened."""
     results, truth = footage / "results", footage / "truth"
     wrong = {
         "'psnr' is not a metric: use psnr_y": [results, "--metrics", "psnr"],
@@ -408,17 +410,17 @@ def test_wrong_usage_is_refused(footage: Path, tmp_path: Path) -> None:
         assert sentence in refusal(*arguments, code=2)
 
 
-def test_what_holds_no_frames_is_refused(footage: Path, tmp_path: Path) -> None:
+def test_paths_without_frames_are_refused(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no pictures, no videos" in refusal(tmp_path / "empty")
+    assert "contains no images, videos or image folders" in refusal(tmp_path / "empty")
     assert "does not exist" in refusal(tmp_path / "missing")
     (tmp_path / "text.mp4").write_text("text")
     assert "text.mp4" in refusal(tmp_path / "text.mp4")
     given = ["--truth", footage / "truth", "--metrics", "psnr_y", "--only-frames", "7,9"]
-    assert "a holds none of the frames 7, 9" in refusal(footage / "results", *given)
+    assert "a has none of the frames 7, 9" in refusal(footage / "results", *given)
 
 
-def test_a_report_is_not_overwritten_unasked(footage: Path, tmp_path: Path) -> None:
+def test_a_report_is_not_overwritten_by_default(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     given = [footage / "results" / "a", "--metrics", "warping_error", "-o", tmp_path]
     assert "is not empty" in refusal(*given)
@@ -430,7 +432,7 @@ def test_a_report_is_not_overwritten_unasked(footage: Path, tmp_path: Path) -> N
 def test_a_metric_that_cannot_be_computed_is_a_row(
     footage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That says what to install, beside those that can; alone it is an error."""
+    """The row says what to install; the metric alone is an error."""
     monkeypatch.setattr(
         "rbvsr_deploy.training.evaluation.metrics.niqe.installed_parameters", lambda: None
     )
@@ -444,7 +446,7 @@ def test_a_metric_that_cannot_be_computed_is_a_row(
     assert "mmagic" in refusal(footage / "results" / "a", "--metrics", "niqe")
 
 
-def test_luma_of_a_picture_is_computed_of_what_is_scored() -> None:
-    """The border is cut off before, not after."""
+def test_luma_is_computed_without_the_border() -> None:
+    """The border is removed before luma is computed, not after."""
     image = make_photo(1)
-    np.testing.assert_array_equal(Picture(image, border=5).y, luma(image[5:-5, 5:-5]))
+    np.testing.assert_array_equal(CroppedImage(image, border=5).y, luma(image[5:-5, 5:-5]))

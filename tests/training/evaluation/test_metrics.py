@@ -1,4 +1,4 @@
-"""The metrics that need no network, against computations that are written otherwise."""
+"""Compares the metrics that need no network with independent implementations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.training.evaluation.metrics.aggd import aggd
-from rbvsr_deploy.training.evaluation.metrics.base import Picture, Shown, luma
+from rbvsr_deploy.training.evaluation.metrics.base import CroppedImage, ScoredFrame, luma
 from rbvsr_deploy.training.evaluation.metrics.fidelity import (
     IDENTICAL,
     psnr,
@@ -38,32 +38,32 @@ Image = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Image, Image]:
-    """A picture and its truth, which differ by noise and blur."""
+    """Return an image and its ground truth, which differ by noise and blur."""
     truth = make_photo(3, height=120, width=150)
     noise = np.random.default_rng(0).normal(0, 6, truth.shape)
     return (cv2.GaussianBlur(truth, (0, 0), 1.0) + noise).clip(0, 255).astype(np.uint8), truth
 
 
-def shown(picture: Image, truth: Image, *, border: int = 0) -> Shown:
-    return Shown(Picture(picture, border=border), Picture(truth, border=border))
+def scored(image: Image, truth: Image, *, border: int = 0) -> ScoredFrame:
+    return ScoredFrame(CroppedImage(image, border=border), CroppedImage(truth, border=border))
 
 
 # ---------------------------------------------------------------------------------------- fidelity
 
 
 def test_luma_is_that_of_matlab() -> None:
-    """Of black, white, red, green and blue, as ``rgb2ycbcr`` gives them."""
+    """Black, white, red, green and blue give the values of ``rgb2ycbcr``."""
     corners = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]])
     expected = [16, 235, 81.481, 144.553, 40.966]
     np.testing.assert_allclose(luma(corners.astype(np.uint8))[0], expected, atol=1e-9)
 
 
 def test_psnr_of_a_known_difference() -> None:
-    """A difference of 10 levels everywhere, of which luma has 219 of 255; none, and hardly any."""
+    """The difference is 10 levels everywhere, scaled to 219 of 255 in luma; zero; or tiny."""
     truth = np.full((32, 40, 3), 100, np.uint8)
-    picture = truth + np.uint8(10)
-    assert psnr_rgb(shown(picture, truth)) == pytest.approx(20 * math.log10(255 / 10))
-    assert psnr_y(shown(picture, truth)) == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)))
+    image = truth + np.uint8(10)
+    assert psnr_rgb(scored(image, truth)) == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr_y(scored(image, truth)) == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)))
     assert psnr(truth, truth) == IDENTICAL
     nearly = truth.astype(float)
     nearly[0, 0] += 1e-6
@@ -71,15 +71,15 @@ def test_psnr_of_a_known_difference() -> None:
 
 
 def test_the_border_does_not_count(pair: tuple[Image, Image]) -> None:
-    picture, truth = pair
-    spoilt = picture.copy()
+    image, truth = pair
+    spoilt = image.copy()
     spoilt[:4] = spoilt[-4:] = spoilt[:, :4] = spoilt[:, -4:] = 0
-    assert psnr_y(shown(spoilt, truth, border=4)) == psnr_y(shown(picture, truth, border=4))
-    assert psnr_y(shown(spoilt, truth, border=3)) < psnr_y(shown(picture, truth, border=3))
+    assert psnr_y(scored(spoilt, truth, border=4)) == psnr_y(scored(image, truth, border=4))
+    assert psnr_y(scored(spoilt, truth, border=3)) < psnr_y(scored(image, truth, border=3))
 
 
 def ssim_by_hand(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Of the paper's formula, window by window."""
+    """Evaluate the formula of the paper, window by window."""
     window = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window = np.outer(window, window) / window.sum() ** 2
     views = (np.lib.stride_tricks.sliding_window_view(x.astype(float), (11, 11)) for x in (a, b))
@@ -94,12 +94,12 @@ def ssim_by_hand(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def test_ssim_is_the_formula_of_the_paper(pair: tuple[Image, Image]) -> None:
-    picture, truth = pair
-    assert ssim_y(shown(picture, truth)) == pytest.approx(
-        ssim_by_hand(luma(picture), luma(truth)), abs=1e-9
+    image, truth = pair
+    assert ssim_y(scored(image, truth)) == pytest.approx(
+        ssim_by_hand(luma(image), luma(truth)), abs=1e-9
     )
-    channels = [ssim_by_hand(picture[..., c].astype(float), truth[..., c]) for c in range(3)]
-    assert ssim_rgb(shown(picture, truth)) == pytest.approx(np.mean(channels), abs=1e-9)
+    channels = [ssim_by_hand(image[..., c].astype(float), truth[..., c]) for c in range(3)]
+    assert ssim_rgb(scored(image, truth)) == pytest.approx(np.mean(channels), abs=1e-9)
     assert ssim(truth, truth) == 1.0
 
 
@@ -107,7 +107,7 @@ def test_ssim_is_the_formula_of_the_paper(pair: tuple[Image, Image]) -> None:
 
 
 def cubic_matrix(size: int, scale: float) -> NDArray[np.float64]:
-    """The interpolation along one axis as a matrix, entry by entry from the definition."""
+    """Build the interpolation along one axis as a matrix, entry by entry from the definition."""
     new, stretch = math.ceil(size * scale), max(1.0, 1 / scale)
     matrix = np.zeros((new, size))
     for row in range(new):
@@ -129,22 +129,22 @@ def cubic_matrix(size: int, scale: float) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("scale", [4, 0.5, 1.5])
 def test_imresize_is_the_definition(scale: float) -> None:
-    """Also of pictures so small that they are mirrored more than once."""
+    """This includes images so small that they are mirrored more than once."""
     for shape in ((12, 17), (3, 2), (1, 5)):
         image = np.random.default_rng(1).uniform(0, 255, shape)
         rows, columns = (cubic_matrix(side, scale) for side in shape)
         np.testing.assert_allclose(imresize(image, scale), rows @ image @ columns.T, atol=1e-10)
 
 
-def test_a_ramp_stays_one() -> None:
-    """Halved with eight taps; at its ends, where it is mirrored, it becomes flatter."""
+def test_a_ramp_stays_a_ramp() -> None:
+    """Halving uses eight taps; the mirrored ends of the ramp become flatter."""
     half = imresize(np.arange(16.0)[None].repeat(2, 0), 0.5)
     assert half.shape == (1, 8)
     np.testing.assert_allclose(half[0, 2:6], [4.5, 6.5, 8.5, 10.5], atol=1e-12)
     assert 0 < half[0, 0] < 0.5
 
 
-def test_enlarged_pictures_are_rounded_and_clipped() -> None:
+def test_enlarged_images_are_rounded_and_clipped() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     image[:, 2:] = 255
     large = enlarge(image, 4)
@@ -159,14 +159,14 @@ def test_enlarged_pictures_are_rounded_and_clipped() -> None:
 
 @pytest.fixture(scope="module")
 def pristine() -> Pristine:
-    """Not the published model, but of its kind."""
+    """Return a random model of the same form as the published one."""
     rng = np.random.default_rng(5)
     spread = rng.normal(0, 0.1, (36, 36))
     return Pristine(rng.uniform(0, 2, 36), spread @ spread.T + 0.1 * np.eye(36))
 
 
 def niqe_by_hand(y: NDArray[np.float64], pristine: Pristine) -> float:
-    """Block by block and sum by sum."""
+    """Compute NIQE block by block and sum by sum."""
     window = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
     window = np.outer(window, window) / window.sum() ** 2
     shapes = [0.2 + 0.001 * i for i in range(9801)]
@@ -213,8 +213,8 @@ def niqe_by_hand(y: NDArray[np.float64], pristine: Pristine) -> float:
     return float(np.sqrt(away @ inverse @ away))
 
 
-def test_niqe_is_the_algorithm_written_otherwise(pristine: Pristine) -> None:
-    """Blocks that are left over at the right and below do not count."""
+def test_niqe_matches_an_independent_implementation(pristine: Pristine) -> None:
+    """Partial blocks at the right and the bottom are ignored."""
     noise = np.random.default_rng(2).normal(0, 8, (200, 300))
     y = (luma(make_photo(4, height=200, width=300)) + noise).clip(16, 235)
     niqe = Niqe(pristine)
@@ -225,12 +225,12 @@ def test_niqe_is_the_algorithm_written_otherwise(pristine: Pristine) -> None:
     )
 
 
-def test_niqe_of_a_flat_picture_is_not_defined(pristine: Pristine) -> None:
+def test_niqe_of_a_flat_image_is_undefined(pristine: Pristine) -> None:
     assert Niqe(pristine).of_luma(np.full((96, 192), 16.0)) is None
 
 
 def test_the_shape_of_a_known_distribution_is_found() -> None:
-    """Samples of a Laplace distribution (shape 1) and of a Gaussian one (shape 2)."""
+    """Samples are from a Laplace distribution (shape 1) and a Gaussian one (shape 2)."""
     rng = np.random.default_rng(0)
     samples = np.stack([rng.laplace(0, 3, 200_000), rng.normal(0, 3, 200_000)])
     alpha, left, right = aggd(samples)
@@ -255,7 +255,7 @@ def test_niqe_parameters_are_read_from_both_kinds_of_files(
         np.testing.assert_array_equal(read.covariance, covariance)
 
 
-def test_other_files_are_no_niqe_parameters(tmp_path: Path) -> None:
+def test_other_files_are_refused_as_niqe_parameters(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", mu_pris_param=np.zeros(7), cov_pris_param=np.zeros((7, 7)))
     (tmp_path / "text.npz").write_text("text")
     (tmp_path / "text.mat").write_text("text")
@@ -268,20 +268,20 @@ def test_other_files_are_no_niqe_parameters(tmp_path: Path) -> None:
 
 
 def moving(photo: Image, *, steps: int, offset: tuple[int, int] = (0, 0)) -> Image:
-    """A window on a picture after so many steps of 2 pixels to the right and 1 down."""
+    """Crop a window of an image, moved by a number of steps of 2 pixels right and 1 down."""
     top, left = 20 + steps + offset[0], 30 + 2 * steps + offset[1]
     return np.ascontiguousarray(photo[top : top + 160, left : left + 200])
 
 
-def two(before: Image, now: Image, truth: tuple[Image, Image] | None = None) -> Shown:
-    pictures = [Picture(image, border=0) for image in (before, now)]
-    truths = [None, None] if truth is None else [Picture(image, border=0) for image in truth]
-    first = Shown(pictures[0], truths[0], truths[0])
-    return Shown(pictures[1], truths[1], truths[1], first)
+def two(before: Image, now: Image, truth: tuple[Image, Image] | None = None) -> ScoredFrame:
+    images = [CroppedImage(image, border=0) for image in (before, now)]
+    truths = [None, None] if truth is None else [CroppedImage(image, border=0) for image in truth]
+    first = ScoredFrame(images[0], truths[0], truths[0])
+    return ScoredFrame(images[1], truths[1], truths[1], first)
 
 
 def test_steady_motion_has_little_warping_error(photo: Image) -> None:
-    """Flicker adds its square: 5 levels of 255, in thousandths."""
+    """Flicker of 5 levels adds the square of 5 / 255, in thousandths."""
     before, now = moving(photo, steps=0), moving(photo, steps=1)
     metric = WarpingError()
     steady = metric(two(before, now))
@@ -290,19 +290,19 @@ def test_steady_motion_has_little_warping_error(photo: Image) -> None:
     brighter = np.clip(now.astype(int) + 5, 0, 255).astype(np.uint8)
     flicker = WarpingError()(two(before, brighter, (before, now)))
     assert flicker == pytest.approx(1000 * (5 / 255) ** 2, rel=0.15)
-    assert metric(two(before, now)) == steady  # whatever it saw before
-    assert metric(Shown(Picture(now, border=0))) is None
+    assert metric(two(before, now)) == steady  # regardless of earlier calls
+    assert metric(ScoredFrame(CroppedImage(now, border=0))) is None
 
 
 def test_tof_is_the_difference_of_motion(photo: Image) -> None:
-    """0 for the truth; about 1 if the video moves a pixel further than the truth."""
+    """It is 0 for the ground truth, and about 1 if the video moves one pixel further."""
     before, now = moving(photo, steps=0), moving(photo, steps=1)
     metric = TemporalOpticalFlow()
     assert metric(two(before, now, (before, now))) == 0.0
     further = moving(photo, steps=1, offset=(0, 1))
     assert metric(two(before, further, (before, now))) == pytest.approx(1.0, abs=0.25)
     assert metric(two(before, before, (before, now))) == pytest.approx(math.sqrt(5), abs=0.5)
-    assert metric(Shown(Picture(now, border=0))) is None
+    assert metric(ScoredFrame(CroppedImage(now, border=0))) is None
 
 
 def test_difference_of_flows_is_the_length_of_the_vector() -> None:
@@ -310,7 +310,7 @@ def test_difference_of_flows_is_the_length_of_the_vector() -> None:
     assert flow_difference(flow, flow + np.float32([3, 4])) == 5.0
 
 
-def test_warping_takes_from_where_the_flow_leads() -> None:
+def test_warping_samples_where_the_flow_points() -> None:
     image = np.random.default_rng(0).uniform(0, 255, (10, 12, 3)).astype(np.float32)
     flow = np.zeros((10, 12, 2), np.float32)
     flow[..., 0] = 2  # to the right
@@ -318,8 +318,8 @@ def test_warping_takes_from_where_the_flow_leads() -> None:
     np.testing.assert_allclose(warp(image, flow)[:-1, :-2], image[1:, 2:], atol=1e-3)
 
 
-def test_what_is_hidden_or_leaves_the_picture_is_not_reliable() -> None:
-    """A patch whose way back leads elsewhere, the rim that moves out, and edges of motion."""
+def test_occluded_and_leaving_pixels_are_not_reliable() -> None:
+    """These are a patch whose backward flow differs, the rim that moves out, and motion edges."""
     flow = np.zeros((40, 60, 2), np.float32)
     flow[..., 0] = 3
     back = -flow

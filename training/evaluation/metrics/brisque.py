@@ -1,10 +1,10 @@
-"""BRISQUE: how distorted a picture looks, by the statistics of its neighbouring pixels.
+"""Computes BRISQUE: how distorted an image looks, by the statistics of its neighbouring pixels.
 
 Mittal, Moorthy and Bovik, *No-reference image quality assessment in the spatial domain*, IEEE
-Transactions on Image Processing 2012. The regression is the model that the package ``brisque``
-carries, and the features are made as it makes them: grey in [0, 1], black beyond the borders, zeros
-among what is positive, half the size by OpenCV's bicubic interpolation. The authors' MATLAB release
-has a model of its own, and the figures of papers are from that one: not to be mixed with these.
+Transactions on Image Processing 2012. The regression is the model of the package ``brisque``, and
+the features are computed as that package does: grey in [0, 1], black beyond the borders, zeros
+counted as positive, half size by OpenCV's bicubic interpolation. The authors' MATLAB release has a
+different model, from which the figures in papers come; do not mix the two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.training.evaluation.metrics.aggd import aggd
-from rbvsr_deploy.training.evaluation.metrics.base import Shown
+from rbvsr_deploy.training.evaluation.metrics.base import ScoredFrame
 from rbvsr_deploy.training.evaluation.metrics.packages import read_pickle
 
 __all__ = ["Brisque", "Regression", "read_regression"]
@@ -40,10 +40,10 @@ class Regression:
     least: NDArray[np.float64]
     """(36,) feature values that are scaled to -1."""
     greatest: NDArray[np.float64]
-    """(36,) to 1."""
+    """(36,) feature values that are scaled to 1."""
 
     def __call__(self, features: NDArray[np.float64]) -> float:
-        """The score of a picture's features, (36,)."""
+        """Return the score for the features of an image, (36,)."""
         scaled = 2 * (features - self.least) / (self.greatest - self.least) - 1
         distances = np.sum((self.vectors - scaled) ** 2, axis=1)
         return float(self.coefficients @ np.exp(-self.gamma * distances) - self.rho)
@@ -53,7 +53,7 @@ def read_regression(folder: Path) -> Regression:
     """Read ``svm.txt`` (LIBSVM's format) and ``normalize.pickle``.
 
     Raises:
-        MediaError: one of them cannot be read or holds something else.
+        MediaError: one of them cannot be read or has other contents.
     """
     try:
         head, _, body = (folder / "svm.txt").read_text(encoding="ascii").partition("\nSV\n")
@@ -77,22 +77,25 @@ def read_regression(folder: Path) -> Regression:
 
 
 class Brisque:
-    """Scores pictures; lower is better."""
+    """Scores images; lower is better."""
 
     def __init__(self, regression: Regression) -> None:
         self._regression = regression
 
-    def __call__(self, shown: Shown) -> float | None:
-        """``None`` for a flat picture."""
-        features = brisque_features(shown.picture.rgb)
+    def __call__(self, frame: ScoredFrame) -> float | None:
+        """Score a frame; ``None`` if it is flat."""
+        features = brisque_features(frame.image.rgb)
         return None if np.isnan(features).any() else self._regression(features)
 
 
 def brisque_features(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(36,), 18 of the picture and 18 of it at half the size.
+    """Compute the features of an image.
 
     Args:
         image: (H, W, 3) uint8, RGB.
+
+    Returns:
+        (36,) float64: 18 of the image and 18 of the image at half size.
     """
     grey = np.asarray(image @ (_GREY / 255.0), dtype=np.float64)
     half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_CUBIC)
@@ -100,7 +103,7 @@ def brisque_features(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _scale_features(grey: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shapes and variances of the normalised pixels, and of the products of neighbours."""
+    """Fit the shapes and variances of the normalised pixels and of the products of neighbours."""
     from scipy.special import gamma
 
     def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

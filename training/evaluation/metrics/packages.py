@@ -1,4 +1,4 @@
-"""Weights that lie in packages: found without importing the package, read without running code."""
+"""Finds weights in packages without importing them, and reads pickles without running code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rbvsr_deploy.errors import MediaError, first_line
 
 __all__ = ["installed_file", "read_pickle"]
 
-# What arrays are made of in pickles, under NumPy's older and newer name.
+# Names that pickled arrays are built from, in older and newer versions of NumPy.
 _ARRAYS = {
     (module, name)
     for package in ("numpy.core", "numpy._core")
@@ -26,7 +26,7 @@ _ARRAYS = {
 
 
 def installed_file(package: str, name: str) -> Path | None:
-    """A file in the folder of a package; ``None`` if the package is not installed or has no such
+    """Find a file in the folder of a package; ``None`` if the package is not installed or lacks the
     file.
     """
     spec = importlib.util.find_spec(package)
@@ -45,12 +45,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Numbers, text, containers and arrays of a pickle; nothing else in one is run.
+    """Read the numbers, text, containers and arrays of a pickle; no other code in it is run.
 
     Raises:
-        MediaError: it cannot be read or holds something else.
+        MediaError: the file cannot be read or contains anything else.
     """
     try:
         return _Unpickler(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged pickle can raise any exception
         raise MediaError(f"cannot read {path}: {first_line(error)}") from None

@@ -1,7 +1,7 @@
-"""What the package pyiqa computes, where it is installed and its weights are on the disk.
+"""Computes metrics with the package pyiqa, if it is installed and its weights are on disk.
 
-pyiqa fetches weights when it needs them. Here it may not: every connection is refused while a
-metric is made.
+pyiqa would download missing weights. Here it may not: connections are refused while a metric is
+created.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import numpy as np
 
 from rbvsr_deploy.errors import RbvsrError, first_line
 from rbvsr_deploy.training.evaluation.metrics.base import (
+    CroppedImage,
     MetricUnavailableError,
-    Picture,
+    ScoredFrame,
     Scorer,
-    Shown,
-    the_truth,
+    require_truth,
 )
 
 __all__ = ["PerceptualIndex", "PyiqaMetric"]
 
 
 class PyiqaMetric:
-    """Scores pictures on the CPU.
+    """Scores images on the CPU.
 
     Args:
-        name: pyiqa's.
-        with_truth: whether it compares with the truth.
+        name: pyiqa's name of the metric.
+        with_truth: compare with the ground truth.
 
     Raises:
         MetricUnavailableError: pyiqa or the weights are missing.
-        RbvsrError: at a call, pyiqa fails at a picture.
+        RbvsrError: pyiqa fails on an image; raised by calls.
     """
 
     def __init__(self, name: str, *, with_truth: bool = False) -> None:
@@ -46,52 +46,54 @@ class PyiqaMetric:
                 import pyiqa
 
                 self._metric: Any = pyiqa.create_metric(name, device="cpu")
-        except Exception as error:  # of whatever library was to load something
+        except Exception as error:  # raised by any of the libraries involved
             raise MetricUnavailableError(
-                f"pyiqa fails to load it ({first_line(error)}), and nothing is downloaded here: "
+                f"pyiqa cannot load it ({first_line(error)}), and nothing is downloaded here: "
                 f"fetch its weights with python -c \"import pyiqa; pyiqa.create_metric('{name}')\""
             ) from None
 
-    def __call__(self, shown: Shown) -> float:
+    def __call__(self, frame: ScoredFrame) -> float:
         import torch
 
-        pictures = [_tensor(shown.picture)]
+        images = [_tensor(frame.image)]
         if self._with_truth:
-            pictures.append(_tensor(the_truth(shown)))
+            images.append(_tensor(require_truth(frame)))
         try:
             with torch.inference_mode():
-                return float(self._metric(*pictures))
+                return float(self._metric(*images))
         except Exception as error:
-            raise RbvsrError(f"pyiqa fails at {self._name}: {first_line(error)}") from error
+            raise RbvsrError(
+                f"pyiqa failed to compute {self._name}: {first_line(error)}"
+            ) from error
 
 
 class PerceptualIndex:
-    """PI: (NIQE + 10 - NRQM) / 2, lower is better.
+    """Computes PI: (NIQE + 10 - NRQM) / 2, lower is better.
 
-    Blau et al., *The 2018 PIRM challenge on perceptual image super-resolution*. pyiqa has one too,
-    which leaves out a border of its own.
+    Blau et al., *The 2018 PIRM challenge on perceptual image super-resolution*. pyiqa has a PI too,
+    but it ignores an additional border.
     """
 
     def __init__(self, niqe: Scorer, nrqm: Scorer) -> None:
         self._niqe, self._nrqm = niqe, nrqm
 
-    def __call__(self, shown: Shown) -> float | None:
-        """``None`` where NIQE is not defined."""
-        niqe, nrqm = self._niqe(shown), self._nrqm(shown)
+    def __call__(self, frame: ScoredFrame) -> float | None:
+        """Score a frame; ``None`` if NIQE is undefined."""
+        niqe, nrqm = self._niqe(frame), self._nrqm(frame)
         return None if niqe is None or nrqm is None else (niqe + 10 - nrqm) / 2
 
 
-def _tensor(picture: Picture) -> Any:
-    """(1, 3, H, W) float32 in [0, 1]."""
+def _tensor(image: CroppedImage) -> Any:
+    """Convert an image to (1, 3, H, W) float32 in [0, 1]."""
     import torch
 
-    image = np.ascontiguousarray(picture.rgb)
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
+    rgb = np.ascontiguousarray(image.rgb)
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255.0
 
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """No connection to anywhere; what libraries print about it is dropped."""
+    """Refuse all connections, and discard what libraries print about it."""
 
     def refuse(*arguments: object) -> NoReturn:
         raise ConnectionError("connections are refused")

@@ -1,6 +1,6 @@
-"""Bicubic interpolation as MATLAB's ``imresize`` does it, the one that scores are made with.
+"""Resizes images by bicubic interpolation like MATLAB's ``imresize``, the standard for scores.
 
-OpenCV's, FFmpeg's and Pillow's differ in the kernel, in antialiasing or at the borders.
+OpenCV, FFmpeg and Pillow differ in the kernel, in antialiasing or at the borders.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _Float = TypeVar("_Float", np.float32, np.float64)
 
 
 def imresize(image: NDArray[_Float], scale: float) -> NDArray[_Float]:
-    """A picture in another size; what is smaller is antialiased.
+    """Resize an image, with antialiasing when it becomes smaller.
 
-    Keys, *Cubic convolution interpolation for digital image processing*, 1981, a = -1/2; the
-    picture goes on mirrored beyond its borders.
+    Keys, *Cubic convolution interpolation for digital image processing*, 1981, a = -1/2; the image
+    is mirrored beyond its borders.
 
     Args:
         image: (H, W) or (H, W, C), float32 or float64.
-        scale: new size by old size.
+        scale: ratio of the new size to the old size.
 
     Returns:
-        Of ceil(scale * H) rows and ceil(scale * W) columns, neither clipped nor rounded.
+        ceil(scale * H) rows and ceil(scale * W) columns, neither clipped nor rounded.
     """
     for axis in (0, 1):
         places, weights = _contributions(image.shape[axis], scale)
@@ -41,13 +41,15 @@ def imresize(image: NDArray[_Float], scale: float) -> NDArray[_Float]:
 
 
 def enlarge(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """(H, W, 3) -> (scale H, scale W, 3) uint8, rounded and clipped."""
+    """Enlarge an image, (H, W, 3) -> (scale H, scale W, 3) uint8, rounded and clipped."""
     large = imresize(image.astype(np.float32), scale)
     return np.asarray(np.clip(np.rint(large), 0, 255), dtype=np.uint8)
 
 
 def _contributions(size: int, scale: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Of which old places each new one is made, and with what weights: two (new size, taps)."""
+    """Return the old positions that contribute to each new one, and their weights, both as
+    (new size, taps).
+    """
     stretch = max(1.0, 1.0 / scale)
     centre = (np.arange(np.ceil(size * scale)) + 0.5) / scale - 0.5
     taps = int(np.ceil(4 * stretch)) + 2

@@ -1,4 +1,4 @@
-"""How steady a video is: the warping error, and how far its motion is from the true one (tOF)."""
+"""Computes temporal metrics: the warping error, and the distance to the true motion (tOF)."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.training.evaluation.metrics.base import Picture, Shown, the_truth
+from rbvsr_deploy.training.evaluation.metrics.base import CroppedImage, ScoredFrame, require_truth
 
 __all__ = ["TemporalOpticalFlow", "WarpingError", "flow_difference", "reliable", "warp"]
 
 _Result = TypeVar("_Result")
-_NONE: Any = None  # which OpenCV takes, though its types do not say so
+_NONE: Any = None  # accepted by OpenCV, although its types do not say so
 Flow = NDArray[np.float32]
-"""(H, W, 2) pixels, (dx, dy): the place (x, y) of one picture lies at (x + dx, y + dy) in the
-other."""
+"""(H, W, 2) pixels, (dx, dy): position (x, y) of one image is at (x + dx, y + dy) in the other."""
 
 
-class _OfLastPair(Generic[_Result]):
-    """A function of two successive pictures that is not computed twice for the same two: several
-    videos are held against one truth.
+class _LastPairCache(Generic[_Result]):
+    """Caches a function of two successive images for the last pair, as several videos are compared
+    with the same ground truth.
     """
 
-    def __init__(self, function: Callable[[Picture, Picture], _Result]) -> None:
+    def __init__(self, function: Callable[[CroppedImage, CroppedImage], _Result]) -> None:
         self._function = function
-        self._pair: tuple[Picture, Picture] | None = None
+        self._pair: tuple[CroppedImage, CroppedImage] | None = None
         self._result: _Result
 
-    def __call__(self, before: Picture, now: Picture) -> _Result:
+    def __call__(self, before: CroppedImage, now: CroppedImage) -> _Result:
         if self._pair is None or self._pair[0] is not before or self._pair[1] is not now:
             self._result = self._function(before, now)
             self._pair = (before, now)
@@ -38,27 +37,27 @@ class _OfLastPair(Generic[_Result]):
 
 
 class WarpingError:
-    """Mean squared difference between a frame and the one before, moved along the motion, in
-    thousandths of the squared range; lower is steadier.
+    """Measures the mean squared difference between a frame and the previous one, warped along the
+    motion, in thousandths of the squared range; lower is steadier.
 
     Lai et al., *Learning blind video temporal consistency*, ECCV 2018, eq. 9 to 11:
     E = sum(M |V_t - warp(V_(t-1))|^2) / sum(M), over pixels and channels in [0, 1], where M is 1
     where the motion is reliable (:func:`reliable`). The flow is that of OpenCV's DIS
     (Kroeger et al., ECCV 2016, preset medium) in place of FlowNet2, on the guide.
 
-    A still or blurred video has little of it, so it says something only beside a metric of the
-    pictures.
+    Still or blurred videos score low, so it is meaningful only together with a metric of image
+    quality.
     """
 
     def __init__(self) -> None:
-        self._motion = _OfLastPair(_motion)
+        self._motion = _LastPairCache(_motion)
 
-    def __call__(self, shown: Shown) -> float | None:
-        """``None`` for the first frame, and where no motion is reliable."""
-        if shown.before is None:
+    def __call__(self, frame: ScoredFrame) -> float | None:
+        """Score a frame; ``None`` for the first one, and where no motion is reliable."""
+        if frame.previous is None:
             return None
-        before, now = shown.before.picture, shown.picture
-        flow, mask = self._motion(shown.before.guide or before, shown.guide or now)
+        before, now = frame.previous.image, frame.image
+        flow, mask = self._motion(frame.previous.guide or before, frame.guide or now)
         if not mask.any():
             return None
         moved = warp(before.rgb, flow)
@@ -67,8 +66,8 @@ class WarpingError:
 
 
 class TemporalOpticalFlow:
-    """tOF: mean distance, in pixels, between the motion of the video and that of the truth; lower
-    is better.
+    """Measures tOF, the mean distance in pixels between the motion of the video and that of the
+    ground truth; lower is better.
 
     Chu et al., *Learning temporal coherence via self-supervision for GAN-based video generation*
     (TecoGAN), ACM Transactions on Graphics 2020: mean |OF(b_(t-1), b_t) - OF(g_(t-1), g_t)|, with
@@ -76,23 +75,23 @@ class TemporalOpticalFlow:
     """
 
     def __init__(self) -> None:
-        self._true_flow = _OfLastPair(_farneback)
+        self._true_flow = _LastPairCache(_farneback)
 
-    def __call__(self, shown: Shown) -> float | None:
-        """``None`` for the first frame."""
-        if shown.before is None:
+    def __call__(self, frame: ScoredFrame) -> float | None:
+        """Score a frame; ``None`` for the first one."""
+        if frame.previous is None:
             return None
-        true_flow = self._true_flow(the_truth(shown.before), the_truth(shown))
-        return flow_difference(_farneback(shown.before.picture, shown.picture), true_flow)
+        true_flow = self._true_flow(require_truth(frame.previous), require_truth(frame))
+        return flow_difference(_farneback(frame.previous.image, frame.image), true_flow)
 
 
 def flow_difference(flow: Flow, other: Flow) -> float:
-    """Mean length of the difference, in pixels."""
+    """Compute the mean length of the difference of two flows, in pixels."""
     return float(np.linalg.norm(flow - other, axis=2).mean())
 
 
 def warp(image: NDArray[Any], flow: Flow) -> NDArray[np.float32]:
-    """The picture as it is seen at the places a flow leads to: (H, W, C) float32, bilinear."""
+    """Sample an image at the positions that a flow points to: (H, W, C) float32, bilinear."""
     height, width = flow.shape[:2]
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     places = flow + np.stack((columns, rows), axis=2).astype(np.float32)
@@ -108,18 +107,17 @@ def warp(image: NDArray[Any], flow: Flow) -> NDArray[np.float32]:
 
 
 def reliable(flow: Flow, back: Flow) -> NDArray[np.bool_]:
-    """Where a flow leads to the same thing: neither hidden, nor at the edge of something that moves
-    differently, nor out of the picture.
+    """Find where a flow is reliable: not occluded, not at a motion boundary, and within the image.
 
-    Ruder, Dosovitskiy and Brox, *Artistic style transfer for videos*, 2016, eq. 5 and 6, which the
-    warping error of Lai et al. is defined with.
+    Ruder, Dosovitskiy and Brox, *Artistic style transfer for videos*, 2016, eq. 5 and 6, on which
+    the warping error of Lai et al. is based.
 
     Args:
-        flow: of every pixel, to the other picture.
-        back: from there.
+        flow: flow from every pixel to the other image.
+        back: flow from the other image back.
 
     Returns:
-        (H, W)
+        (H, W) bool.
     """
     height, width = flow.shape[:2]
     returned = warp(back, flow)
@@ -134,8 +132,10 @@ def reliable(flow: Flow, back: Flow) -> NDArray[np.bool_]:
     return np.asarray(inside & ~hidden & ~edge)
 
 
-def _motion(before: Picture, now: Picture) -> tuple[Flow, NDArray[np.bool_]]:
-    """Flow from every pixel of a picture to the one before, and where it is reliable."""
+def _motion(before: CroppedImage, now: CroppedImage) -> tuple[Flow, NDArray[np.bool_]]:
+    """Compute the flow from every pixel of an image to the previous one, and where it is
+    reliable.
+    """
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow, back = (
         np.asarray(dis.calc(a.grey, b.grey, _NONE), dtype=np.float32)
@@ -144,7 +144,7 @@ def _motion(before: Picture, now: Picture) -> tuple[Flow, NDArray[np.bool_]]:
     return flow, reliable(flow, back)
 
 
-def _farneback(before: Picture, now: Picture) -> Flow:
+def _farneback(before: CroppedImage, now: CroppedImage) -> Flow:
     flow = cv2.calcOpticalFlowFarneback(
         before.grey,
         now.grey,

@@ -94,6 +94,10 @@ class EngineSet:
     """Per graph how many layers of each kind the parsed network has in each type, such as
     "CONVOLUTION float16".
     """
+    signature: str = ""
+    """Of the user who compiled it, in hexadecimal, as ``engines/tensorrt/signing.py`` makes it;
+    empty: unsigned.
+    """
 
     @property
     def name(self) -> str:

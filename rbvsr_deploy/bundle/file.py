@@ -13,96 +13,47 @@ import hashlib
 import io
 import json
 import re
+import stat
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from rbvsr_deploy.engine_sets import EngineSet
+from rbvsr_deploy.bundle.engine_sets import EngineSet
+from rbvsr_deploy.bundle.graph_check import check_graph_bytes
+from rbvsr_deploy.bundle.manifest import (
+    Manifest,
+    ManifestError,
+    read_manifest,
+)
+from rbvsr_deploy.bundle.onnx_fields import GraphFormatError
+from rbvsr_deploy.bundle.stored_zip import ZipFormatError, read_stored
 from rbvsr_deploy.errors import BundleError
 from rbvsr_deploy.files import check_writable, write_atomically
-from rbvsr_deploy.graphs import GRAPHS, PRECISIONS, Precision, graph_names, head_channels
+from rbvsr_deploy.graphs import GRAPHS
 
 __all__ = [
-    "SCHEMA_VERSION",
     "Bundle",
-    "Manifest",
-    "Weights",
     "bundle_in_memory",
     "check_bundle_path",
-    "graph_io",
     "open_bundle",
     "write_bundle",
 ]
-
-SCHEMA_VERSION = 1
 
 _MANIFEST = "manifest.json"
 _DIGEST = re.compile(rb"rbvsr-bundle sha256=([0-9a-f]{64})$")
 _RAW_PLANS = (b"ftrt", b"ptrt", b"vtrt")
 """First bytes of serialised engines: TensorRT, and TensorRT-RTX (1.7 writes ``vtrt``)."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: bytes do not depend on the day
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where the weights came from."""
-
-    file_name: str
-    sha256: str
-    """Of the checkpoint file, as published sums are."""
-    license: str | None = None
-    provenance: str | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is known about the network in a bundle. ``rbvsr-info`` shows it."""
-
-    model: Mapping[str, Any]
-    """``RealBasicVSRConfig.as_dict()``."""
-    weights: Weights
-    precision: Precision
-    opset: int
-    refine_threshold: float
-    """Dynamic refinement's default, on the 0-255 scale."""
-    graphs: Mapping[str, Any]
-    """Inputs and outputs of each graph: name, dtype, shape."""
-    verification: Mapping[str, Any]
-    """Largest difference from the torch model per graph, output and size, measured by the export.
-    """
-    toolkit_version: str
-    scale: int = 4
-    quantisation: Mapping[str, Any] | None = None
-    """Calibration record of an INT8 bundle; ``None`` for floating point."""
-    engine_sets: tuple[EngineSet, ...] = ()
-    """What the bundle holds compiled."""
-    schema_version: int = SCHEMA_VERSION
-    members: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of every other member; filled in by :func:`write_bundle`."""
-
-    @property
-    def has_cleaning(self) -> bool:
-        """Whether there is a ``clean`` graph: RealBasicVSR has one, BasicVSR has not."""
-        return self.model["cleaning_blocks"] is not None
-
-    @property
-    def channels(self) -> int:
-        """Channels of the recurrent state."""
-        return int(self.model["mid_channels"])
-
-    @property
-    def head_channels(self) -> int:
-        """See :func:`rbvsr_deploy.graphs.head_channels`."""
-        return head_channels(
-            channels=self.channels, single_shuffle=bool(self.model["single_shuffle"])
-        )
+_LARGEST = 2**30  # bytes of a bundle
+_MOST_MEMBERS = 10_000
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; its members have been checked against the manifest."""
+    """An opened bundle: its members are what the manifest says, and its graphs are of this network.
+    Compiled engines, which are machine code, cannot be checked like that.
+    """
 
     path: Path
     manifest: Manifest
@@ -141,26 +92,6 @@ def _plan_member(engine_set: EngineSet, graph: str) -> str:
     return f"engines/{engine_set.name}/{graph}.plan"
 
 
-def graph_io(*, has_cleaning: bool, channels: int, precision: Precision) -> dict[str, Any]:
-    """Inputs and outputs of every graph in plain values, for the manifest and for engines to check
-    against.
-    """
-    return {
-        name: {
-            side: [
-                {
-                    "name": item.name,
-                    "dtype": item.numpy_dtype(precision),
-                    "shape": [channels if size == "C" else size for size in item.shape],
-                }
-                for item in items
-            ]
-            for side, items in (("inputs", GRAPHS[name].inputs), ("outputs", GRAPHS[name].outputs))
-        }
-        for name in graph_names(has_cleaning=has_cleaning)
-    }
-
-
 def write_bundle(
     path: Path,
     manifest: Manifest,
@@ -176,7 +107,7 @@ def write_bundle(
         engines: sets with their serialised engines by graph name.
 
     Raises:
-        BundleError: the file cannot be written; nothing is left behind.
+        BundleError: the file cannot be written, or would be too large; nothing is left behind.
     """
     members = {_graph_member(name): data for name, data in graphs.items()}
     for engine_set, plans in engines:
@@ -196,6 +127,8 @@ def write_bundle(
         # covers.
         archive.comment = _comment(b"")
     content = buffer.getvalue()[: -len(_comment(b""))]
+    if len(content) > _LARGEST - len(_comment(b"")):
+        raise BundleError(_too_large(path, len(content)))
     try:
         write_atomically(path, content + _comment(content))
     except OSError as error:
@@ -226,65 +159,99 @@ def _comment(content: bytes) -> bytes:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open and check a bundle.
+    """Open and check a bundle. All that runs or shows one opens it here: no other check lies
+    between a foreign file and the runtimes.
 
     Raises:
         BundleError: missing file; a raw TensorRT plan, an ONNX file, a checkpoint or something else
-            in its place; a truncated or changed file; a newer format.
+            in its place; a truncated or changed file; a newer format; a manifest or a graph that
+            :mod:`rbvsr_deploy.bundle.manifest` or :mod:`rbvsr_deploy.bundle.graph_check` refuses.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"the bundle '{path}' cannot be read ({error.strerror}): make one with rbvsr-export"
-        ) from None
-    comment = _DIGEST.search(data[-len(_comment(b"")) :])
-    if comment is None:
-        raise BundleError(_what_it_is(path, data))
-    if _comment(data[: -len(comment[0])]) != comment[0]:
+    data = _read_file(path)
+    size = len(_comment(b""))
+    if _comment(data[:-size]) != data[-size:]:
         raise BundleError(
             f"'{path}' is damaged: its content does not match its own checksum; copy or export "
             "it again"
         )
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        manifest = _read_manifest(path, members.pop(_MANIFEST))
-    except BundleError:
-        raise
-    except Exception as error:  # the checksum is right: not damaged, but made by something else
+        members = read_stored(data, comment=size, most=_MOST_MEMBERS)
+        manifest = read_manifest(members.pop(_MANIFEST, memoryview(b"")))
+    except ManifestError as error:
+        raise BundleError(f"'{path}' {error}") from None
+    except ZipFormatError as error:  # the checksum is right: not damaged, but made by others
         raise BundleError(
-            f"'{path}' is not a bundle of this toolkit ({type(error).__name__}: {error}): export "
-            "the checkpoint again"
+            f"'{path}' is not a bundle of this toolkit ({error}): export the checkpoint again"
         ) from None
+    _check_members(path, manifest, members)
+    for name in manifest.graphs:
+        try:
+            check_graph_bytes(
+                members[_graph_member(name)],
+                GRAPHS[name],
+                precision=manifest.precision,
+                channels=manifest.channels,
+            )
+        except GraphFormatError as error:
+            raise BundleError(
+                f"'{path}' is not run: its graph '{name}' {error}; use a bundle that rbvsr-export "
+                "has made"
+            ) from None
+    contents = {name: bytes(member) for name, member in members.items()}
+    return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), contents)
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a file that ends as bundles do; other files are not read in full.
+
+    Raises:
+        BundleError: it cannot be read, is too large, or something else.
+    """
+    size = len(_comment(b""))
+    try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise BundleError(f"'{path}' is a device or a pipe, not a bundle: give a file")
+        with path.open("rb") as file:
+            beginning = file.read(64)
+            file.seek(max(status.st_size - size, 0))
+            if not _DIGEST.search(file.read(size)):
+                raise BundleError(_what_it_is(path, beginning))
+            if status.st_size > _LARGEST:
+                raise BundleError(_too_large(path, status.st_size))
+            file.seek(0)
+            return file.read(status.st_size)
+    except OSError as error:
+        raise BundleError(
+            f"the bundle '{path}' cannot be read ({error.strerror}): make one with rbvsr-export"
+        ) from None
+
+
+def _too_large(path: Path, size: int) -> str:
+    return (
+        f"'{path}' has {size / 2**30:.2f} GiB, and bundles have at most {_LARGEST / 2**30:g}: keep "
+        "engine sets for different GPUs in different bundles"
+    )
+
+
+def _check_members(path: Path, manifest: Manifest, members: Mapping[str, memoryview]) -> None:
+    """Raises BundleError unless the members are those of the manifest, to the byte."""
     for name, expected in manifest.members.items():
         if hashlib.sha256(members.get(name, b"")).hexdigest() != expected:
             raise BundleError(
                 f"'{path}' is damaged: its member '{name}' is missing or changed; export it again"
             )
-    return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), members)
-
-
-def _read_manifest(path: Path, data: bytes) -> Manifest:
-    values = json.loads(data)
-    version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
+    expected_names = {_graph_member(name) for name in manifest.graphs}
+    for engine_set in manifest.engine_sets:
+        expected_names |= {_plan_member(engine_set, name) for name in manifest.graphs}
+    for name in sorted(expected_names ^ members.keys() | expected_names ^ manifest.members.keys()):
         raise BundleError(
-            f"'{path}' has bundle format {version}, and this version of rbvsr-deploy reads "
-            f"{SCHEMA_VERSION}: "
-            "update rbvsr-deploy, or export the checkpoint again"
+            f"'{path}' has a member '{name}' too many or too few for its manifest; export it again"
         )
-    sets = tuple(EngineSet.from_dict(item) for item in values.get("engine_sets", ()))
-    manifest = Manifest(**{**values, "weights": Weights(**values["weights"]), "engine_sets": sets})
-    if manifest.precision not in PRECISIONS:
-        raise BundleError(
-            f"'{path}' has precision '{manifest.precision}'; known are {', '.join(PRECISIONS)}"
-        )
-    return manifest
 
 
 def _what_it_is(path: Path, data: bytes) -> str:
-    """A sentence for a file that is no complete bundle."""
+    """A sentence for a file that is no complete bundle, of which this is the beginning."""
     make_one = "make a bundle with rbvsr-export"
     if not data:
         return f"'{path}' is empty, not a bundle: {make_one}"
@@ -294,11 +261,11 @@ def _what_it_is(path: Path, data: bytes) -> str:
             f"version only; {make_one}"
         )
     if data[:4] == b"PK\x03\x04":
-        if _MANIFEST.encode() in data[:64]:
+        if _MANIFEST.encode() in data:
             return f"'{path}' is a damaged or truncated bundle: copy or export it again"
         return (
-            f"'{path}' is a zip archive or a PyTorch checkpoint, not a bundle: {make_one} "
-            "--checkpoint"
+            f"'{path}' is a zip archive or a PyTorch checkpoint, not a bundle: {make_one} from a "
+            "checkpoint"
         )
     if path.suffix == ".onnx":
         return (

@@ -1,0 +1,46 @@
+"""Defines what all scenes of one stream share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rbvsr_deploy.closing import Closing
+from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.runtime.memory_plan import MemoryBudget
+from rbvsr_deploy.runtime.settings import Settings
+from rbvsr_deploy.runtime.spool import Spool
+
+__all__ = ["Context", "Stage"]
+
+Stage = Literal["clean", "backward", "forward"]
+
+
+def _ignore(stage: Stage, frames: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Context(Closing):
+    """Holds what stays the same from scene to scene; closing it frees the disk, not the engine."""
+
+    engine: Engine
+    """Runs the graphs."""
+    settings: Settings
+    size: tuple[int, int]
+    """H and W of the input frames."""
+    budget: MemoryBudget
+    """Holds the memory plan in effect."""
+    deep: bool = False
+    """True for uint16 frames and output, False for uint8."""
+    spool: Spool = field(default_factory=Spool)
+    """Stores the cleaned frames that do not fit on the device."""
+    kept: Spool = field(default_factory=Spool)
+    """Stores the backward states that windows start from."""
+    progress: Callable[[Stage, int], None] = _ignore
+    """Called with a stage and the frames it has done since the last call."""
+
+    def close(self) -> None:
+        self.spool.close()
+        self.kept.close()
