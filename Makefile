@@ -43,7 +43,7 @@ check: .venv-check/installed links
 
 .venv-check/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-check
-	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs
+	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs portalocker
 	touch $@
 
 .venv/installed: pyproject.toml | links
@@ -75,8 +75,10 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# The second run finds what Windows does not have.
 types: .venv/installed
 	.venv/bin/python -m mypy
+	.venv/bin/python -m mypy --platform win32 --cache-dir .mypy_cache/win32
 
 # The documentation as a site in build/site, its API reference from the docstrings. Warnings are errors.
 .PHONY: docs

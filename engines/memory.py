@@ -91,14 +91,15 @@ def _left_in_container() -> int:
     ):
         try:
             # The limit reads "max" if there is none. Cached files count as used but can be evicted.
-            return max(0, int(limit.read_text()) - int(used.read_text()) + _cached(limit.parent))
+            left = int(limit.read_text("ascii")) - int(used.read_text("ascii"))
+            return max(0, left + _cached(limit.parent))
         except (OSError, ValueError):
             continue
     return 2**62
 
 
 def _cached(group: Path) -> int:
-    for line in (group / "memory.stat").read_text().splitlines():
+    for line in (group / "memory.stat").read_text("ascii").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file"):
             return int(value)

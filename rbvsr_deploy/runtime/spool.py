@@ -7,6 +7,7 @@ disk only when it has to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -106,7 +107,8 @@ class Spool(Closing):
         self._slots.clear()
         self._free.clear()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(FileNotFoundError):  # its name is usually deleted already
+                self._file.close()
             self._file = None
 
     def close(self) -> None:
@@ -127,13 +129,13 @@ class Spool(Closing):
 
 
 def _temporary_file(folder: Path) -> IO[bytes]:
-    """Make a temporary file that is deleted when it is closed, at the latest."""
-    try:
-        # It has no name, or Windows deletes it with the process.
-        return tempfile.TemporaryFile(dir=folder)
-    except PermissionError:
-        # Some network file systems do not delete an open file.
-        return tempfile.NamedTemporaryFile(dir=folder)
+    """Make a temporary file that is deleted with the process, or where that is not possible, when
+    it is closed.
+    """
+    file = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115
+    with contextlib.suppress(OSError):  # Windows and some file systems do not delete open files
+        os.unlink(file.name)
+    return file
 
 
 def _read_at(handle: int, view: memoryview, position: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,7 +15,7 @@ from rbvsr_deploy.video.base import Source
 from rbvsr_deploy.video.copying.copied_streams import CopiedStreams
 from rbvsr_deploy.video.copying.packet_copy import portable_tags
 from rbvsr_deploy.video.copying.time_window import TimeWindow
-from rbvsr_deploy.video.encoding.packets import decoding_times, read_packets
+from rbvsr_deploy.video.encoding.packets import StoredPacket, decoding_times, read_packets
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import open_output
@@ -110,17 +110,18 @@ class Assembly(Closing):
         import av
 
         times = decoding_times(_stamps(files), delay=delay)
-        packets = (packet for file in files for packet in read_packets(file))
-        # Some times remain unused: decoding ends before presentation does.
-        for stored, dts in zip(packets, times, strict=False):
-            self._copy_until(dts * self._settings.time_base, name=name)
-            packet = av.Packet(stored.data)
-            packet.stream = self._stream
-            packet.time_base = self._settings.time_base
-            packet.pts, packet.dts = stored.pts, dts
-            packet.duration = stored.duration
-            packet.is_keyframe = stored.is_keyframe
-            self._output.mux_one(packet)
+        # An error must not leave a file open, which Windows would not remove.
+        with contextlib.closing(_packets(files)) as packets:
+            # Some times remain unused: decoding ends before presentation does.
+            for stored, dts in zip(packets, times, strict=False):
+                self._copy_until(dts * self._settings.time_base, name=name)
+                packet = av.Packet(stored.data)
+                packet.stream = self._stream
+                packet.time_base = self._settings.time_base
+                packet.pts, packet.dts = stored.pts, dts
+                packet.duration = stored.duration
+                packet.is_keyframe = stored.is_keyframe
+                self._output.mux_one(packet)
 
     def finish(self) -> None:
         """Write the rest of the copied streams and complete the file."""
@@ -158,6 +159,11 @@ class Assembly(Closing):
             self._shifts = True
         if self._copies is not None:
             self._copies.advance(time)
+
+
+def _packets(files: list[Path]) -> Generator[StoredPacket, None, None]:
+    for file in files:
+        yield from read_packets(file)
 
 
 def _stamps(files: list[Path]) -> Iterator[int]:

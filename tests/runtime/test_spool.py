@@ -15,11 +15,21 @@ from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.runtime.spool import Spool
 
 
+@pytest.fixture(params=[True, False], ids=["positional", "seeking"])
+def positional(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the system reads and writes at a position; Windows and old macOS do not."""
+    if not request.param:
+        monkeypatch.delattr(os, "preadv")
+        monkeypatch.delattr(os, "pwritev")
+    return bool(request.param)
+
+
 def array(seed: int, dtype: str = "float32") -> NDArray[Any]:
     return np.random.default_rng(seed).normal(size=(1, 3, 4, 5)).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.usefixtures("positional")
 def test_arrays_come_back(dtype: str, tmp_path: Path) -> None:
     """They do bit for bit, in any order, after others were dropped and their places reused."""
     with Spool(tmp_path) as spool:
@@ -71,7 +81,9 @@ def test_other_shapes_are_refused(tmp_path: Path) -> None:
         np.testing.assert_array_equal(spool.get(1), array(1, "float16"))
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: bool
+) -> None:
     """Stored arrays stay readable."""
     with Spool(tmp_path) as spool:
         spool.put(0, array(0))
@@ -79,10 +91,10 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def full(*arguments: object) -> int:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(os, "pwritev", full)
-        with pytest.raises(RbvsrError, match=r"No space left on device.*longest scene"):
-            spool.put(1, array(1))
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwritev" if positional else "write", full)
+            with pytest.raises(RbvsrError, match=r"No space left on device.*longest scene"):
+                spool.put(1, array(1))
         spool.put(2, array(2))
         np.testing.assert_array_equal(spool.get(0), array(0))
         np.testing.assert_array_equal(spool.get(2), array(2))
@@ -107,14 +119,38 @@ def test_where_the_file_is_by_default(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_partial_writes_and_reads_are_continued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: bool
 ) -> None:
     """The system may write and read less than requested."""
-    write, read = os.pwritev, os.preadv
-    monkeypatch.setattr(os, "pwritev", lambda f, b, at: write(f, [b[0][:7]], at))
-    monkeypatch.setattr(os, "preadv", lambda f, b, at: read(f, [b[0][:11]], at))
+    if positional:
+        write_at, read_at = os.pwritev, os.preadv
+        monkeypatch.setattr(os, "pwritev", lambda f, b, at: write_at(f, [b[0][:7]], at))
+        monkeypatch.setattr(os, "preadv", lambda f, b, at: read_at(f, [b[0][:11]], at))
+    else:
+        write, read = os.write, os.read
+        monkeypatch.setattr(os, "write", lambda f, b: write(f, b[:7]))
+        monkeypatch.setattr(os, "read", lambda f, n: read(f, min(n, 11)))
     with Spool(tmp_path) as spool:
         for i in range(3):
             spool.put(i, array(i))
         for i in range(3):
             np.testing.assert_array_equal(spool.get(i), array(i))
+
+
+def test_a_system_that_does_not_delete_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is deleted once it is closed."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with Spool(tmp_path) as spool:
+        for number in range(2):
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "unlink", refuse)
+                spool.put(0, array(number))
+                assert len(list(tmp_path.iterdir())) == 1
+                np.testing.assert_array_equal(spool.get(0), array(number))
+            spool.clear()
+            assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ on Windows. ``os.name`` and ``sys.platform`` stay as they are for the sake of ot
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import signal
@@ -27,7 +28,7 @@ OS = (
     *("chown", "fchdir", "fchmod", "fchown", "fdatasync", "getegid", "geteuid", "getgid"),
     *("getloadavg", "getpgid", "getuid", "killpg", "lchown", "lockf", "mkfifo", "mknod", "nice"),
     *("posix_fadvise", "posix_fallocate", "pread", "preadv", "pwrite", "pwritev", "readv"),
-    *("sched_getaffinity", "sched_setaffinity", "sendfile", "setsid", "setuid", "statvfs"),
+    *("sched_getaffinity", "sched_setaffinity", "sendfile", "setsid", "setuid"),
     *("sync", "sysconf", "writev"),
 )
 FOLDER_CALLS = (
@@ -104,6 +105,7 @@ def _import_for_windows(package: str, *, msvcrt: types.ModuleType) -> None:
 
 
 def _without_folders(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
     def without_folders(*arguments: Any, **options: Any) -> Any:
         for name in ("dir_fd", "src_dir_fd", "dst_dir_fd"):
             if options.get(name) is not None:
@@ -114,8 +116,9 @@ def _without_folders(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refusing_open_files(call: Callable[..., Any]) -> Callable[..., Any]:
-    replaces = call.__name__
+    name = call.__name__
 
+    @functools.wraps(call)
     def refusing(*paths: Any, **options: Any) -> Any:
         for path in paths:
             if _is_open(path):
@@ -126,13 +129,14 @@ def _refusing_open_files(call: Callable[..., Any]) -> Callable[..., Any]:
             raise FileExistsError(errno.EEXIST, "already exists", str(paths[1]))
         return call(*paths, **options)
 
-    name = replaces
     return refusing
 
 
 def _is_open(path: Any) -> bool:
     """Return whether this process has a file open, or one inside a folder."""
     real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    if real.startswith("/dev/shm/"):
+        return False  # multiprocessing shares memory differently on Windows
     for handle in os.listdir("/proc/self/fd"):
         try:
             opened = os.readlink(f"/proc/self/fd/{handle}")
@@ -144,6 +148,7 @@ def _is_open(path: Any) -> bool:
 
 
 def _opening_no_folder(call: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(call)
     def opening(path: Any, *arguments: Any, **options: Any) -> int:
         if os.path.isdir(path):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -153,6 +158,7 @@ def _opening_no_folder(call: Callable[..., int]) -> Callable[..., int]:
 
 
 def _taking_paths(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
     def taking_paths(path: Any = ".") -> Any:
         if isinstance(path, int):
             raise TypeError("scandir: path should be string, bytes, os.PathLike or None, not int")
@@ -162,6 +168,7 @@ def _taking_paths(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _for_writers(call: Callable[[int], None], mode: Callable[[int], int]) -> Callable[[int], None]:
+    @functools.wraps(call)
     def for_writers(handle: int) -> None:
         if mode(handle) == os.O_RDONLY:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -171,6 +178,7 @@ def _for_writers(call: Callable[[int], None], mode: Callable[[int], int]) -> Cal
 
 
 def _sockets_only(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
     def sockets_only(*lists: Any) -> Any:
         for handle in (handle for handles in lists[:3] for handle in handles):
             number = handle if isinstance(handle, int) else handle.fileno()

@@ -129,6 +129,8 @@ class _CachedFootage(Footage):
                     file.write(planes.data)
             os.replace(part, self._file)
         except (OSError, DamagedSourceError) as error:
+            if self._is_filled():  # by another worker: Windows replaces no file that is in use
+                return True
             logger.warning("'%s' is not cached: %s", self.name, error)
             return False
         finally:

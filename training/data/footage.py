@@ -100,7 +100,7 @@ class ImageFiles(Footage):
 
     def decode(self, start: int, count: int) -> Iterator[Planes]:
         for file in self.files[start : start + count]:
-            image = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = _read_image(file)
             if image is None or image.shape != (self.height, self.width, 3):
                 raise DamagedSourceError(
                     file,
@@ -115,6 +115,18 @@ class ImageFiles(Footage):
         return np.ascontiguousarray(
             image[region.top : region.top + region.height, region.left : region.left + region.width]
         )
+
+
+def _read_image(file: Path) -> NDArray[Any] | None:
+    """Decode an image file as RGB; return ``None`` if it cannot be read."""
+    # On Windows, OpenCV's own reader does not open paths outside of ASCII.
+    try:
+        data = np.fromfile(file, np.uint8)
+    except OSError:
+        return None
+    if not data.size:
+        return None
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 class VideoFile(Footage):
