@@ -148,7 +148,7 @@ COMPACT = RealBasicVSRConfig(
     reconstruction_blocks=4,
     single_shuffle=True,
 )
-"""The preset for CPUs: about 40 times less arithmetic than the published size. Most of its depth is
+"""The preset for CPUs: about 37 times less arithmetic than the published size. Most of its depth is
 in the head, which every frame passes with both branches at hand.
 """
 
