@@ -1,11 +1,9 @@
 """Whether a model is fit to be the default one: every bar, on footage that training never saw.
 
-Three sets of clips. ``moderate``: inputs degraded from ground truth as in training, by fixed seeds;
-``clean``: the same ground truth, reduced and nothing else; ``real``: clips as they are, without
-ground truth. Each set is enlarged by bicubic interpolation, by the teacher (frame by frame, on
-``moderate`` alone) and by every model, and what they make is kept as PNG files to be looked at.
-A ``long`` set of 300 frames shows whether outputs drift, and one run under ONNX Runtime compares
-the speed with the teacher's.
+The clips are those of :mod:`held_out`. Each set is enlarged by bicubic interpolation, by the
+teacher (frame by frame, on ``moderate`` alone) and by every model, and what they make is kept as
+PNG files to be looked at. Clips of 300 frames show whether outputs drift, and one run under ONNX
+Runtime compares the speed with the teacher's.
 
 A bar is a figure and its limit. Figures of a set are means over its clips; ratios are ratios of
 such means.
@@ -14,7 +12,6 @@ such means.
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import shutil
 import statistics
@@ -28,29 +25,23 @@ import cv2
 import msgspec
 import numpy as np
 from common import environment, parse_size
+from held_out import make_sets, read_frames, write_frames
 from numpy.typing import NDArray
 
 from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import eight_bits
-from rbvsr_deploy.training.data.sources import SourceConfig
-from rbvsr_deploy.training.data.training_set import DataConfig, TrainingSet
-from rbvsr_deploy.training.degradations.config import CLEAN, MODERATE
-from rbvsr_deploy.training.evaluation.degraded_inputs import degrade_items
 from rbvsr_deploy.training.evaluation.evaluate import RESULTS, evaluate
 from rbvsr_deploy.training.evaluation.metrics.catalogue import open_metrics
 from rbvsr_deploy.training.evaluation.metrics.resize import enlarge
-from rbvsr_deploy.training.evaluation.sequences import Item, find_sequences
+from rbvsr_deploy.training.evaluation.sequences import Item, check_items
 from rbvsr_deploy.training.teacher import Teacher, load_teacher
 from rbvsr_deploy.upscaler import Upscaler
-from rbvsr_deploy.video import open_source
-from rbvsr_deploy.video.images import write_image
 
 Image = NDArray[np.uint8]
 Method = Callable[[list[Image]], Iterable[Image]]
 Scores = dict[str, Any]
 
-SEED = 2026
 BORDER = 4
 METRICS = {
     "moderate": ("lpips", "niqe", "brisque", "psnr_y", "tof", "warping_error"),
@@ -59,70 +50,6 @@ METRICS = {
 }
 LONG, SETTLED = 300, 16
 """Frames of a long clip, and how many at both ends may still change."""
-
-
-# ------------------------------------------------------------------------------------------- clips
-
-
-def write_frames(folder: Path, images: Iterable[Image]) -> Path:
-    """A folder of numbered PNG files."""
-    folder.mkdir(parents=True)
-    for number, image in enumerate(images):
-        write_image(folder / f"{number:08}.png", image=image)
-    return folder
-
-
-def read_frames(path: Path, *, count: int | None = None) -> Iterator[Image]:
-    """The first frames of a video or folder."""
-    with open_source(path) as source:
-        for frame in itertools.islice(source, count):
-            yield eight_bits(frame.image)
-
-
-def middle(image: Image, size: tuple[int, int]) -> Image:
-    """The middle of an image, at most as large as a width and height, sides multiples of 4."""
-    sides = [
-        min(s, most) // SCALE * SCALE for s, most in zip(image.shape[:2], size[::-1], strict=True)
-    ]
-    top, left = ((s - kept) // 2 for s, kept in zip(image.shape[:2], sides, strict=True))
-    return np.ascontiguousarray(image[top : top + sides[0], left : left + sides[1]])
-
-
-def cut(paths: Iterable[Path], folder: Path, *, count: int, size: tuple[int, int]) -> None:
-    """The first frames of every clip at some paths, cut to a size."""
-    for path in paths:
-        for name, clip in find_sequences(path).items():
-            write_frames(folder / name, (middle(i, size) for i in read_frames(clip, count=count)))
-
-
-def film(photos: Path, folder: Path, *, clips: int, count: int, side: int) -> None:
-    """Photographs under the synthetic camera of the training."""
-    source = SourceConfig(kind="photos", path=str(photos), reduction=2)
-    data = DataConfig(sources=(source,), length=count, crop=side // SCALE, stochastic=False)
-    camera = TrainingSet(data, CLEAN, seed=SEED)
-    for number in range(clips):
-        write_frames(folder / f"photo_{number}", camera.sample(number).truth)
-
-
-def make_sets(
-    folder: Path,
-    *,
-    truth: tuple[Path, ...],
-    photos: Path | None,
-    photo_clips: int,
-    real: tuple[Path, ...],
-    count: int,
-    size: tuple[int, int],
-) -> None:
-    """Truth and inputs of every set, in a folder that does not exist."""
-    cut(truth, folder / "truth", count=count, size=size)
-    if photos is not None:
-        film(photos, folder / "truth", clips=photo_clips, count=count, side=min(size))
-    items = [Item(path.name, None, truth=path) for path in sorted((folder / "truth").iterdir())]
-    for name, degradation in (("moderate", MODERATE), ("clean", CLEAN)):
-        (folder / name).mkdir()
-        degrade_items(items, folder / name, degradation, seed=SEED)
-    cut(real, folder / "real", count=count, size=(size[0] // SCALE, size[1] // SCALE))
 
 
 # ----------------------------------------------------------------------------------------- methods
@@ -159,16 +86,16 @@ def score(folder: Path, method: Method, results: Path, sets: Iterable[str]) -> S
             made = write_frames(results / name / inputs.name, method(images))
             truth = None if name == "real" else folder / "truth" / inputs.name
             items.append(Item(inputs.name, made, truth=truth, inputs=inputs))
-        scorers, missing = open_metrics(METRICS[name])
-        if missing:
-            raise click.ClickException("; ".join(f"{k}: {v}" for k, v in missing.items()))
+        scorers, missing = open_metrics(METRICS[name], size=check_items(items, border=BORDER))
+        for metric, reason in missing.items():
+            click.echo(f"without {metric}: {reason}", err=True)
         found = evaluate(items, scorers, border=BORDER, baseline=False)
         scores[name] = {
             metric: {
                 "mean": found.mean(RESULTS, metric),
                 "clips": {k: v.mean(metric) for k, v in found.scores[RESULTS].items()},
             }
-            for metric in METRICS[name]
+            for metric in scorers
         }
         if name == "real":
             scores[name]["colour"] = {"clips": {i.name: colour_shift(i) for i in items}}
@@ -203,9 +130,9 @@ def long_clips(photo: Image) -> dict[str, Callable[[int], Image]]:
 
 def run_long(upscaler: Upscaler, photo: Image) -> Scores:
     """Of every long clip, in levels: how far the mean of an output is from that of its input
-    (``offset``), how much it changes from the first to the last tenth (``drift``), and how much an
-    output differs from the one before it, on average over its pixels, at most (``step``), both ends
-    left out.
+    (``offset``), how much that changes from the first to the last tenth (``drift``), and how much
+    an output differs from the one before it, on average over its pixels, at most (``step``), both
+    ends left out.
     """
     scores = {}
     for name, frame in long_clips(photo).items():
@@ -216,10 +143,10 @@ def run_long(upscaler: Upscaler, photo: Image) -> Scores:
                 steps.append(float(np.abs(now.astype(np.int16) - before).mean()))
             before = now.astype(np.int16)
         inputs = np.stack([frame(t).mean(axis=(0, 1)) for t in range(LONG)])
-        tenth, of_frame = LONG // 10, np.stack(means)
+        tenth, offsets = LONG // 10, np.stack(means) - inputs
         scores[name] = {
-            "offset": float(np.abs(of_frame - inputs).max()),
-            "drift": float(np.abs(of_frame[:tenth].mean(0) - of_frame[-tenth:].mean(0)).max()),
+            "offset": float(np.abs(offsets).max()),
+            "drift": float(np.abs(offsets[:tenth].mean(0) - offsets[-tenth:].mean(0)).max()),
             "step": max(steps[SETTLED:-SETTLED]),
         }
     return scores
@@ -283,19 +210,23 @@ def teacher_session(teacher: Teacher, image: Image) -> Any:
 
 
 def bars(scores: Scores, bicubic: Scores, teacher: Scores | None) -> list[Scores]:
-    """Every bar with its figure, its limit and whether it is met; without a teacher, only those
-    against bicubic interpolation.
-    """
+    """Every bar whose figure is known, with that, its limit and whether it is met."""
     found: list[Scores] = []
 
-    def bar(against: str, what: str, figure: float, *, most: float, least: bool = False) -> None:
+    def bar(
+        against: str, what: str, figure: float | None, *, most: float, least: bool = False
+    ) -> None:
+        if figure is None:
+            return
         met = figure >= most if least else figure <= most
         limit = f"{'>=' if least else '<='} {most:g}"
         found.append(
             {"against": against, "what": what, "figure": figure, "limit": limit, "met": met}
         )
 
-    def ratio(other: Scores, part: str, metric: str) -> float:
+    def ratio(other: Scores, part: str, metric: str) -> float | None:
+        if metric not in scores[part]:
+            return None
         return float(scores[part][metric]["mean"] / other[part][metric]["mean"])
 
     def gain(part: str) -> float:
@@ -311,7 +242,7 @@ def bars(scores: Scores, bicubic: Scores, teacher: Scores | None) -> list[Scores
         bar("teacher", "frames per second", scores["speed"]["times"], most=4.0, least=True)
     bar("bicubic, clean", "lpips", ratio(bicubic, "clean", "lpips"), most=0.85)
     bar("bicubic, clean", "psnr_y", gain("clean"), most=-0.3, least=True)
-    for metric in ("niqe", "brisque") if "real" in scores else ():
+    for metric in {"niqe", "brisque"} & scores.get("real", {}).keys():
         ours, theirs = (s["real"][metric]["clips"] for s in (scores, bicubic))
         better = sum(ours[k] < theirs[k] for k in ours) / len(ours)
         bar("bicubic, real", f"{metric}, share of clips", better, most=0.8, least=True)
@@ -330,7 +261,8 @@ def show(name: str, scores: Scores, found: list[Scores]) -> None:
     """Print the figures of a method, and its bars."""
     for part in METRICS:
         if part in scores:
-            figures = (f"{metric} {scores[part][metric]['mean']:.4f}" for metric in METRICS[part])
+            means = ((k, v["mean"]) for k, v in scores[part].items() if "mean" in v)
+            figures = (f"{metric} {mean:.4f}" for metric, mean in means)
             print(f"{name:>12} {part:>9}: {', '.join(figures)}")
     for one in found:
         print(
@@ -374,6 +306,9 @@ PATH = click.Path(exists=True, path_type=Path)
     help="Folder for clips, results and scores. Its clips, and what bicubic interpolation and the "
     "teacher make of them, are used again.",
 )
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Where to write the result."
+)
 def main(
     models: tuple[Path, ...],
     truth: tuple[Path, ...],
@@ -389,6 +324,7 @@ def main(
     long: bool,
     repeats: int,
     output: Path,
+    json_path: Path | None,
 ) -> None:
     """Measure MODELS, bundles or checkpoints, against bicubic interpolation and a teacher."""
     clips = output / "clips"
@@ -415,8 +351,8 @@ def main(
             output / "teacher.json", lambda: score(clips, method, output / "teacher", ["moderate"])
         )
         show("teacher", of_teacher, [])
-    first = next(iter(sorted((clips / "moderate").iterdir())))
-    images = list(read_frames(first))
+    images = list(read_frames(min((clips / "moderate").iterdir())))
+    result: Scores = {**environment(), "bicubic": baseline, "teacher": of_teacher, "models": {}}
     for model in models:
         name = f"{model.absolute().parent.name}_{model.stem}"
         bundle = output / f"{name}.plan"
@@ -434,8 +370,9 @@ def main(
                 scores["long"] = run_long(upscaler, images[0])
         found = bars(scores, baseline, of_teacher)
         show(name, scores, found)
-        result = {**environment(), "model": str(model), "scores": scores, "bars": found}
-        (output / f"{name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        result["models"][name] = {"scores": scores, "bars": found}
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

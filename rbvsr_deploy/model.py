@@ -149,7 +149,7 @@ COMPACT = RealBasicVSRConfig(
     reconstruction_blocks=4,
     single_shuffle=True,
 )
-"""Preset for CPUs, with about 40 times less arithmetic than the published size. Most of its depth
+"""Preset for CPUs, with about 37 times less arithmetic than the published size. Most of its depth
 is in the head, which runs once per frame and sees both branches.
 """
 

@@ -16,7 +16,9 @@ import pytest
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.video import open_source
 from tests.conftest import short_clip
+from tests.support.teachers import make_layers, write_ncnn
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,3 +228,35 @@ def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
     assert rows["0 fixed"] != rows["1 fixed"]
     assert rows["0 fixed"]["clip"]["niqe"] > 0
     assert (tmp_path / "refinement.png").stat().st_size > 10_000
+
+
+def test_default_model_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Bars are ratios and differences of the figures beside them; clips are made once, and results
+    are as many images as there are frames, four times as large as the inputs.
+    """
+    clips = make_clips(tmp_path / "clips", size=(64, 52), frames=4)
+    write_ncnn(tmp_path / "teacher.bin", make_layers(seed=0))
+    folder = tmp_path / "bars"
+    options = ("--truth", clips, "--real", clips, "--teacher", tmp_path / "teacher.bin")
+    options += ("--frames", 3, "--size", "64x48", "--repeats", 1, "--no-long", "-o", folder)
+    program, result = "default_model.py", tmp_path / "bars.json"
+    first = run_benchmark(program, tiny_bundle, *options, result=result)
+    ((name, model),) = first["models"].items()
+    scores, bars = model["scores"], {(b["against"], b["what"]): b for b in model["bars"]}
+    for other, metric in (("bicubic", "tof"), ("teacher", "warping_error")):
+        ours, theirs = (s["moderate"][metric]["mean"] for s in (scores, first[other]))
+        (bar,) = (b for (against, what), b in bars.items() if other in against and what == metric)
+        assert bar["figure"] == pytest.approx(ours / theirs)
+        assert bar["met"] == (bar["figure"] <= float(bar["limit"].removeprefix("<= ")))
+    gain = scores["clean"]["psnr_y"]["mean"] - first["bicubic"]["clean"]["psnr_y"]["mean"]
+    assert bars["bicubic, clean", "psnr_y"]["figure"] == pytest.approx(gain)
+    assert bars["teacher", "frames per second"]["figure"] > 0
+    assert bars["input, real", "mean colour, levels"]["figure"] > 0
+    for part, size in (("clips/moderate", 16), ("clips/real", 16), (f"{name}/moderate", 64)):
+        images = sorted((folder / part / "clip").iterdir())
+        assert [i.name for i in images] == [f"{n:08}.png" for n in range(3)]
+        with open_source(images[0]) as source:
+            assert (source.width, source.height) == (size, size * 3 // 4)
+    again = run_benchmark(program, tiny_bundle, *options, "--single-frames", result=result)
+    assert again["bicubic"] == first["bicubic"]
+    assert again["models"][name]["scores"]["clean"] != scores["clean"]

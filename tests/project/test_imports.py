@@ -64,7 +64,7 @@ def test_importing_the_errors_is_light() -> None:
         "bundle",
         "pretrained",
         "runtime.scenes",
-        "engine_sets",
+        "bundle.engine_sets",
         "closing",
         "commands.run",
     ],
