@@ -17,8 +17,11 @@ from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 
 INFO = "from rbvsr_deploy.commands.info import info; info()"
 
-# Tests may run in the background of a shell, where Ctrl-C is ignored: not in this process.
-LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+# Tests may run in the background of a shell, where signals are ignored: not in this process.
+LISTEN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+)
 
 PROGRAM = """
 import os, sys, time, weakref
