@@ -328,7 +328,7 @@ def test_what_others_own_is_not_used(
     path = entry(machine)
     os.chown(path if part == "file" else path.parent, NOBODY, NOBODY)
     assert machine.open(bundle) == "compiled now"
-    assert "others than this user can write to it" in caplog.text
+    assert "other users can write to it" in caplog.text
 
 
 def test_an_entry_of_another_user_is_not_used(
