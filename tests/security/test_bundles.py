@@ -410,8 +410,8 @@ def check(data: bytes) -> None:
 
 
 def test_every_truncation_is_noticed(tiny_bundle: Path) -> None:
-    """A cut graph is refused, at whatever byte it ends, unless a whole field is missing that is of
-    no account.
+    """A truncated graph is refused wherever it ends, unless only complete, optional fields are
+    missing.
     """
     data = open_bundle(tiny_bundle).graph("emit")
     check(data)
