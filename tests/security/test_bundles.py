@@ -447,7 +447,7 @@ def test_flipped_bits_do_no_more_than_refuse(tiny_bundle: Path) -> None:
         (b"\x3a\xff\xff\xff\xff\x0f", "cut off"),
         (b"\x3a\x00\x3a\x00", "graph of the model twice"),
         (b"\x0b" * 1000, "wire type 3"),
-        (b"\x3a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x00", "ONNX's own"),
+        (b"\x3a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x00", "not only that of ONNX"),
         (b"\x08" + b"\x80" * 9 + b"\x02", "64 bits"),
         (b"\xc2\x02\x00", "field 40"),
         (b"\x3a\x80\x80\x20" + b"\x0a\x00" * 2**18, "more fields than any network"),
