@@ -1,11 +1,11 @@
-"""Whether a model is fit to be the default one: every bar, on footage that training never saw.
+"""Measures candidates for the default model on held-out footage, and checks them against bars.
 
-The clips are those of :mod:`held_out`. Each set is enlarged by bicubic interpolation, by the
-teacher (frame by frame, on ``moderate`` alone) and by every model, and what they make is kept as
-PNG files to be looked at. Clips of 300 frames show whether outputs drift, and one run under ONNX
-Runtime compares the speed with the teacher's.
+The clips are those of :mod:`held_out`. Bicubic interpolation, the teacher (frame by frame, on
+``moderate`` only) and every model upscale each set, and their outputs are kept as PNG files for
+inspection. Clips of 300 frames show whether outputs drift, and a run under ONNX Runtime compares
+the speed with the teacher's.
 
-A bar is a figure and its limit. Figures of a set are means over its clips; ratios are ratios of
+A bar is a figure with a limit. Figures of a set are means over its clips; ratios are ratios of
 such means.
 """
 
@@ -49,24 +49,24 @@ METRICS = {
     "real": ("niqe", "brisque"),
 }
 LONG, SETTLED = 300, 16
-"""Frames of a long clip, and how many at both ends may still change."""
+"""Frames of a long clip, and frames at either end in which outputs may still change."""
 
 
 # ----------------------------------------------------------------------------------------- methods
 
 
 def bicubic(images: list[Image]) -> Iterator[Image]:
-    """Every frame enlarged for itself."""
+    """Enlarge every frame by bicubic interpolation."""
     return (enlarge(image, SCALE) for image in images)
 
 
-def taught(teacher: Teacher) -> Method:
-    """The teacher, frame by frame."""
+def by_teacher(teacher: Teacher) -> Method:
+    """Return a method that upscales frame by frame with the teacher."""
     return lambda images: (teacher.upscale(image[None])[0] for image in images)
 
 
-def upscaled(upscaler: Upscaler, *, single: bool) -> Method:
-    """A model on a clip, or on every frame for itself."""
+def by_model(upscaler: Upscaler, *, single: bool) -> Method:
+    """Return a method that upscales with a model, the clip as a whole or every frame separately."""
 
     def method(images: list[Image]) -> Iterator[Image]:
         for part in ([i] for i in images) if single else (images,):
@@ -76,9 +76,9 @@ def upscaled(upscaler: Upscaler, *, single: bool) -> Method:
 
 
 def score(folder: Path, method: Method, results: Path, sets: Iterable[str]) -> Scores:
-    """Scores of what a method makes of sets, each a mean over its clips and of every clip."""
+    """Upscale sets by a method and return their scores, per clip and as means over the clips."""
     scores: Scores = {}
-    shutil.rmtree(results, ignore_errors=True)  # of an earlier run
+    shutil.rmtree(results, ignore_errors=True)  # from an earlier run
     for name in sets:
         items = []
         for inputs in sorted((folder / name).iterdir()):
@@ -103,7 +103,9 @@ def score(folder: Path, method: Method, results: Path, sets: Iterable[str]) -> S
 
 
 def colour_shift(item: Item) -> float:
-    """Largest difference of the mean over all frames, of the three channels, in levels."""
+    """Return the largest difference between the channel means of a clip's outputs and inputs, in
+    levels.
+    """
     assert item.results is not None
     assert item.inputs is not None
     means = [
@@ -117,7 +119,7 @@ def colour_shift(item: Item) -> float:
 
 
 def long_clips(photo: Image) -> dict[str, Callable[[int], Image]]:
-    """The frame of each clip at a time, (48, 64, 3)."""
+    """Return a function per clip that gives its frame at a time, (48, 64, 3)."""
     still = cv2.resize(photo, (64, 48), interpolation=cv2.INTER_AREA)
     return {
         "noise": lambda t: np.random.default_rng(t).integers(0, 256, (48, 64, 3), np.uint8),
@@ -129,10 +131,11 @@ def long_clips(photo: Image) -> dict[str, Callable[[int], Image]]:
 
 
 def run_long(upscaler: Upscaler, photo: Image) -> Scores:
-    """Of every long clip, in levels: how far the mean of an output is from that of its input
-    (``offset``), how much that changes from the first to the last tenth (``drift``), and how much
-    an output differs from the one before it, on average over its pixels, at most (``step``), both
-    ends left out.
+    """Upscale the long clips and measure drift, in levels.
+
+    ``offset`` is the largest difference between the channel means of an output and its input,
+    ``drift`` the change of that difference from the first to the last tenth, and ``step`` the
+    largest mean difference between consecutive outputs, except at both ends.
     """
     scores = {}
     for name, frame in long_clips(photo).items():
@@ -156,22 +159,22 @@ def run_long(upscaler: Upscaler, photo: Image) -> Scores:
 
 
 def speed(upscaler: Upscaler, teacher: Teacher, images: list[Image], *, repeats: int) -> Scores:
-    """How many times more frames per second a model makes than the teacher, both under ONNX Runtime
-    with its default number of threads, in turns: by the clock, and by processor time, which other
-    work on the machine disturbs less.
+    """Measure the ratio of a model's frame rate to the teacher's, both under ONNX Runtime with its
+    default number of threads, in alternating runs: by wall-clock time, and by processor time, which
+    depends less on other work on the machine.
     """
     session = teacher_session(teacher, images[0])
 
-    def by_teacher() -> None:
+    def run_teacher() -> None:
         for image in images:
             frame = image.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
             (output,) = session.run(None, {"frames": frame})
             np.rint(output.clip(0, 1) * 255).astype(np.uint8)
 
-    def by_model() -> None:
+    def run_model() -> None:
         list(upscaler.frames(images))
 
-    runs = {"teacher": by_teacher, "model": by_model}
+    runs = {"teacher": run_teacher, "model": run_model}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -191,7 +194,7 @@ def speed(upscaler: Upscaler, teacher: Teacher, images: list[Image], *, repeats:
 
 
 def teacher_session(teacher: Teacher, image: Image) -> Any:
-    """The teacher under ONNX Runtime, for images of one size."""
+    """Open the teacher in ONNX Runtime for images of one size."""
     import onnxruntime
     import torch
 
@@ -210,7 +213,7 @@ def teacher_session(teacher: Teacher, image: Image) -> Any:
 
 
 def bars(scores: Scores, bicubic: Scores, teacher: Scores | None) -> list[Scores]:
-    """Every bar whose figure is known, with that, its limit and whether it is met."""
+    """Return every bar that has a figure, with its limit and whether it is met."""
     found: list[Scores] = []
 
     def bar(
@@ -258,7 +261,7 @@ def bars(scores: Scores, bicubic: Scores, teacher: Scores | None) -> list[Scores
 
 
 def show(name: str, scores: Scores, found: list[Scores]) -> None:
-    """Print the figures of a method, and its bars."""
+    """Print the figures of a method and its bars."""
     for part in METRICS:
         if part in scores:
             means = ((k, v["mean"]) for k, v in scores[part].items() if "mean" in v)
@@ -275,7 +278,7 @@ def show(name: str, scores: Scores, found: list[Scores]) -> None:
 
 
 def reused(path: Path, make: Callable[[], Scores]) -> Scores:
-    """Scores from a file, or made and written to it."""
+    """Read scores from a file, or compute them and write the file."""
     if not path.exists():
         path.write_bytes(msgspec.json.format(msgspec.json.encode(make()), indent=1))
     return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -287,27 +290,27 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.command()
 @click.argument("models", nargs=-1, type=PATH)
 @click.option("--truth", multiple=True, type=PATH, help="Videos, or folders of frames.")
-@click.option("--photos", type=PATH, help="Photographs, filmed by the synthetic camera.")
+@click.option("--photos", type=PATH, help="Photographs for the synthetic camera.")
 @click.option("--photo-clips", default=4, show_default=True)
-@click.option("--real", multiple=True, type=PATH, help="Clips of low quality, without truth.")
-@click.option("--frames", "count", default=16, show_default=True, help="Of every clip.")
-@click.option("--size", default="640x480", show_default=True, help="Of outputs, at most.")
+@click.option("--real", multiple=True, type=PATH, help="Clips of low quality without ground truth.")
+@click.option("--frames", "count", default=16, show_default=True, help="Frames per clip.")
+@click.option("--size", default="640x480", show_default=True, help="Largest output size.")
 @click.option("--teacher", "weights", type=PATH, help="ncnn .bin file of realesr-general-x4v3.")
-@click.option("--mixed-with", type=PATH, help="A second one, such as its twin -wdn.")
-@click.option("--mixture", default=0.7, show_default=True, help="Share of the first.")
-@click.option("--single-frames", is_flag=True, help="Models get every frame for itself.")
+@click.option("--mixed-with", type=PATH, help="A second .bin file, such as the -wdn variant.")
+@click.option("--mixture", default=0.7, show_default=True, help="Share of the first file.")
+@click.option("--single-frames", is_flag=True, help="Upscale every frame separately.")
 @click.option("--long/--no-long", default=True, help="Run clips of 300 frames.")
-@click.option("--repeats", default=3, show_default=True, help="Of the speed; 0 leaves it out.")
+@click.option("--repeats", default=3, show_default=True, help="Speed runs; 0 for none.")
 @click.option(
     "-o",
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder for clips, results and scores. Its clips, and what bicubic interpolation and the "
-    "teacher make of them, are used again.",
+    help="Folder for clips, results and scores. Existing clips, and the scores of bicubic "
+    "interpolation and the teacher, are reused.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Where to write the result."
+    "--json", "json_path", type=click.Path(path_type=Path), help="JSON file for the result."
 )
 def main(
     models: tuple[Path, ...],
@@ -346,7 +349,7 @@ def main(
     teacher, of_teacher = None, None
     if weights is not None:
         teacher = load_teacher(weights, other=mixed_with, share=mixture)
-        method = taught(teacher)
+        method = by_teacher(teacher)
         of_teacher = reused(
             output / "teacher.json", lambda: score(clips, method, output / "teacher", ["moderate"])
         )
@@ -361,7 +364,7 @@ def main(
         else:
             export_bundle(model, bundle)
         with Upscaler(bundle, device="cpu") as upscaler:
-            method = upscaled(upscaler, single=single_frames)
+            method = by_model(upscaler, single=single_frames)
             scores = score(clips, method, output / name, sets)
             if teacher is not None and repeats:
                 scores["speed"] = speed(upscaler, teacher, images, repeats=repeats)

@@ -95,14 +95,12 @@ class OnnxRuntimeEngine(Engine):
         if provider == _CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA libraries that pip installs with it
         options = ort.SessionOptions()
-        options.log_severity_level = (
-            4 if provider == _CUDA else 3
-        )  # a missing driver is told by the error below
-        # Bytes that were read as ONNX when they were checked are not to be taken for ONNX Runtime's
-        # own format.
+        # With CUDA, only fatal errors: the exception below reports a missing driver.
+        options.log_severity_level = 4 if provider == _CUDA else 3
+        # The bytes were checked as ONNX and must not be parsed as ONNX Runtime's own format.
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        # Graphs are checked before they come here. Should one name a file all the same, ONNX
-        # Runtime from 1.23 on looks for it here only, and no file lies below a device.
+        # The check has refused graphs with external files. As a second barrier, ONNX Runtime 1.23
+        # and later searches only this folder, and a device contains no files.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.devnull
         )

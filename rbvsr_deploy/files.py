@@ -1,7 +1,7 @@
-"""Files that are either there in full or not at all, and files that are opened as what they are.
+"""Writes files atomically, opens them without following links, and keeps them private.
 
-What only POSIX systems have (links that are not followed, owners, modes) is used here and nowhere
-else; on Windows, the same functions do what can be done there.
+Only this module uses features of POSIX systems such as owners, modes and ``O_NOFOLLOW``. On
+Windows, the same functions do as much as the system allows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ __all__ = [
     "is_private",
     "is_same_place",
     "is_special",
+    "make_private_folder",
     "open_folder",
     "open_no_follow",
+    "read_private",
     "sha256",
     "try_lock",
     "usual_mode",
@@ -37,10 +39,10 @@ _JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content; of a folder's files, names and contents, in order of their names.
+    """Return the SHA-256 of a file, or of the names and contents of a folder's files by name.
 
     Raises:
-        OSError: something cannot be read.
+        OSError: a file or folder cannot be read.
     """
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -54,7 +56,7 @@ def sha256(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before long work whether a file can be written at ``path``; nothing is left there.
+    """Check before long work that a file can be written to ``path``; nothing remains there.
 
     Raises:
         OSError: the folder is missing or cannot be written to, or ``path`` is a folder or special.
@@ -62,19 +64,17 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if is_special(path):
-        raise OSError(
-            errno.EINVAL, "it is a device, a pipe or a link that leads nowhere", str(path)
-        )
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a dangling link", str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
 
 def is_special(path: Path) -> bool:
-    """Whether something is there that is neither a file nor a folder, nor a link to one: a device,
-    a FIFO, a socket, or a link that leads nowhere.
+    """Return whether a path exists that is neither a file, a folder nor a link to one: a device, a
+    FIFO, a socket or a dangling link.
 
     Raises:
-        OSError: it cannot be found out.
+        OSError: the path cannot be examined.
     """
     try:
         mode = os.stat(path).st_mode
@@ -88,8 +88,8 @@ def is_special(path: Path) -> bool:
 
 
 def is_same_place(path: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file or folder, which need not exist: through links or
-    under another name of the file.
+    """Return whether two paths lead to the same file or folder, even through links or hard links;
+    it need not exist.
     """
     try:
         return os.path.samefile(path, other)
@@ -98,17 +98,17 @@ def is_same_place(path: Path, other: Path) -> bool:
 
 
 def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Write ``data`` to ``path`` through a temporary file beside it, flushed to disk and then
-    renamed into place.
+    """Write ``data`` to ``path`` through a temporary file in the same folder, flushed to disk
+    and then renamed.
 
     Args:
-        path: an existing file is replaced.
+        path: the file to write; an existing file is replaced.
         data: its content.
-        private: whether nobody but this user may read it.
+        private: let only this user read it.
 
     Raises:
-        OSError: the folder cannot be written to or the disk is full; nothing is left behind and an
-            existing file stays.
+        OSError: the folder cannot be written to or the disk is full; no temporary file remains and
+            an existing file is kept.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -126,7 +126,7 @@ def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def usual_mode() -> int:
-    """The mode that ``open`` gives to a new file of this process."""
+    """Return the mode that ``open`` gives to a new file of this process."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
@@ -135,20 +135,20 @@ def usual_mode() -> int:
 def open_no_follow(
     path: str | Path, flags: int, *, mode: int = 0o600, dir_fd: int | None = None
 ) -> int:
-    """Open a regular file and return its descriptor; a link is not followed, and nobody is waited
-    for at the other end of a FIFO.
+    """Open a regular file and return its descriptor, without following a link or blocking on a
+    FIFO.
 
     Args:
-        path: of the file.
-        flags: as ``os.open`` takes them.
-        mode: of a file that is made; the umask is taken off.
-        dir_fd: descriptor of the folder that a relative path starts from, where there are such.
+        path: path of the file.
+        flags: flags of ``os.open``.
+        mode: mode of a new file, before the umask.
+        dir_fd: descriptor of the folder that a relative path starts from, if the system has them.
 
     Raises:
-        OSError: it is a link or no regular file, or cannot be opened.
+        OSError: it is a link or not a regular file, or cannot be opened.
     """
     if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
-        raise OSError(errno.EINVAL, "a link is not followed", str(path))
+        raise OSError(errno.EINVAL, "it is a link, which is not followed", str(path))
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
         flags |= getattr(os, name, 0)
     handle = os.open(path, flags, mode, dir_fd=dir_fd)
@@ -164,13 +164,13 @@ def can_open_folders() -> bool:
 
 
 def open_folder(path: str | Path, *, dir_fd: int | None = None) -> int | None:
-    """Open a folder and return its descriptor, which stays with it whatever happens to its name.
+    """Open a folder and return its descriptor, which stays valid if the folder is renamed.
 
     Returns:
         ``None`` where the system has no descriptors of folders.
 
     Raises:
-        NotADirectoryError: it is a link or something else.
+        NotADirectoryError: it is a link or not a folder.
         OSError: it cannot be opened.
     """
     flags = os.O_RDONLY
@@ -185,7 +185,7 @@ def open_folder(path: str | Path, *, dir_fd: int | None = None) -> int | None:
     try:
         return os.open(path, flags, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno == errno.ELOOP:  # what some systems call a link here
+        if error.errno == errno.ELOOP:  # some systems report a link this way
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
         raise
 
@@ -204,8 +204,8 @@ def try_lock(handle: int) -> bool:
         handle: descriptor of a file that is open for writing.
 
     Returns:
-        False if the file is locked through another descriptor, in this process or another. True
-        also where the file system or the system has no locks.
+        False if the file is locked through another descriptor, in this process or another. True if
+        it was locked, or if the system or the file system has no locks.
     """
     try:
         import portalocker
@@ -226,9 +226,53 @@ def try_lock(handle: int) -> bool:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user and nobody else can write to it, as far as
-    owner and mode say so; Windows has neither.
+    """Return whether a file or folder belongs to this user and nobody else can write to it,
+    according to owner and mode. On Windows, which has neither, return True.
     """
     if not hasattr(os, "geteuid"):
         return True
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return _is_own(status) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that nobody but this user can have written, such as a key; links are not
+    followed.
+
+    Raises:
+        PermissionError: the file or its folder belongs to another user, or others can write to it.
+        OSError: it is missing, not a regular file, or cannot be read.
+    """
+    folder = os.stat(path.parent)
+    if not is_private(folder):
+        raise _not_private(path.parent)
+    with open(open_no_follow(path, os.O_RDONLY), "rb") as file:
+        if not is_private(os.fstat(file.fileno())):
+            raise _not_private(path)
+        return file.read()
+
+
+def make_private_folder(path: Path) -> None:
+    """Create a folder and its missing parents for this user only. If the folder exists and others
+    can write to it, make it private.
+
+    Raises:
+        PermissionError: it belongs to another user.
+        OSError: it cannot be created.
+    """
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    status = os.stat(path)
+    if is_private(status):
+        return
+    if not _is_own(status):
+        raise _not_private(path)
+    path.chmod(0o700)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+
+
+def _not_private(path: Path) -> PermissionError:
+    return PermissionError(errno.EPERM, "other users can write to it", str(path))

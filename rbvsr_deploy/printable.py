@@ -1,4 +1,4 @@
-"""Text of files and their names, made fit for a terminal."""
+"""Makes file names and texts from files safe to print in a terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ __all__ = ["printable"]
 
 
 def printable(text: str) -> str:
-    """The text with what is not shown as a character written out, such as ``\\x1b`` for an escape:
-    terminals obey escapes, which may set the clipboard or hide what follows. Line ends and tabs
-    stay.
+    """Return the text with its unprintable characters escaped, such as ``\\x1b`` for ESC.
+
+    Terminals obey escape sequences, which may set the clipboard or hide the text after them. Line
+    ends and tabs stay.
     """
     if text.isprintable():
         return text

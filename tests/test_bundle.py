@@ -1,4 +1,4 @@
-"""The bundle file: what is written is what is opened, and nothing else is taken for it."""
+"""Tests that bundles are restored exactly as written, and that other files are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rbvsr_deploy.model import COMPACT, RealBasicVSRConfig
 
 
 def make_graphs(*, has_cleaning: bool = True) -> dict[str, bytes]:
-    """ONNX models of one or two operations that keep the contract of :func:`make_manifest`."""
+    """Return ONNX models of a few operations that fulfil the contract of :func:`make_manifest`."""
     io = graph_io(has_cleaning=has_cleaning, channels=COMPACT.mid_channels, precision="float16")
     return {name: _graph(name, sides) for name, sides in io.items()}
 
@@ -98,14 +98,14 @@ def make_manifest(config: RealBasicVSRConfig = COMPACT) -> Manifest:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A small bundle."""
+    """Write a small bundle."""
     path = tmp_path / "model.plan"
     write_bundle(path, make_manifest(), make_graphs())
     return path
 
 
 def refusal(path: Path) -> str:
-    """The message a file is refused with: one line that names the file."""
+    """Return the message that refuses a file, one line that names the file."""
     with pytest.raises(BundleError) as caught:
         open_bundle(path)
     message = str(caught.value)
@@ -115,7 +115,7 @@ def refusal(path: Path) -> str:
 
 
 def spread(size: int, *, count: int) -> list[int]:
-    """About ``count`` positions of a file: all regions, the first and last 40 bytes in full."""
+    """Return about ``count`` positions in a file, including the first and last 40 bytes."""
     step = max(size // (count - 80), 1)
     return sorted({*range(min(40, size)), *range(0, size, step), *range(max(size - 40, 0), size)})
 
@@ -124,8 +124,8 @@ def spread(size: int, *, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("cleaning_blocks", [2, None], ids=["RealBasicVSR", "BasicVSR"])
-def test_what_is_written_is_opened(tmp_path: Path, cleaning_blocks: int | None) -> None:
-    """Manifest and graphs come back as they were given, seven or, without cleaning, six."""
+def test_a_written_bundle_opens_unchanged(tmp_path: Path, cleaning_blocks: int | None) -> None:
+    """Manifest and graphs are unchanged: seven graphs, or six without cleaning."""
     config = replace(COMPACT, cleaning_blocks=cleaning_blocks)
     manifest = make_manifest(config)
     graphs = make_graphs(has_cleaning=cleaning_blocks is not None)
@@ -146,8 +146,8 @@ def test_what_is_written_is_opened(tmp_path: Path, cleaning_blocks: int | None) 
     assert replace(bundle.manifest, members={}) == replace(manifest, model=plain)
 
 
-def test_asking_for_a_graph_that_is_not_there(tmp_path: Path) -> None:
-    """``clean`` of a BasicVSR is a KeyError."""
+def test_a_missing_graph_is_a_key_error(tmp_path: Path) -> None:
+    """A BasicVSR has no ``clean``."""
     path = tmp_path / "model.plan"
     config = replace(COMPACT, cleaning_blocks=None)
     write_bundle(path, make_manifest(config), make_graphs(has_cleaning=False))
@@ -156,7 +156,7 @@ def test_asking_for_a_graph_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_same_content_same_bytes(path: Path, tmp_path: Path) -> None:
-    """The bytes depend on the content alone: not on the day, the place or the order of keys."""
+    """The bytes depend only on the content, not on the date, the path or the order of keys."""
     again = tmp_path / "elsewhere.plan"
     manifest = make_manifest()
     shuffled = replace(manifest, model=dict(reversed(list(manifest.model.items()))))
@@ -167,12 +167,12 @@ def test_same_content_same_bytes(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_a_zip_of_stored_members(path: Path) -> None:
-    """Any zip tool can look into a bundle, and its graphs lie in it uncompressed."""
+    """Any zip tool can open a bundle, and its members are uncompressed."""
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
         dated = {(info.date_time, info.create_system) for info in archive.infolist()}
-        assert dated == {((1980, 1, 1, 0, 0, 0), 3)}  # neither the day nor the system shows
+        assert dated == {((1980, 1, 1, 0, 0, 0), 3)}  # independent of date and system
         assert archive.namelist() == ["manifest.json", *(f"graphs/{name}.onnx" for name in GRAPHS)]
         assert json.loads(archive.read("manifest.json"))["schema_version"] == SCHEMA_VERSION
 
@@ -204,8 +204,8 @@ def test_graph_io_is_the_contract_in_plain_values() -> None:
 def test_a_failed_write_leaves_the_old_bundle(
     path: Path, monkeypatch: pytest.MonkeyPatch, function: str, problem: int
 ) -> None:
-    """A full disk or a refused rename is a BundleError with the reason; the old bundle stays whole
-    and no temporary file is left.
+    """A full disk or a failed rename is a BundleError with the reason; the old bundle is intact and
+    no temporary file remains.
     """
 
     def fail(*args: object) -> NoReturn:
@@ -224,7 +224,7 @@ def test_a_failed_write_leaves_the_old_bundle(
 def test_an_interrupted_write_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the data is flushed goes through, and takes the temporary file along."""
+    """Ctrl-C while the data is flushed is passed on, and the temporary file is removed."""
 
     def interrupt(*args: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -236,7 +236,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 
 def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
-    """A folder that is not there, and one that has the bundle's own name, are BundleErrors."""
+    """A missing folder, and a folder with the bundle's own name, are BundleErrors."""
     folder = tmp_path / "model.plan"
     folder.mkdir()
     for place in (tmp_path / "missing" / "model.plan", folder):
@@ -248,7 +248,7 @@ def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
-    """A file has the permissions that open() would have given it; the umask stays as it was."""
+    """A file has the permissions that open() would give it, and the umask is unchanged."""
     path = tmp_path / "file"
     before = os.umask(umask)
     try:
@@ -261,7 +261,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 def test_an_existing_file_is_replaced_and_not_written_into(tmp_path: Path) -> None:
-    """Whoever holds the old file open keeps reading the old content."""
+    """A reader that has the old file open still reads the old content."""
     path = tmp_path / "file"
     write_atomically(path, b"old")
     with path.open("rb") as reader:
@@ -274,7 +274,7 @@ def test_an_existing_file_is_replaced_and_not_written_into(tmp_path: Path) -> No
 # -------------------------------------------------------------------------------- damaged bundles
 
 
-def test_every_flipped_byte_is_noticed(path: Path) -> None:
+def test_every_flipped_byte_is_detected(path: Path) -> None:
     """One changed byte anywhere (local headers, manifest, graphs, central directory, comment) is
     refused as damage.
     """
@@ -295,8 +295,8 @@ def test_every_flipped_byte_is_noticed(path: Path) -> None:
     open_bundle(path)
 
 
-def test_every_truncation_is_noticed(path: Path) -> None:
-    """A bundle that ends early, or has anything after its end, is refused."""
+def test_every_truncation_is_detected(path: Path) -> None:
+    """A bundle that is truncated or has data after its end is refused."""
     whole = path.read_bytes()
     for length in spread(len(whole), count=200):
         path.write_bytes(whole[:length])
@@ -307,8 +307,8 @@ def test_every_truncation_is_noticed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [100, 1000, -100, -1])
-def test_a_truncated_bundle_is_called_that(path: Path, length: int) -> None:
-    """An interrupted copy is told apart from a file that never was a bundle."""
+def test_a_truncated_bundle_is_reported_as_such(path: Path, length: int) -> None:
+    """An interrupted copy is distinguished from a file that never was a bundle."""
     path.write_bytes(path.read_bytes()[:length])
     assert "is a damaged or truncated bundle: copy or export it again" in refusal(path)
 
@@ -331,7 +331,7 @@ def torch_checkpoint() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("model.plan", b"", "is empty"),
         ("model.plan", b"ftrt\x00\x00\x00\x00" + bytes(500), "is a raw TensorRT engine"),
@@ -345,14 +345,14 @@ def torch_checkpoint() -> bytes:
         ("model.plan", b"rbvsr-bundle sha256=" + b"0" * 64, "is damaged"),
     ],
 )
-def test_other_files_are_called_what_they_are(
-    tmp_path: Path, name: str, content: bytes, told: str
+def test_other_files_are_identified(
+    tmp_path: Path, name: str, content: bytes, expected: str
 ) -> None:
-    """What is often taken for a bundle is refused with what it is and where bundles come from."""
+    """Files mistaken for a bundle are identified, and the message says how to make a bundle."""
     path = tmp_path / name
     path.write_bytes(content)
     message = refusal(path)
-    assert told in message
+    assert expected in message
     assert "rbvsr-export" in message or "export it again" in message
 
 
@@ -363,14 +363,14 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
 
 
 def sealed(archive: bytes) -> bytes:
-    """A zip with this project's checksum in its comment, as a foreign tool could forge it."""
+    """Append this project's checksum to a zip, as another tool could."""
     length = len(b"rbvsr-bundle sha256=") + 64
     content = archive[:-2] + length.to_bytes(2, "little")
     return content + b"rbvsr-bundle sha256=" + hashlib.sha256(content).hexdigest().encode()
 
 
 def edited(bundle: Bundle, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    """The bundle with another manifest and a right checksum."""
+    """Return the bundle with an edited manifest and a valid checksum."""
     with zipfile.ZipFile(bundle.path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     manifest = json.loads(members["manifest.json"])
@@ -379,10 +379,10 @@ def edited(bundle: Bundle, edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 
 def test_a_bundle_of_a_newer_format(path: Path) -> None:
-    """A newer schema, whatever fields it has, is refused with what to update."""
+    """A newer schema, whatever its fields, is refused with advice to update."""
     bundle = open_bundle(path)
     path.write_bytes(edited(bundle, lambda manifest: None))
-    assert open_bundle(path).manifest == bundle.manifest  # the edit by itself is no damage
+    assert open_bundle(path).manifest == bundle.manifest  # editing alone causes no damage
 
     path.write_bytes(
         edited(bundle, lambda m: m.update(schema_version=SCHEMA_VERSION + 1, weights=[], new=1))
@@ -401,7 +401,7 @@ def test_a_bundle_repacked_by_another_tool(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "expected"),
     [
         (lambda m: m.update(precision="int4"), "precision 'int4'; known are float32, float16"),
         (lambda m: m.pop("weights"), "not a bundle of this toolkit"),
@@ -412,18 +412,16 @@ def test_a_bundle_repacked_by_another_tool(path: Path) -> None:
         (lambda m: m.pop("schema_version"), "has bundle format None"),
     ],
 )
-def test_a_manifest_that_makes_no_sense(
-    path: Path, edit: Callable[[dict[str, Any]], object], told: str
+def test_an_invalid_manifest_is_refused(
+    path: Path, edit: Callable[[dict[str, Any]], object], expected: str
 ) -> None:
-    """A bundle sealed with a right checksum around a wrong manifest is refused, too, and by
-    nothing but a BundleError.
-    """
+    """An invalid manifest with a valid checksum is refused with a BundleError."""
     path.write_bytes(edited(open_bundle(path), edit))
-    assert told in refusal(path)
+    assert expected in refusal(path)
 
 
 @pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{", b'"text"', b"\xff"])
 def test_a_sealed_zip_without_a_manifest(path: Path, manifest: bytes | None) -> None:
-    """So is one without a manifest, or with something else in its place."""
+    """A bundle without a manifest, or with an invalid one, is refused."""
     path.write_bytes(sealed(zip_of({} if manifest is None else {"manifest.json": manifest})))
     refusal(path)

@@ -328,7 +328,7 @@ def test_config_refuses_unknown_names_and_incomplete_shapes() -> None:
 
 @pytest.mark.parametrize("size", [(24, 32), (21, 30)], ids=["multiple", "odd"])
 def test_flow_of_reduced_frames_is_in_pixels_of_the_frames(size: tuple[int, int]) -> None:
-    """What the finest level adds is counted in its pixels, which are as much larger."""
+    """The finest level adds a flow in its own pixels, which are larger by the reduction."""
     config = replace(SMALL, flow_reduction=2)
     model = make_model(config)
     finest = model.basicvsr.spynet.basic_module[-1].basic_module[-1].conv

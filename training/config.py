@@ -104,7 +104,7 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gradient_weight: NotNegative = 0.0
     """Weight of the loss on the differences between neighbouring pixels of the output."""
     lpips_weight: NotNegative = 0.0
-    """Of the distance to the ground truth in the features of AlexNet."""
+    """Weight of the distance to the ground truth in the features of AlexNet."""
     lpips_every: Count = 1
     """Only every so many images of a batch are compared; the distance costs as much as the rest of
     an iteration of the compact network."""

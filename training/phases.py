@@ -270,24 +270,24 @@ class RestorationPhase(Phase):
             flow, known = (batch[k].to(device) for k in ("flow", "known"))
             change = steadiness_loss(output, wanted, flow, known)
             losses["steadiness"] = weights.steadiness_weight * change
-        pictures = output.flatten(0, 1)
+        images = output.flatten(0, 1)
         with self.fabric.autocast():
             if self.perceptual is not None:
-                distance = self.perceptual(pictures, wanted.flatten(0, 1))
+                distance = self.perceptual(images, wanted.flatten(0, 1))
                 losses["perceptual"] = weights.perceptual_weight * distance
             if self.lpips is not None:
                 some = slice(None, None, weights.lpips_every)
-                distance = self.lpips(pictures[some], truth.flatten(0, 1)[some]).mean()
+                distance = self.lpips(images[some], truth.flatten(0, 1)[some]).mean()
                 losses["lpips"] = weights.lpips_weight * distance
             if self.networks.discriminator is not None:
-                logits = self.networks.discriminator(pictures)
+                logits = self.networks.discriminator(images)
                 losses["gan"] = weights.gan_weight * adversarial_loss(logits.float(), real=True)
         middle = output.shape[1] // 2
         self._shown = [x[0, middle].detach().clone() for x in (degraded, cleaned, output, wanted)]
         error = ((output.detach() - wanted) ** 2).mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
         values = {name: loss.detach() for name, loss in losses.items()}
         values["psnr"] = (-10.0 * error.log10()).mean()
-        return torch.stack(list(losses.values())).sum(), values, pictures.detach()
+        return torch.stack(list(losses.values())).sum(), values, images.detach()
 
     def _discriminator_step(
         self, batches: Sequence[Batch], outputs: Sequence[Tensor]

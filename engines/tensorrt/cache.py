@@ -1,8 +1,8 @@
-"""Files in the user's cache folder: signed, replaced in one piece, thrown away when damaged.
+"""Keeps signed files in the user's cache folder, and discards damaged ones.
 
-What is cached is given to TensorRT, which runs it: a file is used only if this user has signed it,
-owns it, and nobody else could have written to it. A cache may always be lost: what cannot be read
-is made anew, what cannot be written is done without, each with a warning.
+TensorRT runs the cached engines as code, so a file is used only if this user has signed it, owns
+it, and nobody else can have written to it. The cache may be lost at any time: entries that cannot
+be read are rebuilt, and entries that cannot be written are skipped, each with a warning.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 
 from rbvsr_deploy.engines.tensorrt.signing import signature
 from rbvsr_deploy.errors import MissingDependencyError
-from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.private_files import make_private_folder, read_private
+from rbvsr_deploy.files import make_private_folder, read_private, write_atomically
 
 __all__ = ["cache_folder", "cache_key", "read_cached", "remove_cached", "write_cached"]
 
@@ -51,8 +50,8 @@ def cache_key(*values: Any) -> str:
 
 
 def read_cached(path: Path) -> bytes | None:
-    """What :func:`write_cached` wrote; ``None`` if there is nothing, it is damaged, or somebody
-    else may have written it.
+    """Return the content from :func:`write_cached`, or ``None`` if the file is missing or damaged,
+    or somebody else may have written it.
     """
     try:
         data = read_private(path)
@@ -64,14 +63,14 @@ def read_cached(path: Path) -> bytes | None:
     content = data[len(_MAGIC) + _SIGNATURE_SIZE :]
     seal = _seal(path, content, make_key=False)
     if seal is None or not hmac.compare_digest(data, seal + content):
-        logger.warning("the cache file '%s' is damaged and is made anew", path)
+        logger.warning("the cache file '%s' is damaged and is rebuilt", path)
         remove_cached(path)
         return None
     return content
 
 
 def write_cached(path: Path, content: bytes) -> None:
-    """Keep some bytes, if the folder allows it."""
+    """Write a signed file, or warn if the folder cannot be written to."""
     seal = _seal(path, content, make_key=True)
     if seal is None:
         return
@@ -80,15 +79,15 @@ def write_cached(path: Path, content: bytes) -> None:
         write_atomically(path, seal + content, private=True)
     except OSError as error:
         logger.warning(
-            "nothing is kept for the next time: '%s' cannot be written (%s); set RBVSR_CACHE to a "
-            "folder that can",
+            "compiled engines are not cached: '%s' cannot be written (%s); set RBVSR_CACHE to a "
+            "writable folder",
             path,
             error.strerror,
         )
 
 
 def remove_cached(path: Path) -> None:
-    """Remove a file, or warn if the folder cannot be written."""
+    """Remove a file, or warn if the folder cannot be written to."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -96,7 +95,7 @@ def remove_cached(path: Path) -> None:
 
 
 def _seal(path: Path, content: bytes, *, make_key: bool) -> bytes | None:
-    """What stands before the content in a file of that name; ``None`` without a key."""
+    """Return the header of a file with this name and content, or ``None`` without a key."""
     purpose = f"cache {path.parent.name}/{path.name}"
     signed = signature(purpose, content, make_key=make_key)
     return None if signed is None else _MAGIC + signed

@@ -49,10 +49,10 @@ class MachinePlans:
     """The :class:`~rbvsr_deploy.engines.tensorrt.base.Plans` of a bundle on this machine.
 
     Args:
-        bundle: that contains the graphs.
+        bundle: the bundle that contains the graphs.
         tensorrt: the flavour that will run the engines.
-        driver: of the machine's GPU.
-        options: for compiling engines.
+        driver: the driver of the machine's GPU.
+        options: options for compiling engines.
         report: called with one line before compiling, which may take minutes.
         progress: called as the compiler advances.
     """
@@ -134,14 +134,14 @@ class MachinePlans:
             try:
                 found = _unpacked(content)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                logger.warning("the cache file '%s' holds no engines and is made anew", path)
+                logger.warning("the cache file '%s' does not contain engines and is rebuilt", path)
                 remove_cached(path)
             else:
                 yield path, found
 
 
 def fits_machine(engine_set: EngineSet, tensorrt: TensorRT, gpu: Gpu) -> bool:
-    """Whether this machine may be able to run a set: :func:`fits` with what is here."""
+    """Return whether this machine may be able to run a set, by :func:`fits`."""
     return fits(
         engine_set,
         flavour=tensorrt.name,
@@ -157,9 +157,9 @@ def fits(
     """Return whether a machine may be able to run a set; only loading it is conclusive.
 
     Args:
-        engine_set: of a bundle.
-        flavour, version: of the machine's TensorRT.
-        compute_capability: of its GPU.
+        engine_set: set of engines in a bundle.
+        flavour, version: the machine's TensorRT.
+        compute_capability: compute capability of its GPU.
         platform: its operating system and processor.
     """
     theirs, ours = _numbers(engine_set.version), _numbers(version)
@@ -230,10 +230,11 @@ def _packed(engine_set: EngineSet, plans: Mapping[str, bytes]) -> bytes:
 
 
 def _unpacked(content: bytes) -> tuple[EngineSet, dict[str, bytes]]:
-    """What :func:`_packed` packed.
+    """Restore the set and engines from :func:`_packed`.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is something else.
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: the content is something
+            else.
     """
     line, _, rest = content.partition(b"\n")
     header = json.loads(line)

@@ -1,9 +1,8 @@
-"""Who compiled an engine: a compiled engine is machine code, and deserialising one means running
-it.
+"""Signs compiled engines with a key of the user, since deserialising an engine runs machine code.
 
-Every user has a secret key, made when something is compiled for the first time. What it has signed
-was compiled by this user; nobody else can sign with it, and no signature says anything about
-engines from elsewhere.
+Every user has a secret key, which is created when an engine is first compiled. An engine with a
+valid signature was compiled by this user, as nobody else can sign with the key. Signatures of
+other users cannot be verified.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.bundle.engine_sets import EngineSet
 from rbvsr_deploy.errors import MissingDependencyError
-from rbvsr_deploy.private_files import make_private_folder, read_private
+from rbvsr_deploy.files import make_private_folder, read_private
 
 __all__ = ["compiled_by_this_user", "config_folder", "sign", "signature"]
 
@@ -33,7 +32,7 @@ _KEY_SIZE = 32
 
 
 def config_folder() -> Path:
-    """Where the key is: ``RBVSR_CONFIG``, else the user's configuration folder.
+    """Return the folder of the key: ``RBVSR_CONFIG``, or else the user's configuration folder.
 
     Raises:
         MissingDependencyError: the variable is not set and platformdirs is not installed.
@@ -52,19 +51,19 @@ def config_folder() -> Path:
 def sign(
     engine_set: EngineSet, graphs: Mapping[str, bytes], plans: Mapping[str, bytes]
 ) -> EngineSet:
-    """The set with this user's signature over itself, its engines and the graphs they were
-    compiled from; without one, and with a warning, where the key cannot be kept.
+    """Return the set with this user's signature over the set, its engines and their graphs. If the
+    key cannot be stored, warn and return the set unsigned.
 
     Args:
-        engine_set: what was compiled.
-        graphs, plans: serialised ONNX model and engine by graph.
+        engine_set: the set that was compiled.
+        graphs, plans: serialised ONNX models and engines by graph name.
     """
     sums = {name: [_sum(graphs[name]), _sum(plan)] for name, plan in plans.items()}
     return replace(engine_set, signature=(signature(*_signed(engine_set, sums)) or b"").hex())
 
 
 def compiled_by_this_user(bundle: Bundle, engine_set: EngineSet) -> bool:
-    """Whether one of a bundle's engine sets has this user's signature."""
+    """Return whether one of a bundle's engine sets has this user's signature."""
     if not engine_set.signature:
         return False
     sums = {
@@ -78,15 +77,15 @@ def compiled_by_this_user(bundle: Bundle, engine_set: EngineSet) -> bool:
 
 
 def signature(purpose: str, content: bytes, *, make_key: bool = True) -> bytes | None:
-    """This user's signature, 32 bytes.
+    """Return this user's signature of a content, 32 bytes.
 
     Args:
-        purpose: says what is signed: the same content has another signature for another purpose.
-        content: what is signed.
-        make_key: whether to make a key if there is none.
+        purpose: kind of content; signatures for different purposes differ.
+        content: the bytes to sign.
+        make_key: create the key if it does not exist.
 
     Returns:
-        The signature; ``None`` if there is no key.
+        The signature, or ``None`` without a key.
 
     Raises:
         MissingDependencyError: as :func:`config_folder`.
@@ -100,7 +99,7 @@ def signature(purpose: str, content: bytes, *, make_key: bool = True) -> bytes |
 
 
 def _signed(engine_set: EngineSet, sums: Mapping[str, list[str]]) -> tuple[str, bytes]:
-    """Purpose and content of an engine set's signature."""
+    """Return the purpose and content to sign for an engine set."""
     values = replace(engine_set, signature="").as_dict()
     return "engine set", json.dumps([values, sums], sort_keys=True).encode()
 
@@ -129,7 +128,7 @@ def _read_key() -> bytes | None:
 
 
 def _make_key() -> bytes | None:
-    """A new key, or the one that another process has made meanwhile."""
+    """Create a key and return it, or the key of another process that was faster."""
     path = _key_path()
     try:
         make_private_folder(path.parent)
@@ -146,7 +145,7 @@ def _make_key() -> bytes | None:
     except OSError as error:
         logger.warning(
             "compiled engines are not signed, and will not be trusted: '%s' cannot be written "
-            "(%s); set RBVSR_CONFIG to a folder that can",
+            "(%s); set RBVSR_CONFIG to a writable folder",
             path,
             error.strerror,
         )

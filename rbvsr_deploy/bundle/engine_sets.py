@@ -1,4 +1,4 @@
-"""Compiled engines in a bundle: which machine a set of them is for, and for which sizes."""
+"""Describes the compiled engines of a bundle: their machine and the frame sizes they support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EngineSet", "Flavour", "ShapeProfile", "Shapes"]
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""The smallest, the usual and the largest shape of an input."""
+"""Smallest, usual and largest shape of an input."""
 
 _STEPS = ("backward", "forward")
 _IN_BANDS = ("reconstruct", "emit")
@@ -21,8 +21,8 @@ _IN_BANDS = ("reconstruct", "emit")
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """The sizes of frames, (H, W), and the batches that engines are compiled for: they take
-    anything between the smallest and the largest, and are tuned for the usual.
+    """Holds the frame sizes, (H, W), and the batch size that engines are compiled for. Engines
+    accept any size between the smallest and the largest, and are tuned for the usual one.
 
     Raises:
         ValueError: the sizes are not in that order, or a number is not positive.
@@ -32,7 +32,7 @@ class ShapeProfile:
     opt_size: tuple[int, int] = (180, 320)
     max_size: tuple[int, int] = (720, 1280)
     batch: int = 4
-    """The most frames per run of the graphs without recurrence, and the usual number."""
+    """Largest and usual number of frames per run of the graphs without recurrence."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -49,7 +49,7 @@ class ShapeProfile:
         return f"{'_'.join(sizes)}-b{self.batch}"
 
     def covers(self, height: int, width: int, *, batch: int = 1) -> bool:
-        """Whether frames of a size, so many at once, are within the profile."""
+        """Return whether the profile covers a batch of frames of a size."""
         within = (
             least <= size <= most
             for least, size, most in zip(self.min_size, (height, width), self.max_size, strict=True)
@@ -57,10 +57,10 @@ class ShapeProfile:
         return all(within) and batch <= self.batch
 
     def shapes(self, spec: GraphSpec, *, channels: int) -> dict[str, Shapes]:
-        """Shapes of a graph's inputs by their name.
+        """Return the shapes of a graph's inputs by input name.
 
         The recurrent steps take one frame at a time. ``reconstruct`` and ``emit`` also run on bands
-        of a picture, which may be one row high.
+        of a frame, which may be a single row high.
         """
         found: dict[str, list[tuple[int, ...]]] = {item.name: [] for item in spec.inputs}
         for which, (height, width) in enumerate((self.min_size, self.opt_size, self.max_size)):
@@ -76,46 +76,46 @@ class ShapeProfile:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """One engine per graph, compiled by one TensorRT for one kind of GPU."""
+    """Describes one engine per graph, compiled by one TensorRT version for one kind of GPU."""
 
     flavour: Flavour
     version: str
-    """Of TensorRT, such as "10.3.0"."""
+    """TensorRT version, such as "10.3.0"."""
     compute_capability: str
-    """Of the GPU, such as "8.9"."""
+    """Compute capability of the GPU, such as "8.9"."""
     platform: str
     """Operating system and processor, such as "linux-x86_64"."""
     profile: ShapeProfile
     version_compatible: bool = False
-    """Whether later versions of the same TensorRT may run it."""
+    """Later versions of the same TensorRT may run it."""
     hardware_compatible: bool = False
-    """Whether any GPU from compute capability 8.0 on may run it."""
+    """Any GPU of compute capability 8.0 or higher may run it."""
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Per graph how many layers of each kind the parsed network has in each type, such as
-    "CONVOLUTION float16".
+    """Number of layers per graph, layer kind and type (such as "CONVOLUTION float16") in the
+    parsed network.
     """
     signature: str = ""
-    """Of the user who compiled it, in hexadecimal, as ``engines/tensorrt/signing.py`` makes it;
-    empty: unsigned.
+    """Signature of the user who compiled it, in hexadecimal, from
+    ``engines/tensorrt/signing.py``; empty if unsigned.
     """
 
     @property
     def name(self) -> str:
-        """Of the set's folder in a bundle."""
+        """Name of the set's folder in a bundle."""
         capability = self.compute_capability.replace(".", "")
         where = f"{self.platform}-sm{capability}"
         return f"{self.flavour}-{self.version}-{where}-{self.profile}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Return the fields as plain values for a manifest."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineSet:
-        """What :meth:`as_dict` gave, through JSON.
+        """Restore a set from the values of :meth:`as_dict`, after a round trip through JSON.
 
         Raises:
-            TypeError, ValueError, KeyError: the values describe none.
+            TypeError, ValueError, KeyError: the values do not describe an engine set.
         """
         profile = values["profile"]
         names = ("min_size", "opt_size", "max_size")

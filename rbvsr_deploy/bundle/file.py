@@ -1,10 +1,9 @@
-"""The bundle: one ``model.plan`` that holds a network as typed ONNX graphs and everything known
-about it.
+"""Reads and writes ``model.plan``, which holds a network as typed ONNX graphs and its metadata.
 
-A zip with stored members: ``manifest.json``, ``graphs/<name>.onnx`` and any number of
-``engines/<set>/<name>.plan``. The manifest has a SHA-256 for every member, and the zip's comment
-one of the whole file before it, so that no flipped byte goes unseen. The same content always gives
-the same bytes.
+The file is a zip with stored members: ``manifest.json``, ``graphs/<name>.onnx`` and any number of
+``engines/<set>/<name>.plan``. The manifest has a SHA-256 of every member, and the zip's comment has
+one of the whole file up to the comment, so that every flipped byte is detected. The same content
+always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -43,43 +42,44 @@ __all__ = [
 _MANIFEST = "manifest.json"
 _DIGEST = re.compile(rb"rbvsr-bundle sha256=([0-9a-f]{64})$")
 _RAW_PLANS = (b"ftrt", b"ptrt", b"vtrt")
-"""First bytes of serialised engines: TensorRT, and TensorRT-RTX (1.7 writes ``vtrt``)."""
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: bytes do not depend on the day
+"""First bytes of serialised engines of TensorRT and TensorRT-RTX (1.7 writes ``vtrt``)."""
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest date of a zip: the bytes do not depend on the day
 _LARGEST = 2**30  # bytes of a bundle
 _MOST_MEMBERS = 10_000
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its members are what the manifest says, and its graphs are of this network.
-    Compiled engines, which are machine code, cannot be checked like that.
+    """Holds an opened bundle, whose members match the manifest and whose graphs have been checked.
+
+    Compiled engines are machine code and cannot be checked.
     """
 
     path: Path
     manifest: Manifest
     sha256: str
-    """Of the whole file."""
+    """SHA-256 of the whole file."""
     members: Mapping[str, bytes]
 
     def graph(self, name: str) -> bytes:
-        """The serialised ONNX model of a graph.
+        """Return the serialised ONNX model of a graph.
 
         Raises:
-            KeyError: the bundle has no such graph (``clean`` of a BasicVSR).
+            KeyError: the bundle has no such graph (a BasicVSR has no ``clean``).
         """
         return self.members[_graph_member(name)]
 
     def graphs(self) -> dict[str, bytes]:
-        """All of them by name."""
+        """Return all serialised graphs by name."""
         return {name: self.graph(name) for name in self.manifest.graphs}
 
     def plans(self, engine_set: EngineSet) -> dict[str, bytes]:
-        """The serialised engines of one of the manifest's sets, by graph."""
+        """Return the serialised engines of one of the manifest's sets by graph name."""
         return {name: self.members[_plan_member(engine_set, name)] for name in self.manifest.graphs}
 
 
 def bundle_in_memory(name: str, manifest: Manifest, graphs: Mapping[str, bytes]) -> Bundle:
-    """A bundle that no file holds, for engines to try; ``name`` stands for it in messages."""
+    """Return a bundle without a file, for trying out engines; messages call it ``name``."""
     members = {_graph_member(graph): data for graph, data in graphs.items()}
     return Bundle(Path(name), manifest, "", members)
 
@@ -98,16 +98,16 @@ def write_bundle(
     graphs: Mapping[str, bytes],
     engines: Sequence[tuple[EngineSet, Mapping[str, bytes]]] = (),
 ) -> None:
-    """Write a bundle in one piece or not at all.
+    """Write a bundle atomically.
 
     Args:
-        path: an existing file is replaced.
-        manifest: its ``engine_sets`` and ``members`` are filled in here.
+        path: the file to write; an existing file is replaced.
+        manifest: the metadata; its ``engine_sets`` and ``members`` are filled in here.
         graphs: serialised ONNX model by graph name.
-        engines: sets with their serialised engines by graph name.
+        engines: engine sets, each with its serialised engines by graph name.
 
     Raises:
-        BundleError: the file cannot be written, or would be too large; nothing is left behind.
+        BundleError: the file cannot be written, or would be too large; no partial file remains.
     """
     members = {_graph_member(name): data for name, data in graphs.items()}
     for engine_set, plans in engines:
@@ -121,10 +121,10 @@ def write_bundle(
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             info = zipfile.ZipInfo(name, _EPOCH)
-            info.create_system = 3  # Unix, on Windows too: bytes do not depend on the system
+            info.create_system = 3  # always Unix: the bytes do not depend on the system
             archive.writestr(info, data)
-        # A comment of the final length first: its two length bytes belong to what the digest
-        # covers.
+        # A placeholder of the final length first: the digest covers the two bytes that hold the
+        # length of the comment.
         archive.comment = _comment(b"")
     content = buffer.getvalue()[: -len(_comment(b""))]
     if len(content) > _LARGEST - len(_comment(b"")):
@@ -136,7 +136,7 @@ def write_bundle(
 
 
 def check_bundle_path(path: Path) -> None:
-    """Find out before a long export whether its bundle can be written.
+    """Check before a long export that its bundle can be written.
 
     Raises:
         BundleError: as :func:`write_bundle` would.
@@ -159,13 +159,16 @@ def _comment(content: bytes) -> bytes:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open and check a bundle. All that runs or shows one opens it here: no other check lies
-    between a foreign file and the runtimes.
+    """Open and check a bundle.
+
+    Every command and API call that runs or shows a bundle opens it here. This is the only check
+    between an untrusted file and the runtimes.
 
     Raises:
-        BundleError: missing file; a raw TensorRT plan, an ONNX file, a checkpoint or something else
-            in its place; a truncated or changed file; a newer format; a manifest or a graph that
-            :mod:`rbvsr_deploy.bundle.manifest` or :mod:`rbvsr_deploy.bundle.graph_check` refuses.
+        BundleError: the file is missing, truncated or changed; it is something else, such as a raw
+            TensorRT engine, an ONNX file or a checkpoint; its format is newer; or
+            :mod:`rbvsr_deploy.bundle.manifest` or :mod:`rbvsr_deploy.bundle.graph_check` refuses
+            its manifest or a graph.
     """
     data = _read_file(path)
     size = len(_comment(b""))
@@ -179,7 +182,7 @@ def open_bundle(path: Path) -> Bundle:
         manifest = read_manifest(members.pop(_MANIFEST, memoryview(b"")))
     except ManifestError as error:
         raise BundleError(f"'{path}' {error}") from None
-    except ZipFormatError as error:  # the checksum is right: not damaged, but made by others
+    except ZipFormatError as error:  # the checksum matches, so another program wrote it
         raise BundleError(
             f"'{path}' is not a bundle of this toolkit ({error}): export the checkpoint again"
         ) from None
@@ -194,18 +197,18 @@ def open_bundle(path: Path) -> Bundle:
             )
         except GraphFormatError as error:
             raise BundleError(
-                f"'{path}' is not run: its graph '{name}' {error}; use a bundle that rbvsr-export "
-                "has made"
+                f"'{path}' is refused: its graph '{name}' {error}; use a bundle made by "
+                "rbvsr-export"
             ) from None
     contents = {name: bytes(member) for name, member in members.items()}
     return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), contents)
 
 
 def _read_file(path: Path) -> bytes:
-    """The bytes of a file that ends as bundles do; other files are not read in full.
+    """Return the bytes of a file that ends like a bundle; other files are not read in full.
 
     Raises:
-        BundleError: it cannot be read, is too large, or something else.
+        BundleError: the file cannot be read, is too large, or is not a bundle.
     """
     size = len(_comment(b""))
     try:
@@ -216,7 +219,7 @@ def _read_file(path: Path) -> bytes:
             beginning = file.read(64)
             file.seek(max(status.st_size - size, 0))
             if not _DIGEST.search(file.read(size)):
-                raise BundleError(_what_it_is(path, beginning))
+                raise BundleError(_not_a_bundle(path, beginning))
             if status.st_size > _LARGEST:
                 raise BundleError(_too_large(path, status.st_size))
             file.seek(0)
@@ -235,7 +238,7 @@ def _too_large(path: Path, size: int) -> str:
 
 
 def _check_members(path: Path, manifest: Manifest, members: Mapping[str, memoryview]) -> None:
-    """Raises BundleError unless the members are those of the manifest, to the byte."""
+    """Raise BundleError unless the members match the manifest byte for byte."""
     for name, expected in manifest.members.items():
         if hashlib.sha256(members.get(name, b"")).hexdigest() != expected:
             raise BundleError(
@@ -245,13 +248,11 @@ def _check_members(path: Path, manifest: Manifest, members: Mapping[str, memoryv
     for engine_set in manifest.engine_sets:
         expected_names |= {_plan_member(engine_set, name) for name in manifest.graphs}
     for name in sorted(expected_names ^ members.keys() | expected_names ^ manifest.members.keys()):
-        raise BundleError(
-            f"'{path}' has a member '{name}' too many or too few for its manifest; export it again"
-        )
+        raise BundleError(f"'{path}' has an extra or missing member '{name}'; export it again")
 
 
-def _what_it_is(path: Path, data: bytes) -> str:
-    """A sentence for a file that is no complete bundle, of which this is the beginning."""
+def _not_a_bundle(path: Path, data: bytes) -> str:
+    """Describe a file that is not a complete bundle, judging by its first bytes."""
     make_one = "make a bundle with rbvsr-export"
     if not data:
         return f"'{path}' is empty, not a bundle: {make_one}"

@@ -1,6 +1,6 @@
 """Refuses graphs that the exporter would not have written, before any runtime sees them.
 
-A bundle may come from anyone, and ONNX is a language: its graphs can read files (external data),
+A bundle may come from anyone, and an ONNX graph is a program: it can read files (external data),
 loop for ever and request any amount of memory. This module restricts the operators to those the
 network needs; :mod:`rbvsr_deploy.bundle.onnx_reader` restricts the file format.
 """
@@ -18,10 +18,10 @@ __all__ = ["OPERATORS", "check_graph_bytes"]
 
 OPSETS = (17, 18, 19)
 
-# Collected from what export_graph, convert_opset and quantise write for the published, the compact
-# and a BasicVSR network, in float32, float16 and int8, at opsets 17 to 19;
-# tests/security/test_bundles.py does it again. Floor is not among them; hand-made graphs round with
-# it, and it is as harmless as Round.
+# Collected from the output of export_graph, convert_opset and quantise for the published, the
+# compact and a BasicVSR network, in float32, float16 and int8, at opsets 17 to 19;
+# tests/security/test_bundles.py repeats the collection. Floor is an addition: hand-written graphs
+# round with it, and it is as harmless as Round.
 # fmt: off
 OPERATORS = frozenset((
     "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DepthToSpace",
@@ -30,12 +30,12 @@ OPERATORS = frozenset((
     "Squeeze", "Sub", "Transpose", "Unsqueeze",
 ))
 # fmt: on
-"""None of them reads files, has a graph within, or makes text."""
+"""Operators allowed in a graph; none reads files, contains a subgraph or produces text."""
 
 _FROM_CONSTANTS = frozenset({"DequantizeLinear"})
-"""Operators that may take constants alone, as int8 weights are, each once. Runtimes fold such nodes
-when they open a graph: with others, or the same again and again, a few bytes could unfold to any
-size.
+"""Operators that may have only constant inputs, such as int8 weights, once per constant. Runtimes
+fold such nodes when they open a graph, so with other operators, or with repeated use of one
+constant, a few bytes could expand to any size.
 """
 
 
@@ -46,19 +46,19 @@ def check_graph_bytes(
 
     Args:
         data: a serialised ``ModelProto``.
-        spec: what it must be.
-        precision, channels: of its bundle.
+        spec: the contract it must fulfil.
+        precision, channels: precision and state channels of its bundle.
 
     Raises:
-        GraphFormatError: it is anything but a graph that the exporter writes for ``spec``; the
-            message is a clause that says why.
+        GraphFormatError: it is not a graph that the exporter writes for ``spec``; the message is a
+            clause that gives the reason.
     """
     if data[4:8] == b"ORTM":
-        raise GraphFormatError("has the mark of ONNX Runtime's own format")
+        raise GraphFormatError("is in ONNX Runtime's own format")
     graph = read_graph(data)
     if graph.opset not in OPSETS:
         raise GraphFormatError(
-            f"is of ONNX operator set {graph.opset}, not of {OPSETS[0]} to {OPSETS[-1]}"
+            f"uses ONNX operator set {graph.opset}, not {OPSETS[0]} to {OPSETS[-1]}"
         )
     for side, values, items in (
         ("inputs", graph.inputs, spec.inputs),
@@ -87,8 +87,8 @@ def _check_signature(
     ]
     if list(values) != want:
         raise GraphFormatError(
-            f"has the {side} {_listed(values[:8])}, where {_listed(want)} belong: "
-            "it is of another model"
+            f"has the {side} {_listed(values[:8])} instead of {_listed(want)}: it belongs to "
+            "another model"
         )
 
 
@@ -99,12 +99,12 @@ def _listed(values: Sequence[Value]) -> str:
 
 
 def _check_nodes(graph: Graph) -> None:
-    """Operators, and that every value is made once, before it is used."""
+    """Check the operators, and that every value is computed once, before it is used."""
     constants = {"", *graph.initializers}
     folded: set[str] = set()
     known = constants | {value.name for value in graph.inputs}
     if len(known) != 1 + len(graph.initializers) + len(graph.inputs):
-        raise GraphFormatError("gives an input a value of its own")
+        raise GraphFormatError("has an initializer for one of its inputs")
     for node in graph.nodes:
         if node.operator not in OPERATORS:
             raise GraphFormatError(
@@ -114,15 +114,15 @@ def _check_nodes(graph: Graph) -> None:
             raise GraphFormatError("has a Cast to something other than numbers")
         for name in node.inputs:
             if name not in known:
-                raise GraphFormatError(f"uses '{name}' before it is made")
+                raise GraphFormatError(f"uses '{name}' before it is computed")
         if constants.issuperset(node.inputs):
             if node.operator not in _FROM_CONSTANTS or node.inputs[0] in folded:
-                raise GraphFormatError(f"has a {node.operator} of constants alone")
+                raise GraphFormatError(f"has a {node.operator} with only constant inputs")
             constants.update(node.outputs)
             folded.update(node.inputs[:1])
         for name in node.outputs:
             if not name or name in known:
-                raise GraphFormatError(f"makes '{name}' twice, or a value without a name")
+                raise GraphFormatError(f"computes '{name}' twice, or a value without a name")
             known.add(name)
     for value in graph.outputs:
         if value.name not in known or value.name in constants:

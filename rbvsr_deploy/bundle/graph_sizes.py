@@ -1,9 +1,9 @@
-"""How large every value of a graph becomes, found out without computing it.
+"""Checks the size of every value in a graph without running it.
 
-A graph of a kilobyte can ask for any amount of memory: it enlarges, repeats and pads by numbers
-that it brings, or that it computes from the size of the frame. So the shapes are followed through
-the graph for frames of two sizes: outputs must come out as the contract has them, and nothing on
-the way may be larger than this network needs.
+A graph of one kilobyte can request any amount of memory: it resizes, repeats and pads by numbers
+that it contains or computes from the frame size. So shapes are inferred through the graph for two
+frame sizes: outputs must have the shapes of the contract, and no intermediate value may be larger
+than this network needs.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from rbvsr_deploy.graphs import GraphSpec
 __all__ = ["check_sizes"]
 
 _FRAMES = ((2, 18, 25), (1, 2160, 3840))
-"""N, H and W: distinct, so that one is not taken for another, and no multiples of 32. The first is
-small, as what does not depend on the frame's size must be small, too."""
+"""N, H and W of the frames: distinct, so that they cannot be confused, and not multiples of 32. The
+first frame is small, so that large values that do not depend on the frame size are found, too."""
 
-_MULTIPLE = 64  # The flow network works on frames enlarged to a multiple of 32.
+_MULTIPLE = 64  # the flow network works on frames enlarged to a multiple of 32
 
 _COUNTED: Mapping[str, Callable[[float], float]] = {"int64": int, "float32": float}
-"""Types in which sizes are computed. Numbers of smaller ones would wrap around at their ends."""
+"""Types in which sizes are computed. Smaller types would overflow."""
 
 _Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Value:
-    """What is known of a value before it is computed."""
+    """Holds what can be inferred about a value without running the graph."""
 
     shape: _Shape
     numbers: tuple[float, ...] | None = None
-    """In order, where they follow from shapes and constants alone and are few."""
+    """Elements in order, if they are few and follow from shapes and constants alone."""
 
     @property
     def count(self) -> int:
@@ -45,27 +45,27 @@ class _Value:
 
 
 def check_sizes(graph: Graph, spec: GraphSpec, *, channels: int) -> None:
-    """Follow the shapes through a graph whose operators and inputs have been checked.
+    """Infer and check the shapes in a graph whose operators and inputs have been checked.
 
     Args:
-        graph: what it is about.
+        graph: the graph to check.
         spec: its contract.
-        channels: of the bundle.
+        channels: state channels of the bundle.
 
     Raises:
-        GraphFormatError: an output has another shape than the contract's; a value is too large, or
-            its size depends on pixels; or a node makes no sense.
+        GraphFormatError: the shape of an output differs from the contract; a value is too large, or
+            its size depends on pixels; or a node is invalid.
     """
     sizes = [_of_frame(graph, spec, frame, channels=channels) for frame in _FRAMES]
-    # Runtimes compute with a shape that is always the same when they open the graph.
+    # Runtimes fold a shape that is always the same when they open the graph.
     if any(small == large for small, large in zip(*sizes, strict=True)):
-        raise GraphFormatError("takes a shape that is the same for all frames")
+        raise GraphFormatError("takes a shape that does not depend on the frame size")
 
 
 def _of_frame(
     graph: Graph, spec: GraphSpec, frame: tuple[int, int, int], *, channels: int
 ) -> list[tuple[float, ...] | None]:
-    """Check one size; what its Shape nodes give."""
+    """Check one frame size and return the values of the graph's Shape nodes."""
     n, height, width = frame
     names = {"N": n, "H": height, "W": width, "4H": 4 * height, "4W": 4 * width, "C": channels}
 
@@ -80,7 +80,7 @@ def _of_frame(
     values |= {item.name: _Value(contract(item.shape)) for item in spec.inputs}
     area = n * (height + _MULTIPLE) * (width + _MULTIPLE)
     largest = area * (32 * channels + 2048)
-    left = 16 * largest  # of all values together; of the published network they have 3
+    left = 16 * largest  # for all values together; the published network needs 3 * largest
     found: list[tuple[float, ...] | None] = []
     for node in graph.nodes:
         try:
@@ -88,13 +88,13 @@ def _of_frame(
         except _DependsOnPixelsError:
             raise GraphFormatError(f"has a {node.operator} whose size depends on pixels") from None
         except (LookupError, ValueError, TypeError, ArithmeticError):
-            raise GraphFormatError(f"has a {node.operator} that makes no sense") from None
+            raise GraphFormatError(f"has an invalid {node.operator}") from None
         left -= value.count
         if value.count > largest or left < 0 or min(value.shape, default=0) < 0:
             shape = " x ".join(map(str, value.shape))
             raise GraphFormatError(
-                f"has a {node.operator} that makes {shape} values of a frame of {width}x{height}, "
-                "more than this network needs"
+                f"has a {node.operator} that makes {shape} values from a frame of "
+                f"{width}x{height}, more than this network needs"
             )
         if node.operator == "Shape":
             found.append(value.numbers)
@@ -102,8 +102,8 @@ def _of_frame(
     for item in spec.outputs:
         if values[item.name].shape != contract(item.shape):
             raise GraphFormatError(
-                f"makes '{item.name}' of the shape {values[item.name].shape}, where "
-                f"{contract(item.shape)} belongs"
+                f"computes '{item.name}' with shape {values[item.name].shape} instead of "
+                f"{contract(item.shape)}"
             )
     return found
 
@@ -112,7 +112,7 @@ def _of_frame(
 
 
 def _infer(node: Node, inputs: list[_Value]) -> _Value:
-    """The output of a node. Python's own errors mean that the node makes no sense."""
+    """Infer the output of a node. Built-in Python exceptions mean that the node is invalid."""
     if len(node.outputs) != 1:
         raise ValueError(node.outputs)
     value = _RULES[node.operator](node.attributes, *inputs)
@@ -127,7 +127,7 @@ def _infer(node: Node, inputs: list[_Value]) -> _Value:
 
 
 class _DependsOnPixelsError(Exception):
-    """Numbers that say how large something is to become do not follow from shapes alone."""
+    """The size of a value does not follow from shapes and constants alone."""
 
 
 def _numbers(value: _Value) -> tuple[float, ...]:
@@ -206,7 +206,7 @@ def _concat(attributes: Mapping[str, Any], *parts: _Value) -> _Value:
 
 
 def _window(attributes: Mapping[str, Any], x: _Value, kernel: _Shape) -> _Shape:
-    """Height and width of what a window that moves over an image gives."""
+    """Return the output height and width of a sliding window."""
     if attributes.get("auto_pad", "NOTSET") != "NOTSET" or len(kernel) != 2 or max(kernel) > 101:
         raise ValueError(attributes)
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))

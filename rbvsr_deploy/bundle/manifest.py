@@ -1,8 +1,8 @@
-"""What a bundle says about itself, and the schema it is read by.
+"""Defines the manifest of a bundle and the schema that validates it.
 
-A manifest comes from anybody: every field has a type, every number bounds, every text a length, and
-the whole has a size, before anything is done with it. Unknown fields are refused; only the records
-of measurements may hold more than is known here, as nothing depends on them.
+A manifest may come from anyone, so it is checked before use: every field has a type, every number
+has bounds, and the length of texts and of the whole is limited. Unknown fields are refused, except
+in the records of measurements, on which nothing depends.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-_LARGEST = 4 * 2**20  # bytes; that of the published network in int8 has 30,000
-_DEEPEST = 16  # levels of lists and objects
-_LONGEST = 10_000  # characters of a text
-_HIGHEST = 2.0**53  # of numbers
+_LARGEST = 4 * 2**20  # bytes; the manifest of the published network in int8 has 30,000
+_DEEPEST = 16  # levels of nested lists and objects
+_LONGEST = 10_000  # characters of one text
+_HIGHEST = 2.0**53  # absolute value of a number
 
 
 class ManifestError(ValueError):
-    """The manifest is not one of this version; the message is a clause that says why."""
+    """The manifest is invalid or of another version; the message is a clause that says why."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights came from."""
+    """Records the origin of the weights."""
 
     file_name: str
     sha256: str
-    """Of the checkpoint file, as published sums are."""
+    """SHA-256 of the checkpoint file, comparable with published checksums."""
     license: str | None = None
     provenance: str | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known about the network in a bundle. ``rbvsr-info`` shows it."""
+    """Describes the network in a bundle; ``rbvsr-info`` shows it."""
 
     model: Mapping[str, Any]
     """``RealBasicVSRConfig.as_dict()``."""
@@ -60,9 +60,9 @@ class Manifest:
     precision: Precision
     opset: int
     refine_threshold: float
-    """Dynamic refinement's default, on the 0-255 scale."""
+    """Default threshold of dynamic refinement, on the 0-255 scale."""
     graphs: Mapping[str, Any]
-    """Inputs and outputs of each graph: name, dtype, shape."""
+    """Inputs and outputs of each graph with name, dtype and shape."""
     verification: Mapping[str, Any]
     """Largest difference from the torch model per graph, output and size, measured by the export.
     """
@@ -71,14 +71,14 @@ class Manifest:
     quantisation: Mapping[str, Any] | None = None
     """Calibration record of an INT8 bundle; ``None`` for floating point."""
     engine_sets: tuple[EngineSet, ...] = ()
-    """What the bundle holds compiled."""
+    """Sets of compiled engines in the bundle."""
     schema_version: int = SCHEMA_VERSION
     members: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every other member; filled in by :func:`write_bundle`."""
 
     @property
     def has_cleaning(self) -> bool:
-        """Whether there is a ``clean`` graph: RealBasicVSR has one, BasicVSR has not."""
+        """Return whether there is a ``clean`` graph, as in RealBasicVSR but not in BasicVSR."""
         return self.model["cleaning_blocks"] is not None
 
     @property
@@ -95,8 +95,8 @@ class Manifest:
 
 
 def graph_io(*, has_cleaning: bool, channels: int, precision: Precision) -> dict[str, Any]:
-    """Inputs and outputs of every graph in plain values, for the manifest and for engines to check
-    against.
+    """Return the inputs and outputs of every graph in plain values, for the manifest and for checks
+    by the engines.
     """
     return {
         name: {
@@ -124,11 +124,11 @@ _Channels = Annotated[int, Meta(ge=1, le=4096)]
 
 
 class _Strict(Struct, forbid_unknown_fields=True):
-    """Of what the program acts on."""
+    """Base of the parts that the program acts on."""
 
 
 class _Record(Struct):
-    """Of what was measured: shown, not acted on."""
+    """Base of the measurements, which are shown but not acted on."""
 
 
 class _Weights(_Strict):
@@ -169,7 +169,7 @@ class _EngineSet(_Strict):
     signature: str = ""
 
 
-class _Pictures(_Record):
+class _ImageScores(_Record):
     psnr: float
     max_difference: float
 
@@ -178,7 +178,7 @@ class _OnClip(_Record):
     clip: str
     sha256: str
     frames: _Count
-    pictures: _Pictures
+    pictures: _ImageScores
 
 
 class _Verification(_Record):
@@ -212,7 +212,7 @@ class _Quantisation(_Record):
 
 
 class _Manifest(_Strict):
-    """A manifest of format 1."""
+    """The schema of format 1."""
 
     schema_version: Literal[1]
     model: _Model
@@ -233,7 +233,7 @@ def read_manifest(data: bytes | memoryview) -> Manifest:
     """Read a manifest from JSON.
 
     Raises:
-        ManifestError: it is not one, or of another version.
+        ManifestError: it is invalid or of another version.
     """
     if len(data) > _LARGEST:
         raise ManifestError(
@@ -254,7 +254,7 @@ def read_manifest(data: bytes | memoryview) -> Manifest:
         raise
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ManifestError(
-            f"is not a bundle of this toolkit, as its manifest says ({first_line(error):.200}): "
+            f"is not a bundle of this toolkit: its manifest is invalid ({first_line(error):.200}); "
             "export the checkpoint again"
         ) from None
     weights = Weights(**values["weights"])
@@ -264,10 +264,10 @@ def read_manifest(data: bytes | memoryview) -> Manifest:
 
 
 def _check_bounds(values: Any) -> None:
-    """Depth, texts and numbers, wherever they stand.
+    """Check nesting depth, text lengths and numbers anywhere in the values.
 
     Raises:
-        ValueError: something is beyond its bounds.
+        ValueError: a bound is exceeded.
     """
     level = [values]
     for _ in range(_DEEPEST):
@@ -287,7 +287,7 @@ def _check_bounds(values: Any) -> None:
 
 
 def _check(manifest: Manifest) -> None:
-    """What the parts must be to each other."""
+    """Check that the parts of a manifest are consistent."""
     if manifest.precision not in PRECISIONS:
         raise ManifestError(
             f"has precision '{manifest.precision}'; known are {', '.join(PRECISIONS)}"
@@ -302,9 +302,9 @@ def _check(manifest: Manifest) -> None:
     for name, sides in manifest.graphs.items():
         if name not in contract or sides != contract[name]:
             raise ManifestError(
-                f"says that its graph '{name}' is another than this network has: export the "
+                f"describes a graph '{name}' that this network does not have: export the "
                 "checkpoint again"
             )
     names = [engine_set.name for engine_set in manifest.engine_sets]
     if len(set(names)) != len(names):
-        raise ManifestError("has two engine sets of one name: export the checkpoint again")
+        raise ManifestError("has two engine sets with the same name: export the checkpoint again")

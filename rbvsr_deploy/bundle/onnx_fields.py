@@ -1,8 +1,7 @@
-"""The fields of ONNX that a graph may have, and how they are read from bytes without the ``onnx``
-package: whatever is not in the tables is refused.
+"""Reads the allowed fields of an ONNX file without the ``onnx`` package, and refuses all others.
 
-External data, functions of a model's own, graphs within graphs, sparse tensors and text are not in
-them, nor are fields that a later version of ONNX may bring.
+External data, model-local functions, subgraphs, sparse tensors and text are not in the tables, nor
+are fields that a later version of ONNX may add.
 """
 
 from __future__ import annotations
@@ -14,30 +13,30 @@ from typing import Any
 
 __all__ = ["GraphFormatError", "count_varints", "read_fields", "read_varints"]
 
-_LONGEST_TEXT = 1024  # bytes of a name; the exporter's longest has 70
+_LONGEST_TEXT = 1024  # bytes of a name; the exporter's longest name has 70
 _MOST_FIELDS = 2**18  # of all messages; the largest graph of the published network has 7,000
 
 
 class GraphFormatError(ValueError):
-    """The bytes are no ONNX graph, or hold what no graph of this project holds."""
+    """The bytes are not an ONNX graph, or the graph has features that this project never uses."""
 
 
 def read_fields(data: bytes | memoryview) -> dict[str, Any]:
-    """A serialised ``ModelProto`` as nested dictionaries by the fields' names. Repeated fields are
-    lists and always there; others are there if they were given.
+    """Read a serialised ``ModelProto`` as nested dictionaries by field name. Repeated fields are
+    always present as lists; other fields are present if the file has them.
 
     Raises:
         GraphFormatError: the bytes are cut off or malformed, or have a field that is not in the
-            tables; the message is a clause that says which.
+            tables; the message is a clause that gives the reason.
     """
     return _Reader(_MOST_FIELDS).read(memoryview(data), _MODEL, "the model")
 
 
 def read_varints(data: memoryview) -> list[int]:
-    """Signed numbers that follow each other.
+    """Read consecutive signed numbers.
 
     Raises:
-        GraphFormatError: they are cut off, or one has more than 64 bits.
+        GraphFormatError: the last one is cut off, or one has more than 64 bits.
     """
     numbers, position = [], 0
     while position < len(data):
@@ -47,7 +46,7 @@ def read_varints(data: memoryview) -> list[int]:
 
 
 def count_varints(data: memoryview) -> int:
-    """How many there are, without reading them: int8 weights are written like that."""
+    """Count consecutive numbers without decoding them, for int8 weights."""
     return len(bytes(data).translate(None, delete=_CONTINUED))
 
 
@@ -56,7 +55,7 @@ def count_varints(data: memoryview) -> int:
 
 @dataclass(frozen=True)
 class _Field:
-    """A field of a message that may occur."""
+    """Describes a field that a message may have."""
 
     name: str
     kind: str
@@ -65,7 +64,7 @@ class _Field:
     """
     repeated: bool = False
     table: Mapping[int, _Field] | None = None
-    """Of a message."""
+    """Fields of a nested message."""
 
 
 _Table = Mapping[int, _Field]
@@ -75,8 +74,8 @@ def _message(name: str, table: _Table, *, repeated: bool = False) -> _Field:
     return _Field(name, "message", repeated, table)
 
 
-# The numbers are those of onnx.proto3. What is not here is refused; the kind "refused" is for a
-# sentence that names what it is.
+# The numbers are those of onnx.proto3. All other fields are refused; the kind "refused" gives some
+# of them a name for the error message.
 _DIMENSION: _Table = {1: _Field("dim_value", "int"), 2: _Field("dim_param", "text")}
 _SHAPE: _Table = {1: _message("dim", _DIMENSION, repeated=True)}
 _TENSOR_TYPE: _Table = {1: _Field("elem_type", "int"), 2: _message("shape", _SHAPE)}
@@ -152,14 +151,14 @@ _CONTINUED = bytes(range(0x80, 0x100))  # bytes of a varint that are not its las
 
 
 class _Reader:
-    """Reads messages, and no more fields in all than it has been allowed."""
+    """Reads messages up to a total number of fields."""
 
     def __init__(self, most: int) -> None:
         self._left = most
 
     def read(self, data: memoryview, table: _Table, where: str) -> dict[str, Any]:
-        """A message as a dictionary; repeated fields are lists and always there. The tables bound
-        how deep messages nest.
+        """Read a message as a dictionary; repeated fields are always present as lists. The tables
+        limit the nesting depth.
         """
         found: dict[str, Any] = {field.name: [] for field in table.values() if field.repeated}
         for number, kind, value in _fields(data):
@@ -178,7 +177,7 @@ class _Reader:
                 decoded = _decoded(field, kind, value)
             if field.repeated:
                 found[field.name].append(decoded)
-            elif field.name in found:  # of two, parsers take the last or merge them
+            elif field.name in found:  # parsers differ: the last one wins, or they merge
                 raise GraphFormatError(f"has the {field.name} of {where} twice")
             else:
                 found[field.name] = decoded
@@ -187,11 +186,11 @@ class _Reader:
     def _count(self, fields: int) -> None:
         self._left -= fields
         if self._left < 0:
-            raise GraphFormatError("has more parts than any network of this kind")
+            raise GraphFormatError("has more fields than any network of this kind")
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """Number, wire type and undecoded value of every field."""
+    """Yield number, wire type and undecoded value of every field."""
     position, end = 0, len(data)
     while position < end:
         tag, position = _varint(data, position)
@@ -213,7 +212,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """An unsigned number of up to 64 bits, and where it ends."""
+    """Decode an unsigned number of up to 64 bits; return it and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):
@@ -243,11 +242,11 @@ def _decoded(field: _Field, kind: int, value: Any) -> Any:
                 pass
         case "skip", 2 if len(value) <= _LONGEST_TEXT:
             return None
-    raise GraphFormatError(f"has a field '{field.name}' that is not what ONNX has there")
+    raise GraphFormatError(f"has a field '{field.name}' that is not valid ONNX")
 
 
 def _packed(data: memoryview, kind: str) -> list[float] | list[int]:
-    """Numbers that follow each other within one field."""
+    """Decode the numbers of a packed field."""
     if kind == "int":
         return read_varints(data)
     if len(data) % 4:

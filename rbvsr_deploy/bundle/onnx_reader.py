@@ -1,8 +1,8 @@
 """Reads the structure of an ONNX graph from its bytes, without the ``onnx`` package.
 
-A bundle may come from anybody, and running it needs only ONNX Runtime, which follows whatever a
-graph says: files to read weights from, functions that call functions, loops. So the bytes are read
-here first, by :mod:`rbvsr_deploy.bundle.onnx_fields`, which lets none of these through.
+A bundle may come from anyone, and ONNX Runtime does whatever a graph asks for: it reads weights
+from files, calls nested functions and runs loops. So the bytes are first read here, through
+:mod:`rbvsr_deploy.bundle.onnx_fields`, which refuses all of these.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ ELEMENT_TYPES = {
     9: "bool",
     10: "float16",
 }
-"""NumPy's names of the types of ``TensorProto.DataType`` that a graph may use."""
+"""NumPy names of the ``TensorProto.DataType`` types that a graph may use."""
 
 MOST_VALUES = 16
-"""How many values of a tensor are read: sizes, axes and scales have no more."""
+"""Most elements of a tensor that are read; sizes, axes and scales have no more."""
 
-_FORMATS = dict(zip(ELEMENT_TYPES.values(), "fBbiq?e", strict=True))  # of the struct module
+_FORMATS = dict(zip(ELEMENT_TYPES.values(), "fBbiq?e", strict=True))  # codes of the struct module
 _ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 6: "floats", 7: "ints"}
 _ATTRIBUTE_DEFAULTS = {"f": 0.0, "i": 0, "s": "", "floats": (), "ints": ()}
 _MOST_DIMENSIONS = 8
@@ -52,12 +52,12 @@ _MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class Tensor:
-    """An initializer, its values in the file itself."""
+    """An initializer stored in the file itself."""
 
     dtype: str
     shape: tuple[int, ...]
     values: tuple[float, ...] | None
-    """In order; ``None`` where there are more than :data:`MOST_VALUES`: those are weights."""
+    """Elements in order; ``None`` if there are more than :data:`MOST_VALUES`, as in weights."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Node:
 
     operator: str
     inputs: tuple[str, ...]
-    """Empty names are optional inputs that are left out."""
+    """Names of the inputs; an omitted optional input has an empty name."""
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    """Integers, floats, text, tuples of numbers."""
+    """Integers, floats, texts and tuples of numbers by name."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What :func:`read_graph` gives."""
+    """Holds the structure of a graph, without its weights."""
 
     opset: int
     nodes: tuple[Node, ...]
@@ -96,16 +96,16 @@ def read_graph(data: bytes | memoryview) -> Graph:
     """Read a serialised ``ModelProto``.
 
     Raises:
-        GraphFormatError: it is malformed, or holds what no graph of this project holds; the message
-            is a clause that says what.
+        GraphFormatError: it is malformed, or has features that this project never uses; the message
+            is a clause that names them.
     """
     model = read_fields(data)
     graph = model.get("graph")
     if graph is None:
-        raise GraphFormatError("is no ONNX graph")
+        raise GraphFormatError("is not an ONNX graph")
     opsets = [(item.get("domain", ""), item.get("version")) for item in model["opset_import"]]
     if len(opsets) != 1 or opsets[0][0] not in ("", "ai.onnx") or opsets[0][1] is None:
-        raise GraphFormatError(f"uses the operator sets {opsets[:3]}, not ONNX's own alone")
+        raise GraphFormatError(f"uses the operator sets {opsets[:3]}, not only that of ONNX")
     initializers: dict[str, Tensor] = {}
     for item in graph["initializer"]:
         name = item.get("name", "")
@@ -134,7 +134,7 @@ def _tensor(name: str, item: Mapping[str, Any]) -> Tensor:
     raw = item.get("raw_data", memoryview(b""))
     floats, integers, longs = (item[key] for key in ("float_data", "int32_data", "int64_data"))
     if bool(len(raw)) + bool(floats) + bool(integers) + bool(longs) > 1:
-        raise GraphFormatError(f"gives the values of '{name}' twice")
+        raise GraphFormatError(f"has the values of '{name}' twice")
     layout = _FORMATS[dtype]
     if floats:
         count = sum(len(part) for part in floats) / 4
@@ -144,13 +144,13 @@ def _tensor(name: str, item: Mapping[str, Any]) -> Tensor:
         count = len(raw) / struct.calcsize(layout)
     if count != prod(shape):
         raise GraphFormatError(
-            f"has {count:g} values of '{name}', whose shape {_shown(shape)} takes {prod(shape)}"
+            f"has {count:g} values for '{name}', but its shape {_shown(shape)} takes {prod(shape)}"
         )
     if count > MOST_VALUES:
         return Tensor(dtype, shape, None)
     if listed := integers or longs:
         numbers = [number for part in listed for number in read_varints(part)]
-        if dtype == "float16":  # its bits
+        if dtype == "float16":  # stored as bit patterns
             numbers = [struct.unpack("<e", struct.pack("<H", n & 0xFFFF))[0] for n in numbers]
         return Tensor(dtype, shape, tuple(numbers))
     if floats:
@@ -161,14 +161,14 @@ def _tensor(name: str, item: Mapping[str, Any]) -> Tensor:
 def _node(item: Mapping[str, Any]) -> Node:
     operator = item.get("op_type", "")
     if item.get("domain", "") not in ("", "ai.onnx"):
-        raise GraphFormatError(f"has an operator of the foreign domain '{item['domain']}'")
+        raise GraphFormatError(f"has an operator of the unknown domain '{item['domain']}'")
     attributes: dict[str, Any] = {}
     for attribute in item["attribute"]:
         name = attribute.get("name", "")
         key = _ATTRIBUTE_TYPES.get(attribute.get("type"))
         if key is None or not name or name in attributes:
             raise GraphFormatError(
-                f"has the attribute '{name}' of a {operator} twice, or of another type than "
+                f"has the attribute '{name}' of a {operator} twice, or with a type other than "
                 "numbers and text"
             )
         value = attribute.get(key, _ATTRIBUTE_DEFAULTS[key])
@@ -180,10 +180,10 @@ def _value(item: Mapping[str, Any]) -> Value:
     name = item.get("name", "")
     tensor = item.get("type", {}).get("tensor_type")
     if tensor is None or "shape" not in tensor:
-        raise GraphFormatError(f"has '{name}', which is no tensor with a shape")
+        raise GraphFormatError(f"has '{name}', which is not a tensor with a shape")
     sizes = tensor["shape"]["dim"]
     if any(len(size) != 1 for size in sizes):
-        raise GraphFormatError(f"has '{name}', a size of which is not given, or twice")
+        raise GraphFormatError(f"has '{name}', one of whose sizes is missing or given twice")
     shape = tuple(next(iter(size.values())) for size in sizes)
     return Value(name, _element_type(tensor.get("elem_type"), f"'{name}'"), shape)
 
@@ -193,7 +193,7 @@ def _element_type(number: int | None, what: str) -> str:
         return ELEMENT_TYPES[number or 0]
     except KeyError:
         raise GraphFormatError(
-            f"has {what} of ONNX's element type {number}, not of "
+            f"has {what} with ONNX element type {number}, not one of "
             f"{', '.join(ELEMENT_TYPES.values())}"
         ) from None
 

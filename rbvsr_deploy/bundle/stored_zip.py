@@ -1,9 +1,9 @@
-"""Reads a zip whose members are stored one after the other, as bundles are, and no other.
+"""Reads a zip whose members are stored one after the other, like a bundle, and refuses others.
 
-A zip in general may unfold a kilobyte to gigabytes, share bytes between members, name one twice, or
-hide content between them. Here members are uncompressed and follow each other without a gap, from
-the first byte to the directory, so that they hold together no more than the file; local headers
-and directory say the same.
+A general zip may expand a kilobyte to gigabytes, share bytes between members, repeat a name, or
+hide content between members. Here members are uncompressed and follow each other without a gap,
+from the first byte to the directory, so together they are no larger than the file; local headers
+and directory must agree.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 
 
 class ZipFormatError(ValueError):
-    """The bytes are no zip of that kind; the message is a clause that says why."""
+    """The bytes are not such a zip; the message is a clause that says why."""
 
 
 def read_stored(data: bytes, *, comment: int, most: int) -> dict[str, memoryview]:
-    """The members of a zip by name, in their order.
+    """Return the members of a zip by name, in file order.
 
     Args:
         data: the whole file.
-        comment: length of its comment.
-        most: how many members are allowed.
+        comment: length of the zip's comment in bytes.
+        most: largest number of members allowed.
 
     Returns:
-        Parts of ``data``, which are not copied. Their checksums are not looked at.
+        Views of ``data``, not copies. Their CRCs are not checked.
 
     Raises:
-        ZipFormatError: see there.
+        ZipFormatError: ``data`` is not a zip of this kind.
     """
     view = memoryview(data)
     end = len(data) - comment - _END.size
@@ -43,7 +43,7 @@ def read_stored(data: bytes, *, comment: int, most: int) -> dict[str, memoryview
     if magic != b"PK\x05\x06" or start + size != end or (disk, first_disk) != (0, 0):
         raise ZipFormatError("its directory is not where it belongs")
     if here != count or count > most:
-        raise ZipFormatError(f"it has {count} members, where {most} are allowed")
+        raise ZipFormatError(f"it has {count} members; at most {most} are allowed")
     members: dict[str, memoryview] = {}
     position = 0  # of the next member
     entry = start
@@ -54,12 +54,12 @@ def read_stored(data: bytes, *, comment: int, most: int) -> dict[str, memoryview
         position = _content(view, position, start, name=name, size=stored)
         members[name] = view[position - stored : position]
     if entry != end or position != start:
-        raise ZipFormatError("it holds more than its members")
+        raise ZipFormatError("it has bytes outside its members")
     return members
 
 
 def _read_entry(view: memoryview, at: int, end: int, *, offset: int) -> tuple[str, int, int]:
-    """Name and size of a member whose local header is at an offset, and where the next entry is."""
+    """Read the directory entry of the member at ``offset``: name, size, end of the entry."""
     if at + _ENTRY.size > end:
         raise ZipFormatError("its directory is cut off")
     fields = _ENTRY.unpack_from(view, at)
@@ -74,7 +74,7 @@ def _read_entry(view: memoryview, at: int, end: int, *, offset: int) -> tuple[st
 
 
 def _content(view: memoryview, at: int, start: int, *, name: str, size: int) -> int:
-    """Where a member ends, whose local header is checked against its entry."""
+    """Check a member's local header against its entry; return the end of the member."""
     if at + _LOCAL.size <= start:
         fields = _LOCAL.unpack_from(view, at)
         magic, _, flags, method, _, _, _, packed, full, name_size, extra = fields

@@ -43,7 +43,7 @@ class Assembly(Closing):
         settings: of the video stream.
         source: where everything else is copied from.
         options: what of it.
-        end: when the last picture ends, in seconds; of an excerpt, everything ends then. ``None``:
+        end: when the last frame ends, in seconds; of an excerpt, everything ends then. ``None``:
             not known yet.
         reported: whether the user already knows which streams are left out or converted.
 

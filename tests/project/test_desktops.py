@@ -225,7 +225,7 @@ def test_a_job_of_another_process_is_locked(tmp_path: Path) -> None:
 
 
 def test_a_system_without_locks(tmp_path: Path) -> None:
-    """Where portalocker cannot be imported, jobs work without a lock."""
+    """Jobs work without a lock if portalocker cannot be imported."""
     path = media.make_video(tmp_path / "in.mp4")
     code = "import sys; sys.modules['fcntl'] = None\n"
     done = as_on_windows(PARTS, path, tmp_path / "out.mp4", 0, start=code)

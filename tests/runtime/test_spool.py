@@ -17,7 +17,7 @@ from rbvsr_deploy.runtime.spool import Spool
 
 @pytest.fixture(params=[True, False], ids=["positional", "seeking"])
 def positional(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the system reads and writes at a position; Windows and old macOS do not."""
+    """Return whether the system reads and writes at a position; Windows and old macOS do not."""
     if not request.param:
         monkeypatch.delattr(os, "preadv")
         monkeypatch.delattr(os, "pwritev")

@@ -320,7 +320,7 @@ def test_a_device_that_stays_full_is_an_error(caplog: pytest.LogCaptureFixture) 
 def test_the_reported_plan_is_the_one_in_effect(
     graph: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether cleaning or propagation runs out of memory, one plan shrinks for both; no graph then
+    """If cleaning or propagation runs out of memory, one plan shrinks for both; then no graph
     takes more frames at once than the stream's plan says, and the warning names that plan.
     """
 

@@ -1,5 +1,5 @@
-"""Compiled engines are machine code: only this user's are run, or those of a bundle that is
-trusted.
+"""Tests that only engines compiled by this user, or from a trusted bundle, are run: compiled
+engines are machine code.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ NOBODY = 65534
 
 
 class Machine:
-    """A machine with a GPU and TensorRT 10, both doubles, whose user has a key and a cache."""
+    """Simulates a machine with a GPU and TensorRT 10, whose user has a key and a cache."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config, self.cache = folder / "config", folder / "cache"
         self.tensorrt = TensorRT("tensorrt", bindings("10.0.0"))
         self.driver = DriverDouble()
         self.loaded: list[bytes] = []
-        """What the deserialiser was given."""
+        """Engines passed to the deserialiser."""
         self.compiled = 0
         self._patch = monkeypatch
         monkeypatch.setenv("RBVSR_CACHE", str(self.cache))
@@ -63,7 +63,7 @@ class Machine:
         monkeypatch.setattr(compile_module, "build_engine_set", self._build)
 
     def become(self, config: Path) -> None:
-        """Another user: one with another key."""
+        """Switch to another user, who has another key."""
         self._patch.setenv("RBVSR_CONFIG", str(config))
 
     def _runtime(self, tensorrt: Any, gpu: Any) -> RuntimeDouble:
@@ -93,14 +93,14 @@ class Machine:
         return made, dict(graphs)
 
     def open(self, bundle: Path, **options: Any) -> str:
-        """Opens a bundle as a run of small frames does; where its engines came from."""
+        """Open a bundle as for a run of small frames; return where its engines came from."""
         self.network = Network.of(open_bundle(bundle).manifest)
         self.loaded.clear()
         with open_engine(bundle, size=lambda: (20, 30), **options) as engine:
             return engine.describe().reason.rpartition(", engines ")[2]
 
     def build(self, bundle: Path) -> None:
-        """What ``rbvsr-build --here`` does."""
+        """Compile engines into a bundle like ``rbvsr-build --here``."""
         target = Target(self.tensorrt, self.driver.gpu().compute_capability, self.driver)  # type: ignore[arg-type]
         compile_into_bundle(bundle, [target], profile=ENGINE_SET.profile, options=BuildOptions())
 
@@ -120,7 +120,7 @@ EVIL = b"bad: this would be machine code"
 
 
 def forge(bundle: Path, machine: Machine, **changes: Any) -> None:
-    """Engines that claim to fit, in a bundle whose checksums are all in order."""
+    """Put engines that claim to fit into a bundle with valid checksums."""
     opened = open_bundle(bundle)
     claimed = replace(
         ENGINE_SET,
@@ -138,7 +138,7 @@ def forge(bundle: Path, machine: Machine, **changes: Any) -> None:
 def test_foreign_engines_never_reach_the_deserialiser(
     bundle: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The graphs are compiled instead, and one line says so."""
+    """The graphs are compiled instead, with a one-line warning."""
     forge(bundle, machine)
     assert machine.open(bundle) == "compiled now"
     assert EVIL not in machine.loaded
@@ -147,8 +147,8 @@ def test_foreign_engines_never_reach_the_deserialiser(
 
 
 @pytest.mark.parametrize("signature", ["00" * 32, "ff" * 32, "x", "é" * 64])
-def test_a_made_up_signature_is_none(signature: str, bundle: Path, machine: Machine) -> None:
-    """Also where this user has a key."""
+def test_an_invented_signature_is_invalid(signature: str, bundle: Path, machine: Machine) -> None:
+    """It is invalid even if this user has a key."""
     machine.build(bundle)
     forge(bundle, machine, signature=signature)
     machine.open(bundle)
@@ -156,7 +156,7 @@ def test_a_made_up_signature_is_none(signature: str, bundle: Path, machine: Mach
 
 
 def test_what_this_user_has_compiled_is_used(bundle: Path, machine: Machine) -> None:
-    """Without a question, and nothing is compiled again."""
+    """The user's own engines are loaded without a prompt, and nothing is recompiled."""
     machine.build(bundle)
     (engine_set,) = open_bundle(bundle).manifest.engine_sets
     assert compiled_by_this_user(open_bundle(bundle), engine_set)
@@ -167,7 +167,7 @@ def test_what_this_user_has_compiled_is_used(bundle: Path, machine: Machine) -> 
 def test_what_another_user_has_compiled_is_not(
     bundle: Path, machine: Machine, tmp_path: Path
 ) -> None:
-    """Everybody's key is another one."""
+    """Every user has a different key."""
     machine.build(bundle)
     machine.become(tmp_path / "another")
     assert machine.open(bundle) == "compiled now"
@@ -215,7 +215,7 @@ def test_a_signature_is_of_this_set_these_engines_and_these_graphs(
 
 
 def test_a_build_signs_nothing_but_what_it_compiles(bundle: Path, machine: Machine) -> None:
-    """A foreign set that stays in the bundle stays foreign."""
+    """A foreign set that remains in the bundle is not signed."""
     forge(bundle, machine, version="10.0.1")
     machine.build(bundle)
     opened = open_bundle(bundle)
@@ -223,10 +223,10 @@ def test_a_build_signs_nothing_but_what_it_compiles(bundle: Path, machine: Machi
     assert signed == {"10.0.1": False, "10.0.0": True}
 
 
-def test_a_trusted_bundle_is_believed(
+def test_a_trusted_bundle_is_run(
     bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the caller's word, or that of the environment."""
+    """The caller or the environment can declare a bundle trusted."""
     forge(bundle, machine)
     machine.open(bundle, trust_engines=True)
     assert EVIL in machine.loaded
@@ -246,7 +246,7 @@ def test_the_command_passes_the_trust_on(
     machine: Machine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """``rbvsr-run --trust-engines``; without it, a line."""
+    """``rbvsr-run --trust-engines`` runs the engines; without it, they cause a warning."""
     bundle = tmp_path / "tiny.plan"
     bundle.write_bytes(tiny_bundle.read_bytes())
     forge(bundle, machine, profile=replace(ENGINE_SET.profile, max_size=(128, 128)))
@@ -266,7 +266,7 @@ def test_the_command_passes_the_trust_on(
 def test_cache_and_key_are_private(
     bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under the most generous umask, too."""
+    """They are private even with an umask of 0."""
     before = os.umask(0)
     try:
         machine.open(bundle)
@@ -310,7 +310,7 @@ def _a_pipe(path: Path) -> None:
 def test_what_others_may_have_written_is_compiled_again(
     change: Callable[[Path], None], bundle: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line says so, and the next run has a cache again."""
+    """There is one warning, and the next run uses the new cache entry."""
     machine.open(bundle)
     change(entry(machine))
     assert machine.open(bundle) == "compiled now"
@@ -328,13 +328,13 @@ def test_what_others_own_is_not_used(
     path = entry(machine)
     os.chown(path if part == "file" else path.parent, NOBODY, NOBODY)
     assert machine.open(bundle) == "compiled now"
-    assert "others than this user can write to it" in caplog.text
+    assert "other users can write to it" in caplog.text
 
 
 def test_an_entry_of_another_user_is_not_used(
     bundle: Path, machine: Machine, tmp_path: Path
 ) -> None:
-    """One that was put there whole, sealed with another key: somebody else's cache, copied."""
+    """A cache entry copied from another user is signed with another key."""
     machine.become(tmp_path / "another")
     machine.open(bundle)
     planted = entry(machine).read_bytes()
@@ -344,8 +344,8 @@ def test_an_entry_of_another_user_is_not_used(
     assert machine.open(bundle) == "compiled now"
 
 
-def test_an_entry_is_sealed_under_its_name(tmp_path: Path, machine: Machine) -> None:
-    """A file of one kind, renamed, is none of another."""
+def test_a_signature_covers_the_name_of_an_entry(tmp_path: Path, machine: Machine) -> None:
+    """A renamed file is invalid."""
     (tmp_path / "a").mkdir(mode=0o700)
     write_cached(tmp_path / "a" / "one", b"content")
     assert read_cached(tmp_path / "a" / "one") == b"content"
@@ -367,10 +367,10 @@ def test_an_entry_is_sealed_under_its_name(tmp_path: Path, machine: Machine) -> 
         json.dumps({"sizes": {}, "set": {"later": 1}}).encode(),
     ],
 )
-def test_sealed_entries_of_other_content_are_made_again(
+def test_signed_entries_of_other_content_are_rebuilt(
     content: bytes, bundle: Path, machine: Machine
 ) -> None:
-    """Such as a later version's: nothing needs to be deleted by hand."""
+    """Entries of a later version, for example, need not be deleted by hand."""
     machine.open(bundle)
     write_cached(entry(machine), content)
     assert machine.open(bundle) == "compiled now"
@@ -397,10 +397,10 @@ def test_a_key_that_others_could_have_written_signs_nothing(
     assert "engine-key' is not used" in caplog.text
 
 
-def test_without_a_place_for_a_key_it_still_runs(
+def test_a_run_succeeds_without_a_place_for_the_key(
     bundle: Path, machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is kept, and a line says what to set."""
+    """Engines are not cached, and a warning names the variable to set."""
     (tmp_path / "taken").write_bytes(b"")
     machine.become(tmp_path / "taken")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Zips and manifests from strangers: odd members, odd JSON, texts that a terminal obeys."""
+"""Tests hostile zips and manifests: odd members, odd JSON and terminal escape sequences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.tensorrt_double import ENGINE_SET, small_bundle
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """One with every optional part."""
+    """Write a bundle with every optional part."""
     path = tmp_path / "model.plan"
     small_bundle(path)
     opened = open_bundle(path)
@@ -75,13 +75,13 @@ def stored(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
 
 
 def sealed(archive: bytes) -> bytes:
-    """A zip without a comment, with this project's checksum for one."""
+    """Append this project's checksum to a zip as its comment."""
     content = archive[:-2] + (84).to_bytes(2, "little")
     return content + b"rbvsr-bundle sha256=" + hashlib.sha256(content).hexdigest().encode()
 
 
 def refused(path: Path) -> str:
-    """What ``rbvsr-info`` says: one sentence, for people and for machines."""
+    """Return the sentence with which ``rbvsr-info`` refuses a bundle, the same in every format."""
     lines = set()
     for arguments in ([], ["--json"], ["-v"]):
         done = CliRunner().invoke(info, [str(path), *arguments])
@@ -96,7 +96,7 @@ def refused(path: Path) -> str:
 
 
 def test_a_bundle_with_all_parts_opens(bundle: Path) -> None:
-    """The tests below can fail."""
+    """The unchanged bundle opens, so the tests below can fail."""
     for arguments in ([], ["--json"], ["-v"]):
         done = CliRunner().invoke(info, [str(bundle), *arguments])
         assert done.exit_code == 0, done.output
@@ -107,7 +107,7 @@ def test_a_bundle_with_all_parts_opens(bundle: Path) -> None:
 
 
 def entries(count: int, *, size: int, method: int, packed: bytes, crc: int) -> bytes:
-    """A zip with one member's bytes and so many entries that lead to them."""
+    """Return a zip with ``count`` entries that share the bytes of one member."""
     local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, method, 0, 33, crc, 0, 0, 13, 0)
     head = local[:18] + struct.pack("<2L", len(packed), size) + local[26:] + b"manifest.json"
     directory = b""
@@ -157,7 +157,7 @@ def unlisted(members: dict[str, bytes]) -> bytes:
 
 
 def hidden_between(members: dict[str, bytes]) -> bytes:
-    """Bytes before the directory that no entry leads to."""
+    """Insert bytes before the directory that belong to no entry."""
     data = stored(members)
     start = data.index(b"PK\x01\x02")
     end = data[-22:-6] + struct.pack("<L", start + 100) + data[-2:]
@@ -169,7 +169,7 @@ def other_local_name(members: dict[str, bytes]) -> bytes:
 
 
 def hollow(members: dict[str, bytes]) -> bytes:
-    """Sizes that lead beyond the file."""
+    """Write sizes that reach beyond the end of the file."""
     data = bytearray(stored(members))
     entry = data.index(b"PK\x01\x02")
     struct.pack_into("<2L", data, entry + 20, 0xFFFFFFFF, 0xFFFFFFFF)
@@ -214,8 +214,8 @@ ZIPS = (
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("make", ZIPS, ids=lambda make: make.__name__)
 def test_an_odd_zip_is_refused(make: Callable[[dict[str, bytes]], bytes], bundle: Path) -> None:
-    """Compressed, overlapping, doubled, unlisted or hidden: nothing is inflated, and an address
-    space of 1 GiB is enough.
+    """Compressed, overlapping, repeated, unlisted or hidden members are refused without inflating
+    anything, within an address space of 1 GiB.
     """
     bundle.write_bytes(sealed(make(members_of(bundle))))
     line = refused(bundle)
@@ -236,22 +236,25 @@ def test_an_odd_zip_is_refused(make: Callable[[dict[str, bytes]], bytes], bundle
     assert (done.returncode, done.stderr.strip()) == (1, line)
 
 
-def test_a_pipe_or_a_device_is_no_bundle(tmp_path: Path) -> None:
-    """Neither is read, which might never end."""
+def test_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
+    """Neither is read, as reading might never end."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         assert "is a device or a pipe, not a bundle" in refused(path)
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
-    """Neither one that is no bundle, nor one that ends like one."""
+    """A large file is refused unread, even if it ends like a bundle."""
     path = tmp_path / "model.plan"
-    for ending, told in ((b"", "is not a bundle"), (b"rbvsr-bundle sha256=" + b"0" * 64, "GiB")):
+    for ending, expected in (
+        (b"", "is not a bundle"),
+        (b"rbvsr-bundle sha256=" + b"0" * 64, "GiB"),
+    ):
         with path.open("wb") as file:
             file.truncate(2**33)
             file.seek(0, io.SEEK_END)
             file.write(ending)
-        assert told in refused(path)
+        assert expected in refused(path)
 
 
 # -------------------------------------------------------------------------------- the manifest
@@ -277,7 +280,7 @@ RAW = ("NaN", "Infinity", "1e999", "[" * 10**4 + "]" * 10**4, '{"a":' * 10**4 + 
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where every value of a manifest is."""
+    """Return the paths of all values in a manifest."""
     found = [path]
     items = value.items() if isinstance(value, dict) else ()
     items = enumerate(value[:1]) if isinstance(value, list) else items
@@ -287,7 +290,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def put(manifest: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy with another value at a place."""
+    """Return a copy of a manifest with the value at a path replaced."""
     if not path:
         return value
     made = copy.deepcopy(manifest)
@@ -299,10 +302,10 @@ def put(manifest: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def test_every_field_of_every_wrong_kind(bundle: Path) -> None:
-    """Any value of a manifest exchanged for any other ends in a bundle that opens and can be shown,
-    or in one sentence. Nothing else is raised.
+    """If any value of a manifest is replaced by any other, the bundle either opens and can be shown
+    or is refused in one sentence. No other exception is raised.
     """
-    sys.set_int_max_str_digits(0)  # to write what is to be refused
+    sys.set_int_max_str_digits(0)  # to write the number that must be refused
     held = members_of(bundle)
     manifest = json.loads(held["manifest.json"])
     opened = refusals = longest = 0
@@ -331,7 +334,7 @@ def test_every_field_of_every_wrong_kind(bundle: Path) -> None:
 
 
 def test_every_field_left_out_or_added(bundle: Path) -> None:
-    """Neither makes a traceback; an unknown field of what the program acts on is refused."""
+    """Neither causes a traceback; unknown fields are refused, except in measurements."""
     held = members_of(bundle)
     manifest = json.loads(held["manifest.json"])
 
@@ -358,7 +361,7 @@ def test_every_field_left_out_or_added(bundle: Path) -> None:
 
 
 def test_engine_sets_without_their_engines(bundle: Path) -> None:
-    """A set whose plans are not there, and one that is there twice."""
+    """A set without its engines, a set listed twice, and engines without a set are refused."""
     held = members_of(bundle)
     manifest = json.loads(held["manifest.json"])
     for sets in (
@@ -376,13 +379,13 @@ def test_engine_sets_without_their_engines(bundle: Path) -> None:
 ESCAPES = "\x1b]52;c;ZXZpbA==\x07 \x9b31m \u202egnihtyna \r\b\x00"
 
 
-def test_what_a_terminal_obeys_is_written_out() -> None:
+def test_terminal_escape_sequences_are_escaped() -> None:
     assert printable("Grüße, 世界\n\tand more") == "Grüße, 世界\n\tand more"
     assert printable("\x1b[31m\x9b\u202e\udc80") == "\\x1b[31m\\x9b\\u202e\\udc80"
 
 
-def test_a_licence_cannot_speak_to_the_terminal(bundle: Path) -> None:
-    """Nor can a provenance, or any text of a manifest; and it stays in its line."""
+def test_a_licence_cannot_control_the_terminal(bundle: Path) -> None:
+    """No text of a manifest can send escape sequences or start a line of its own."""
     held = members_of(bundle)
     manifest = json.loads(held["manifest.json"])
     for name in ("license", "provenance", "file_name", "sha256"):
@@ -397,8 +400,8 @@ def test_a_licence_cannot_speak_to_the_terminal(bundle: Path) -> None:
         assert not any(line.startswith("     engines  all of") for line in done.output.splitlines())
 
 
-def test_no_line_of_a_command_speaks_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Results, lines about the work, and errors."""
+def test_no_line_of_a_command_controls_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Results, progress messages and errors are escaped."""
     show(ESCAPES)
     report(ESCAPES)
     with pytest.raises(SystemExit), command_errors():

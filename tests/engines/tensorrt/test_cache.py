@@ -62,7 +62,7 @@ def test_every_damaged_byte_is_found(tmp_path: Path, caplog: pytest.LogCaptureFi
         path.write_bytes(data)
         assert read_cached(path) is None
         assert not path.exists()
-        assert "is damaged and is made anew" in caplog.text
+        assert "is damaged and is rebuilt" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_causes_a_warning(
