@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy import __version__
 from rbvsr_deploy.engines import Engine
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.stream import Settings, Stream
 
-Frames = list[NDArray[np.uint8]]
+Frames = list[Image]
 
 
 def environment(engine: Engine | None = None) -> dict[str, Any]:
@@ -81,6 +82,6 @@ def upscale(
     return outputs
 
 
-def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
+def difference(one: Image, other: Image) -> NDArray[np.float32]:
     """Return the absolute difference of two images, in levels of 255."""
     return np.abs(one.astype(np.float32) - other.astype(np.float32))

@@ -41,8 +41,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: Seconds = dict.fromkeys(PARTS, 0.0)
-        data_module.sharpen = self.timed("sharpening", data_module.sharpen)  # type: ignore[assignment]
-        data_module.degrade = self.timed("degrading", data_module.degrade)  # type: ignore[assignment]
+        for part, name in (("sharpening", "sharpen"), ("degrading", "degrade")):
+            setattr(data_module, name, self.timed(part, getattr(data_module, name)))
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.runtime import settings as settings_module
 from rbvsr_deploy.runtime.context import Context
@@ -86,9 +87,9 @@ class Clip:
 
 def by_lookahead(
     clip: Clip, lookaheads: list[int], *, measured: int, every: int
-) -> dict[int, dict[int, NDArray[np.uint8]]]:
+) -> dict[int, dict[int, Image]]:
     """Upscale every few of the first frames; return the outputs by lookahead and frame."""
-    outputs: dict[int, dict[int, NDArray[np.uint8]]] = {ahead: {} for ahead in lookaheads}
+    outputs: dict[int, dict[int, Image]] = {ahead: {} for ahead in lookaheads}
     state = None
     for i in range(measured):
         after = None
@@ -100,7 +101,7 @@ def by_lookahead(
     return outputs
 
 
-def errors(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> dict[str, Any]:
+def errors(pairs: Iterable[tuple[Image, Image]]) -> dict[str, Any]:
     """Compare outputs with the exact ones: RMSE over all, RMSE of the worst one, and mean absolute
     difference, in levels; PSNR in dB, ``None`` where all are equal.
     """

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ def make_clip(source: Path, path: Path, *, frames: int, size: tuple[int, int]) -
         ]
     back_and_forth = forth + forth[-2:0:-1]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "23"})
+        rate = Fraction(25)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "23"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(frames):
             frame = back_and_forth[number % len(back_and_forth)]
-            frame.pts, frame.time_base = number, 1 / stream.average_rate
+            frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.runtime import stream
-from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan, choose_plan
 from rbvsr_deploy.runtime.settings import CONTINUATION_LOOKAHEAD, Settings
 
 WAYS = ("window", "continued", "independent")
@@ -40,7 +40,6 @@ def in_windows(
     """Upscale the whole scene with the states of one chunk and half as many frames in memory; also
     return the plan that was used.
     """
-    choose_plan = stream.choose_plan
     plans = []
 
     def little(*args: Any, **options: Any) -> MemoryPlan:

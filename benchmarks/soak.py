@@ -165,7 +165,7 @@ def survive(
         moment = rng.uniform(0.0, longest)
         if work.run(limit=moment):
             return events, True
-        event = {
+        event: dict[str, Any] = {
             "kill": earlier + len(events) + 1,
             "after_seconds": round(moment, 3),
             "finished_parts": work.finished_parts(),

@@ -225,7 +225,7 @@ def test_mmagic_checkpoint_with_message_hub(
         (prefixed("module.", make_state(seed=1)), "bare", 1),
         (prefixed("module.generator_ema.", make_state(seed=1)), "generator_ema.", 1),
         ({"state_dict": make_state(seed=1), "params": {}}, "state_dict", 1),
-        ({**make_state(seed=1), 0: torch.zeros(1), "epoch": 3}, "bare", 1),
+        (dict[Any, Any](make_state(seed=1)) | {0: torch.zeros(1), "epoch": 3}, "bare", 1),
     ],
     ids=["params", "params_ema", "module", "module.generator_ema", "state_dict", "other entries"],
 )
@@ -314,15 +314,15 @@ class Call:
         return self.call
 
 
-SAVERS: dict[str, Callable[[object, Path], None]] = {
+SAVERS: dict[str, Callable[[object, Path], object]] = {
     "zip": torch.save,
     "legacy": lambda raw, path: torch.save(raw, path, _use_new_zipfile_serialization=False),
     "zip, protocol 4": lambda raw, path: torch.save(raw, path, pickle_protocol=4),
     "legacy, protocol 4": lambda raw, path: torch.save(
         raw, path, pickle_protocol=4, _use_new_zipfile_serialization=False
     ),
-    "pickle, protocol 2": lambda raw, path: path.write_bytes(pickle.dumps(raw, 2)) and None,
-    "pickle, protocol 5": lambda raw, path: path.write_bytes(pickle.dumps(raw, 5)) and None,
+    "pickle, protocol 2": lambda raw, path: path.write_bytes(pickle.dumps(raw, 2)),
+    "pickle, protocol 5": lambda raw, path: path.write_bytes(pickle.dumps(raw, 5)),
 }
 
 

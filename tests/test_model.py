@@ -384,7 +384,7 @@ def operations_per_frame(config: RealBasicVSRConfig) -> float:
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, frames, 3, 64, 64, device="meta"), cleanings=1)
         totals.append(counter.get_total_flops() / 2)
-    return totals[1] - totals[0]
+    return float(totals[1] - totals[0])
 
 
 def test_arithmetic_of_both_presets() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def test_frames_are_read_on_demand(tiny_bundle: Path) -> None:
 
     with Upscaler(tiny_bundle, device="cpu", lookahead=2, scene_cuts=False) as upscaler:
         images = upscaler.frames(endless())
+        assert isinstance(images, Generator)
         for number in range(5):
             next(images)
             assert len(taken) == number + 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -47,7 +48,7 @@ def test_too_little_memory_in_a_command(sample: Path, tiny_bundle: Path) -> None
         choose_plan(ArithmeticEngine().network, height=9, width=9, memory=1, longest=1, on_cpu=True)
     assert caught.value.parameters == ("memory",)
     model = f"{tiny_bundle}@cpu"
-    for arguments in (
+    commands: tuple[list[Any], ...] = (
         [
             run,
             sample,
@@ -59,7 +60,8 @@ def test_too_little_memory_in_a_command(sample: Path, tiny_bundle: Path) -> None
             tiny_bundle.parent / "a.mkv",
         ],
         [compare, model, model, "--clip", sample],
-    ):
+    )
+    for arguments in commands:
         command, *rest = arguments
         done = CliRunner().invoke(command, [*map(str, rest), "--memory", "1KiB"])
         assert done.exit_code == 1

@@ -137,7 +137,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 def test_names_that_the_console_cannot_encode(name: bytes, encoding: str, tmp_path: Path) -> None:
     """The result is printed, with something in place of the characters."""
     path = os.path.join(os.fsencode(tmp_path), name)
-    shutil.copy(DEFAULT_BUNDLE, path)
+    shutil.copy(os.fsencode(DEFAULT_BUNDLE), path)
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", INFO, path], capture_output=True, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")

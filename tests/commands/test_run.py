@@ -11,6 +11,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,14 +31,14 @@ def invoke(*arguments: object) -> Result:
 def video_times(path: Path) -> list[Fraction]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        return [frame.pts * stream.time_base for frame in container.decode(stream)]
+        return [Fraction(frame.pts * stream.time_base) for frame in container.decode(stream)]
 
 
 def audio_packets(path: Path) -> list[tuple[Fraction, bytes]]:
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         return [
-            (p.pts * stream.time_base, bytes(p))
+            (Fraction(p.pts * stream.time_base), bytes(p))
             for p in container.demux(stream)
             if p.pts is not None
         ]
@@ -127,7 +128,8 @@ def test_image_and_folder(tmp_path: Path, sample: Path) -> None:
         for i, frame in enumerate(container.decode(video=0)):
             if i == 3:
                 break
-            write_image(source / f"{i:03}.png", image=frame.to_ndarray(format="rgb24")[:40, :64])
+            image: Any = frame.to_ndarray(format="rgb24")
+            write_image(source / f"{i:03}.png", image=image[:40, :64])
     assert invoke(source, "--device", "cpu").exit_code == 0
     output = tmp_path / "frames_x4"
     assert [p.name for p in sorted(output.iterdir())] == ["000.png", "001.png", "002.png"]

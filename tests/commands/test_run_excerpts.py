@@ -75,7 +75,7 @@ def test_an_interrupted_excerpt_resumes(tmp_path: Path) -> None:
     assert whole.frames == 200
 
     class Stops(ArithmeticEngine):
-        def run(self, graph: str, **arguments: object) -> tuple[object, ...]:  # type: ignore[override]
+        def run(self, graph: str, **arguments: object) -> tuple[object, ...]:
             if graph == "forward" and self.items["forward"] == 150:
                 raise KeyboardInterrupt
             return super().run(graph, **arguments)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.colour.colour import colour_of
 from rbvsr_deploy.video.colour.conversion import from_rgb, to_rgb
 
@@ -50,6 +51,8 @@ def make_sample(clip: bytes, sample: Path) -> None:
         av.open(str(sample), "w", container_options={"movflags": "faststart"}) as target,
     ):
         video, audio = source.streams.video[0], source.streams.audio[0]
+        if video.average_rate is None or video.time_base is None:
+            raise SystemExit(f"{MEMBER} has no frame rate")
         out = target.add_stream("libx264", rate=video.average_rate)
         out.codec_context.width, out.codec_context.height = SIZE
         out.codec_context.time_base = out.time_base = video.time_base
@@ -88,7 +91,7 @@ def copy_audio(
                 target.mux(packet)
 
 
-def blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def blurred(image: Image) -> NDArray[np.uint8]:
     """Return ``(H, W, 3)`` uint8 with a Gaussian blur, like that of a cheap lens."""
     taps = np.exp(-(np.arange(-2, 3) ** 2) / (2 * BLUR**2))
     taps /= taps.sum()
@@ -96,7 +99,7 @@ def blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     rows = sum(tap * padded[i : i + height] for i, tap in enumerate(taps))
     both = sum(tap * rows[:, i : i + width] for i, tap in enumerate(taps))
-    return np.rint(both).clip(0, 255).astype(np.uint8)
+    return np.asarray(np.rint(both).clip(0, 255), np.uint8)
 
 
 if __name__ == "__main__":

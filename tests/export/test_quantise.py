@@ -233,7 +233,7 @@ def _other_zero_point(proto: onnx.ModelProto) -> None:
 def _no_scale(proto: onnx.ModelProto) -> None:
     for tensor in proto.graph.initializer:
         if tensor.name.endswith("relu_scale"):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float16(0), tensor.name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.float16), tensor.name))
 
 
 def _quantised_bias(proto: onnx.ModelProto) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -123,7 +124,7 @@ def test_ctrl_c_stops_all(tmp_path) -> None:
     """Errors of one input are kept for the report; an interruption is not."""
     seen = []
 
-    def upscale(path: Path, output: Path) -> None:
+    def upscale(path: Path, output: Path) -> NoReturn:
         seen.append(path.name)
         raise KeyboardInterrupt if path.name == "b" else EngineError("two\n lines")
 

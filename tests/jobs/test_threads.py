@@ -143,7 +143,7 @@ def test_time_at_work_is_not_time_waited() -> None:
     """With a slow writer the caller waits and the reader has little to do."""
     with (
         ReadAhead(range(10), depth=2) as reader,
-        WriteBehind(lambda item: time.sleep(0.02), depth=1) as writer,
+        WriteBehind[int](lambda item: time.sleep(0.02), depth=1) as writer,
     ):
         for item in reader:
             writer.put(item)

@@ -300,7 +300,7 @@ class _SmallDevice(OnnxRuntimeEngine):
     def free_memory(self) -> int:
         return 16_000_000
 
-    def run(self, graph: str, **options: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def run(self, graph: str, **options: Any) -> tuple[Any, ...]:
         if graph == "emit" and options["picture"].shape[2] < 4 * HEIGHT:  # else it is compared
             self.heights.append(options["picture"].shape[2])
             if len(self.heights) == 6:

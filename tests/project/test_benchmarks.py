@@ -157,7 +157,16 @@ def make_niqe_parameters(path: Path) -> Path:
     return path
 
 
-SHORT = ("--iterations", 2, "--set", "workers=0", "--set", "flow.iterations=0", "--clips", 2)
+SHORT: tuple[object, ...] = (
+    "--iterations",
+    2,
+    "--set",
+    "workers=0",
+    "--set",
+    "flow.iterations=0",
+    "--clips",
+    2,
+)
 SHORT += ("--set", "data.crop=8", "--set", "batch=1", "--clip-length", 3, "--device", "cpu")
 
 
@@ -237,7 +246,14 @@ def test_default_model_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", size=(64, 52), frames=4)
     write_ncnn(tmp_path / "teacher.bin", make_layers(seed=0))
     folder = tmp_path / "bars"
-    options = ("--truth", clips, "--real", clips, "--teacher", tmp_path / "teacher.bin")
+    options: tuple[object, ...] = (
+        "--truth",
+        clips,
+        "--real",
+        clips,
+        "--teacher",
+        tmp_path / "teacher.bin",
+    )
     options += ("--frames", 3, "--size", "64x48", "--repeats", 1, "--no-long", "-o", folder)
     program, result = "default_model.py", tmp_path / "bars.json"
     first = run_benchmark(program, tiny_bundle, *options, result=result)

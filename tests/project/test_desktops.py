@@ -341,7 +341,7 @@ def test_training_with_workers_that_are_not_forked(tmp_path: Path) -> None:
     photos = tmp_path / "photos-é"
     photos.mkdir()
     write_image(photos / "0.png", image=moving_clip(1, 96, 128)[0])
-    settings = {"iterations": 1, "workers": 1, "data.length": 4, "data.crop": 16}
+    settings: dict[str, object] = {"iterations": 1, "workers": 1, "data.length": 4, "data.crop": 16}
     settings |= {"flow.iterations": 1, "network.flow_levels": 1, "network.flow_channels": "[8]"}
     options = [option for item in settings.items() for option in ("--set", "{}={}".format(*item))]
     code = """

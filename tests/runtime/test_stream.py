@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.engines import Description, open_engine
 from rbvsr_deploy.errors import DeviceMemoryError, RbvsrError
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.settings import CONTINUATION_LOOKAHEAD
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stream, StreamState
@@ -56,7 +57,9 @@ def run(
     state: StreamState | None = None,
 ) -> tuple[list[int], list[SceneRecord], list[bytes]]:
     """Return the upscaled levels, the scenes, and the state after every frame."""
-    levels, scenes, states = [], [], []
+    levels: list[int] = []
+    scenes: list[SceneRecord] = []
+    states: list[bytes] = []
     first = state.frames if state is not None else 0
     with Stream(
         engine or ArithmeticEngine(), settings, size=(1, 1), state=state, on_scene=scenes.append
@@ -232,7 +235,7 @@ def test_only_images_cross_if_memory_allows(settings: dict[str, Any], device: st
     frames are downloaded. With little memory frames do cross, and the output is the same.
     """
 
-    def levels(engine: ArithmeticEngine, **memory: int) -> list[int]:
+    def levels(engine: ArithmeticEngine, **memory: Any) -> list[int]:
         with Stream(engine, Settings(**settings, **memory), size=(1, 1)) as stream:
             upscaled = [
                 u for i, v in enumerate(VALUES[:90]) for u in stream.push(image(v), cut=i == 60)
@@ -330,7 +333,7 @@ def test_the_reported_plan_is_the_one_in_effect(
             self.most: dict[str, int] = {}
             self.failed = False
 
-        def run(self, name: str, **arrays: Any) -> tuple[Any, ...]:
+        def run(self, name: str, **arrays: Any) -> tuple[Any, ...]:  # type: ignore[override]
             count = len(next(iter(arrays.values())))
             if name == graph and not self.failed:
                 self.failed = True
@@ -371,7 +374,7 @@ def test_a_cut_resets_bit_for_bit(tiny_bundle: Path) -> None:
     settings = Settings(max_scene=10)
     with open_engine(tiny_bundle, device="cpu") as engine:
 
-        def images(frames: NDArray[np.uint8], cut: int | None) -> list[NDArray[np.uint8]]:
+        def images(frames: NDArray[np.uint8], cut: int | None) -> list[Image]:
             with Stream(engine, settings, size=(32, 40)) as stream:
                 upscaled = [u for i, f in enumerate(frames) for u in stream.push(f, cut=i == cut)]
                 upscaled += stream.flush()
@@ -389,7 +392,7 @@ def test_bounded_lookahead_on_the_real_engine(lookahead: int, tiny_bundle: Path)
     clip = moving_clip(6, 24, 31)
     with open_engine(tiny_bundle, device="cpu") as engine:
 
-        def images(frames: NDArray[np.uint8], settings: Settings) -> list[NDArray[np.uint8]]:
+        def images(frames: NDArray[np.uint8], settings: Settings) -> list[Image]:
             with Stream(engine, settings, size=(24, 31)) as stream:
                 upscaled = [u for f in frames for u in stream.push(f)] + list(stream.flush())
             return [u.image for u in upscaled]

@@ -37,6 +37,8 @@ _STEADY: dict[str, Any] = {
     "stamps": list(range(FRAMES)),
 }
 
+_Packet = av.Packet[Any]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -123,6 +125,7 @@ def _write_image(path: Path, *, number: int, size: tuple[int, int] = _SIZE) -> N
         ".bmp": ("bmp", "bgr24"),
     }[path.suffix]
     context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.VideoCodecContext)
     context.width, context.height, context.pix_fmt = *size, pix_fmt
     context.time_base = Fraction(1, 25)
     image = media.gradient(number, width=size[0], height=size[1])
@@ -427,15 +430,15 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
     """Yield valid containers with damaged or missing packets, or with wrong timestamps."""
 
     def through(
-        name: str, change: Callable[[int, av.Packet], av.Packet | None], *, kind: str = "video"
+        name: str, change: Callable[[int, _Packet], _Packet | None], *, kind: str = "video"
     ) -> Callable[[Path], Path]:
         return lambda place: _remux(seeds[name], place / name, change, kind=kind)
 
-    def without(numbers: set[int]) -> Callable[[int, av.Packet], av.Packet | None]:
+    def without(numbers: set[int]) -> Callable[[int, _Packet], _Packet | None]:
         return lambda number, packet: None if number in numbers else packet
 
-    def overwritten(numbers: set[int], *, start: int) -> Callable[[int, av.Packet], av.Packet]:
-        def change(number: int, packet: av.Packet) -> av.Packet:
+    def overwritten(numbers: set[int], *, start: int) -> Callable[[int, _Packet], _Packet]:
+        def change(number: int, packet: _Packet) -> _Packet:
             if number not in numbers:
                 return packet
             data = bytearray(bytes(packet))
@@ -445,7 +448,7 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
 
         return change
 
-    def halved(numbers: set[int]) -> Callable[[int, av.Packet], av.Packet]:
+    def halved(numbers: set[int]) -> Callable[[int, _Packet], _Packet]:
         return lambda number, packet: (
             _with_data(packet, bytes(packet)[: packet.size // 2]) if number in numbers else packet
         )
@@ -471,8 +474,8 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
         ):
             yield Recipe(f"{name}: {what}", through(name, change, kind="audio"), FRAMES)
 
-    def later(number: int, ticks: int) -> Callable[[int, av.Packet], av.Packet]:
-        def change(at: int, packet: av.Packet) -> av.Packet:
+    def later(number: int, ticks: int) -> Callable[[int, _Packet], _Packet]:
+        def change(at: int, packet: _Packet) -> _Packet:
             if at >= number:
                 packet.pts += ticks
                 packet.dts += ticks
@@ -514,7 +517,7 @@ def remuxed(seeds: dict[str, Path]) -> Iterator[Recipe]:
 def _remux(
     source: Path,
     target: Path,
-    change: Callable[[int, av.Packet], av.Packet | None],
+    change: Callable[[int, _Packet], _Packet | None],
     *,
     kind: str,
 ) -> Path:
@@ -536,7 +539,7 @@ def _remux(
     return target
 
 
-def _with_data(packet: av.Packet, data: bytes) -> av.Packet:
+def _with_data(packet: _Packet, data: bytes) -> _Packet:
     copy = av.Packet(data)
     copy.stream, copy.time_base = packet.stream, packet.time_base
     copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration

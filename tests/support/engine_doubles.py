@@ -101,9 +101,9 @@ class ArithmeticEngine(Engine):
                 numbers = (int(part[0, 0, 0, 0]) for part in parts)
                 return (np.full((1, 1, 1, 1), float(_step(factor, *numbers))),)
             case "reconstruct":
-                parts = (arrays[k] for k in ("frame", "backward_state", "forward_state"))
-                numbers = zip(*(part[:, 0, 0, 0].astype(int) for part in parts), strict=True)
-                levels = [output_level(*(int(x) for x in triple)) for triple in numbers]
+                names = ("frame", "backward_state", "forward_state")
+                triples = zip(*(arrays[k][:, 0, 0, 0].astype(int) for k in names), strict=True)
+                levels = [output_level(*(int(x) for x in triple)) for triple in triples]
                 return (np.repeat(levels, 16).reshape(n, 1, 4, 4).astype(np.float64),)
             case _:
                 image = np.repeat(arrays["picture"].transpose(0, 2, 3, 1), 3, axis=3)

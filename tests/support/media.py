@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -27,6 +28,7 @@ def write_still(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Pa
     if image.dtype == np.uint8:
         name, order = name.replace("64", "").replace("48", "24"), ""
     context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.VideoCodecContext)
     context.height, context.width = image.shape[:2]
     context.pix_fmt, context.time_base = f"{name}{order}", Fraction(1, 25)
     frame = av.VideoFrame.from_ndarray(image, format=f"{name}{order and 'le'}")
@@ -41,7 +43,8 @@ def read_still(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     context = av.CodecContext.create("png" if path.suffix == ".png" else "tiff", "r")
     data = av.Packet(path.read_bytes())
     (frame,) = context.decode(data) or context.decode(None)
-    return frame.reformat(format=frame.format.name.replace("be", "le")).to_ndarray()
+    image = frame.reformat(format=frame.format.name.replace("be", "le")).to_ndarray()
+    return cast("NDArray[np.uint8] | NDArray[np.uint16]", image)
 
 
 def make_video(
@@ -88,6 +91,7 @@ def make_video(
                 ]
             )
         video = out.add_stream(codec, rate=rate, width=width, height=height)
+        assert isinstance(video, av.VideoStream)
         video.codec_context.time_base = video.time_base = time_base
         video.codec_context.max_b_frames = b_frames
         video.codec_context.gop_size = 6
@@ -200,7 +204,7 @@ def stamps_of(path: Path) -> list[Fraction]:
     """Return the presentation times of the video frames in seconds, in order."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        return [frame.pts * frame.time_base for frame in container.decode(stream)]
+        return [Fraction(frame.pts * frame.time_base) for frame in container.decode(stream)]
 
 
 def companions_of(path: Path) -> list[Copied]:
@@ -221,4 +225,5 @@ def companions_of(path: Path) -> list[Copied]:
 def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     """Return the frames as RGB, converted by FFmpeg according to the file's tags."""
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return cast("list[NDArray[np.uint8]]", images)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from av.subtitles.subtitle import SubtitleSet
+from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 from numpy.typing import NDArray
 
 from tests.support.media import gradient
@@ -97,11 +98,12 @@ def write(
             ]
         )
         video = out.add_stream(codec, rate=RATE, width=64, height=48)
+        assert isinstance(video, av.VideoStream)
         if timecode is not None:
             video.metadata["timecode"] = timecode
         cover_stream = _add_cover(out, cover) if cover is not None else None
         added = [_ADD[type(stream)](out, stream) for stream in streams]
-        encoded = []
+        encoded: list[Any] = []
         for number in range(round(seconds * RATE)):
             frame = av.VideoFrame.from_ndarray(gradient(number), format="rgb24")
             frame.pts = number + round(start * RATE)
@@ -250,7 +252,7 @@ def texts(path: Path, number: int = 0) -> list[tuple[float, float, str]]:
         for packet in container.demux(stream):
             shown = stream.codec_context.decode2(packet) if packet.size else None
             for line in shown or ():
-                if line.ass:
+                if isinstance(line, AssSubtitle) and line.ass:
                     base = packet.time_base
                     text = line.ass.decode().split(",", 8)[8]
                     found.append((float(packet.pts * base), float(packet.duration * base), text))

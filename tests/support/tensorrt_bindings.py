@@ -199,7 +199,7 @@ def bindings(version: str) -> Any:
     )
     if major >= 10:
         module.IProgressMonitor = IProgressMonitor
-        module.ExecutionContextAllocationStrategy = Enum(
+        module.ExecutionContextAllocationStrategy = Enum(  # type: ignore[misc]
             "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
         )
     return module

@@ -56,8 +56,10 @@ def install() -> None:
     for name in ("remove", "rename", "replace", "rmdir", "unlink"):
         setattr(os, name, _refusing_open_files(getattr(os, name)))
     os.open = _opening_no_folder(os.open)
-    os.scandir = _taking_paths(os.scandir)  # type: ignore[assignment]
-    os.fsync = _for_writers(os.fsync, lambda handle: get_flags(handle, 3) & os.O_ACCMODE)
+    os.scandir = _taking_paths(os.scandir)
+    os.fsync = _for_writers(  # type: ignore[assignment]  # Python's takes file objects too
+        os.fsync, lambda handle: get_flags(handle, 3) & os.O_ACCMODE
+    )
     select.select = _sockets_only(select.select)
 
     import shutil

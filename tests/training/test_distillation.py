@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, (side, ins, outs) in enumerate(zip(SIDES, WIDTHS, WIDTHS[1:], strict=False)):
         kernel = rng.normal(0, 1 / np.sqrt(side * side * ins), (side, side, ins, outs))
         layer = {"kernel": kernel.astype(np.float32), "bias": np.zeros(outs, np.float32)}
-        content.setdefault("AlexNet_0", {})[f"Conv_{i}"] = layer  # type: ignore[index]
+        content.setdefault("AlexNet_0", {})[f"Conv_{i}"] = layer
         head = rng.uniform(0, 1, (1, 1, outs, 1)).astype(np.float32)
         content[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head}}
     (folder / "alexnet.ckpt").write_bytes(pickle.dumps(content))
@@ -156,7 +156,7 @@ def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
     )
     train(config, output=tmp_path)
     dataset = TaughtClips(config)
-    items = [dataset[i][0] for i in range(config.batch)]  # type: ignore[index]
+    items = [dataset[i][0] for i in range(config.batch)]
     batch = {k: torch.from_numpy(np.stack([item[k] for item in items])) for k in items[0]}
     model: RealBasicVSR = build_networks(config, torch.device("cpu")).generator
     cpu = torch.device("cpu")

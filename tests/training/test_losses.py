@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -316,4 +317,5 @@ def test_other_weights_are_refused_as_vgg19(
     kept = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
     kept.parent.mkdir(parents=True)
     torch.save(torchvision_weights, kept)
-    assert torch.equal(load_vgg19(None).convs[0].bias, torchvision_weights["features.0.bias"])
+    bias: Any = load_vgg19(None).convs[0].bias
+    assert torch.equal(bias, torchvision_weights["features.0.bias"])

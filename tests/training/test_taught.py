@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,10 +51,10 @@ def drawn(dataset: TaughtClips, index: int) -> Arrays:
     return item[0]
 
 
-def reduced(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+def reduced(frames: NDArray[Any]) -> NDArray[np.float32]:
     length, side = len(frames), frames.shape[1] // 4
     blocks = frames.astype(np.float32).reshape(length, side, 4, side, 4, 3)
-    return blocks.mean(axis=(2, 4))
+    return np.asarray(blocks.mean(axis=(2, 4)))
 
 
 def test_shapes_of_clips_and_images(taught: TrainingConfig) -> None:

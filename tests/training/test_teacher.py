@@ -92,7 +92,7 @@ def test_images_are_upscaled_rounded_and_clipped(layers: Layers, tmp_path: Path)
 def test_another_file_is_refused(damage: object, message: str, tmp_path: Path) -> None:
     write_ncnn(tmp_path / "teacher.bin", make_layers(seed=0))
     data = (tmp_path / "teacher.bin").read_bytes()
-    (tmp_path / "teacher.bin").write_bytes(damage(data))  # type: ignore[operator]
+    (tmp_path / "teacher.bin").write_bytes(damage(data))
     with pytest.raises(CheckpointError, match=message):
         load_teacher(tmp_path / "teacher.bin")
 

@@ -19,6 +19,7 @@ def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:
     with av.open(str(path), "w", format=container) as out:
         options = {"lossless": "1"} if container == "webp" else {}
         stream = out.add_stream(codec, rate=25, width=64, height=48, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.codec_context.pix_fmt = pix_fmt
         for number in range(40):
             frame = av.VideoFrame.from_ndarray(gradient(number), format="rgb24")

@@ -12,6 +12,7 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -33,9 +34,9 @@ def read_all(path: Path) -> int:
         return sum(1 for _ in source)
 
 
-def write_all(path: Path, out: Path, **options: object) -> None:
+def write_all(path: Path, out: Path, **options: Any) -> None:
     with open_source(path) as source:
-        size = {"width": source.width, "height": source.height}
+        size: dict[str, Any] = {"width": source.width, "height": source.height}
         with job_sink(out, source=source, **size, **options) as sink:
             for frame in source:
                 sink.write(frame)
@@ -86,9 +87,14 @@ class TestInput:
 
     def test_playlist_opens_no_connection(self, tmp_path):
         """An untrusted file must not make this machine connect to another one."""
-        visits = []
+        visits: list[socket.socket] = []
+
+        def answer() -> None:
+            visits.append(server.accept()[0])
+            visits[-1].close()
+
         with socket.create_server(("127.0.0.1", 0)) as server:
-            thread = threading.Thread(target=lambda: visits.append(server.accept()[0].close()))
+            thread = threading.Thread(target=answer)
             thread.start()
             port = server.getsockname()[1]
             playlist = tmp_path / "list.m3u8"

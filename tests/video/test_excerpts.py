@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video import ReadOptions, VideoSource, open_source, video_pass
 from rbvsr_deploy.video.images import write_image
+from rbvsr_deploy.video.seeking import packets_around
 
 FRAMES = 60
 MS, FINE, RATE = Fraction(1, 1000), Fraction(1, 90000), Fraction(1, 25)
@@ -55,6 +56,7 @@ def make(form: Form, folder: Path) -> Path:
     path = folder / form.name
     with av.open(str(path), "w") as out:
         stream = out.add_stream(form.codec, rate=25, width=64, height=48, options=form.options)
+        assert isinstance(stream, av.VideoStream)
         stream.codec_context.time_base = stream.time_base = form.time_base
         for number, stamp in enumerate(form.stamps):
             image = np.roll(noise, (2 * number, number), (0, 1))[:48, :64].copy()
@@ -86,7 +88,6 @@ def test_excerpts_match_those_of_full_decoding(form, tmp_path, monkeypatch):
             decoded[-1] += 1
             yield packet
 
-    packets_around = video_pass.packets_around
     monkeypatch.setattr(video_pass, "packets_around", counted)
     path = make(form, tmp_path)
     everything, _ = shown(path)
@@ -103,9 +104,9 @@ def test_excerpts_match_those_of_full_decoding(form, tmp_path, monkeypatch):
         end = start + chance.randrange(50, 800) * MS if number % 2 else None
         most = chance.choice([None, 1, 5])
         expected = [
-            (time, *rest)
-            for time, *rest in everything
-            if start <= time - zero and (end is None or time - zero < end)
+            frame
+            for frame in everything
+            if start <= frame[0] - zero and (end is None or frame[0] - zero < end)
         ][:most]
         found, source = shown(path, start=start, end=end, frames=most)
         assert source.excerpt is not None

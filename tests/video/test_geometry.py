@@ -7,6 +7,7 @@ import struct
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -124,7 +125,7 @@ def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
         assert (source.height, source.width) == expected.shape[:2]
-        size = {"width": source.width, "height": source.height}
+        size: dict[str, Any] = {"width": source.width, "height": source.height}
         with job_sink(out, source=source, **size) as sink:
             for frame in source:
                 assert difference(frame.image, expected) < 4
@@ -132,9 +133,9 @@ def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix
             sink.finish()
     with av.open(str(out)) as container:
         assert "rotate" not in container.streams.video[0].metadata
-        frame = next(container.decode(video=0))
-        assert frame.side_data.get("DISPLAYMATRIX") is None
-        assert difference(frame.to_ndarray(format="rgb24"), expected) < 4
+        written = next(container.decode(video=0))
+        assert written.side_data.get("DISPLAYMATRIX") is None
+        assert difference(written.to_ndarray(format="rgb24"), expected) < 4
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -229,9 +230,9 @@ def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
     with av.open(str(out)) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == 2
-    for frame in frames:
-        assert (frame.width, frame.height) == (4 * width, 4 * height)
-        got = frame.to_ndarray(format="rgb24")
+    for enlarged in frames:
+        assert (enlarged.width, enlarged.height) == (4 * width, 4 * height)
+        got = enlarged.to_ndarray(format="rgb24")
         assert difference(got, image.repeat(4, axis=0).repeat(4, axis=1)) < 10
 
 
@@ -243,7 +244,7 @@ def test_pixel_aspect_ratio_is_kept(tmp_path, suffix, codec):
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001], aspect=Fraction(32, 27))
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
-        size = {"width": source.width, "height": source.height}
+        size: dict[str, Any] = {"width": source.width, "height": source.height}
         with job_sink(out, source=source, codec=codec, **size) as sink:
             for frame in source:
                 sink.write(frame)

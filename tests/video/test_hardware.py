@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -23,9 +24,10 @@ from rbvsr_deploy.video.images import write_image
 from tests.support import media
 
 
-def opens(codec: str, *, mode: str) -> bool:
+def opens(codec: str, *, mode: Literal["r", "w"]) -> bool:
     """Return whether this machine has the device that a codec needs, using PyAV only."""
     context = av.CodecContext.create(codec, mode)
+    assert isinstance(context, av.VideoCodecContext)
     context.width, context.height, context.pix_fmt = 640, 480, "nv12"
     if mode == "w":
         context.time_base, context.framerate = Fraction(1, 25), Fraction(25)

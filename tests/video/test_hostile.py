@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_corpus_is_deterministic(seeds, tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def read(path: Path, **options: object) -> tuple[list[int | None], int, int]:
+def read(path: Path, **options: Any) -> tuple[list[int | None], int, int]:
     """Return the timestamps of the frames and the numbers of lost and damaged ones."""
     with open_source(path, ReadOptions(**options)) as source:
         stamps = [frame.pts for frame in source]
@@ -248,7 +249,7 @@ class TestSize:
 
 
 def run(
-    *arguments: object, limit: int | None = None, **options: object
+    *arguments: object, limit: int | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the command. A file size limit in bytes stands in for a full disk."""
 

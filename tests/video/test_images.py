@@ -6,6 +6,7 @@ import logging
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,6 +22,7 @@ from tests.support.sinks import job_sink
 def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> bytes:
     """Encode an image without the code under test."""
     context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.VideoCodecContext)
     context.width, context.height, context.pix_fmt = array.shape[1], array.shape[0], pix_fmt
     context.time_base = Fraction(1, 25)
     frame = av.VideoFrame.from_ndarray(array, format=source).reformat(format=pix_fmt)
@@ -28,10 +30,10 @@ def encoded(array: np.ndarray, *, codec: str, source: str, pix_fmt: str) -> byte
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
-def enlarge(path: Path, out: Path, **options: object) -> None:
+def enlarge(path: Path, out: Path, **options: Any) -> None:
     """Copy an input to an output, twice as large."""
     with open_source(path) as source:
-        size = {"width": 2 * source.width, "height": 2 * source.height}
+        size: dict[str, Any] = {"width": 2 * source.width, "height": 2 * source.height}
         with job_sink(out, source=source, **size, **options) as sink:
             for frame in source:
                 image = frame.image.repeat(2, axis=0).repeat(2, axis=1)

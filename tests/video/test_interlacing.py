@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -78,11 +79,14 @@ def make_video(
 def marked_as(frame: av.VideoFrame, order: str) -> av.VideoFrame:
     """Set the interlacing flags of a frame, which PyAV does not expose."""
     graph = av.filter.Graph()
-    buffer = graph.add_buffer(template=frame, time_base=Fraction(1, 25))
+    template: Any = frame  # has the properties of a stream that are read
+    buffer = graph.add_buffer(template=template, time_base=Fraction(1, 25))
     graph.link_nodes(buffer, graph.add("setfield", mode=order), graph.add("buffersink"))
     graph.configure()
     graph.push(frame)
-    return graph.pull()
+    marked = graph.pull()
+    assert isinstance(marked, av.VideoFrame)
+    return marked
 
 
 def make_interlaced(path: Path, *, order: str = "tff", marked: bool = False, **others) -> Path:
@@ -226,7 +230,7 @@ def test_output_is_not_marked_as_interlaced(tmp_path):
     path = make_interlaced(tmp_path / "in.mp4", marked=True)
     out = tmp_path / "out.mp4"
     with open_source(path, DEINTERLACE) as source:
-        size = {"width": source.width, "height": source.height}
+        size: dict[str, Any] = {"width": source.width, "height": source.height}
         with job_sink(out, source=source, **size) as sink:
             for frame in source:
                 sink.write(frame)

@@ -78,7 +78,7 @@ TAGS = {
 ASPECT = Fraction(5, 4)
 UNKNOWN = (0, 2)
 JPEG = (5, 2)  # BT.601 and full range, whatever the container says
-ENCODER_OPTIONS = {
+ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "ultrafast", "crf": "4"},
     "libx265": {"preset": "ultrafast", "crf": "4", "x265-params": "log-level=none"},
     "libvpx-vp9": {"cpu-used": "8", "deadline": "realtime", "crf": "4", "b": "0"},
@@ -133,7 +133,8 @@ def write_input(folder: Path, form: Format, *, case: str) -> Path:
     options = {"movie_timescale": "30000"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", container_options=options) as out:
         video = out.add_stream(form.encoder, rate=25, width=WIDTH, height=HEIGHT)
-        video.options = ENCODER_OPTIONS.get(form.encoder, {})
+        assert isinstance(video, av.VideoStream)
+        video.options = {**ENCODER_OPTIONS.get(form.encoder, {})}
         context = video.codec_context
         context.pix_fmt = form.pix_fmt
         context.time_base = video.time_base = Fraction(1, form.ticks)

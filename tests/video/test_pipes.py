@@ -33,7 +33,7 @@ import dataclasses, os, sys
 from pathlib import Path
 from rbvsr_deploy.video import WriteOptions, open_sink, open_source
 with open_source(Path(sys.argv[1])) as source:
-    size = {"width": 4 * source.width, "height": 4 * source.height}
+    size: dict[str, Any] = {"width": 4 * source.width, "height": 4 * source.height}
     options = WriteOptions(pix_fmt=sys.argv[2] if sys.argv[2:] else None)
     with open_sink(Path("-"), source=source, job=None, options=options, **size) as sink:
         for frame in source:
@@ -260,6 +260,7 @@ def test_interrupted_while_waiting(tiny_bundle, clip, side, number, code) -> Non
         while got < expected:
             got += len(os.read(process.stdout.fileno(), 1 << 16))
     else:
+        assert process.stdout is not None
         assert select.select([process.stdout], [], [], 60)[0]
     time.sleep(0.5)
     process.send_signal(number)

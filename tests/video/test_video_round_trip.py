@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,10 +16,10 @@ from tests.support import media
 from tests.support.sinks import job_sink
 
 
-def enlarge(path: Path, out: Path, **options: object) -> Path:
+def enlarge(path: Path, out: Path, **options: Any) -> Path:
     """Copy a video through source and sink, four times as large."""
     with open_source(path) as source:
-        size = {"width": 4 * source.width, "height": 4 * source.height}
+        size: dict[str, Any] = {"width": 4 * source.width, "height": 4 * source.height}
         with job_sink(out, source=source, **size, **options) as sink:
             for frame in source:
                 image = frame.image.repeat(4, axis=0).repeat(4, axis=1)

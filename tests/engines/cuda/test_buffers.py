@@ -47,7 +47,7 @@ def test_blocks_are_lent_once_at_a_time(driver: DriverDouble, queues: Queues) ->
 
 def test_shortage(driver: DriverDouble, queues: Queues) -> None:
     """Optional loans are dropped, and all idle blocks are freed, even those still in flight."""
-    held = []
+    held: list[object] = []
     pool = DevicePool(driver, queues, on_shortage=held.clear)
     queue = queues.open()
     held.append(pool.lend(2_000))

@@ -61,7 +61,9 @@ class Runtime:
         if not name.startswith("cuda") or isinstance(value, type | int) or is_text:
             return value
         signature = value.__doc__.strip().splitlines()[0]
-        parameters = re.fullmatch(rf"{name}\((.*)\)", signature)[1]
+        matched = re.fullmatch(rf"{name}\((.*)\)", signature)
+        assert matched is not None, signature
+        parameters = matched[1]
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             assert len(arguments) == len([p for p in parameters.split(",") if p.strip()]), name
@@ -344,8 +346,8 @@ def pycuda_double() -> Any:
         def __del__(self) -> None:
             freed.append("event")
 
-    class Array(np.ndarray):  # type: ignore[type-arg]
-        base = PagelockedHostAllocation()  # type: ignore[assignment]
+    class Array(np.ndarray):
+        base: Any = PagelockedHostAllocation()
 
     class Memcpy2D:
         src_pitch = dst_pitch = width_in_bytes = height = 0

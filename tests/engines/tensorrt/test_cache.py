@@ -117,8 +117,13 @@ def test_damaged_timings_never_reach_tensorrt(
     data[-1] ^= 1
     path.write_bytes(data)
     given: list[bytes] = []
+
+    def create(content: bytes) -> object:
+        given.append(content)
+        return object()
+
     build = SimpleNamespace(
-        create_timing_cache=lambda content: given.append(content) or object(),
+        create_timing_cache=create,
         set_timing_cache=lambda cache, ignore: True,
     )
     TimingCache(path).attach(build)

@@ -28,6 +28,7 @@ from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt import launches
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.stream import Settings, Stream
 from tests.conftest import moving_clip
@@ -68,7 +69,7 @@ def upscaled_images(
     plan: MemoryPlan,
     *,
     cuts: tuple[int, ...] = (),
-) -> Iterator[NDArray[np.uint8]]:
+) -> Iterator[Image]:
     """Yield the output images of a clip, computed according to the plan."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
@@ -175,7 +176,7 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
         interrupt=interrupt,
         refuse=rng.choice([(), (), (), ("begin_capture",), ("end_capture",)]),
     )
-    got: list[NDArray[np.uint8]] = []
+    got: list[Image] = []
     image = None
     engine = None
     try:

@@ -68,7 +68,7 @@ def test_a_broken_installation_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError("libnvinfer.so.10: cannot open shared object file")
 
     monkeypatch.setattr(flavours, "find_spec", lambda name: True)
-    monkeypatch.setattr(flavours.importlib, "import_module", broken)
+    monkeypatch.setattr("importlib.import_module", broken)
     with pytest.raises(EngineError, match=r"'tensorrt' is installed but does not load \(libnvinf"):
         load_flavour("tensorrt")
 

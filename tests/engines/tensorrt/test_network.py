@@ -39,19 +39,19 @@ def model(
 ) -> bytes:
     """Build a model whose inputs and outputs have shape (1, 2, 8, 8) and the given types."""
     shapes = {"grid": [1, 8, 8, 2]}
-    values = [
+    taken, made = (
         [
             helper.make_tensor_value_info(name, dtype, shapes.get(name, [1, 2, 8, 8]))
             for name, dtype in side.items()
         ]
         for side in (inputs, outputs)
-    ]
+    )
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "made_up", *values, initializer=initializers)
+    graph = helper.make_graph(nodes, "made_up", taken, made, initializers)
     onnx_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     onnx_model.ir_version = 10
     onnx.checker.check_model(onnx_model)
-    return onnx_model.SerializeToString()
+    return bytes(onnx_model.SerializeToString())
 
 
 def sampling(*, mode: str, aligned: int = 1, opset: int = 17, dtype: int = FLOAT) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def test_flow_convention_of_a_known_pan() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_true_flow_agrees_with_the_rendered_frames(seed: int, layers: int) -> None:
     """The flow is right wherever it is marked as known, also on layers that others move across."""
-    photos = [cv2.GaussianBlur(make_photo(seed + i), (0, 0), 4.0) for i in range(layers)]
+    photos: list[Any] = [cv2.GaussianBlur(make_photo(seed + i), (0, 0), 4.0) for i in range(layers)]
     clip, path = filmed(photos, seed)
     size = (CROP, CROP)
     small = [cv2.resize(f, size, interpolation=cv2.INTER_AREA).astype(np.float32) for f in clip]

@@ -264,6 +264,7 @@ def test_clips_begin_anywhere_in_any_coding(
     photo, path = make_photo(4), tmp_path / name
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(40):
             frame = np.ascontiguousarray(photo[2 * i : 2 * i + 64, 3 * i : 3 * i + 96])

@@ -108,7 +108,13 @@ def test_the_order_of_the_steps(published: list[Any]) -> None:
     """Blur, resize, noise, JPEG and video come first, then the same without video. The last two
     groups follow in either order, equally often.
     """
-    names = {Blur: "b", SincBlur: "b", Resize: "r", GaussianNoise: "n", PoissonNoise: "n"}
+    names: dict[type, str] = {
+        Blur: "b",
+        SincBlur: "b",
+        Resize: "r",
+        GaussianNoise: "n",
+        PoissonNoise: "n",
+    }
     names |= {Jpeg: "j", VideoCompression: "v", Reduction: "R"}
     spelt = [["".join(names[type(s)] for s in part) for part in clip] for clip in published]
     assert_shares([first for first, _, _ in spelt], {"brnjv": 1.0}, total=DRAWS)
@@ -122,9 +128,10 @@ def test_blur(published: list[Any], order: int) -> None:
     """Kinds and sizes have the published shares, and every kernel parameter its range."""
     parts = [clip[order] for clip in published]
     blurs, sincs = of(Blur, parts), of(SincBlur, parts)
-    total = len(blurs) + len(sincs)
+    both: list[Blur | SincBlur] = [*blurs, *sincs]
+    total = len(both)
     assert_shares([b.kind for b in blurs] + ["sinc"] * len(sincs), KINDS, total=total)
-    assert_shares([b.size for b in (*blurs, *sincs)], SIZES, total=total)
+    assert_shares([b.size for b in both], SIZES, total=total)
     largest = (3.0, 1.5)[order]
     assert_uniform([b.sigma_x[0] for b in blurs], 0.2, largest)
     anisotropic = [b for b in blurs if b.kind.endswith("anisotropic")]
@@ -178,12 +185,13 @@ def test_noise(published: list[Any], order: int, sigma: float, scale: float) -> 
     """Kinds, the grey share and strengths are as published; every clip has its own noise."""
     parts = [clip[order] for clip in published]
     gaussian, poisson = of(GaussianNoise, parts), of(PoissonNoise, parts)
+    both: list[GaussianNoise | PoissonNoise] = [*gaussian, *poisson]
     names = ["g"] * len(gaussian) + ["p"] * len(poisson)
     assert_shares(names, {"g": 0.5, "p": 0.5}, total=DRAWS)
-    assert_shares([n.gray for n in (*gaussian, *poisson)], {True: 0.4, False: 0.6}, total=DRAWS)
+    assert_shares([n.gray for n in both], {True: 0.4, False: 0.6}, total=DRAWS)
     assert_uniform([n.sigma[0] for n in gaussian], 1.0, sigma)
     assert_uniform([n.scale[0] for n in poisson], 0.05, scale)
-    assert len({n.seed for n in (*gaussian, *poisson)}) > DRAWS - 10
+    assert len({n.seed for n in both}) > DRAWS - 10
 
 
 @pytest.mark.parametrize("order", [0, 1])

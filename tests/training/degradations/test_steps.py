@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import av
 import cv2
@@ -112,7 +112,7 @@ def test_wrong_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 4"):
         degrade(np.zeros((1, 6, 8, 3), np.uint8), clean)
     with pytest.raises(ValueError, match="uint8"):
-        degrade(np.zeros((1, 8, 8, 3), np.float32), clean)  # type: ignore[arg-type]
+        degrade(np.zeros((1, 8, 8, 3), np.float32), clean)
     with pytest.raises(ValueError, match="2 frames, but parameters for 1"):
         degrade(np.zeros((2, 8, 8, 3), np.uint8), clean)
 
@@ -195,7 +195,7 @@ def test_blur_is_the_correlation_with_its_kernel(
     photo: Frames, size: int, sigma_y: float, shape: tuple[int, int]
 ) -> None:
     """This holds for every method, at reflected borders, and for images smaller than the kernel."""
-    image = photo[: shape[0], : shape[1]].astype(np.float32) / 255
+    image = photo[: shape[0], : shape[1]].astype(np.float32) / np.float32(255)
     step = Blur("anisotropic", size, (3.0,), (sigma_y,), (0.4,), (1.0,))
     (result,) = apply(step, [image], size=SIZE)
     kernel = gaussian_kernel(size, sigma_x=3.0, sigma_y=sigma_y, angle=0.4)
@@ -208,7 +208,7 @@ def test_blur_is_the_correlation_with_its_kernel(
 
 def test_every_frame_has_its_own_kernel(photo: Frames) -> None:
     """Each frame is blurred with its own walked parameters."""
-    image = photo.astype(np.float32) / 255
+    image = photo.astype(np.float32) / np.float32(255)
     for step, second in (
         (
             Blur("isotropic", 13, (0.3, 2.5), (0.3, 2.5), (0.0, 0.0), (1.0, 1.0)),
@@ -259,7 +259,7 @@ def test_shot_noise_has_the_strength_of_real_esrgan(scale: float, gray_noise: bo
     """With all 256 levels, there are 256 photons at white. On the 0-255 scale without rescaling, as
     in one published version, this noise would be 16 times weaker.
     """
-    ramp = np.tile(np.arange(256, dtype=np.float32) / 255, (400, 1))
+    ramp = np.tile(np.arange(256, dtype=np.float32) / np.float32(255), (400, 1))
     image = np.stack([ramp] * 3, axis=-1)
     step = PoissonNoise((scale,), gray=gray_noise, seed=2)
     (result,) = apply(step, [image], size=SIZE)
@@ -358,7 +358,8 @@ def test_encoders_are_deterministic(photo: Frames, encoder: Encoder) -> None:
     noise = rng.normal(0.0, 10.0, (6, 96, 96, 3))
     moving = np.stack([photo[i : i + 96, 3 * i : 3 * i + 96] for i in range(6)])
     frames = list((moving + noise).clip(0, 255).astype(np.uint8))
-    for rate in ({"bits_per_frame": 20_000}, {"quality": 22}):
+    rates: tuple[dict[str, Any], ...] = ({"bits_per_frame": 20_000}, {"quality": 22})
+    for rate in rates:
         results = [encode_and_decode(frames, encoder, **rate) for _ in range(3)]
         assert all(np.array_equal(results[0], r) for r in results[1:])
 

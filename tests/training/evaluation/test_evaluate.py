@@ -138,8 +138,8 @@ def test_scores_are_means_over_sequences_of_means_over_frames(footage: Path) -> 
     for number, name in enumerate("ab"):
         expected = []
         for t, truth in enumerate(clip(number, length=LENGTH - 1 + number)):
-            images = (noisy(truth, seed=10 * number + t), truth)
-            expected.append(psnr_y(ScoredFrame(*(CroppedImage(i, border=6) for i in images))))
+            image = CroppedImage(noisy(truth, seed=10 * number + t), border=6)
+            expected.append(psnr_y(ScoredFrame(image, CroppedImage(truth, border=6))))
         of_sequence = found["sequences"]["results"][name]
         assert of_sequence["frames"] == list(range(len(expected)))
         assert of_sequence["per_frame"]["psnr_y"] == pytest.approx(expected, abs=1e-9)
@@ -381,7 +381,7 @@ def test_frames_that_are_too_small_for_a_metric_are_reported(footage: Path) -> N
 def test_wrong_usage_is_refused(footage: Path, tmp_path: Path) -> None:
     """The exit code is 2, and nothing is opened."""
     results, truth = footage / "results", footage / "truth"
-    wrong = {
+    wrong: dict[str, list[Any]] = {
         "'psnr' is not a metric: use psnr_y": [results, "--metrics", "psnr"],
         "psnr_y needs ground truth": [results, "--metrics", "psnr_y"],
         "successive frames": [results, "--metrics", "warping_error", "--only-frames", "0,2"],

@@ -204,9 +204,9 @@ def test_video_keeps_colours_and_tags(tmp_path, suffix, tags):
         container.mux(stream.encode(None))
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source, job_sink(out, source=source, width=32, height=16) as sink:
-        for frame in source:
-            np.testing.assert_allclose(frame.image[8, 16], rgb, atol=3)
-            sink.write(frame)
+        for read in source:
+            np.testing.assert_allclose(read.image[8, 16], rgb, atol=3)
+            sink.write(read)
         sink.finish()
     with av.open(str(out)) as container:
         frame = next(container.decode(video=0))
@@ -225,5 +225,5 @@ def test_guessed_matrix_is_tagged(tmp_path):
             sink.write(frame)
         sink.finish()
     with av.open(str(out)) as container:
-        frame = next(container.decode(video=0))
-    assert (frame.colorspace, frame.color_range) == (6, 1)
+        written = next(container.decode(video=0))
+    assert (written.colorspace, written.color_range) == (6, 1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Settings, Stream, StreamState
@@ -40,6 +42,7 @@ def coded(
     """Write a video with these codes of the pixel format, (H, W, planes) each."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25, options=options or {})
+        assert isinstance(stream, av.VideoStream)
         height, width = images[0].shape[:2]
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = width, height, pix_fmt
@@ -70,7 +73,7 @@ def first_frame(path: Path) -> av.VideoFrame:
         return next(container.decode(video=0))
 
 
-def codec_of(path: Path) -> tuple[str, str]:
+def codec_of(path: Path) -> tuple[str, str | None]:
     """Return the codec and the pixel format."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -81,22 +84,33 @@ class TestStream:
     @pytest.mark.parametrize(
         "plan", [MemoryPlan(8, 4, 12, 8), MemoryPlan(3, 2, 5, 2)], ids=["whole", "cut up"]
     )
+<<<<<<< HEAD
     def test_sixteen_bits_match_eight(self, plan, monkeypatch):
+=======
+    def test_sixteen_bits_match_eight(
+        self, plan: MemoryPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+>>>>>>> types
         """16-bit results match 8-bit ones to within 8-bit rounding, whatever the plan."""
         monkeypatch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         images = [media.gradient(number, width=16, height=12) for number in range(7)]
-        made: dict[bool, list[np.ndarray]] = {}
+        made: dict[bool, list[Image]] = {}
+        monkeypatch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         for deep in (False, True):
             with Stream(BicubicEngine(), Settings(), size=(12, 16), deep=deep) as stream:
                 assert stream.plan == plan
+<<<<<<< HEAD
                 outputs = []
+=======
+                outputs: list[Image] = []
+>>>>>>> types
                 for image in images:
                     image = image * np.uint16(257) if deep else image
                     outputs += [frame.image for frame in stream.push(image)]
                 made[deep] = outputs + [frame.image for frame in stream.flush()]
         assert len(made[True]) == 7
         for eight, sixteen in zip(made[False], made[True], strict=True):
-            assert (eight.dtype, sixteen.dtype) == (np.uint8, np.uint16)
+            assert (eight.dtype, sixteen.dtype) == (np.dtype(np.uint8), np.dtype(np.uint16))
             assert np.abs(sixteen / 257 - eight).max() <= 0.51
 
     def test_resumes_from_a_state(self):
@@ -275,9 +289,10 @@ class TestHdr:
         frame = first_frame(tmp_path / out)
         tags = (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
         assert tags == PQ
-        numbers = np.frombuffer(frame.side_data["MASTERING_DISPLAY_METADATA"], np.int32)
+        side_data: Any = frame.side_data  # also takes names
+        numbers = np.frombuffer(side_data["MASTERING_DISPLAY_METADATA"], np.int32)
         np.testing.assert_allclose(numbers[0:20:2] / numbers[1:20:2], NUMBERS, atol=1e-4)
-        light = np.frombuffer(frame.side_data["CONTENT_LIGHT_LEVEL"], np.uint32)
+        light = np.frombuffer(side_data["CONTENT_LIGHT_LEVEL"], np.uint32)
         assert list(light) == [1000, 400]
         assert sum("is HDR (PQ)" in line for line in messages) == 1
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
@@ -19,13 +21,13 @@ from tests.video.colour.test_depth import coded, first_frame
 def transparent(dtype: type, *, opacity: float = 0.25) -> np.ndarray:
     """Return (16, 24, 4): one colour, opaque on the left, ``opacity`` on the right."""
     top = np.iinfo(dtype).max
-    image = np.full((16, 24, 4), 0.5 * top).astype(dtype)
+    image: Image = np.full((16, 24, 4), 0.5 * top).astype(dtype)
     image[..., 3] = top
     image[:, 12:, 3] = round(opacity * top)
     return image
 
 
-def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: object) -> None:
+def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: Any) -> None:
     upscale_file(
         path,
         out,

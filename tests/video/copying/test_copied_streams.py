@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -18,9 +19,7 @@ from tests.support.streams import Data, Sound, Text, heard, jpeg, packets, texts
 LINES = ((200, 400, r"Hallo {\i1}Welt{\i0}\Nzwei"), (800, 500, r"Ünïcode & mehr"))
 
 
-def through(
-    path: Path, out: Path, *, reading: ReadOptions | None = None, **options: object
-) -> Path:
+def through(path: Path, out: Path, *, reading: ReadOptions | None = None, **options: Any) -> Path:
     """Send a video through source and sink without upscaling."""
     with (
         open_source(path, reading or ReadOptions()) as source,
@@ -99,9 +98,9 @@ def test_bitmap_subtitles_are_copied_to_matroska_only(tmp_path, caplog):
                 packet.stream = copy
                 target.mux(packet)
         # Blu-ray segments: an empty composition of 1920x1080, and its end.
-        packet = av.Packet(bytes.fromhex("16000b 0780 0438 10 0000 80 00 00 00 800000"))
-        packet.stream, packet.time_base, packet.pts, packet.dts = bitmaps, Fraction(1, 1000), 9, 9
-        target.mux(packet)
+        empty = av.Packet(bytes.fromhex("16000b 0780 0438 10 0000 80 00 00 00 800000"))
+        empty.stream, empty.time_base, empty.pts, empty.dts = bitmaps, Fraction(1, 1000), 9, 9
+        target.mux(empty)
     assert len(packets(path, "subtitle")) == 1
     assert packets(through(path, tmp_path / "out.mkv"), "subtitle") == packets(path, "subtitle")
     assert not caplog.records
@@ -231,20 +230,20 @@ def test_tags_languages_and_dispositions_are_kept(tmp_path, suffix):
         assert titles == ["eins", "zwei & drei"]
 
 
-def _streams(path: Path) -> list[dict[str, object]]:
+def _streams(path: Path) -> list[dict[str, Any]]:
     with av.open(str(path)) as container:
         return [
             {
                 "type": stream.type,
                 "disposition": stream.disposition,
                 "tags": dict(stream.metadata),
-                "layout": getattr(stream, "layout", None) and stream.layout.name,
+                "layout": stream.layout.name if isinstance(stream, av.AudioStream) else None,
             }
             for stream in container.streams
         ]
 
 
-def _description(stream: dict[str, object]) -> dict[str, object]:
+def _description(stream: dict[str, Any]) -> dict[str, Any]:
     """Return a stream's properties without the tags that the muxer writes itself."""
     own = ("duration", "encoder", "vendor_id", "handler_name")
     tags = {name: text for name, text in stream["tags"].items() if name.lower() not in own}
@@ -253,11 +252,12 @@ def _description(stream: dict[str, object]) -> dict[str, object]:
 
 def test_audio_and_subtitles_can_be_left_out(tmp_path, caplog):
     path = write(tmp_path / "in.mkv", Sound("aac"), Text("subrip", LINES), cover=jpeg())
-    for options, kinds in (
+    cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
         ({"audio": False}, ["video", "subtitle", "video"]),
         ({"subtitles": False}, ["video", "audio", "video"]),
         ({"audio": False, "subtitles": False}, ["video", "video"]),
-    ):
+    )
+    for options, kinds in cases:
         out = through(path, tmp_path / f"out{len(kinds)}{kinds[1]}.mkv", **options)
         with av.open(str(out)) as container:
             assert [stream.type for stream in container.streams] == kinds

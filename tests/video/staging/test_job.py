@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import portalocker
 import pytest
@@ -164,7 +165,7 @@ class TestTakingOver:
     )
     def test_damaged_segment_is_redone(self, tmp_path, clip, caplog, damage):
         """The damaged segment and all later ones are redone, with the same result."""
-        options = {"lengths": [3, 3, 3, 3], "attach": False}
+        options: dict[str, Any] = {"lengths": [3, 3, 3, 3], "attach": False}
         write_parts(clip, tmp_path / "plain.mp4", **options)
         folder = write_parts(clip, tmp_path / "out.mp4", stop_after=9, **options).folder
         damage(folder / "part-000002.packets")
@@ -232,7 +233,8 @@ class TestLock:
 
     def test_folder_removed_while_it_is_locked(self, out, monkeypatch):
         """A lock in a folder that another run has just removed would exclude nobody."""
-        lock, calls = portalocker.lock, []
+        lock = portalocker.lock
+        calls: list[Any] = []
 
         def late(handle: int, flags: portalocker.LockFlags) -> None:
             if not calls:
