@@ -84,26 +84,17 @@ class TestStream:
     @pytest.mark.parametrize(
         "plan", [MemoryPlan(8, 4, 12, 8), MemoryPlan(3, 2, 5, 2)], ids=["whole", "cut up"]
     )
-<<<<<<< HEAD
-    def test_sixteen_bits_match_eight(self, plan, monkeypatch):
-=======
     def test_sixteen_bits_match_eight(
         self, plan: MemoryPlan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
->>>>>>> types
         """16-bit results match 8-bit ones to within 8-bit rounding, whatever the plan."""
-        monkeypatch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         images = [media.gradient(number, width=16, height=12) for number in range(7)]
         made: dict[bool, list[Image]] = {}
         monkeypatch.setattr("rbvsr_deploy.runtime.stream.choose_plan", lambda *_, **__: plan)
         for deep in (False, True):
             with Stream(BicubicEngine(), Settings(), size=(12, 16), deep=deep) as stream:
                 assert stream.plan == plan
-<<<<<<< HEAD
-                outputs = []
-=======
                 outputs: list[Image] = []
->>>>>>> types
                 for image in images:
                     image = image * np.uint16(257) if deep else image
                     outputs += [frame.image for frame in stream.push(image)]
