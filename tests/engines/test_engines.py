@@ -178,7 +178,7 @@ def test_bundle_with_a_graph_of_another_model(tiny_bundle: Path, tmp_path: Path)
     bundle = open_bundle(tiny_bundle)
     graphs = {name: bundle.graph(name) for name in GRAPHS}
     write_bundle(tmp_path / "m.plan", bundle.manifest, {**graphs, "clean": graphs["ingest"]})
-    with pytest.raises(BundleError, match="of another model"):
+    with pytest.raises(BundleError, match="belongs to another model"):
         open_engine(tmp_path / "m.plan", device="cpu")
 
 

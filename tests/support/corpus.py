@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 
@@ -37,7 +37,8 @@ _STEADY: dict[str, Any] = {
     "stamps": list(range(FRAMES)),
 }
 
-_Packet = av.Packet[Any]
+if TYPE_CHECKING:
+    _Packet = av.Packet[Any]  # generic in the stubs only
 
 
 @dataclass(frozen=True)

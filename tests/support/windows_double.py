@@ -96,7 +96,8 @@ def _import_for_windows(package: str, *, msvcrt: types.ModuleType) -> None:
 
     importlib.import_module(package)  # and what it takes from the standard library
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        del sys.modules[name]
+        if not name.endswith(".__about__"):  # looks for files, with paths of the real system
+            del sys.modules[name]
     name, os.name = os.name, "nt"
     sys.modules["msvcrt"] = msvcrt
     try:

@@ -33,7 +33,7 @@ import dataclasses, os, sys
 from pathlib import Path
 from rbvsr_deploy.video import WriteOptions, open_sink, open_source
 with open_source(Path(sys.argv[1])) as source:
-    size: dict[str, Any] = {"width": 4 * source.width, "height": 4 * source.height}
+    size = {"width": 4 * source.width, "height": 4 * source.height}
     options = WriteOptions(pix_fmt=sys.argv[2] if sys.argv[2:] else None)
     with open_sink(Path("-"), source=source, job=None, options=options, **size) as sink:
         for frame in source:
