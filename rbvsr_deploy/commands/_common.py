@@ -21,7 +21,12 @@ from typing import Any, NoReturn
 import click
 
 from rbvsr_deploy.commands._hints import with_options
-from rbvsr_deploy.commands._process import discard, exit_on_signals, prepare_streams
+from rbvsr_deploy.commands._process import (
+    discard,
+    exit_if_signalled,
+    exit_on_signals,
+    prepare_streams,
+)
 from rbvsr_deploy.errors import MissingDependencyError, RbvsrError
 from rbvsr_deploy.printable import printable
 from rbvsr_deploy.version import __version__
@@ -93,7 +98,7 @@ class _Echo(logging.Handler):
     """Writes log records to the current standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        report(self.format(record))
+        _print_line(self.format(record))
 
 
 @contextlib.contextmanager
@@ -117,12 +122,15 @@ def _one_line_errors(*, verbose: bool) -> Iterator[None]:
     with exit_on_signals() as received:
         try:
             yield
+            exit_if_signalled()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 received.append(signal.SIGINT)
             if received:  # some libraries turn an interruption into an error of their own
-                report("Interrupted; run the same command again to continue.")
-                sys.exit(128 + received[0])
+                first = received[0]
+                received.clear()
+                _print_line("Interrupted; run the same command again to continue.")
+                sys.exit(128 + first)
             if isinstance(error, _PASSED_THROUGH):
                 raise
             if verbose:
@@ -152,7 +160,16 @@ def _fail(message: str) -> NoReturn:
 
 
 def report(line: str) -> None:
-    """Print a line on standard error; if that fails, the work continues without it."""
+    """Print a line on standard error; if that fails, the work continues without it.
+
+    Raises:
+        SystemExit: the command received a signal to end, and a library has discarded the exception.
+    """
+    exit_if_signalled()
+    _print_line(line)
+
+
+def _print_line(line: str) -> None:
     try:
         click.echo(printable(line), err=True)
     except OSError:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["discard", "exit_on_signals", "prepare_streams"]
+__all__ = ["discard", "exit_if_signalled", "exit_on_signals", "prepare_streams"]
+
+_received: list[int] = []
+"""Signals that asked the running command to end, and have not been reported yet."""
 
 
 def prepare_streams() -> None:
@@ -47,12 +50,13 @@ def discard(descriptor: int) -> None:
 def exit_on_signals() -> Iterator[list[int]]:
     """Exit on Ctrl-C, termination and hang-up, but not on those the process has to ignore.
 
-    The exit is an exception, so that unfinished outputs are removed.
+    The exit is an exception, so that unfinished outputs are removed. Libraries may discard it: see
+    :func:`exit_if_signalled`.
 
     Yields:
-        The signals that were received.
+        The signals that were received; the caller removes those it has reported.
     """
-    received: list[int] = []
+    received = _received
 
     def stop(number: int, frame: object) -> NoReturn:
         received.append(number)
@@ -79,6 +83,17 @@ def exit_on_signals() -> Iterator[list[int]]:
         for number in handled:
             signal.signal(number, before[number])
         sys.unraisablehook = show_ignored
+
+
+def exit_if_signalled() -> None:
+    """Exit if a signal was received whose exception some library has discarded. Call it where a
+    command is making progress, not where it cleans up.
+
+    Raises:
+        SystemExit: with the exit code of the first signal.
+    """
+    if _received and threading.current_thread() is threading.main_thread():
+        raise SystemExit(128 + _received[0])
 
 
 def _send_again(number: int) -> None:

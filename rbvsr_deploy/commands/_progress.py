@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.commands._common import report
+from rbvsr_deploy.commands._process import exit_if_signalled
 from rbvsr_deploy.printable import printable
 from rbvsr_deploy.units import show_duration
 
@@ -76,6 +77,7 @@ class ProgressDisplay(_Display):
         self._first: float | None = None
 
     def __call__(self, stage: Stage, done: int, total: int | None) -> None:
+        exit_if_signalled()
         now = time.monotonic()
         whole = self._fraction_done(stage, done, total)
         if self._first is None:  # resumed work takes no time in this run

@@ -193,6 +193,12 @@ TURNS_THE_EXIT_INTO_AN_ERROR = """try:
             print('ready', flush=True); time.sleep(60)
         except BaseException:
             raise ImportError('a library') from None"""
+DISCARDS_THE_EXIT = """try:
+            print('ready', flush=True); time.sleep(60)
+        except BaseException:
+            pass"""
+DISCARDS_THE_EXIT_AND_CONTINUES = f"""{DISCARDS_THE_EXIT}
+        report('now'); os._exit(0)"""
 IGNORES_THE_EXIT_IN_A_CALLBACK = """class Callback:
             def __del__(self): print('ready', flush=True); time.sleep(60)
         Callback()
@@ -206,6 +212,8 @@ IGNORES_THE_EXIT_IN_A_CALLBACK = """class Callback:
         ("SIGTERM", WAITS),
         ("SIGHUP", WAITS),
         ("SIGINT", TURNS_THE_EXIT_INTO_AN_ERROR),
+        ("SIGINT", DISCARDS_THE_EXIT),
+        ("SIGTERM", DISCARDS_THE_EXIT_AND_CONTINUES),
         ("SIGINT", IGNORES_THE_EXIT_IN_A_CALLBACK),
         ("SIGTERM", IGNORES_THE_EXIT_IN_A_CALLBACK),
     ],
