@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.training.clips import ClipDataset, FlowDataset, flow_training_set, to_frames
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.data.training_set import TrainingSet
@@ -273,8 +274,16 @@ class RestorationPhase(Phase):
                 distance = self.perceptual(pictures, wanted.flatten(0, 1))
                 losses["perceptual"] = weights.perceptual_weight * distance
             if self.lpips is not None:
-                some = slice(None, None, weights.lpips_every)
-                distance = self.lpips(pictures[some], truth.flatten(0, 1)[some]).mean()
+                # AlexNet strides by four, as the head's pixel shuffle does: only at another offset
+                # each time does it see, and not ask for, a pattern that repeats every four pixels.
+                top, left = torch.randint(SCALE, (2,)).tolist()
+                part = (
+                    slice(None, None, weights.lpips_every),
+                    ...,
+                    slice(top, None),
+                    slice(left, None),
+                )
+                distance = self.lpips(pictures[part], truth.flatten(0, 1)[part]).mean()
                 losses["lpips"] = weights.lpips_weight * distance
             if self.networks.discriminator is not None:
                 logits = self.networks.discriminator(pictures)
