@@ -28,6 +28,7 @@ from rbvsr_deploy.training.losses import (
     cleaning_target,
     flow_loss,
     gradient_loss,
+    in_colours_of,
     l1,
     steadiness_loss,
 )
@@ -255,7 +256,8 @@ class RestorationPhase(Phase):
         )
         wanted = sharpened
         if "taught" in batch:
-            taught = to_frames(batch["taught"], device)
+            taught = in_colours_of(degraded, to_frames(batch["taught"], device))
+            sharpened = in_colours_of(degraded, sharpened)
             wanted = sharpened.lerp(taught, self.config.distillation.share)
         cleaned, output = self.module(degraded)
         losses = {"pixel": weights.pixel_weight * self.pixel_loss(output, wanted)}
