@@ -18,6 +18,7 @@ __all__ = [
     "cleaning_target",
     "flow_loss",
     "gradient_loss",
+    "in_colours_of",
     "l1",
     "steadiness_loss",
 ]
@@ -79,6 +80,19 @@ def cleaning_target(truth: Tensor) -> Tensor:
     """
     reduced = F.avg_pool2d(truth.flatten(0, 1), 4)
     return reduced.view(*truth.shape[:3], *reduced.shape[-2:])
+
+
+def in_colours_of(degraded: Tensor, target: Tensor) -> Tensor:
+    """The target, shifted by a constant per clip and channel to the mean of the degraded frames:
+    compression, and a teacher, change it by a level or so, which a network should neither undo nor
+    learn.
+
+    Args:
+        degraded: (N, T, 3, H, W).
+        target: (N, T, 3, 4H, 4W).
+    """
+    of_clip = (1, 3, 4)
+    return target + (degraded.mean(of_clip, keepdim=True) - target.mean(of_clip, keepdim=True))
 
 
 def adversarial_loss(logits: Tensor, *, real: bool) -> Tensor:

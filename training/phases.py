@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.training.clips import ClipDataset, FlowDataset, flow_training_set, to_frames
 from rbvsr_deploy.training.config import TrainingConfig
 from rbvsr_deploy.training.data.training_set import TrainingSet
@@ -28,6 +29,7 @@ from rbvsr_deploy.training.losses import (
     cleaning_target,
     flow_loss,
     gradient_loss,
+    in_colours_of,
     l1,
     steadiness_loss,
 )
@@ -257,7 +259,8 @@ class RestorationPhase(Phase):
         )
         wanted = sharpened
         if "taught" in batch:
-            taught = to_frames(batch["taught"], device)
+            taught = in_colours_of(degraded, to_frames(batch["taught"], device))
+            sharpened = in_colours_of(degraded, sharpened)
             wanted = sharpened.lerp(taught, self.config.distillation.share)
         cleaned, output = self.module(degraded)
         losses = {"pixel": weights.pixel_weight * self.pixel_loss(output, wanted)}
@@ -276,8 +279,16 @@ class RestorationPhase(Phase):
                 distance = self.perceptual(images, wanted.flatten(0, 1))
                 losses["perceptual"] = weights.perceptual_weight * distance
             if self.lpips is not None:
-                some = slice(None, None, weights.lpips_every)
-                distance = self.lpips(images[some], truth.flatten(0, 1)[some]).mean()
+                # AlexNet strides by four, as the head's pixel shuffle does. A random offset lets
+                # the distance see a pattern that repeats every four pixels.
+                top, left = torch.randint(SCALE, (2,)).tolist()
+                part = (
+                    slice(None, None, weights.lpips_every),
+                    ...,
+                    slice(top, None),
+                    slice(left, None),
+                )
+                distance = self.lpips(images[part], truth.flatten(0, 1)[part]).mean()
                 losses["lpips"] = weights.lpips_weight * distance
             if self.networks.discriminator is not None:
                 logits = self.networks.discriminator(images)
