@@ -17,9 +17,9 @@ from rbvsr_deploy.video import ReadOptions, is_pipe
 __all__ = ["job_identity"]
 
 
-_SAME_OUTPUT_SINCE = "0.1.0"
+_SAME_OUTPUT_SINCE = "0.3.0"
 """The first version with the same output as this one: its unfinished jobs are continued. Set it to
-the current version in any change that alters frames or packets.
+the coming version in any change that alters frames or packets.
 """
 
 
