@@ -25,8 +25,8 @@ def check_graph(
     """Check a graph against its contract.
 
     The ONNX checker must accept it; opset, inputs and outputs must match the contract; convolutions
-    must run in the bundle's float type; every GridSample must be bilinear, with zeros outside and corners
-    not aligned, and take a float32 image and grid in every precision.
+    must run in the bundle's float type; every GridSample must be bilinear, with zeros outside and
+    corners not aligned, and take a float32 image and grid in every precision.
 
     Raises:
         ExportError: the graph breaks its contract; describes the first violation.
