@@ -244,8 +244,12 @@ class _Build:
         if options.hardware_compatible:
             tensorrt.allow_other_gpus(config)
         profile = checked(builder.create_optimization_profile())
-        spec = GRAPHS[self.graph]
-        for name, shapes in self.profile.shapes(spec, channels=self.manifest.channels).items():
+        limits = self.profile.shapes(
+            GRAPHS[self.graph],
+            channels=self.manifest.channels,
+            head_channels=self.manifest.head_channels,
+        )
+        for name, shapes in limits.items():
             profile.set_shape(name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             raise RuntimeError(f"TensorRT rejected the sizes {self.profile}")

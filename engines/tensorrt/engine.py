@@ -104,7 +104,7 @@ class TensorRTEngine(Engine):
                 for name in ("upload", *dict.fromkeys(_QUEUE_OF.values()), "download"):
                     self._queue[name] = self._queues.open()
                 if size is not None:
-                    self._load(*size, batch=batch)
+                    self._load(*size)
         except BaseException:
             self.close()
             raise
@@ -121,7 +121,17 @@ class TensorRTEngine(Engine):
             try:
                 outputs = self._outputs(graph, shapes) if into is None else tuple(into)
                 named = dict(zip((item.name for item in spec.outputs), outputs, strict=True))
-                self._launches.run(graph, arrays, named)
+                count, most = shapes[spec.inputs[0].name][0], self._launches.most_frames(graph)
+                if count <= most:
+                    self._launches.run(graph, arrays, named)
+                else:
+                    for start in range(0, count, most):
+                        stop = min(start + most, count)
+                        self._launches.run(
+                            graph,
+                            {name: array.slice(start, stop) for name, array in arrays.items()},
+                            {name: array.slice(start, stop) for name, array in named.items()},
+                        )
             except EngineError as error:
                 kind = DeviceMemoryError if isinstance(error, DeviceMemoryError) else EngineError
                 where = f"cuda:{self._driver.index}"
@@ -165,6 +175,11 @@ class TensorRTEngine(Engine):
                 writes=[copy.span],
             )
             return copy
+
+    def most_at_once(self, height: int, width: int) -> tuple[int, int]:
+        with self._entered():
+            self._fit("ingest", {"image": (1, height, width, 3)})
+            return self._launches.most_frames("ingest"), self._launches.most_rows("reconstruct")
 
     def upload(self, array: NDArray[Any]) -> Array:
         with self._entered():
@@ -293,17 +308,17 @@ class TensorRTEngine(Engine):
         height, width = sizes["H"], sizes["W"]
         if _QUEUE_OF[graph] == "outputs" and width == self._size[1]:
             height = max(height, self._size[0])  # a band of the frames
-        self._load(height, width, batch=max(self._batch, sizes["N"]))
+        self._load(height, width)
 
-    def _load(self, height: int, width: int, *, batch: int) -> None:
+    def _load(self, height: int, width: int) -> None:
         """Load the first engines that accept frames of a size."""
         self._launches.unload()
         self._device.release()
         self._size = height, width
         queue_of = {graph: self._queue[name] for graph, name in _QUEUE_OF.items()}
         rejected: EngineError | None = None
-        for candidate in self._plans.candidates(height, width, batch=batch):
-            if not candidate.engine_set.profile.covers(height, width, batch=batch):
+        for candidate in self._plans.candidates(height, width, batch=self._batch):
+            if not candidate.engine_set.profile.covers(height, width):
                 continue
             try:
                 self._launches.load(self._runtime, candidate, queue_of=queue_of)
@@ -316,7 +331,8 @@ class TensorRTEngine(Engine):
             else:
                 return
         raise EngineError(
-            f"no TensorRT engines for {width}x{height} in batches of {batch} run on this machine"
+            f"no TensorRT engines for {width}x{height} in batches of {self._batch} run on this "
+            "machine"
             + (f" (the last ones failed to load: {first_line(rejected)})" if rejected else "")
             + ": build some with rbvsr-build"
         )

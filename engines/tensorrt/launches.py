@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from rbvsr_deploy.bundle.engine_sets import Shapes
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.engines.cuda.buffers import ALIGNMENT, DeviceArray, DevicePool, Loan
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
@@ -137,17 +138,36 @@ class Launches:
         free_each(self._graphs, self._driver.destroy_graph)
 
     def covers(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Return whether the loaded set accepts inputs of these shapes."""
+        """Return whether the loaded set accepts inputs of these shapes, as many at a time as
+        :meth:`most_frames` says.
+        """
         if self.candidate is None:
             return False
         if self._loaded[graph].shapes == shapes:
             return True
-        profile = self.candidate.engine_set.profile
-        limits = profile.shapes(GRAPHS[graph], channels=self._network.channels)
+        limits = self._limits(graph)
         return all(
             least <= size <= most
             for name, shape in shapes.items()
-            for least, size, most in zip(limits[name][0], shape, limits[name][2], strict=True)
+            for least, size, most in zip(
+                limits[name][0][1:], shape[1:], limits[name][2][1:], strict=True
+            )
+        )
+
+    def most_frames(self, graph: str) -> int:
+        """Return how many frames the loaded set takes at once."""
+        return self._limits(graph)[GRAPHS[graph].inputs[0].name][2][0]
+
+    def most_rows(self, graph: str) -> int:
+        """Return how many rows of (N, C, H, W) the loaded set takes at once."""
+        return self._limits(graph)[GRAPHS[graph].inputs[0].name][2][2]
+
+    def _limits(self, graph: str) -> dict[str, Shapes]:
+        assert self.candidate is not None
+        return self.candidate.engine_set.profile.shapes(
+            GRAPHS[graph],
+            channels=self._network.channels,
+            head_channels=self._network.head_channels,
         )
 
     def run(
