@@ -16,6 +16,7 @@ __all__ = [
     "MOST_VALUES",
     "PRECISIONS",
     "SCALE",
+    "STATES",
     "GraphSpec",
     "Precision",
     "TensorSpec",
@@ -122,6 +123,10 @@ GRAPHS: dict[str, GraphSpec] = {
 ``residue`` is each frame's mean absolute change, in [0, 1] units; ``flow`` is in pixels, (dx, dy),
 with neighbour(x + flow) ~ reference(x); ``picture`` is the upscaled frame, not clamped.
 """
+
+
+STATES = ("state", "new_state", "backward_state", "forward_state")
+"""Names of the inputs and outputs that are recurrent states, (N, C, H, W)."""
 
 
 def graph_names(*, has_cleaning: bool) -> tuple[str, ...]:

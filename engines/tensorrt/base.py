@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rbvsr_deploy.bundle.engine_sets import EngineSet, Flavour
+from rbvsr_deploy.graphs import Precision
 
-__all__ = ["Candidate", "Executable", "Plans", "Runtime"]
+__all__ = ["Candidate", "Executable", "Plans", "Runtime", "states_are_channels_last"]
+
+
+def states_are_channels_last(precision: Precision, channels: int) -> bool:
+    """Return whether the engines of a network hold states as (N, H, W, C).
+
+    Convolutions in float16 do so internally. Where the channels fill whole groups of eight, which
+    TensorRT's format HWC8 requires, states keep that order from engine to engine.
+    """
+    return precision == "float16" and channels % 8 == 0
 
 
 class Executable(Protocol):

@@ -10,19 +10,20 @@ import contextlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.bundle import Manifest
 from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.engines.tensorrt.base import states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, checked
 from rbvsr_deploy.engines.tensorrt.network import check_network
 from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
 from rbvsr_deploy.errors import EngineError
-from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.graphs import GRAPHS, STATES
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
@@ -251,5 +252,14 @@ class _Build:
         )
         for name, shapes in limits.items():
             profile.set_shape(name, *shapes)
+        if states_are_channels_last(self.manifest.precision, self.manifest.channels):
+            for tensor in _inputs_and_outputs(network):
+                if tensor.name in STATES:
+                    tensor.allowed_formats = 1 << int(tensorrt.module.TensorFormat.HWC8)
         if config.add_optimization_profile(profile) < 0:
             raise RuntimeError(f"TensorRT rejected the sizes {self.profile}")
+
+
+def _inputs_and_outputs(network: Any) -> Iterator[Any]:
+    yield from (network.get_input(i) for i in range(network.num_inputs))
+    yield from (network.get_output(i) for i in range(network.num_outputs))

@@ -21,10 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Description, Engine, Network
-from rbvsr_deploy.engines.cuda.buffers import DeviceArray, DevicePool, PinnedPool, host_array
+from rbvsr_deploy.engines.cuda.buffers import (
+    DeviceArray,
+    DevicePool,
+    Loan,
+    PinnedPool,
+    host_array,
+)
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues
-from rbvsr_deploy.engines.tensorrt.base import Plans, Runtime
+from rbvsr_deploy.engines.tensorrt.base import Plans, Runtime, states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.launches import Launches
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, first_line
 from rbvsr_deploy.graphs import GRAPHS, graph_names
@@ -157,7 +163,9 @@ class TensorRTEngine(Engine):
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         n, channels, height, width = array.shape
-        row = width * array.dtype.itemsize
+        planes, row = n * channels, width * array.dtype.itemsize
+        if self._is_channels_last(array.shape, array.dtype):
+            planes, row = n, channels * row
         with self._entered():
             copy = self._empty((n, channels, bottom - top, width), array.dtype)
             self._queues.submit(
@@ -168,7 +176,7 @@ class TensorRTEngine(Engine):
                     array.address + top * row,
                     height * row,
                     width=(bottom - top) * row,
-                    count=n * channels,
+                    count=planes,
                     stream=stream,
                 ),
                 reads=[array.span],
@@ -184,7 +192,7 @@ class TensorRTEngine(Engine):
     def upload(self, array: NDArray[Any]) -> Array:
         with self._entered():
             loan = self._pinned.lend(array.nbytes, most=_UPLOADS)
-            np.copyto(host_array(loan, array.shape, array.dtype), array)
+            np.copyto(self._host_array(loan, array.shape, array.dtype), array)
             uploaded = self._empty(array.shape, array.dtype)
             block = loan.block
             self._queues.submit(
@@ -219,7 +227,9 @@ class TensorRTEngine(Engine):
                     self._queues.finish(mark)
             with suppress(ValueError):
                 self._downloading.remove(array)
-            values = host_array(loan, array.shape, array.dtype)
+            values = self._host_array(loan, array.shape, array.dtype)
+            if not values.flags.c_contiguous:
+                return np.ascontiguousarray(values)
             return values.copy() if self._pinned.count(size) > _RESULTS else values
 
         return finish
@@ -279,6 +289,25 @@ class TensorRTEngine(Engine):
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         size = math.prod(shape) * dtype.itemsize
         return DeviceArray(tuple(shape), dtype, self._device.lend(size))
+
+    def _is_channels_last(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+        """Return whether an array is a state that the engines hold as (N, H, W, C)."""
+        network = self.network
+        return (
+            states_are_channels_last(network.precision, network.channels)
+            and len(shape) == 4
+            and shape[1] == network.channels
+            and dtype == np.float16
+        )
+
+    def _host_array(self, loan: Loan, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return the content of pinned memory with the contract's shape, (N, C, H, W) for states:
+        other engines may continue from them.
+        """
+        if not self._is_channels_last(shape, dtype):
+            return host_array(loan, shape, dtype)
+        n, channels, height, width = shape
+        return host_array(loan, (n, height, width, channels), dtype).transpose(0, 3, 1, 2)
 
     def _outputs(
         self, graph: str, shapes: Mapping[str, tuple[int, ...]]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import INTERFACE, EngineSet, ShapeProfile
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.engines.tensorrt.build import (
@@ -183,7 +183,8 @@ def fits(
         platforms = engine_set.platform.split("-")[1] == platform.split("-")[1]
     else:
         platforms = engine_set.platform == platform
-    return engine_set.flavour == flavour and versions and gpus and platforms
+    same = engine_set.flavour == flavour and engine_set.interface == INTERFACE
+    return same and versions and gpus and platforms
 
 
 def _numbers(version: str) -> tuple[int, ...]:

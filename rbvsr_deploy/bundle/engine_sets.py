@@ -8,12 +8,18 @@ from typing import Any, Literal
 
 from rbvsr_deploy.graphs import MOST_VALUES, SCALE, GraphSpec, most_frames, widest_map
 
-__all__ = ["EngineSet", "Flavour", "ShapeProfile", "Shapes"]
+__all__ = ["INTERFACE", "EngineSet", "Flavour", "ShapeProfile", "Shapes"]
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Smallest, usual and largest shape of an input."""
+
+INTERFACE = 2
+"""Version of what the runtime expects of engines: their graphs' inputs and outputs, and how these
+are stored. Engines of version 1 take all states as (N, C, H, W), later ones those in float16 as
+(N, H, W, C).
+"""
 
 _STEPS = ("backward", "forward")
 _IN_BANDS = ("reconstruct", "emit")
@@ -128,6 +134,8 @@ class EngineSet:
     """Number of layers per graph, layer kind and type (such as "CONVOLUTION float16") in the
     parsed network.
     """
+    interface: int = INTERFACE
+    """See :data:`INTERFACE`; engines of another version are not used."""
     signature: str = ""
     """Signature of the user who compiled it, in hexadecimal, from
     ``engines/tensorrt/signing.py``; empty if unsigned.
@@ -162,4 +170,5 @@ class EngineSet:
             batch=int(profile["batch"]),
             band=None if band is None else int(band),
         )
-        return cls(**{**values, "profile": sizes})
+        interface = int(values.get("interface", 1))
+        return cls(**{**values, "profile": sizes, "interface": interface})
