@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from rbvsr_deploy.bundle.engine_sets import EngineSet, Flavour
+from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.graphs import Precision
 
 __all__ = ["Candidate", "Executable", "Plans", "Runtime", "states_are_channels_last"]
@@ -98,6 +99,9 @@ class Candidate:
     """Serialised engine by graph."""
     reason: str
     """Their source, as a clause, such as "from the bundle"."""
+    check: Callable[[Engine], None] | None = None
+    """Called once they are loaded, if they have not been run before, with the engine that runs
+    them; raises EngineError if they compute wrong values."""
 
 
 class Plans(Protocol):

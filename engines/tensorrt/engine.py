@@ -351,6 +351,8 @@ class TensorRTEngine(Engine):
                 continue
             try:
                 self._launches.load(self._runtime, candidate, queue_of=queue_of)
+                if candidate.check is not None:
+                    candidate.check(self)
             except DeviceMemoryError:
                 raise  # other engines are not smaller
             except EngineError as error:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.bundle.engine_sets import INTERFACE, EngineSet, ShapeProfile
-from rbvsr_deploy.engines.base import Network
+from rbvsr_deploy.engines.base import Engine, Network
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.engines.tensorrt.build import (
     BuildOptions,
@@ -36,6 +36,8 @@ from rbvsr_deploy.engines.tensorrt.cache import (
     write_cached,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
+from rbvsr_deploy.engines.tensorrt.values import compare_values
+from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS
 
 if TYPE_CHECKING:
@@ -105,7 +107,9 @@ class MachinePlans:
         refused = []
         for engine_set in _covering(kept, height, width, batch=least):
             path = by_set[engine_set.name]
-            yield Candidate(engine_set, cached[path][1], "compiled earlier, from the cache")
+            plans = cached[path][1]
+            check = None if engine_set.psnr else self._check(path, engine_set, plans)
+            yield Candidate(engine_set, plans, "compiled earlier, from the cache", check)
             refused.append(path)
 
         # The caller asked for more, so none of these could be loaded.
@@ -133,8 +137,27 @@ class MachinePlans:
             options=self._options,
             progress=self._progress,
         )
-        write_cached(self._folder / f"{profile}.engines", _packed(engine_set, plans))
-        yield Candidate(engine_set, plans, "compiled now")
+        path = self._folder / f"{profile}.engines"
+        write_cached(path, _packed(engine_set, plans))
+        check = self._check(path, engine_set, plans)
+        yield Candidate(engine_set, plans, "compiled now", check)
+
+    def _check(
+        self, path: Path, engine_set: EngineSet, plans: Mapping[str, bytes]
+    ) -> Callable[[Engine], None]:
+        """Return a function that compares engines with the CPU, once: it keeps the result in the
+        cache, or removes the engines from it if they compute wrong values.
+        """
+
+        def check(engine: Engine) -> None:
+            try:
+                figures = compare_values(engine, self._bundle, engine_set.profile)
+            except EngineError:
+                remove_cached(path)
+                raise
+            write_cached(path, _packed(replace(engine_set, psnr=figures), plans))
+
+        return check
 
     def _cached(self) -> Iterator[tuple[Path, tuple[EngineSet, dict[str, bytes]]]]:
         for path in sorted(self._folder.glob("*.engines")):

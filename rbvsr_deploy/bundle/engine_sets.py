@@ -134,6 +134,10 @@ class EngineSet:
     """Number of layers per graph, layer kind and type (such as "CONVOLUTION float16") in the
     parsed network.
     """
+    psnr: Mapping[str, float] = field(default_factory=dict)
+    """PSNR in dB of every graph's outputs against those of ONNX Runtime on the CPU; empty if the
+    engines were not run where they were compiled.
+    """
     interface: int = INTERFACE
     """See :data:`INTERFACE`; engines of another version are not used."""
     signature: str = ""
