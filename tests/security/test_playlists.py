@@ -56,7 +56,7 @@ def test_playlists_are_refused(name: str, tmp_path: Path) -> None:
 def test_text_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "film.txt"
     path.write_text(text)
-    with pytest.raises(MediaError, match="not a complete video|has no video stream"):
+    with pytest.raises(MediaError, match=r"not a complete video|has no video stream"):
         open_source(path)
 
 
