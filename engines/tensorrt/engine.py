@@ -184,6 +184,25 @@ class TensorRTEngine(Engine):
             )
             return copy
 
+    def join(self, arrays: Sequence[Array]) -> Array:
+        with self._entered():
+            count = sum(array.shape[0] for array in arrays)
+            joined = self._empty((count, *arrays[0].shape[1:]), arrays[0].dtype)
+
+            def copy(stream: int) -> None:
+                address = joined.address
+                for array in arrays:
+                    self._driver.copy(address, array.address, array.nbytes, stream)
+                    address += array.nbytes
+
+            self._queues.submit(
+                self._queue["frames"],
+                copy,
+                reads=[array.span for array in arrays],
+                writes=[joined.span],
+            )
+            return joined
+
     def most_at_once(self, height: int, width: int) -> tuple[int, int]:
         with self._entered():
             self._fit("ingest", {"image": (1, height, width, 3)})

@@ -121,11 +121,11 @@ def choose_plan(
     pixels = height * width
     frame, flow = 3 * item * pixels, 2 * 4 * pixels
     state = network.channels * item * pixels
-    # Held for every frame of a batch: its block (three at once) with two flows, its forward states
-    # (three buffers), the widest maps, the upscaled frame in floating point and in bytes; and two
-    # upscaled frames being downloaded.
+    # Held for every frame of a batch: its block (three at once) with two flows, a copy of its
+    # neighbour, its forward states (three buffers), the widest maps, the upscaled frame in floating
+    # point and in bytes; and two upscaled frames being downloaded.
     sample = item + 2 if deep else 1
-    block = 3 * (frame + 2 * flow) + 2 * 16 * 3 * sample * pixels
+    block = 3 * (frame + 2 * flow) + frame + 2 * 16 * 3 * sample * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
     steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
 
