@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
 
 __all__ = [
+    "JETSON",
     "BuildOptions",
     "Progress",
     "build_engine_set",
@@ -36,6 +37,9 @@ __all__ = [
     "describe_gpu",
     "this_platform",
 ]
+
+JETSON = ("7.2", "8.7", "10.1", "11.0")
+"""Compute capabilities of GPUs that only Jetson modules have: Xavier, Orin, and both of Thor's."""
 
 Progress = Callable[[str, str, int, int], None]
 """Called with graph, builder phase, steps completed and total steps; from any thread."""
@@ -145,6 +149,12 @@ def check_target(
             f"{tensorrt.name} has no hardware-compatible engines: give the compute capability of "
             "every GPU to compile for, such as 8.6,8.9,12.0",
             parameters=("compute_capabilities",),
+        )
+    if options.hardware_compatible and compute_capability in JETSON:
+        raise EngineError(
+            f"{tensorrt.name} has no hardware-compatible engines on Jetson (compute capability "
+            f"{compute_capability}): compile for this GPU alone",
+            parameters=("hardware_compatible",),
         )
     if offered is None and gpu is None:
         raise EngineError(

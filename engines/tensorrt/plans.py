@@ -22,6 +22,7 @@ from rbvsr_deploy.bundle.engine_sets import INTERFACE, EngineSet, ShapeProfile
 from rbvsr_deploy.engines.base import Engine, Network
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.engines.tensorrt.build import (
+    JETSON,
     BuildOptions,
     Progress,
     build_engine_set,
@@ -198,7 +199,7 @@ def fits(
     theirs, ours = _numbers(engine_set.version), _numbers(version)
     versions = theirs <= ours if engine_set.version_compatible else theirs == ours
     if engine_set.hardware_compatible:
-        gpus = _numbers(compute_capability) >= (8, 0)
+        gpus = _numbers(compute_capability) >= (8, 0) and compute_capability not in JETSON
     else:
         gpus = engine_set.compute_capability == compute_capability
     # TensorRT-RTX engines are the same on Windows and Linux.

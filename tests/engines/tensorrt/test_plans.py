@@ -151,6 +151,16 @@ def test_before_ampere_nothing_is_hardware_compatible() -> None:
     asked = {"flavour": made.flavour, "version": made.version, "platform": made.platform}
     assert fits(made, compute_capability="12.0", **asked)
     assert not fits(made, compute_capability="7.5", **asked)
+    assert not fits(made, compute_capability="8.7", **asked)  # Jetson Orin
+
+
+def test_engines_of_an_earlier_interface_are_not_used() -> None:
+    """They would read states in another order."""
+    made = engine_set()
+    asked = {"flavour": made.flavour, "version": made.version, "platform": made.platform}
+    old = EngineSet.from_dict({k: v for k, v in made.as_dict().items() if k != "interface"})
+    assert fits(made, compute_capability="8.9", **asked)
+    assert not fits(old, compute_capability="8.9", **asked)
 
 
 def test_the_bundles_nearest_set_comes_first(bundle: Bundle, compiler: Compiler) -> None:
