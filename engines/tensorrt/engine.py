@@ -31,7 +31,7 @@ from rbvsr_deploy.engines.cuda.buffers import (
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues
 from rbvsr_deploy.engines.tensorrt.base import Plans, Runtime, states_are_channels_last
-from rbvsr_deploy.engines.tensorrt.launches import Launches
+from rbvsr_deploy.engines.tensorrt.launches import Launches, frames_of
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, first_line
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 
@@ -110,7 +110,7 @@ class TensorRTEngine(Engine):
                 for name in ("upload", *dict.fromkeys(_QUEUE_OF.values()), "download"):
                     self._queue[name] = self._queues.open()
                 if size is not None:
-                    self._load(*size)
+                    self._load(*size, batch=batch)
         except BaseException:
             self.close()
             raise
@@ -356,16 +356,16 @@ class TensorRTEngine(Engine):
         height, width = sizes["H"], sizes["W"]
         if _QUEUE_OF[graph] == "outputs" and width == self._size[1]:
             height = max(height, self._size[0])  # a band of the frames
-        self._load(height, width)
+        self._load(height, width, batch=max(self._batch, frames_of(graph, sizes["N"])))
 
-    def _load(self, height: int, width: int) -> None:
+    def _load(self, height: int, width: int, *, batch: int) -> None:
         """Load the first engines that accept frames of a size."""
         self._launches.unload()
         self._device.release()
         self._size = height, width
         queue_of = {graph: self._queue[name] for graph, name in _QUEUE_OF.items()}
         rejected: EngineError | None = None
-        for candidate in self._plans.candidates(height, width, batch=self._batch):
+        for candidate in self._plans.candidates(height, width, batch=batch):
             if not candidate.engine_set.profile.covers(height, width):
                 continue
             try:
@@ -381,8 +381,7 @@ class TensorRTEngine(Engine):
             else:
                 return
         raise EngineError(
-            f"no TensorRT engines for {width}x{height} in batches of {self._batch} run on this "
-            "machine"
+            f"no TensorRT engines for {width}x{height} in batches of {batch} run on this machine"
             + (f" (the last ones failed to load: {first_line(rejected)})" if rejected else "")
             + ": build some with rbvsr-build"
         )

@@ -21,7 +21,7 @@ from rbvsr_deploy.engines.tensorrt.base import Candidate, Executable, Runtime
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 
-__all__ = ["Launches"]
+__all__ = ["Launches", "frames_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,13 @@ in float16) with the 4.3 TB/s of an H200, and earlier with less bandwidth. A cap
 own inputs and outputs, and copying the state in and out costs four states of traffic, 5 % of the
 step. This pays off only for smaller states.
 """
+
+
+def frames_of(graph: str, count: int) -> int:
+    """Return the batch that a number of inputs belongs to: ``flow`` has two pairs for each frame,
+    and the recurrent steps take one frame at a time.
+    """
+    return {"flow": -(-count // 2), "backward": 1, "forward": 1}.get(graph, count)
 
 
 @dataclass
@@ -146,7 +153,8 @@ class Launches:
         if self._loaded[graph].shapes == shapes:
             return True
         limits = self._limits(graph)
-        return all(
+        frames = frames_of(graph, shapes[GRAPHS[graph].inputs[0].name][0])
+        return frames <= self.candidate.engine_set.profile.batch and all(
             least <= size <= most
             for name, shape in shapes.items()
             for least, size, most in zip(
