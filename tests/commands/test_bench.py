@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from rbvsr_deploy.bench import timing
+from rbvsr_deploy.bench import ceilings, timing
 from rbvsr_deploy.bench.result import BenchResult
 from rbvsr_deploy.bench.tables import COLUMNS, markdown_row
 from rbvsr_deploy.commands.bench import bench
@@ -27,6 +27,8 @@ def test_files_and_tables(
     cells as the table in the benchmarks' page has columns.
     """
     monkeypatch.setattr(timing, "QUICK", BRIEF)
+    monkeypatch.setattr(ceilings, "_CPU_SIDE", 128)
+    monkeypatch.setattr(ceilings, "_CPU_COPY", 2**20)
     output, plot = tmp_path / "result.json", tmp_path / "plot.svg"
     done = call(
         *("--engine", tiny_bundle, "--device", "cpu", "--quick", "--size", "32x24"),
