@@ -42,7 +42,7 @@ def describe_machine(readers: list[Reader]) -> Machine:
     """
     accelerator: str | None = None
     driver: str | None = None
-    for reader in readers:
+    for reader in reversed(readers):  # the first one counts
         match reader:
             case JetsonReader():
                 accelerator = reader.board

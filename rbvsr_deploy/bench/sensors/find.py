@@ -28,11 +28,11 @@ def find_sensors(device: str, root: Path = Path("/")) -> tuple[list[Reader], dic
         readers.append(jetson)
         if jetson.power_mode is None:
             missing["power_mode"] = "nvpmodel did not answer"
-    elif device != "cpu":
+    if device != "cpu":
         _, _, index = device.partition(":")
         nvml = open_nvml(int(index) if index.isdecimal() else 0)
-        if isinstance(nvml, str):
-            missing["gpu_sensors"] = nvml
-        else:
+        if not isinstance(nvml, str):
             readers.append(nvml)
+        elif jetson is None:  # of Jetson boards only Thor has NVML
+            missing["gpu_sensors"] = nvml
     return [*readers, LinuxReader(root)], missing
