@@ -32,7 +32,7 @@ def conv(taken: int, made: int, *, kernel: int = 3, pixels: int = H * W) -> int:
 
 BLOCK = 2 * conv(C, C)
 CONVOLUTIONS = {
-    "clean": conv(3, C) + TINY.cleaning_blocks * BLOCK + conv(C, 3),
+    "clean": conv(3, C) + (TINY.cleaning_blocks or 0) * BLOCK + conv(C, 3),
     "backward": conv(3 + C, C) + TINY.propagation_blocks * BLOCK,
     "forward": conv(3 + C, C) + TINY.propagation_blocks * BLOCK,
     "reconstruct": conv(2 * C, C, kernel=1)

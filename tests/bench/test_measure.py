@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,8 @@ def test_a_result_is_valid(result: BenchResult) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(plain(result))
     assert msgspec.json.decode(msgspec.json.encode(result), type=BenchResult) == result
-    for change in ({"more": 1}, {"graphs_ms": "1"}, {"machine": {}}):
+    changes: list[dict[str, Any]] = [{"more": 1}, {"graphs_ms": "1"}, {"machine": {}}]
+    for change in changes:
         assert not validator.is_valid(plain(result) | change)
     less = plain(result)
     del less["throughput"]["network_ms"]["p90"]
@@ -162,16 +165,16 @@ def test_a_machine_that_is_not_calm_is_called_so(monkeypatch: pytest.MonkeyPatch
     clock = iter((0.0, 10.0, 0.0, 10.0))
     monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
     monkeypatch.setattr(machine, "_own_seconds", lambda: 0.0)
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(machine.os, "getloadavg", lambda: (40.0, 0, 0), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(os, "getloadavg", lambda: (40.0, 0, 0), raising=False)
     calm = machine.Load().judge(spread=0.3)
     assert not calm.calm
     assert calm.others_share == pytest.approx(0.35)
     assert len(calm.reasons) == 3
     assert "other processes used 35 % of the cores" in calm.reasons
     assert "the network time varied by 30.0 % over the clips" in calm.reasons
-    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.0, 0, 0), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0, 0), raising=False)
     assert machine.Load().judge(spread=0.01).calm
 
 

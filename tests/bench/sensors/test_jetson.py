@@ -226,5 +226,7 @@ def test_no_sensors_are_no_figures(tmp_path: Path) -> None:
     with Sampler([LinuxReader(tmp_path)], seconds=0.001) as sampler:
         pass
     summary = sampler.summary(seconds_per_frame=1)
-    assert summary.total_watts is summary.joules_per_frame is summary.throttling is None
-    assert summary.watts == summary.clocks_mhz == summary.temperatures == {}
+    assert [summary.total_watts, summary.joules_per_frame, summary.throttling] == [None] * 3
+    assert not summary.watts
+    assert not summary.clocks_mhz
+    assert not summary.temperatures

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from rbvsr_deploy.bench.sensors import linux
 from rbvsr_deploy.bench.sensors.linux import LinuxReader
 from tests.bench.sensors.test_jetson import make_tree
 
@@ -18,7 +18,7 @@ def test_power_is_the_energy_between_two_readings(
 ) -> None:
     """Of whole packages, not of their parts; a counter that wraps gives no figure."""
     clock = [100.0]
-    monkeypatch.setattr(linux.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     files = {f"{RAPL}/name": "package-0", f"{RAPL}/energy_uj": 5_000_000}
     files |= {f"{RAPL}/constraint_0_power_limit_uw": 65_000_000}
     files |= {f"{RAPL}:0/name": "core", f"{RAPL}:0/energy_uj": 1}

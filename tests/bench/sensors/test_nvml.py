@@ -53,7 +53,7 @@ def make_nvml(**changes: Any) -> SimpleNamespace:
 
 def test_everything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """In watts, MHz and °C; idle is not throttling; only this process's memory counts."""
-    monkeypatch.setitem(sys.modules, "pynvml", make_nvml())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", make_nvml())
     reader = open_nvml(0)
     assert isinstance(reader, NvmlReader)
     assert (reader.gpu, reader.driver, reader.power_limit_watts) == ("NVIDIA H100", "580.1", 700)
@@ -70,14 +70,14 @@ def test_what_the_driver_does_not_support_is_missing() -> None:
     names = [name for name in vars(make_nvml()) if name.startswith("nvmlDeviceGet")]
     reader = NvmlReader(make_nvml(**dict.fromkeys(names, refuse)), "gpu 0")
     reading = reader.read()
-    assert reading.total_watts is reading.throttling is reading.memory_bytes is None
+    assert [reading.total_watts, reading.throttling, reading.memory_bytes] == [None] * 3
     assert reading.clocks_mhz == reading.temperatures == {}
     assert reader.power_limit_watts is None
 
 
 def test_reasons_for_having_none(monkeypatch: pytest.MonkeyPatch) -> None:
     double = make_nvml(nvmlInit=refuse)
-    monkeypatch.setitem(sys.modules, "pynvml", double)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", double)
     assert open_nvml() == "NVIDIA's driver does not answer (Not Supported)"
     monkeypatch.delitem(sys.modules, "pynvml")
     real = builtins.__import__
