@@ -18,7 +18,7 @@ import msgspec
 
 from rbvsr_deploy.bench import result as bench_result
 from rbvsr_deploy.bench.result import BenchResult, json_schema
-from rbvsr_deploy.bench.tables import COLUMNS, markdown_row
+from rbvsr_deploy.bench.tables import COLUMNS, markdown_row, short
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -62,10 +62,10 @@ def graphs() -> str:
                 [
                     f"{result.machine.name}, {result.device}",
                     name + (f" x{g.runs_per_frame}" if g.runs_per_frame > 1 else ""),
-                    f"{g.counted.flops / 1e9:.3g}",
-                    f"{g.counted.bytes / 1e6:.3g}",
-                    f"{g.latency_ms.p50:.3g}",
-                    "unknown" if floor is None else f"{floor:.3g}",
+                    short(g.counted.flops / 1e9),
+                    short(g.counted.bytes / 1e6),
+                    short(g.latency_ms.p50),
+                    "unknown" if floor is None else short(floor),
                     "unknown" if share is None else f"{100 * share:.0f} %",
                 ]
             )

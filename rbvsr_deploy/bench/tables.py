@@ -5,13 +5,18 @@ from __future__ import annotations
 from rbvsr_deploy.bench.result import BenchResult
 from rbvsr_deploy.units import show_bytes
 
-__all__ = ["COLUMNS", "markdown_row"]
+__all__ = ["COLUMNS", "markdown_row", "short"]
 
 COLUMNS = (
     *("machine", "engine", "model", "input", "frames/s", "ms per frame, network"),
     *("latency p50 / p90", "peak memory", "J per frame", "PSNR", "date"),
 )
 """Headings of the table."""
+
+
+def short(value: float) -> str:
+    """Format a figure with three digits, or all those before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def markdown_row(result: BenchResult) -> str:
@@ -27,11 +32,11 @@ def markdown_row(result: BenchResult) -> str:
         f"{result.engine} on {result.device}",
         f"{result.bundle}, {result.precision}",
         f"{result.protocol.width}x{result.protocol.height}",
-        f"{throughput.frames_per_second:.3g}",
-        f"{throughput.network_ms.p50:.3g} (spread {100 * throughput.network_spread:.0f} %)",
-        f"{latency.p50:.3g} / {latency.p90:.3g} ms",
+        short(throughput.frames_per_second),
+        f"{short(throughput.network_ms.p50)} (spread {100 * throughput.network_spread:.0f} %)",
+        f"{short(latency.p50)} / {short(latency.p90)} ms",
         "unknown" if peak is None else show_bytes(peak),
-        "unknown" if joules is None else f"{joules:.3g}",
+        "unknown" if joules is None else short(joules),
         "unknown" if quality is None else _psnr(quality.psnr),
         f"{result.date}{''.join(f'; {note}' for note in notes)}",
     ]

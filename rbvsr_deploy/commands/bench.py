@@ -152,7 +152,7 @@ def bench(
             effort=QUICK if quick else FULL,
             reference=reference,
             peers=peers,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=_command_line(),
             report=report,
         )
         encoded = msgspec.json.format(msgspec.json.encode(result), indent=1).decode()
@@ -166,6 +166,12 @@ def bench(
             _show(result)
         if submit:
             show(markdown_row(result), err=as_json)
+
+
+def _command_line() -> str:
+    """Return the command as it would be typed, also if it was called as ``rbvsr bench``."""
+    arguments = sys.argv[1:]
+    return shlex.join(["rbvsr-bench", *arguments[arguments[:1] == ["bench"] :]])
 
 
 def _show(result: BenchResult) -> None:
