@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import click
+import msgspec
 from common import environment, parse_numbers, parse_size
 
 from rbvsr_deploy.bench.clips import synthetic_clip
@@ -154,12 +155,10 @@ def main(
             flush=True,
         )
         worst = max(p["spread"] for p in result["points"])
-        result["calm"] = load.judge(spread=worst)
+        result["calm"] = msgspec.structs.asdict(load.judge(spread=worst))
         if json_path is not None:
-            calm = {key: getattr(result["calm"], key) for key in result["calm"].__struct_fields__}
-            text = json.dumps({**result, "calm": calm}, indent=1)
-            json_path.write_text(text + "\n", encoding="utf-8")
-    print("; ".join(result["calm"].reasons) or "the machine was calm")
+            json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print("; ".join(result["calm"]["reasons"]) or "the machine was calm")
     if plot_path is not None:
         plot(result, plot_path)
 
@@ -192,13 +191,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
         bottom.plot(labels, memory, "o-", color="C2")
         bottom.set_xlabel(axis)
         for part in (top, bottom):
-            part.set_ylim(bottom=0)
+            part.set_ylim(bottom=0, top=1.12 * part.dataLim.ymax)
             part.grid(alpha=0.3)
             part.tick_params(axis="x", rotation=30 if axis == "size" else 0)
     grid[0, 0].set_ylabel("ms per frame")
     grid[1, 0].set_ylabel("peak memory, MiB")
-    grid[0, 0].legend()
-    calm = "" if result["calm"].calm else "; the machine was not calm"
+    grid[0, 0].legend(loc="center right")
+    calm = "" if result["calm"]["calm"] else "; the machine was not calm"
     figure.suptitle(f"{result['engine'].split(' (')[0]}, {result['processors']} cores{calm}")
     figure.savefig(path, dpi=100)
 

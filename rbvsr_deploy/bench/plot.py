@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.bench.result import BenchResult
+from rbvsr_deploy.bench.tables import short
 from rbvsr_deploy.errors import MissingDependencyError
 
 __all__ = ["SUFFIXES", "check_plot", "draw"]
@@ -119,11 +120,11 @@ def _draw_times(axes: Any, result: BenchResult) -> None:
             label = ""
     for place, value in zip(places, times, strict=True):
         axes.annotate(
-            f"{value:.3g}", (value, place), xytext=(4, -4), textcoords="offset points", fontsize=9
+            short(value), (value, place), xytext=(4, -4), textcoords="offset points", fontsize=9
         )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.18 * max(times))
+    axes.set_xlim(0, 1.15 * max(times))
     axes.set_xlabel("milliseconds per frame (medians)")
     axes.set_title("Time by graph")
     axes.grid(alpha=0.3, axis="x")

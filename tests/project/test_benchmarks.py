@@ -125,7 +125,7 @@ def test_scaling_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
         *("--batches", "1,2", "--threads", 1, "--repeats", 1, "--plot", tmp_path / "plot.png"),
         result=tmp_path / "scaling.json",
     )
-    base = {"frames": 4, "width": 32, "height": 24, "window": 4, "batch": 1, "threads": 1}
+    base = {"frames": 4, "width": 32, "height": 24, "window": 4, "batch": 1}
     points = result["points"]
     for point in points:
         changed = {key for key in base.keys() - {point["axis"]} if point[key] != base[key]}
