@@ -29,7 +29,9 @@ within them: VDDQ_VDD2_1V8AO of AGX Orin, for example, is fed by VIN_SYS_5V0.
 _NOT_CONNECTED = "NC"
 
 _GPU_NODES = re.compile(r"gpu.*|g[a-z]\d\d[a-z]")
-"""Device-tree names of the GPU: "gpu", or the chip as in "ga10b"."""
+"""Names of the GPU in the device tree ("gpu", or the chip as in "ga10b"), and on Thor those of its
+clocks ("gpu-gpc-0").
+"""
 
 
 class JetsonReader(Reader):
@@ -82,9 +84,9 @@ class JetsonReader(Reader):
     def _clocks(self) -> Iterator[tuple[str, float]]:
         """Yield the clocks of the GPU in MHz."""
         for device in sorted((self._root / "sys/class/devfreq").glob("*")):
-            node = read_text(device / "device/of_node/name") or device.name
+            names = (device.name, read_text(device / "device/of_node/name") or "")
             hertz = read_number(device / "cur_freq")
-            if _GPU_NODES.fullmatch(node) and hertz is not None:
+            if any(map(_GPU_NODES.fullmatch, names)) and hertz is not None:
                 yield device.name, hertz / 1e6
 
 

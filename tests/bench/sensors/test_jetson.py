@@ -101,6 +101,7 @@ THOR = {
     "sys/class/hwmon/hwmon0/temp1_input": 40_000,
     "sys/class/devfreq/gpu-gpc-0/cur_freq": 1_575_000_000,
     "sys/class/devfreq/gpu-nvd-0/cur_freq": 1_692_000_000,
+    "sys/class/devfreq/gpu-nvd-0/device/of_node/name": "pcie\0",
 }
 NANO_JETPACK_4 = {
     "proc/device-tree/model": "NVIDIA Jetson TX2 Developer Kit\0",
