@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def clip(tmp_path: Path) -> Path:
 
 
 class TestFolder:
-    def test_name_is_hidden_and_always_the_same(self, out, tmp_path, monkeypatch):
+    def test_name_is_hidden_and_always_the_same(
+        self, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert begun(out, parts=0).folder == tmp_path / ".out.mp4.job"
         monkeypatch.chdir(tmp_path)
         assert begun(Path("sub"), parts=0).folder == tmp_path / ".sub.job"
@@ -73,13 +76,13 @@ class TestFolder:
         monkeypatch.chdir(tmp_path / "here")
         assert begun(Path("."), parts=0).folder == tmp_path / ".here.job"
 
-    def test_folder_without_finished_segments_is_removed(self, out, tmp_path):
+    def test_folder_without_finished_segments_is_removed(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             stored(job, b"half a segment")
         assert all_names(tmp_path) == []
 
-    def test_only_finished_segments_are_kept(self, out, tmp_path):
+    def test_only_finished_segments_are_kept(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             job.add_part(frames=1, note={}, media={}, files=[stored(job, b"1")])
@@ -92,7 +95,7 @@ class TestFolder:
             "part-000001.packets",
         ]
 
-    def test_leftovers_of_a_killed_run_are_removed(self, out, tmp_path):
+    def test_leftovers_of_a_killed_run_are_removed(self, out: Path, tmp_path: Path) -> None:
         job = begun(out, parts=1)
         for name in ("part-000002.packets", ".part-000002.json.x.part", "pictures/1.png"):
             (job.folder / name).parent.mkdir(exist_ok=True)
@@ -107,7 +110,7 @@ class TestFolder:
                 "part-000001.state",
             ]
 
-    def test_an_error_before_the_start_loses_nothing(self, out):
+    def test_an_error_before_the_start_loses_nothing(self, out: Path) -> None:
         """A mistyped option is refused by the sink before it starts the job."""
         folder = begun(out, parts=2).folder
         before = all_names(folder)
@@ -116,17 +119,17 @@ class TestFolder:
         assert all_names(folder) == before
         assert continued(out).resumed_parts == 2
 
-    def test_closing_twice(self, out):
+    def test_closing_twice(self, out: Path) -> None:
         job = begun(out, parts=0)
         job.close()
 
-    def test_missing_parent(self, tmp_path):
+    def test_missing_parent(self, tmp_path: Path) -> None:
         with pytest.raises(MediaError, match="no does not exist: create it"):
             Job(tmp_path / "no" / "out.mp4", identity={})
 
 
 class TestTakingOver:
-    def test_segments(self, out):
+    def test_segments(self, out: Path) -> None:
         begun(out, parts=3, input="a")
         job = continued(out, input="a")
         assert job.started_over is None
@@ -149,7 +152,9 @@ class TestTakingOver:
             lambda folder: (folder / "part-000001.json").unlink(),
         ],
     )
-    def test_no_resume_after_a_lost_state(self, out, damage):
+    def test_no_resume_after_a_lost_state(
+        self, out: Path, damage: Callable[[Path], object]
+    ) -> None:
         """Only the last segment has a state: without it, earlier segments are useless too."""
         damage(begun(out, parts=3).folder)
         assert continued(out).resumed_parts == 0
@@ -163,7 +168,13 @@ class TestTakingOver:
         ],
         ids=["short", "changed", "missing"],
     )
-    def test_damaged_segment_is_redone(self, tmp_path, clip, caplog, damage):
+    def test_damaged_segment_is_redone(
+        self,
+        tmp_path: Path,
+        clip: Path,
+        caplog: pytest.LogCaptureFixture,
+        damage: Callable[[Path], object],
+    ) -> None:
         """The damaged segment and all later ones are redone, with the same result."""
         options: dict[str, Any] = {"lengths": [3, 3, 3, 3], "attach": False}
         write_parts(clip, tmp_path / "plain.mp4", **options)
@@ -185,14 +196,14 @@ class TestStartingOver:
             ({"input": "a", "model": "m", "noise": "1"}, "the noise was not known and is 1"),
         ],
     )
-    def test_another_identity(self, out, new, why):
+    def test_another_identity(self, out: Path, new: dict[str, Any], why: str) -> None:
         begun(out, parts=2, input="a", model="m")
         job = continued(out, **new)
         assert job.started_over == why
         assert job.parts == []
         assert not job.folder.exists()
 
-    def test_other_settings_of_the_sink(self, tmp_path, clip):
+    def test_other_settings_of_the_sink(self, tmp_path: Path, clip: Path) -> None:
         """The sink's settings belong to the identity too."""
         write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], stop_after=6)
         job = write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], crf=30)
@@ -200,7 +211,7 @@ class TestStartingOver:
         assert job.started_over.startswith("the encoder setting was crf=18")
         assert len(media.stamps_of(tmp_path / "out.mp4")) == 12
 
-    def test_nothing_to_discard(self, out):
+    def test_nothing_to_discard(self, out: Path) -> None:
         begun(out, parts=0, input="a")
         assert continued(out, input="b").started_over is None
 
@@ -214,7 +225,7 @@ class TestStartingOver:
             (None, "damaged"),
         ],
     )
-    def test_damaged_or_foreign_record(self, out, text, why):
+    def test_damaged_or_foreign_record(self, out: Path, text: str | None, why: str) -> None:
         path = begun(out, parts=1).folder / "job.json"
         path.unlink() if text is None else path.write_text(text)
         job = continued(out)
@@ -223,7 +234,7 @@ class TestStartingOver:
 
 
 class TestLock:
-    def test_second_run_is_refused(self, out, tmp_path):
+    def test_second_run_is_refused(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             with pytest.raises(MediaError, match=r"another run is working on .*out\.mp4: wait"):
@@ -231,7 +242,9 @@ class TestLock:
             assert job.folder.exists()
         assert all_names(tmp_path) == []
 
-    def test_folder_removed_while_it_is_locked(self, out, monkeypatch):
+    def test_folder_removed_while_it_is_locked(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A lock in a folder that another run has just removed would exclude nobody."""
         lock = portalocker.lock
         calls: list[Any] = []
@@ -247,7 +260,7 @@ class TestLock:
             Job(out, identity={})
         assert len(calls) == 3
 
-    def test_other_outputs_are_not_locked(self, out, tmp_path):
+    def test_other_outputs_are_not_locked(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}), Job(tmp_path / "other.mp4", identity={}):
             pass
 
@@ -255,7 +268,7 @@ class TestLock:
 class TestPublishing:
     @pytest.mark.parametrize("name", ["out.mp4", "frames", "one.png"])
     @pytest.mark.parametrize("keep", [False, True])
-    def test_keep(self, tmp_path, clip, name, keep):
+    def test_keep(self, tmp_path: Path, clip: Path, name: str, keep: bool) -> None:
         """A kept folder is enough to publish again."""
         path, lengths = clip, [6, 6]
         if name == "one.png":
@@ -273,7 +286,7 @@ class TestPublishing:
             assert out.exists()
             assert not job.folder.exists()
 
-    def test_existing_folder(self, tmp_path):
+    def test_existing_folder(self, tmp_path: Path) -> None:
         """An empty folder is replaced in one step; otherwise, files are added to it."""
         source, out = tmp_path / "in", tmp_path / "frames"
         source.mkdir()
@@ -289,14 +302,14 @@ class TestPublishing:
         assert all_names(tmp_path / "frames") == ["1.png", "2.png", "other.txt"]
         assert not job.folder.exists()
 
-    def test_note_must_be_json_serialisable(self, out, tmp_path):
+    def test_note_must_be_json_serialisable(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             with pytest.raises(TypeError):
                 job.add_part(frames=1, note={"a": object()}, media={}, files=[stored(job, b"1")])
         assert all_names(tmp_path) == []
 
-    def test_journal_names_the_identity(self, out):
+    def test_journal_names_the_identity(self, out: Path) -> None:
         """The identity is readable in a kept folder."""
         job = begun(out, parts=1, input="a")
         data = json.loads((job.folder / "job.json").read_text())
