@@ -46,7 +46,7 @@ from rbvsr_deploy.training.log import RunLog
 from rbvsr_deploy.training.networks import NotFiniteError, build_networks, update_average
 from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
 from rbvsr_deploy.training.phases import FlowPhase, ImagePhase, Phase, RestorationPhase
-from rbvsr_deploy.training.run_folder import make_run_folder, writes
+from rbvsr_deploy.training.run_folder import run_folder, writes
 from rbvsr_deploy.training.validation import Validation
 from rbvsr_deploy.version import __version__
 
@@ -79,14 +79,14 @@ def train(
             written.
     """
     fabric = launch(config, device)
-    make_run_folder(output)
-    run = _Run(fabric, config, output)
-    with _signals() as received:
-        try:
-            run.phases(received, on_step)
-        finally:
-            run.log.close()
-    return run.finish()
+    with run_folder(output, first=fabric.is_global_zero):
+        run = _Run(fabric, config, output)
+        with _signals() as received:
+            try:
+                run.phases(received, on_step)
+            finally:
+                run.log.close()
+        return run.finish()
 
 
 # ----------------------------------------------------------------------------------------- signals

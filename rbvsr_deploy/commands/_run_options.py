@@ -114,6 +114,11 @@ READING = (
         metavar="NAME",
         help="Decode video on a device such as cuda, or with the FFmpeg decoder of this name.",
     ),
+    click.Option(
+        ["--allow-playlists"],
+        is_flag=True,
+        help="Read the files that an HLS playlist or a concat script names.",
+    ),
 )
 """Options for the fields of :class:`~rbvsr_deploy.video.ReadOptions`."""
 

@@ -253,6 +253,30 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     assert_same_run(tmp_path, whole)
 
 
+def test_two_runs_cannot_share_a_folder(config: TrainingConfig, tmp_path: Path) -> None:
+    def start_another() -> None:
+        with pytest.raises(RbvsrError, match="another run is training in"):
+            train(config, output=tmp_path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, output=tmp_path, on_step=stop_at("flow", 1, start_another))
+    before = lines(tmp_path)
+    train(config, output=tmp_path, on_step=stop_at("flow", 2, lambda: None))
+    assert lines(tmp_path)[: len(before)] == before
+
+
+def test_a_log_that_is_a_link_is_not_followed(config: TrainingConfig, tmp_path: Path) -> None:
+    file = tmp_path / "important.txt"
+    file.write_text("important\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.jsonl").symlink_to(file)
+    with pytest.raises(RbvsrError, match=r"log\.jsonl' cannot be written"):
+        train(config, output=folder)
+    assert file.read_text() == "important\n"
+
+
 def test_a_folder_that_cannot_be_written_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
     """The error comes before any slow step."""
     (tmp_path / "file").write_text("not a folder")
