@@ -47,10 +47,7 @@ def stop_at(phase: str, iteration: int, how: Callable[[], None]) -> Callable[[st
 def whole(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train without interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     train(config, output=folder)
-    torch.set_num_threads(before)
     return folder
 
 
@@ -84,7 +81,6 @@ def kill(phase, done, total):
     if (phase, done) == ("restoration", 3):  # its own checkpoint is not written yet
         os.kill(os.getpid(), signal.SIGKILL)
 
-torch.set_num_threads(1)
 config = msgspec.json.decode(sys.argv[1], type=TrainingConfig)
 train(config, output=Path(sys.argv[2]), device="cpu", on_step=kill)
 """
