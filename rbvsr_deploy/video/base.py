@@ -79,7 +79,7 @@ class Source(Closing):
     pix_fmt: str | None = None
     """FFmpeg's name of the pixel format of a video."""
     keeps_opacity = False
-    """Whether frames can have an alpha channel."""
+    """True if frames can have an alpha channel."""
     hdr: HdrMetadata | None = None
     """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()

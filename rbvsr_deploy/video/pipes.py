@@ -41,7 +41,7 @@ _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
 _DEFAULT_READING = ReadOptions()
 _POLL = 0.1  # seconds between checks for an interrupt while waiting for the other program
 _CAN_WAIT = hasattr(select, "poll")
-"""Whether the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
+"""True if the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
 effect when the other program reads, writes or ends; Ctrl-C ends that one too.
 """
 _WRITABLE = getattr(select, "PIPE_BUF", 2**16)

@@ -39,7 +39,7 @@ class VideoSink(Sink):
 
     Args:
         path: the file to publish.
-        source: the input, whose time stamps, colours, sound and subtitles the output keeps.
+        source: the input, whose timestamps, colours, sound and subtitles the output keeps.
         width, height: size of the written frames in pixels.
         container: FFmpeg's name of the output format.
         encoder: encoder and its settings.
@@ -204,7 +204,7 @@ class VideoSink(Sink):
             )
 
     def _stamp(self, frame: Frame) -> int:
-        """Return the frame's time stamp in ticks of the encoder."""
+        """Return the frame's timestamp in ticks of the encoder."""
         time_base = self._settings.time_base
         exact = (
             Fraction(self._next_pts)
@@ -214,11 +214,11 @@ class VideoSink(Sink):
         pts = round(exact)
         if pts < self._next_pts and self._frames:
             raise MediaError(
-                f"{self.path} supports a constant frame rate only, and the time stamps of "
+                f"{self.path} supports a constant frame rate only, and the timestamps of "
                 f"{self._source.path} vary: use an output name ending in .mkv or .mp4"
             )
         if abs(exact - pts) * time_base > NOTABLE_SHIFT and not self._warned:
-            logger.warning("%s supports a constant frame rate only: time stamps change", self.path)
+            logger.warning("%s supports a constant frame rate only: timestamps change", self.path)
             self._warned = True
         self._next_pts = pts + 1
         return pts

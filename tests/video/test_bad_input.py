@@ -255,7 +255,7 @@ class TestTimeStamps:
         steps = {b - a for a, b in itertools.pairwise(times)}
         assert len(times) == 6
         assert steps == {Fraction(1, 25)}
-        assert "has no time stamps; its frames are shown at 25 per second" in caplog.text
+        assert "has no timestamps; its frames are shown at 25 per second" in caplog.text
 
 
 class TestOutput:

@@ -32,7 +32,7 @@ class Form(NamedTuple):
     stamps: list[int] = EVEN
     time_base: Fraction = MS
     seeks: bool = True
-    """Whether decoding can start at a key frame in the middle."""
+    """True if decoding can start at a key frame in the middle."""
 
 
 FORMS = [

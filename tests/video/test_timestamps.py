@@ -1,4 +1,4 @@
-"""Time stamps: kept where they are plausible, repaired where they are not."""
+"""Timestamps: kept where they are plausible, repaired where they are not."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_decoding_times_replace_missing_presentation_times(
 def test_without_any_stamps_the_rate_is_used(caplog: pytest.LogCaptureFixture) -> None:
     """This is the case for raw streams; there are more frames than are held at once."""
     assert given([None] * 30) == [40 * number for number in range(30)]
-    assert "a.mp4 has no time stamps; its frames are shown at 25 per second" in caplog.text
+    assert "a.mp4 has no timestamps; its frames are shown at 25 per second" in caplog.text
     assert len(caplog.records) == 1
 
 

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 _LARGEST_RECORD = 2**24
 """Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
+_SHOWN = {"picture size": "image size"}
+"""Key of an identity, as in job folders since the first version -> its name in messages."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -314,7 +316,8 @@ class Job(Closing):
         for key in [*identity, *stored]:
             old, new = stored.get(key, "not known"), identity.get(key, "not known")
             if old != new:
-                return f"the {key} was {old} and is {new}"
+                name = _SHOWN.get(key, key)
+                return f"the {name} was {old} and is {new}"
         return None
 
     def _read_parts(self, fits: Callable[[PartRecord], bool]) -> list[PartRecord]:

@@ -63,7 +63,7 @@ def test_unsupported_audio_is_re_encoded_with_its_timing(
     path = write(tmp_path / f"in{suffix}", sound)
     result = through(path, tmp_path / f"out{out}")
     before, after = heard(path), heard(result)
-    # AVI has no time stamps: FFmpeg gives frames the times at which the decoder returns them.
+    # AVI has no timestamps: FFmpeg gives frames the times at which the decoder returns them.
     shift = float(media.stamps_of(result)[0] - media.stamps_of(path)[0]) if out != ".avi" else 0
     assert len(before.clicks) == 2
     expected = [sound.start + click + shift for click in sound.clicks]

@@ -194,6 +194,10 @@ class TestStartingOver:
             ({"input": "a", "model": "n"}, "the model was m and is n"),
             ({"input": "a"}, "the model was m and is not known"),
             ({"input": "a", "model": "m", "noise": "1"}, "the noise was not known and is 1"),
+            (
+                {"input": "a", "model": "m", "picture size": "8x8"},
+                "the image size was not known and is 8x8",
+            ),
         ],
     )
     def test_another_identity(self, out: Path, new: dict[str, Any], why: str) -> None:

@@ -307,7 +307,7 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
         assert not list(tmp_path.glob(".*"))
 
     def test_constant_rate_continues_counting(self, tmp_path: Path) -> None:
-        """Frames without time stamps continue the count after a resume."""
+        """Frames without timestamps continue the count after a resume."""
         path = media.make_video(
             tmp_path / "in.avi", stamps=list(range(6)), time_base=Fraction(1, 25), rate=Fraction(25)
         )
