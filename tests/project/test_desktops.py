@@ -140,6 +140,7 @@ os.unlink("new")
     assert done.returncode == 0, done.stderr.decode("cp1252")
 
 
+@pytest.mark.slow
 def test_everything_can_be_imported() -> None:
     names = [name for name in FILES if name.count(".") or name == "rbvsr_deploy"]
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"

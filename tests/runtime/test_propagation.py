@@ -143,6 +143,7 @@ def upscaled(
         return np.stack([image for image, _ in upscaled])
 
 
+@pytest.mark.slow
 def test_the_plan_does_not_change_a_bit(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     """30 frames of 96x54: whatever the window, the batch, the bands and the frames that stay on
     the device, the output is equal bit for bit, and that of the torch model on the whole scene

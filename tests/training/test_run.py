@@ -68,6 +68,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly(config: TrainingConfig, whole: Path, tmp_path: Path) -> None:
     """After kill -9 of a separate process, log lines beyond the checkpoint are discarded."""
     program = """
@@ -117,6 +118,7 @@ def test_a_run_interrupted_in_its_first_phase_resumes_exactly(
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_signals_end_the_iteration_and_save_it(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
@@ -382,6 +384,7 @@ def published_checkpoint(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_starts_the_second_stage(
     clips: list[SourceConfig], tmp_path: Path
 ) -> None:

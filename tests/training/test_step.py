@@ -176,6 +176,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
     assert lines(one)[0]["discriminator"] == pytest.approx(lines(two)[0]["discriminator"])
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_double_batch(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:
