@@ -31,7 +31,7 @@ from rbvsr_deploy.video.video_source import VideoSource
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-    from rbvsr_deploy.video.staging.parts import PartRecord
+    from rbvsr_deploy.video.staging.parts import SegmentRecord
 
 __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 
@@ -159,7 +159,7 @@ class PipeSink(Sink):
         os.dup2(2, 1)
 
     @property
-    def finished_parts(self) -> list[PartRecord]:
+    def finished_segments(self) -> list[SegmentRecord]:
         return []
 
     @property
@@ -181,7 +181,7 @@ class PipeSink(Sink):
             self._send(b"".join(plane.tobytes() for plane in planes_of(converted)))
         self._frames += 1
 
-    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+    def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         """Do nothing: frames in a pipe are final."""
 
     def finish(self) -> None:

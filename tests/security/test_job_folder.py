@@ -25,7 +25,7 @@ from rbvsr_deploy.video.images import write_image
 from rbvsr_deploy.video.staging import parts
 from tests.conftest import short_clip
 from tests.support import media
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 LENGTHS = [3, 3]
 OUTPUTS = ["out.mp4", "out.mkv", "frames"]
@@ -89,7 +89,7 @@ def refused(clip: Path, out: Path, *, match: str) -> None:
     """Check that the job is refused in one sentence and the output's folder does not change."""
     before = snapshot(out.parent)
     with pytest.raises(MediaError, match=match) as caught:
-        write_parts(clip, out, lengths=LENGTHS)
+        write_segments(clip, out, lengths=LENGTHS)
     assert "\n" not in str(caught.value)
     assert snapshot(out.parent) == before
 
@@ -110,7 +110,7 @@ class TestTakenPaths:
         """Even this user's own job folder is refused: only its path says which output it is for."""
         other = tmp_path / "else" / out.name
         other.parent.mkdir()
-        real = write_parts(clip, other, lengths=LENGTHS, stop_after=3).folder
+        real = write_segments(clip, other, lengths=LENGTHS, stop_after=3).folder
         place.symlink_to(real)
         before = snapshot(real)
         refused(clip, out, match="is a link")
@@ -195,9 +195,9 @@ class TestContents:
             make(place / name)
 
     def check_normal_run(self, clip: Path, out: Path, place: Path) -> None:
-        write_parts(clip, out, lengths=LENGTHS)
+        write_segments(clip, out, lengths=LENGTHS)
         plain = out.with_name(f"plain-{out.name}")
-        write_parts(clip, plain, lengths=LENGTHS)
+        write_segments(clip, plain, lengths=LENGTHS)
         assert contents(out) == contents(plain)
         assert not place.exists()
 
@@ -250,11 +250,11 @@ class TestContents:
     def test_link_for_the_images_of_a_finished_segment(self, clip: Path, tmp_path: Path) -> None:
         """Images in the link's target are not taken for the segment's images."""
         out = tmp_path / "frames"
-        place = write_parts(clip, out, lengths=LENGTHS, stop_after=3).folder
+        place = write_segments(clip, out, lengths=LENGTHS, stop_after=3).folder
         (place / "pictures").rename(tmp_path / "moved")
         (place / "pictures").symlink_to(tmp_path / "moved")
         before = snapshot(tmp_path / "moved")
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 0
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 0
         assert len(list(out.iterdir())) == 6
         assert not out.is_symlink()
         assert snapshot(tmp_path / "moved") == before
@@ -268,7 +268,7 @@ class TestContents:
     ) -> None:
         """The segment counts as damaged, and the file is neither read nor removed."""
         out = tmp_path / "out.mp4"
-        place = write_parts(clip, out, lengths=LENGTHS, stop_after=3).folder
+        place = write_segments(clip, out, lengths=LENGTHS, stop_after=3).folder
         (tmp_path / "victim.txt").write_text("precious")
         record = json.loads((place / "part-000001.json").read_text())
         path = place / name
@@ -277,7 +277,7 @@ class TestContents:
         del record[parts._SEAL]
         record[key] = [file] if key == "files" else file
         (place / "part-000001.json").write_text(json.dumps(record))
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 0
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 0
         assert (tmp_path / "victim.txt").read_text() == "precious"
         assert media.stamps_of(out) == media.stamps_of(clip)
 
@@ -304,7 +304,7 @@ class TestReplacedDuringTheRun:
                     if frame is not None:
                         sink.write(Frame(frame.image, frame.pts, frame.duration))
                     if number == 2:
-                        sink.end_part({}, attachment=b"state")
+                        sink.end_segment({}, attachment=b"state")
                 sink.finish()
 
             with pytest.raises(MediaError, match="was removed or replaced") as caught:
@@ -335,11 +335,11 @@ class TestModes:
         """The job folder and its records are private; the output has the usual mode."""
         before = os.umask(umask)
         try:
-            write_parts(clip, out, lengths=LENGTHS, stop_after=3)
+            write_segments(clip, out, lengths=LENGTHS, stop_after=3)
             modes = {path.name: path.stat().st_mode & 0o777 for path in place.iterdir()}
             assert place.stat().st_mode & 0o777 == 0o700
             assert {mode for name, mode in modes.items() if name != "pictures"} == {0o600}
-            write_parts(clip, out, lengths=LENGTHS)
+            write_segments(clip, out, lengths=LENGTHS)
         finally:
             os.umask(before)
         files = list(out.iterdir()) if out.is_dir() else [out]
@@ -350,10 +350,10 @@ class TestModes:
     def test_folder_of_an_earlier_version(self, clip: Path, out: Path, place: Path) -> None:
         """A folder readable by all is resumed, with the same result."""
         plain = out.with_name(f"plain-{out.name}")
-        write_parts(clip, plain, lengths=LENGTHS)
-        write_parts(clip, out, lengths=LENGTHS, stop_after=3)
+        write_segments(clip, plain, lengths=LENGTHS)
+        write_segments(clip, out, lengths=LENGTHS, stop_after=3)
         as_an_earlier_version_left_it(place)
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 1
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 1
         assert contents(out) == contents(plain)
         if out.suffix == ".mp4":
             assert out.read_bytes() == plain.read_bytes()
@@ -372,8 +372,8 @@ class TestModes:
 
         monkeypatch.setattr(os, "mkdir", open_to_all(os.mkdir))
         monkeypatch.setattr(os, "fchmod", lambda handle, mode: None)
-        write_parts(clip, out, lengths=LENGTHS, stop_after=3)
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 1
+        write_segments(clip, out, lengths=LENGTHS, stop_after=3)
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 1
         assert not place.exists()
         assert {path.name for path in out.parent.iterdir()} == {out.name}
 
@@ -402,7 +402,7 @@ class TestFaults:
         """Each call of an interrupted run and the next one fails in turn."""
         plain = tmp_path / "plain"
         plain.mkdir()
-        write_parts(clip, plain / output, lengths=LENGTHS)
+        write_segments(clip, plain / output, lengths=LENGTHS)
         real = getattr(os, name)
         for number in itertools.count():
             place = tmp_path / f"{number}"
@@ -411,10 +411,10 @@ class TestFaults:
             monkeypatch.setattr(os, name, calls)
             for stop_after in (4, None):
                 with contextlib.suppress(MediaError):
-                    write_parts(clip, place / output, lengths=LENGTHS, stop_after=stop_after)
+                    write_segments(clip, place / output, lengths=LENGTHS, stop_after=stop_after)
             monkeypatch.setattr(os, name, real)
             if not (place / output).exists():
-                write_parts(clip, place / output, lengths=LENGTHS)
+                write_segments(clip, place / output, lengths=LENGTHS)
             found = snapshot(place)
             assert {key: found.get(key) for key in snapshot(plain)} == snapshot(plain)
             if not calls.failed:
@@ -521,6 +521,6 @@ def test_planted_by_another_user(tmp_path: Path, victim: Path) -> None:
         pytest.skip("another user cannot get here")
     before = snapshot(victim)
     with pytest.raises(MediaError, match="is a link"):
-        write_parts(clip, shared / "o.mp4", lengths=[12])
+        write_segments(clip, shared / "o.mp4", lengths=[12])
     assert snapshot(victim) == before
     assert place.is_symlink()

@@ -22,7 +22,7 @@ from rbvsr_deploy.video.staging import parts
 from tests.security.test_job_folder import as_an_earlier_version_left_it, snapshot
 from tests.support import media
 from tests.support.engine_doubles import ArithmeticEngine
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 LENGTHS = [6, 6]
 Seal = Literal["kept", "missing", "renewed"]
@@ -100,18 +100,18 @@ def whole(clip: Path) -> dict[str, object]:
     folder = clip.with_name("whole")
     folder.mkdir()
     for name in ("out.mp4", "out"):
-        write_parts(clip, folder / name, lengths=LENGTHS)
+        write_segments(clip, folder / name, lengths=LENGTHS)
     return snapshot(folder)
 
 
 def begun(clip: Path, out: Path) -> Path:
     """Return the job folder of a run that was interrupted in its second segment."""
-    return write_parts(clip, out, lengths=LENGTHS, stop_after=8).folder
+    return write_segments(clip, out, lengths=LENGTHS, stop_after=8).folder
 
 
 def assert_redone(clip: Path, out: Path, whole: dict[str, object]) -> None:
-    job = write_parts(clip, out, lengths=LENGTHS)
-    assert job.resumed_parts == 0
+    job = write_segments(clip, out, lengths=LENGTHS)
+    assert job.resumed_segments == 0
     assert snapshot(out.parent) == {
         name: content for name, content in whole.items() if Path(name).parts[0] == out.name
     }
@@ -178,7 +178,7 @@ class TestSegmentsAreRedone:
     ) -> None:
         for name in ("out.mp4", "out"):
             as_an_earlier_version_left_it(begun(clip, tmp_path / name))
-            assert write_parts(clip, tmp_path / name, lengths=LENGTHS).resumed_parts == 1
+            assert write_segments(clip, tmp_path / name, lengths=LENGTHS).resumed_segments == 1
         assert snapshot(tmp_path) == whole
 
 

@@ -19,7 +19,7 @@ from rbvsr_deploy.video.images import write_image
 from tests.security.test_job_folder import snapshot
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs need a POSIX system")
 
@@ -97,7 +97,7 @@ class TestSpecialFiles:
                 sink.finish()
         assert stat.S_ISFIFO(out.stat().st_mode)
         out.unlink()
-        assert write_parts(clip, out, lengths=[12]).resumed_parts == 1
+        assert write_segments(clip, out, lengths=[12]).resumed_segments == 1
         assert media.stamps_of(out) == media.stamps_of(clip)
 
     @pytest.mark.parametrize("output", ["/", "//"])
@@ -129,7 +129,7 @@ class TestLinks:
         other.write_text("mine")
         out.symlink_to(other)
         with pytest.raises(MediaError, match="exists"):
-            write_parts(clip, out, lengths=[12])
+            write_segments(clip, out, lengths=[12])
         upscaled(clip, out)
         assert other.read_text() == "mine"
         assert not out.is_symlink()

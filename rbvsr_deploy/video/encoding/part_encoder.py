@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.pixels import Image
 
-__all__ = ["PartEncoder"]
+__all__ = ["SegmentEncoder"]
 
 
-class PartEncoder:
+class SegmentEncoder:
     """Encodes a segment with a new encoder, so that its bytes do not depend on earlier segments.
 
     Args:

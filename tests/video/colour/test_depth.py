@@ -21,7 +21,7 @@ from rbvsr_deploy.video import ReadOptions, WriteOptions, open_source
 from rbvsr_deploy.video.encoding.encoder import choose_encoder
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 from tests.video.colour.test_colour import fill, planes, rgb_of, yuv_of
 from tests.video.staging.test_parts import contents_of
 
@@ -208,7 +208,7 @@ class TestDefaults:
     @pytest.mark.parametrize("out", ["o.mp4", "o.mov"])
     def test_hevc_has_the_tag_that_apple_players_require(self, tmp_path: Path, out: str) -> None:
         path = coded(tmp_path / "a.mkv", ramps(5))
-        write_parts(path, tmp_path / out, lengths=[2, 3], codec="libx265")
+        write_segments(path, tmp_path / out, lengths=[2, 3], codec="libx265")
         with av.open(str(tmp_path / out)) as container:
             assert container.streams.video[0].codec_context.codec_tag == "hvc1"
             assert len(list(container.decode(video=0))) == 5
@@ -216,10 +216,10 @@ class TestDefaults:
     @pytest.mark.parametrize("out", ["o.mp4", "o.webm"])
     def test_a_resumed_run_gives_the_same_bytes(self, tmp_path: Path, out: str) -> None:
         path = coded(tmp_path / "a.mp4", ramps(8), codec="libx265", options=quiet())
-        write_parts(path, tmp_path / f"plain-{out}", lengths=[3, 3, 2])
-        write_parts(path, tmp_path / out, lengths=[3, 3, 2], stop_after=4)
-        job = write_parts(path, tmp_path / out, lengths=[3, 3, 2])
-        assert (job.resumed_parts, job.started_over) == (1, None)
+        write_segments(path, tmp_path / f"plain-{out}", lengths=[3, 3, 2])
+        write_segments(path, tmp_path / out, lengths=[3, 3, 2], stop_after=4)
+        job = write_segments(path, tmp_path / out, lengths=[3, 3, 2])
+        assert (job.resumed_segments, job.started_over) == (1, None)
         assert contents_of(tmp_path / out) == contents_of(tmp_path / f"plain-{out}")
 
 

@@ -13,7 +13,7 @@ from av.stream import Disposition
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.copying import packet_copy
 from tests.support import media
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 from tests.support.streams import Data, Sound, Text, heard, jpeg, packets, texts, write
 
 LINES = ((200, 400, r"Hallo {\i1}Welt{\i0}\Nzwei"), (800, 500, r"Ünïcode & mehr"))
@@ -287,10 +287,10 @@ def test_streams_to_leave_out_may_change_when_a_run_is_resumed(tmp_path: Path) -
     """Streams are only joined at the end of a run, so that no work has to be repeated."""
     path = write(tmp_path / "in.mkv", Sound("aac"), seconds=0.48)
     out = tmp_path / "out.mkv"
-    interrupted = write_parts(path, out, lengths=[6, 6], stop_after=6)
-    first = [file.sha256 for part in interrupted.parts for file in part.files]
-    resumed = write_parts(path, out, lengths=[6, 6], audio=False, keep=True)
-    assert [file.sha256 for file in resumed.parts[0].files] == first
+    interrupted = write_segments(path, out, lengths=[6, 6], stop_after=6)
+    first = [file.sha256 for segment in interrupted.segments for file in segment.files]
+    resumed = write_segments(path, out, lengths=[6, 6], audio=False, keep=True)
+    assert [file.sha256 for file in resumed.segments[0].files] == first
     assert resumed.started_over is None
     with av.open(str(out)) as container:
         assert [stream.type for stream in container.streams] == ["video"]

@@ -17,14 +17,14 @@ from rbvsr_deploy.video import Job
 from rbvsr_deploy.video.images import write_image
 from rbvsr_deploy.video.staging.parts import StoredFile
 from tests.support import media
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 STATE = bytes(range(256))
 
 
 def stored(job: Job, data: bytes) -> StoredFile:
     """Write a segment's data as sinks do."""
-    path = job.next_part(".packets")
+    path = job.next_segment(".packets")
     path.write_bytes(data)
     return StoredFile(path.name, len(data))
 
@@ -34,7 +34,7 @@ def begun(out: Path, *, parts: int, **identity: str) -> Job:
     with Job(out, identity=identity) as job:
         job.start({"codec": "c"})
         for number in range(parts):
-            job.add_part(
+            job.add_segment(
                 frames=number + 1,
                 note={"number": number},
                 media={},
@@ -85,7 +85,7 @@ class TestFolder:
     def test_only_finished_segments_are_kept(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
-            job.add_part(frames=1, note={}, media={}, files=[stored(job, b"1")])
+            job.add_segment(frames=1, note={}, media={}, files=[stored(job, b"1")])
             stored(job, b"half a segment")
             (job.folder / "joined.mp4").write_bytes(b"half a file")
         assert all_names(job.folder) == [
@@ -117,7 +117,7 @@ class TestFolder:
         with Job(out, identity={"input": "other"}):
             pass
         assert all_names(folder) == before
-        assert continued(out).resumed_parts == 2
+        assert continued(out).resumed_segments == 2
 
     def test_closing_twice(self, out: Path) -> None:
         job = begun(out, parts=0)
@@ -133,8 +133,8 @@ class TestTakingOver:
         begun(out, parts=3, input="a")
         job = continued(out, input="a")
         assert job.started_over is None
-        assert job.resumed_parts == 3
-        assert [(part.frames, part.note) for part in job.parts] == [
+        assert job.resumed_segments == 3
+        assert [(segment.frames, segment.note) for segment in job.segments] == [
             (1, {"number": 0}),
             (2, {"number": 1}),
             (3, {"number": 2}),
@@ -157,7 +157,7 @@ class TestTakingOver:
     ) -> None:
         """Only the last segment has a state: without it, earlier segments are useless too."""
         damage(begun(out, parts=3).folder)
-        assert continued(out).resumed_parts == 0
+        assert continued(out).resumed_segments == 0
 
     @pytest.mark.parametrize(
         "damage",
@@ -177,11 +177,11 @@ class TestTakingOver:
     ) -> None:
         """The damaged segment and all later ones are redone, with the same result."""
         options: dict[str, Any] = {"lengths": [3, 3, 3, 3], "attach": False}
-        write_parts(clip, tmp_path / "plain.mp4", **options)
-        folder = write_parts(clip, tmp_path / "out.mp4", stop_after=9, **options).folder
+        write_segments(clip, tmp_path / "plain.mp4", **options)
+        folder = write_segments(clip, tmp_path / "out.mp4", stop_after=9, **options).folder
         damage(folder / "part-000002.packets")
         with caplog.at_level(logging.WARNING):
-            assert write_parts(clip, tmp_path / "out.mp4", **options).resumed_parts == 1
+            assert write_segments(clip, tmp_path / "out.mp4", **options).resumed_segments == 1
         assert "segment 2 of the unfinished" in caplog.text
         assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
@@ -204,13 +204,13 @@ class TestStartingOver:
         begun(out, parts=2, input="a", model="m")
         job = continued(out, **new)
         assert job.started_over == why
-        assert job.parts == []
+        assert job.segments == []
         assert not job.folder.exists()
 
     def test_other_settings_of_the_sink(self, tmp_path: Path, clip: Path) -> None:
         """The sink's settings belong to the identity too."""
-        write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], stop_after=6)
-        job = write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], crf=30)
+        write_segments(clip, tmp_path / "out.mp4", lengths=[6, 6], stop_after=6)
+        job = write_segments(clip, tmp_path / "out.mp4", lengths=[6, 6], crf=30)
         assert job.started_over is not None
         assert job.started_over.startswith("the encoder setting was crf=18")
         assert len(media.stamps_of(tmp_path / "out.mp4")) == 12
@@ -234,7 +234,7 @@ class TestStartingOver:
         path.unlink() if text is None else path.write_text(text)
         job = continued(out)
         assert why in str(job.started_over)
-        assert job.parts == []
+        assert job.segments == []
 
 
 class TestLock:
@@ -279,14 +279,14 @@ class TestPublishing:
             path, lengths = tmp_path / "in.png", [1]
             write_image(path, image=media.gradient(0))
         out = tmp_path / name
-        job = write_parts(path, out, lengths=lengths, keep=keep)
+        job = write_segments(path, out, lengths=lengths, keep=keep)
         assert out.exists()
         assert job.folder.exists() == keep
         if keep:
             with pytest.raises(MediaError, match=r"exists|is a folder"):
-                write_parts(path, out, lengths=lengths)
+                write_segments(path, out, lengths=lengths)
             out.rename(tmp_path / "before")
-            assert write_parts(path, out, lengths=lengths).resumed_parts == len(lengths)
+            assert write_segments(path, out, lengths=lengths).resumed_segments == len(lengths)
             assert out.exists()
             assert not job.folder.exists()
 
@@ -296,7 +296,7 @@ class TestPublishing:
         source.mkdir()
         out.mkdir()
         write_image(source / "1.png", image=media.gradient(0))
-        write_parts(source, out, lengths=[1])
+        write_segments(source, out, lengths=[1])
         (out / "other.txt").write_text("mine")
         with Job(out, identity={}, overwrite=True) as job:
             job.start({})
@@ -310,7 +310,7 @@ class TestPublishing:
         with Job(out, identity={}) as job:
             job.start({})
             with pytest.raises(TypeError):
-                job.add_part(frames=1, note={"a": object()}, media={}, files=[stored(job, b"1")])
+                job.add_segment(frames=1, note={"a": object()}, media={}, files=[stored(job, b"1")])
         assert all_names(tmp_path) == []
 
     def test_journal_names_the_identity(self, out: Path) -> None:

@@ -31,7 +31,7 @@ from rbvsr_deploy.video.encoding.packets import (
 )
 from rbvsr_deploy.video.images import write_image
 from tests.support import media
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "tests" / "data" / "sample.mp4"
@@ -110,7 +110,7 @@ class TestJoints:
         )
         expected = [stamp * time_base for stamp in stamps]
         assert media.stamps_of(path) == expected
-        write_parts(path, tmp_path / out, lengths=LENGTHS, codec=codec)
+        write_segments(path, tmp_path / out, lengths=LENGTHS, codec=codec)
         assert media.stamps_of(tmp_path / out) == expected
         # Matroska does not store decoding times; FFmpeg guesses some of them.
         found = [(pts, dts) for _, pts, dts, *_ in packets_of(tmp_path / out) if dts is not None]
@@ -120,7 +120,7 @@ class TestJoints:
     @pytest.mark.parametrize("out", ["out.mp4", "out.ts", "out.avi"])
     def test_frames_after_joints_are_right(self, tmp_path: Path, clip: Path, out: str) -> None:
         """Each segment begins with a key frame, and decoders keep segments apart."""
-        write_parts(clip, tmp_path / out, lengths=LENGTHS, crf=4)
+        write_segments(clip, tmp_path / out, lengths=LENGTHS, crf=4)
         before, after = media.frames_of(clip), media.frames_of(tmp_path / out)
         assert len(after) == COUNT
         for a, b in zip(before, after, strict=True):
@@ -130,7 +130,7 @@ class TestJoints:
 
     def test_b_frames_in_segments(self, tmp_path: Path, clip: Path) -> None:
         """Without B-frames, the tests of decoding times would be pointless."""
-        write_parts(clip, tmp_path / "out.mp4", lengths=LENGTHS)
+        write_segments(clip, tmp_path / "out.mp4", lengths=LENGTHS)
         order = [pts for _, pts, *_ in packets_of(tmp_path / "out.mp4") if pts is not None]
         assert order != sorted(order)
         for start, length in zip(itertools.accumulate([0, *LENGTHS]), LENGTHS, strict=False):
@@ -141,7 +141,7 @@ class TestJoints:
         self, tmp_path: Path, stamps: list[int]
     ) -> None:
         path = moving(tmp_path / "in.mp4", stamps=stamps)
-        write_parts(path, tmp_path / "out.mp4", lengths=[COUNT])
+        write_segments(path, tmp_path / "out.mp4", lengths=[COUNT])
         encoder = choose_encoder("mp4", WriteOptions(), size=(64, 48))
         with open_source(path) as source, av.open(str(tmp_path / "plain.mp4"), "w") as plain:
             stream = plain.add_stream("libx264", rate=source.rate, options=encoder.options)
@@ -166,12 +166,12 @@ class TestJoints:
             rate=Fraction(25),
             time_base=MILLISECONDS,
         )
-        write_parts(path, tmp_path / "out.mkv", lengths=[3, 3], codec="mpeg4")
+        write_segments(path, tmp_path / "out.mkv", lengths=[3, 3], codec="mpeg4")
         assert media.stamps_of(tmp_path / "out.mkv") == media.stamps_of(path)
 
     def test_sound_is_complete(self, tmp_path: Path, clip: Path) -> None:
-        write_parts(clip, tmp_path / "out.mp4", lengths=LENGTHS, stop_after=12)
-        write_parts(clip, tmp_path / "out.mp4", lengths=LENGTHS)
+        write_segments(clip, tmp_path / "out.mp4", lengths=LENGTHS, stop_after=12)
+        write_segments(clip, tmp_path / "out.mp4", lengths=LENGTHS)
         assert media.companions_of(tmp_path / "out.mp4") == media.companions_of(clip)
 
 
@@ -191,23 +191,23 @@ class TestInterruptions:
     ) -> None:
         path = image_folder(tmp_path / "in") if out == "frames" else clip
         plain = tmp_path / f"plain-{out}"
-        write_parts(path, plain, lengths=LENGTHS, codec=codec)
+        write_segments(path, plain, lengths=LENGTHS, codec=codec)
         for stop in (9, 10, 14, 18, 24):
             target = tmp_path / f"{stop}-{out}"
-            write_parts(path, target, lengths=LENGTHS, codec=codec, stop_after=stop)
+            write_segments(path, target, lengths=LENGTHS, codec=codec, stop_after=stop)
             assert not target.exists()
-            job = write_parts(path, target, lengths=LENGTHS, codec=codec)
-            assert job.resumed_parts == sum(end <= stop for end in (9, 10, 18, 24))
+            job = write_segments(path, target, lengths=LENGTHS, codec=codec)
+            assert job.resumed_segments == sum(end <= stop for end in (9, 10, 18, 24))
             assert job.started_over is None
             assert contents_of(target) == contents_of(plain)
 
     def test_after_every_segment(self, tmp_path: Path, clip: Path) -> None:
         """One output survives four interruptions."""
-        write_parts(clip, tmp_path / "plain.mp4", lengths=LENGTHS)
+        write_segments(clip, tmp_path / "plain.mp4", lengths=LENGTHS)
         out = tmp_path / "out.mp4"
         for stop in (3, 9, 10, 20):
-            write_parts(clip, out, lengths=LENGTHS, stop_after=stop)
-        write_parts(clip, out, lengths=LENGTHS)
+            write_segments(clip, out, lengths=LENGTHS, stop_after=stop)
+        write_segments(clip, out, lengths=LENGTHS)
         assert packets_of(out) == packets_of(tmp_path / "plain.mp4")
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "clip.mp4",
@@ -228,7 +228,7 @@ sink = open_sink(out, source=source, width=source.width, height=source.height, j
 for number, frame in enumerate(source):
     sink.write(frame)
     if number in (8, 9):
-        sink.end_part({{"end": number + 1}}, attachment=b"state")
+        sink.end_segment({{"end": number + 1}}, attachment=b"state")
     if number == 14:
         break
 print("here", flush=True)
@@ -243,9 +243,9 @@ time.sleep(60)
             with pytest.raises(MediaError, match="another run is working on"):
                 Job(tmp_path / out, identity={})
             process.send_signal(signal.SIGKILL)
-        job = write_parts(path, tmp_path / out, lengths=LENGTHS)
-        assert job.resumed_parts == 2
-        write_parts(path, tmp_path / f"plain-{out}", lengths=LENGTHS)
+        job = write_segments(path, tmp_path / out, lengths=LENGTHS)
+        assert job.resumed_segments == 2
+        write_segments(path, tmp_path / f"plain-{out}", lengths=LENGTHS)
         assert contents_of(tmp_path / out) == contents_of(tmp_path / f"plain-{out}")
         assert not list(tmp_path.glob(".*"))
 
@@ -256,15 +256,15 @@ time.sleep(60)
 import os
 from pathlib import Path
 from rbvsr_deploy.video.staging.job import Job
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 Job.close = lambda job: os._exit(9)
-write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
+write_segments(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
 """
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
         assert out.exists()
         assert list(tmp_path.glob(".*/part-*"))
         with pytest.raises(MediaError, match="exists"):
-            write_parts(clip, out, lengths=LENGTHS)
+            write_segments(clip, out, lengths=LENGTHS)
         assert not list(tmp_path.glob(".*"))
         assert len(media.stamps_of(out)) == COUNT
 
@@ -281,12 +281,12 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
                 Job(path, identity={}) as job,
                 open_sink(path, source=source, width=320, height=240, job=job) as sink,
             ):
-                done = sum(part.frames for part in sink.finished_parts)
+                done = sum(part.frames for part in sink.finished_segments)
                 for number, image in enumerate([*small, noise, noise[::-1], noise[:, ::-1]]):
                     if number >= done:
                         sink.write(Frame(np.ascontiguousarray(image), pts=1001 * number))
                         if number == 2:
-                            sink.end_part({})
+                            sink.end_segment({})
                 sink.finish()
 
         work(plain)
@@ -320,14 +320,14 @@ write_parts(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
             ):
                 for _ in range(3):
                     sink.write(Frame(media.gradient(0)))
-                sink.end_part({})
+                sink.end_segment({})
                 if not stop:
                     sink.finish()
         assert [dts for _, _, dts, *_ in packets_of(out)] == list(range(6))
 
     def test_stamps_after_a_resume_may_not_go_back(self, tmp_path: Path, clip: Path) -> None:
         out = tmp_path / "out.avi"
-        write_parts(clip, out, lengths=LENGTHS, stop_after=9)
+        write_segments(clip, out, lengths=LENGTHS, stop_after=9)
         with (
             open_source(clip) as source,
             Job(out, identity={}) as job,
@@ -398,18 +398,18 @@ class TestRepeatability:
 class TestContract:
     def test_notes_and_attachments_are_restored(self, tmp_path: Path, clip: Path) -> None:
         out = tmp_path / "out.mp4"
-        write_parts(clip, out, lengths=LENGTHS, stop_after=18)
+        write_segments(clip, out, lengths=LENGTHS, stop_after=18)
         with (
             open_source(clip) as source,
             Job(out, identity={}) as job,
             open_sink(out, source=source, width=64, height=48, job=job) as sink,
         ):
-            found = [(part.frames, part.note) for part in sink.finished_parts]
+            found = [(part.frames, part.note) for part in sink.finished_segments]
             assert found == [(9, {"end": 9}), (1, {"end": 10}), (8, {"end": 18})]
             assert sink.attachment() == b"state 17"
             assert len(list(job.folder.glob("*.state"))) == 1
             sink.write(Frame(media.gradient(0), pts=CONSTANT[18]))
-            sink.end_part({})
+            sink.end_segment({})
             assert sink.attachment() is None
             assert not list(job.folder.glob("*.state"))
 
@@ -422,11 +422,11 @@ class TestContract:
         ):
             assert sink.attachment() is None
             with pytest.raises(ValueError, match="no frame was written"):
-                sink.end_part({})
+                sink.end_segment({})
             sink.close()
             calls: tuple[Callable[[], object], ...] = (
                 lambda: sink.write(Frame(media.gradient(0), pts=0)),
-                lambda: sink.end_part({}),
+                lambda: sink.end_segment({}),
                 sink.finish,
             )
             for call in calls:
@@ -448,7 +448,7 @@ class TestContract:
         write_image(folder / "1.png", image=media.gradient(0))
         shutil.copy(folder / "1.png", folder / "1")
         with pytest.raises(MediaError, match=r"both be written as 1\.png"):
-            write_parts(folder, tmp_path / "out", lengths=[2])
+            write_segments(folder, tmp_path / "out", lengths=[2])
 
 
 class TestPackets:
