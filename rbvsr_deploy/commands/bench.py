@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    Count,
     command_errors,
     memory_size,
     report,
@@ -28,13 +30,17 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
+_LARGEST = 16384
+
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
     """Parse width and height such as 320x180."""
-    width, _, height = value.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise click.BadParameter(f"{value!r} is not a size; use for example 320x180")
-    return int(width), int(height)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value, re.ASCII)
+    if match is None or max(int(match[1]), int(match[2])) > _LARGEST:
+        raise click.BadParameter(
+            f"{value[:40]!r} is not a size of up to {_LARGEST}x{_LARGEST}; use for example 320x180"
+        )
+    return int(match[1]), int(match[2])
 
 
 def _plot(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -60,7 +66,7 @@ def _plot(ctx: click.Context, param: click.Parameter, value: Path | None) -> Pat
     "--frames",
     default=30,
     metavar="N",
-    type=click.IntRange(min=2),
+    type=Count(2, 100_000),
     help="Length of the scene that is upscaled again and again.",
 )
 @click.option(

@@ -53,8 +53,10 @@ def test_files_and_tables(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--size", "320"], 2, "'320' is not a size; use for example 320x180"),
+        (["--size", "320"], 2, "'320' is not a size of up to 16384x16384; use for example 320x180"),
         (["--size", "0x4"], 2, "'0x4' is not a size"),
+        (["--size", "16385x4"], 2, "'16385x4' is not a size"),
+        (["--size", "4x" + "9" * 5000], 2, "is not a size"),
         (["--plot", "plot.jpg"], 2, "must end in .png or .svg"),
         (["--video", "missing.mp4"], 1, "missing.mp4"),
         (["--engine", "missing.plan"], 1, "missing.plan"),
