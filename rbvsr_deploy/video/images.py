@@ -153,7 +153,7 @@ class ImageSource(Source):
         if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max:
             return image, None
         if self._kept is None:
-            self._kept = keeps_opacity(file, self._alpha)
+            self._kept = keeps_opacity(file, self._alpha, changes=self.changes)
         return image, opacity if self._kept else None
 
 
