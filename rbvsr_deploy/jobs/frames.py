@@ -113,7 +113,7 @@ class Run:
             progress=self._count,
             on_scene=self._on_scene,
         )
-        report(f"Memory: {show_bytes(self.stream.memory)} for {self.stream.plan}")
+        logger.info("Memory: %s for %s", show_bytes(self.stream.memory), self.stream.plan)
         if self.resumed:
             report(f"Continuing: {self.resumed} frames are done already")
 

@@ -94,6 +94,8 @@ class Assembly(Closing):
                 if source.excerpt is not None and source.excerpt.offset:
                     # The timecode is that of the input's first frame.
                     tags = {name: tags[name] for name in tags if name.lower() != "timecode"}
+                if "stereo_mode" in tags:
+                    self._keep_stereo(tags["stereo_mode"])
                 self._stream.metadata.update(tags)
                 self._stream.disposition = cast("Disposition", source.disposition)
                 if source.reopenable:
@@ -181,6 +183,15 @@ class Assembly(Closing):
         # Closing completes the file, which may fail again for the same reason as before.
         with contextlib.suppress(Exception):
             self._output.close()
+
+    def _keep_stereo(self, layout: str) -> None:
+        """Report whether the format has a place for the layout of two views in a frame."""
+        if self._settings.container in ("matroska", "webm"):
+            self._source.changes.keep("stereoscopic layout", f"{layout}, written by the muxer")
+        else:
+            self._source.changes.drop(
+                "stereoscopic layout", f"it is {layout}, which only .mkv and .webm can say"
+            )
 
     def _window(self) -> TimeWindow:
         source, container = self._source, self._settings.container

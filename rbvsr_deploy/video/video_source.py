@@ -132,7 +132,7 @@ class VideoSource(Source):
     def _take_stock(self) -> None:
         """Look at what the file has besides frames."""
         found = stream_side_data(describe_streams(self._container), self.stream_index)
-        top, bottom, left, right = map(int, found.get(_CROPPING, "0/0/0/0").split("/"))
+        left, right, top, bottom = map(int, found.get(_CROPPING, "0/0/0/0").split("/"))
         self._crop = top, bottom, left, right
         for other in self._container.streams.video:
             if other.index != self.stream_index and not is_cover(other):
@@ -352,7 +352,8 @@ class VideoSource(Source):
         """Return the part of a stored frame that the container says to show."""
         top, bottom, left, right = self._crop
         height, width = image.shape[:2]
-        return image[top : height - bottom, left : width - right]
+        cropped = image[top : height - bottom, left : width - right]
+        return cropped if cropped.size else image
 
     def _check_aspect(self) -> None:
         aspect = self._pass.sample_aspect
