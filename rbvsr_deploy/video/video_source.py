@@ -75,7 +75,7 @@ class VideoSource(Source):
         self._late: int | None = None  # delay of AVI frames in ticks
         not_media = "not a complete video, image or image folder"
         with media_errors(f"{path} is {not_media}"):
-            self._container = self._open()
+            self._container = self.open_container()
         try:
             if self._container.format.name in _TEXT_FORMATS:
                 raise MediaError(f"{path} is text, {not_media}")
@@ -95,7 +95,12 @@ class VideoSource(Source):
             self._fields = Deinterlacer(path) if options.deinterlace else CombWatch(path)
             # A requested decoder sees only the packets, not the container's metadata.
             self._default_first = (
-                first_frame(path, stream=self.stream_index, decoder=options.decoder)
+                first_frame(
+                    path,
+                    stream=self.stream_index,
+                    decoder=options.decoder,
+                    playlists=options.allow_playlists,
+                )
                 if options.decoder is not None
                 else None
             )
@@ -126,8 +131,9 @@ class VideoSource(Source):
         self._decoder.close()
         self._container.close()
 
-    def _open(self) -> InputContainer:
-        return open_input(self.path)
+    def open_container(self) -> InputContainer:
+        """Open the file for one more pass; only where it is :attr:`reopenable`."""
+        return open_input(self.path, playlists=self._options.allow_playlists)
 
     def _take_stock(self) -> None:
         """Look at what the file has besides frames."""
@@ -267,7 +273,7 @@ class VideoSource(Source):
             self._decoder.close()
             self._container.close()
             with media_errors(f"cannot read {self.path} a second time"):
-                self._container = self._open()
+                self._container = self.open_container()
             self._stream = choose_video(self._container, path=self.path)
             frames = self._stamped(target=goal)
             first = next(frames, None)

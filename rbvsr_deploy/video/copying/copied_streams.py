@@ -21,7 +21,7 @@ from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.copying.transcoded_audio import TranscodedAudio
 from rbvsr_deploy.video.copying.trials import MakeWriter, StreamWriter, Trials
 from rbvsr_deploy.video.options import WriteOptions
-from rbvsr_deploy.video.pyav import media_errors, open_input, reason
+from rbvsr_deploy.video.pyav import media_errors, reason
 from rbvsr_deploy.video.staging.read_back import Ledger
 from rbvsr_deploy.video.stream_choice import codec_name, describe, is_cover
 from rbvsr_deploy.video.timing.file_clock import FileClock
@@ -83,12 +83,12 @@ class CopiedStreams:
         self._times: dict[int, Fraction] = {}  # of the last packet written to each stream
         self._refused: Counter[int] = Counter()
         with media_errors(f"cannot read {source.path}"):
-            self._container = open_input(source.path)
+            self._container = source.open_container()
         target.metadata.update(portable_tags(self._container.metadata))
         target.set_chapters(_chapters(self._container.chapters(), window))
         others = [s for s in self._container.streams if s.index != source.stream_index]
         with Trials(
-            source.path, {stream.index for stream in others}, container=target.format.name
+            source, {stream.index for stream in others}, container=target.format.name
         ) as trials:
             for stream in others:
                 self._add(stream, trials)
