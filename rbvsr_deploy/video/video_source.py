@@ -25,7 +25,13 @@ from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.side_data import SideDataWatch, describe_streams, stream_side_data
-from rbvsr_deploy.video.stream_choice import average_rate, choose_video, describe, is_cover
+from rbvsr_deploy.video.stream_choice import (
+    average_rate,
+    choose_video,
+    codec_name,
+    describe,
+    is_cover,
+)
 from rbvsr_deploy.video.timing.timestamps import Clock
 from rbvsr_deploy.video.video_pass import VideoPass
 
@@ -68,6 +74,10 @@ class VideoSource(Source):
     """FFmpeg's disposition flags of the video stream, such as "default"."""
     audio_rates: tuple[int, ...]
     """Sample rates of the audio streams in hertz."""
+    audio_codecs: tuple[str, ...]
+    """FFmpeg's names of the codecs of the audio streams."""
+    has_chapters: bool
+    """Whether the file has chapters."""
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
@@ -156,6 +166,8 @@ class VideoSource(Source):
         self.tags = {name: text for name, text in stream.metadata.items() if name != "rotate"}
         self.disposition = stream.disposition.value
         self.audio_rates = tuple(audio.sample_rate for audio in self._container.streams.audio)
+        self.audio_codecs = tuple(codec_name(s) or "" for s in self._container.streams.audio)
+        self.has_chapters = bool(self._container.chapters())
         self.colour = colour_of(first)
         self.hdr = hdr_metadata(first)
         self.notes = tuple(self._assumptions(first))

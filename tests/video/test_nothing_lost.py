@@ -360,6 +360,44 @@ class TestStreams:
         assert "aac, 7.1" in change.reason
         assert whats(upscaled(path, tmp_path / "out.mkv").kept) == [change.what]
 
+    @pytest.mark.parametrize("codec", ["wmav2", "adpcm_ms"])
+    @pytest.mark.parametrize("name", ["out.mkv", "it's [a] | b\\c.mkv"])
+    def test_sound_that_matroska_can_hold_is_not_encoded_again(self, tmp_path, codec, name):
+        """Also where FFmpeg's muxer does not list its codec; whatever the output is called."""
+        suffix = ".wmv" if codec == "wmav2" else ".avi"
+        path = tmp_path / f"in{suffix}"
+        with av.open(str(path), "w") as target:
+            video: Any = target.add_stream("mpeg4", rate=RATE, width=64, height=48)
+            sound: Any = target.add_stream(codec, rate=44100)
+            sound.codec_context.layout = "mono"
+            if codec == "wmav2":
+                sound.codec_context.bit_rate = 64000
+            target.start_encoding()
+            for n in range(10):
+                frame = av.VideoFrame.from_ndarray(media.gradient(n), format="rgb24")
+                frame.pts = n
+                target.mux(video.encode(frame))
+            target.mux(video.encode(None))
+            size = sound.codec_context.frame_size
+            kind = sound.codec_context.format.name
+            for n in range(8):
+                noise = np.random.default_rng(n).normal(0, 0.1, (1, size))
+                samples = noise.astype(np.float32) if "flt" in kind else (noise * 32767)
+                block = av.AudioFrame.from_ndarray(
+                    samples.astype(np.float32 if "flt" in kind else np.int16),
+                    format=kind,
+                    layout="mono",
+                )
+                block.sample_rate, block.pts = 44100, n * size
+                target.mux(sound.encode(block))
+            target.mux(sound.encode(None))
+        summary = upscaled(path, tmp_path / name)
+        assert whats(summary.kept) == [f"audio stream 1 ({codec})"]
+        assert (summary.converted, summary.dropped) == ([], [])
+        assert sound_of(tmp_path / name) == sound_of(path)
+        with av.open(f"file:{tmp_path / name}") as container:
+            assert container.streams.audio[0].codec_context.codec.canonical_name == codec
+
     @pytest.mark.parametrize("out", [".avi", ".mkv", ".mp4"])
     def test_sound_before_an_edit_is_left_out(self, tmp_path, out):
         """A trimmed MP4 still holds what was cut off: sound and frames stay in sync."""
@@ -375,6 +413,12 @@ class TestStreams:
         found = heard(tmp_path / f"out{out}")
         assert found.clicks[-2:] == pytest.approx(expected, abs=0.002)
         assert found.begin >= -0.1
+
+
+def sound_of(path: Path) -> bytes:
+    """Return the payload of all packets of a file's sound."""
+    with av.open(f"file:{path}") as container:
+        return b"".join(bytes(packet) for packet in container.demux(audio=0))
 
 
 def trimmed(path: Path, *, seconds: Fraction) -> Path:
