@@ -48,6 +48,7 @@ class _FrameInfo(NamedTuple):
     duration: int
     name: str | None
     opacity: Image | None
+    captions: bytes | None
 
 
 class Run:
@@ -152,7 +153,9 @@ class Run:
     def _steps(self, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Iterator[UpscaledFrame]]:
         """Yield, for each frame and for the end, the upscaled frames that are ready then."""
         for frame, cut in frames:
-            self._waiting.append(_FrameInfo(frame.pts, frame.duration, frame.name, frame.opacity))
+            self._waiting.append(
+                _FrameInfo(frame.pts, frame.duration, frame.name, frame.opacity, frame.captions)
+            )
             yield self.stream.push(frame.image, cut=cut)
         yield self.stream.flush()
 

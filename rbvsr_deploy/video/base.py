@@ -39,6 +39,8 @@ class Frame:
     opacity: Image | None = None
     """Alpha channel, ``(H, W, 1)`` with the image's dtype, in sources and sinks that keep it;
     ``None``: opaque."""
+    captions: bytes | None = None
+    """Closed captions of a video (CTA-708), in triplets of bytes; ``None``: it has none."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Source(Closing):
     """FFmpeg's name of the pixel format of a video."""
     keeps_opacity = False
     """Whether frames can have an alpha channel."""
+    keeps_captions = False
+    """Whether the output keeps closed captions; set by the sink."""
     hdr: HdrMetadata | None = None
     """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()

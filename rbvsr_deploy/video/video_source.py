@@ -24,7 +24,12 @@ from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.side_data import SideDataWatch, describe_streams, stream_side_data
+from rbvsr_deploy.video.side_data import (
+    SideDataWatch,
+    captions_of,
+    describe_streams,
+    stream_side_data,
+)
 from rbvsr_deploy.video.stream_choice import (
     average_rate,
     choose_video,
@@ -319,6 +324,7 @@ class VideoSource(Source):
             orientation = orientation_of(self._default_first or decoded)
             duration = max(decoded.duration, 0)
             colour = self._colour_now(decoded)
+            captions = self._captions(decoded)
             decoded = self._resized(decoded, number=number)
             image = upright(self._cropped(to_rgb(decoded, colour=colour)), orientation)
             opacity = opacity_of(decoded) if self.keeps_opacity else None
@@ -337,7 +343,16 @@ class VideoSource(Source):
             pts=stamp,
             duration=duration,
             opacity=None if opacity is None else in_depth(opacity),
+            captions=captions,
         )
+
+    def _captions(self, frame: VideoFrame) -> bytes | None:
+        captions = captions_of(frame)
+        if captions is not None and self.keeps_captions:
+            self.changes.keep("closed captions", "written with the frames")
+        elif captions is not None:
+            self.changes.drop("closed captions", "only libx264 and libx265 can be given them")
+        return captions
 
     def _colour_now(self, frame: VideoFrame) -> Colour:
         """Return the colour description of a frame, and report what differs from the first one."""

@@ -21,7 +21,8 @@ from av.stream import Disposition
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import upscale_file
-from rbvsr_deploy.video import open_source
+from rbvsr_deploy.video import WriteOptions, open_source
+from rbvsr_deploy.video.encoding.captions import with_captions
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
 from tests.support.streams import Sound, Text, heard, jpeg, texts, write
@@ -193,22 +194,37 @@ class TestFrames:
 
 
 class TestSideData:
-    def test_captions_are_named(self, tmp_path):
-        """CEA-608 captions are user data in the video stream (ATSC A/53)."""
-        raw = plain(tmp_path / "raw.h264")
-        data = raw.read_bytes()
-        message = b"\xb5\x00\x31GA94\x03" + bytes([0x41, 0xFF, 0xFC, 0x94, 0x20, 0xFF])
-        unit = b"\0\0\0\1\x06" + bytes([4, len(message)]) + message + b"\x80"
-        parts = data.split(b"\0\0\1\x65")  # before every key frame
-        assert len(parts) > 1
-        # The slice's own start code has four bytes where it begins an access unit.
-        joined = parts[0]
-        for part in parts[1:]:
-            joined = joined.rstrip(b"\0") + unit + b"\0\0\0\1\x65" + part
-        raw.write_bytes(joined)
-        summary = upscaled(raw, tmp_path / "out.mp4")
-        assert summary.frames == 10
-        assert "closed captions" in whats([*summary.kept, *summary.dropped])
+    @pytest.mark.parametrize(
+        ("name", "codec"), [("o.mp4", "libx264"), ("o.mkv", "libx265"), ("o.webm", None)]
+    )
+    def test_closed_captions(self, tmp_path, name, codec):
+        """Each stays with its frame where the encoder can take it, and is named elsewhere."""
+        path = plain(tmp_path / "in.mkv", options={})
+        given = tmp_path / "captions.mkv"
+        captions = [bytes([0xFC, 0x80 + n, 0, 0xF9, 0, 0]) for n in range(10)]
+        with av.open(str(path)) as source, av.open(str(given), "w") as out:
+            stream = out.add_stream("libx264", rate=RATE, width=96, height=64)
+            context = stream.codec_context
+            context.time_base, context.max_b_frames = 1 / RATE, 0
+            encoded = []
+            for number, frame in enumerate(source.decode(video=0)):
+                frame.pts, frame.time_base, frame.pict_type = number, 1 / RATE, 0
+                encoded += stream.encode(frame)
+            encoded += stream.encode(None)
+            for packet, message in zip(encoded, captions, strict=True):
+                copy = av.Packet(with_captions(bytes(packet), message, hevc=False))
+                copy.stream, copy.time_base = stream, packet.time_base
+                copy.pts, copy.dts, copy.is_keyframe = packet.pts, packet.dts, packet.is_keyframe
+                out.mux(copy)
+        assert captions_in(given) == captions
+        summary = upscale_file(
+            given, tmp_path / name, engine=BicubicEngine(), writing=WriteOptions(codec=codec)
+        )
+        if codec is None:
+            assert whats(summary.dropped) == ["closed captions"]
+        else:
+            assert whats(summary.kept) == ["closed captions"]
+            assert captions_in(tmp_path / name) == captions
 
     def test_stereoscopic_layout(self, tmp_path):
         """Matroska keeps it, and with it the shape of pixels; MP4 does not, and it is named."""
@@ -413,6 +429,17 @@ class TestStreams:
         found = heard(tmp_path / f"out{out}")
         assert found.clicks[-2:] == pytest.approx(expected, abs=0.002)
         assert found.begin >= -0.1
+
+
+def captions_in(path: Path) -> list[bytes | None]:
+    """Return the captions of every frame, as FFmpeg decodes them."""
+    found = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            side_data: Any = frame.side_data
+            data = side_data.get("A53_CC")
+            found.append(None if data is None else bytes(data))
+    return found
 
 
 def sound_of(path: Path) -> bytes:
