@@ -70,7 +70,7 @@ class VideoSource(Source):
     """
 
     reopenable = True
-    """Whether ``path`` can be opened again, to copy the other streams."""
+    """True if ``path`` can be opened again, to copy the other streams."""
     stream_index: int
     """Index of the video stream in the file."""
     tags: dict[str, str]
@@ -256,7 +256,7 @@ class VideoSource(Source):
         self._clock.report()
         if self._pass.clock.jumps:
             self.changes.convert(
-                "time stamps",
+                "timestamps",
                 f"the clock of {self.path} jumps {self._pass.clock.jumps} times; the times after a "
                 "jump continue those before it",
             )

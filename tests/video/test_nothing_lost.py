@@ -50,7 +50,9 @@ def plain(path: Path, *, count: int = 10, start: int = 0, **options: Any) -> Pat
 
 
 class TestSilence:
-    def test_a_run_that_loses_nothing_says_nothing(self, tmp_path, caplog):
+    def test_a_run_that_loses_nothing_says_nothing(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Sound, subtitles, chapters and a cover are kept, and listed as such."""
         path = write(
             tmp_path / "in.mkv",
@@ -69,7 +71,7 @@ class TestSilence:
         assert not caplog.records
         assert [line for line in lines if "no colour" not in line] == []
 
-    def test_each_loss_is_said_once(self, tmp_path, caplog):
+    def test_each_loss_is_said_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """In the log, and with its reason in the summary that ``--json`` prints."""
         path = write(tmp_path / "in.mkv", Sound("flac"), cover=jpeg(), codec="libx264")
         summary = upscaled(path, tmp_path / "out.mov")
@@ -86,7 +88,7 @@ class TestFrames:
         path.write_bytes(b"".join(part.read_bytes() for part in parts))
         return path
 
-    def test_range_changes_within_a_video(self, tmp_path):
+    def test_range_changes_within_a_video(self, tmp_path: Path) -> None:
         """White is white throughout, whatever range each half is coded in."""
         white = [np.full((64, 96, 3), 255, np.uint8)] * 10
         halves = []
@@ -114,7 +116,7 @@ class TestFrames:
         summary = upscaled(path, tmp_path / "out.mkv")
         assert "colour matrix and range" in whats(summary.converted)
 
-    def test_shape_of_pixels_changes_within_a_video(self, tmp_path):
+    def test_shape_of_pixels_changes_within_a_video(self, tmp_path: Path) -> None:
         halves = [
             plain(
                 tmp_path / f"{number}.ts",
@@ -129,7 +131,7 @@ class TestFrames:
         (change,) = (c for c in summary.dropped if c.what == "later pixel aspect ratios")
         assert "8/9 to 32/27" in change.reason
 
-    def test_size_changes_within_a_video(self, tmp_path):
+    def test_size_changes_within_a_video(self, tmp_path: Path) -> None:
         """As players do, all frames are shown in the size of the first."""
         halves = [
             plain(
@@ -154,7 +156,9 @@ class TestFrames:
 
     @pytest.mark.parametrize("out", [".mp4", ".mov", ".mkv"])
     @pytest.mark.parametrize("b_frames", [0, 2])
-    def test_the_last_frame_stays_as_long_as_it_should(self, tmp_path, out, b_frames):
+    def test_the_last_frame_stays_as_long_as_it_should(
+        self, tmp_path: Path, out: str, b_frames: int
+    ) -> None:
         """Also if another frame is decoded last."""
         path = tmp_path / "in.mkv"
         with av.open(str(path), "w") as target:
@@ -177,7 +181,7 @@ class TestFrames:
         assert media.stamps_of(tmp_path / f"out{out}") == stamps
 
     @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4", ".y4m"])
-    def test_a_thousand_frames_per_second(self, tmp_path, suffix):
+    def test_a_thousand_frames_per_second(self, tmp_path: Path, suffix: str) -> None:
         path = media.make_video(
             tmp_path / f"in{suffix}",
             codec="rawvideo" if suffix == ".y4m" else "mpeg4",
@@ -197,7 +201,7 @@ class TestSideData:
     @pytest.mark.parametrize(
         ("name", "codec"), [("o.mp4", "libx264"), ("o.mkv", "libx265"), ("o.webm", None)]
     )
-    def test_closed_captions(self, tmp_path, name, codec):
+    def test_closed_captions(self, tmp_path: Path, name: str, codec: Any) -> None:
         """Each stays with its frame where the encoder can take it, and is named elsewhere."""
         path = plain(tmp_path / "in.mkv", options={})
         given = tmp_path / "captions.mkv"
@@ -226,7 +230,7 @@ class TestSideData:
             assert whats(summary.kept) == ["closed captions"]
             assert captions_in(tmp_path / name) == captions
 
-    def test_stereoscopic_layout(self, tmp_path):
+    def test_stereoscopic_layout(self, tmp_path: Path) -> None:
         """Matroska keeps it, and with it the shape of pixels; MP4 does not, and it is named."""
         path = tmp_path / "in.mkv"
         base = plain(tmp_path / "base.mkv")
@@ -248,7 +252,7 @@ class TestSideData:
         summary = upscaled(path, tmp_path / "out.mp4")
         assert "stereoscopic layout" in whats(summary.dropped)
 
-    def test_spherical_video_is_named(self, tmp_path):
+    def test_spherical_video_is_named(self, tmp_path: Path) -> None:
         """A Matroska projection element, as 360 degree cameras write it."""
         projection = b"\x76\x70\x84\x76\x71\x81\x01"
         path = with_video_element(plain(tmp_path / "in.mkv"), projection)
@@ -265,7 +269,7 @@ class TestSideData:
         ],
         ids=["left", "right", "top", "bottom"],
     )
-    def test_matroska_cropping_is_applied(self, tmp_path, number, shown):
+    def test_matroska_cropping_is_applied(self, tmp_path: Path, number: int, shown: Any) -> None:
         """Eight rows or columns are not shown."""
         whole = media.frames_of(plain(tmp_path / "whole.mkv"))[0]
         path = with_video_element(plain(tmp_path / "in.mkv"), bytes([0x54, number, 0x81, 8]))
@@ -298,7 +302,9 @@ def with_video_element(path: Path, element: bytes) -> Path:
 
 class TestStreams:
     @pytest.mark.parametrize("default", [0, 1, None])
-    def test_the_main_video_is_upscaled_and_the_other_named(self, tmp_path, default):
+    def test_the_main_video_is_upscaled_and_the_other_named(
+        self, tmp_path: Path, default: int | None
+    ) -> None:
         """The default one; without, the largest."""
         path = tmp_path / "in.mkv"
         sizes = [(32, 32), (128, 96)]
@@ -321,7 +327,7 @@ class TestStreams:
         assert (summary.width, summary.height) == tuple(4 * side for side in sizes[chosen])
         assert whats(summary.dropped) == [f"video stream {1 - chosen} (mpeg4)"]
 
-    def test_a_song_with_a_cover_is_not_a_video(self, tmp_path):
+    def test_a_song_with_a_cover_is_not_a_video(self, tmp_path: Path) -> None:
         path = tmp_path / "song.mp4"
         with av.open(str(path), "w") as out:
             sound: Any = out.add_stream("aac", rate=48000)
@@ -341,7 +347,7 @@ class TestStreams:
             open_source(path)
 
     @pytest.mark.parametrize("out", [".mp4", ".mov"])
-    def test_lines_of_text_that_overlap(self, tmp_path, out):
+    def test_lines_of_text_that_overlap(self, tmp_path: Path, out: str) -> None:
         """MP4 shows one text at a time: each has all lines that are visible then."""
         lines = [(500 * n, 1200, f"line {n}") for n in range(8)]
         path = write(tmp_path / "in.mkv", Text("subrip", lines), seconds=5)
@@ -353,7 +359,9 @@ class TestStreams:
             assert max(times)[1] == pytest.approx((start + length) / 1000, abs=0.002)
         assert whats(summary.converted) == ["subtitle stream 1 (subrip, deu)"]
 
-    def test_a_layout_that_the_container_cannot_hold_is_found_before_the_work(self, tmp_path):
+    def test_a_layout_that_the_container_cannot_hold_is_found_before_the_work(
+        self, tmp_path: Path
+    ) -> None:
         """MP4 takes the header of twelve channels of PCM, but not their packets."""
         path = tmp_path / "in.mkv"
         with av.open(str(path), "w") as target:
@@ -378,7 +386,9 @@ class TestStreams:
 
     @pytest.mark.parametrize("codec", ["wmav2", "adpcm_ms"])
     @pytest.mark.parametrize("name", ["out.mkv", "it's [a] | b\\c.mkv"])
-    def test_sound_that_matroska_can_hold_is_not_encoded_again(self, tmp_path, codec, name):
+    def test_sound_that_matroska_can_hold_is_not_encoded_again(
+        self, tmp_path: Path, codec: Any, name: str
+    ) -> None:
         """Also where FFmpeg's muxer does not list its codec; whatever the output is called."""
         suffix = ".wmv" if codec == "wmav2" else ".avi"
         path = tmp_path / f"in{suffix}"
@@ -398,7 +408,7 @@ class TestStreams:
             kind = sound.codec_context.format.name
             for n in range(8):
                 noise = np.random.default_rng(n).normal(0, 0.1, (1, size))
-                samples = noise.astype(np.float32) if "flt" in kind else (noise * 32767)
+                samples: Any = noise if "flt" in kind else noise * 32767
                 block = av.AudioFrame.from_ndarray(
                     samples.astype(np.float32 if "flt" in kind else np.int16),
                     format=kind,
@@ -415,7 +425,7 @@ class TestStreams:
             assert container.streams.audio[0].codec_context.codec.canonical_name == codec
 
     @pytest.mark.parametrize("out", [".avi", ".mkv", ".mp4"])
-    def test_sound_before_an_edit_is_left_out(self, tmp_path, out):
+    def test_sound_before_an_edit_is_left_out(self, tmp_path: Path, out: str) -> None:
         """A trimmed MP4 still holds what was cut off: sound and frames stay in sync."""
         path = write(
             tmp_path / "in.mp4", Sound("aac", layout="mono", clicks=(0.2, 0.8, 1.2)), codec="mpeg4"

@@ -54,13 +54,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(path: Path) -> tuple[list[int | None], int]:
-    """Return the time stamps of the frames and the number of lost ones."""
+    """Return the timestamps of the frames and the number of lost ones."""
     with open_source(path) as source:
         return [frame.pts for frame in source], source.lost_frames
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_every_frame_arrives(videos, codec):
+def test_every_frame_arrives(videos: dict[str, Path], codec: str) -> None:
     """As many as plain PyAV decodes, in order, none of them counted as lost."""
     with av.open(str(videos[codec])) as container:
         expected = sum(1 for _ in container.decode(video=0))
@@ -101,7 +101,9 @@ def error_of(path: Path) -> type[Exception] | None:
 
 
 @pytest.mark.parametrize("codec", ["msmpeg4", "h263"])
-def test_any_error_of_a_decoder_is_damage_to_one_frame(videos, tmp_path, codec):
+def test_any_error_of_a_decoder_is_damage_to_one_frame(
+    videos: dict[str, Path], tmp_path: Path, codec: str
+) -> None:
     """Decoders answer damage with errors of all kinds, such as "operation not permitted"."""
     suffix = CODECS[codec][0]
     for seed in range(3000):
@@ -116,7 +118,7 @@ def test_any_error_of_a_decoder_is_damage_to_one_frame(videos, tmp_path, codec):
 
 
 @pytest.mark.parametrize("codec", ["wmv2", "svq1", "mpeg1video", "prores_ks", "dvvideo"])
-def test_damage_never_ends_the_run(videos, tmp_path, codec):
+def test_damage_never_ends_the_run(videos: dict[str, Path], tmp_path: Path, codec: str) -> None:
     """What plain PyAV can decode of the rest is read."""
     suffix = CODECS[codec][0]
     for seed in range(5):

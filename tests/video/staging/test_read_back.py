@@ -51,23 +51,23 @@ def moved(kind: str, seconds: Fraction) -> Any:
     return change
 
 
-def test_a_file_as_it_was_meant(clip):
+def test_a_file_as_it_was_meant(clip: Path) -> None:
     assert check(ledger_of(clip, "matroska"), clip) == []
 
 
 @pytest.mark.parametrize("kind", ["audio", "subtitle"])
-def test_a_stream_at_another_time_is_reported(clip, kind):
+def test_a_stream_at_another_time_is_reported(clip: Path, kind: str) -> None:
     (line,) = check(ledger_of(clip, "matroska", change=moved(kind, Fraction(1, 2))), clip)
     assert line == f"{kind} track 1 of the output: its times are up to 0.500 s off"
 
 
-def test_video_at_another_time_is_an_error(clip):
+def test_video_at_another_time_is_an_error(clip: Path) -> None:
     """Of all frames, as where the clock of a broadcast is taken over, or of one."""
     with pytest.raises(MediaError, match=r"its times are up to 40002\.000 s off; choose another"):
         check(ledger_of(clip, "matroska", change=moved("video", Fraction(40_002))), clip)
 
 
-def test_missing_frames_are_an_error(clip):
+def test_missing_frames_are_an_error(clip: Path) -> None:
     """The file has fewer than were written."""
     extra: list[Any] = []
 
@@ -81,7 +81,7 @@ def test_missing_frames_are_an_error(clip):
         check(ledger, clip)
 
 
-def test_a_stream_that_is_not_there_is_reported(clip, tmp_path):
+def test_a_stream_that_is_not_there_is_reported(clip: Path, tmp_path: Path) -> None:
     silent = write(tmp_path / "silent.mkv", codec="libx264")
     found = check(ledger_of(clip, "matroska"), silent)
     assert [line.partition(" packets")[0] for line in found] == [
@@ -92,7 +92,9 @@ def test_a_stream_that_is_not_there_is_reported(clip, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts"])
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le", "libmp3lame"])
-def test_outputs_are_as_they_were_meant(tmp_path, caplog, suffix, codec):
+def test_outputs_are_as_they_were_meant(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, codec: Any
+) -> None:
     """No format gives a false alarm, whether the sound is copied or converted."""
     path = write(tmp_path / "in.mkv", Sound(codec), codec="libx264")
     with (
@@ -107,7 +109,9 @@ def test_outputs_are_as_they_were_meant(tmp_path, caplog, suffix, codec):
         assert [c for c in source.changes.converted if "of the output" in c.what] == []
 
 
-def test_an_output_that_lost_a_frame_is_not_published(tmp_path, monkeypatch):
+def test_an_output_that_lost_a_frame_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if the muxer had dropped one of four packets without an error."""
     path = media.make_video(tmp_path / "in.mkv", time_base=Fraction(1, 1000), stamps=[0, 40, 80])
     note = Ledger.note

@@ -75,14 +75,14 @@ def steps(start: int, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("second", [5_000_000, 0, 1_000_000])
-def test_recordings_joined_without_a_gap(second):
+def test_recordings_joined_without_a_gap(second: int) -> None:
     """Whether the second one's clock is later, earlier, or the same again."""
     found, clock = placed((VIDEO, steps(1_000_000, 20)), (VIDEO, steps(second, 20)))
     assert found["video"] == steps(1_000_000, 40)
     assert clock.jumps == 1
 
 
-def test_streams_follow_the_jump_together():
+def test_streams_follow_the_jump_together() -> None:
     """The last audio of the first recording comes after the first frame of the second."""
     found, clock = placed(
         (VIDEO, steps(0, 20)),
@@ -98,7 +98,7 @@ def test_streams_follow_the_jump_together():
 
 @pytest.mark.parametrize("pausing", [VIDEO, AUDIO])
 @pytest.mark.parametrize("early", [False, True], ids=["in order", "far ahead in the file"])
-def test_a_pause_of_one_stream_is_not_a_jump(pausing, early):
+def test_a_pause_of_one_stream_is_not_a_jump(pausing: Stream, early: bool) -> None:
     """A slide show pauses for 15 s while its sound goes on: both keep their times."""
     other = AUDIO if pausing is VIDEO else VIDEO
     long = steps(0, 400)
@@ -111,7 +111,7 @@ def test_a_pause_of_one_stream_is_not_a_jump(pausing, early):
     assert found[other.type] == long
 
 
-def test_a_pause_of_everything_is_a_jump():
+def test_a_pause_of_everything_is_a_jump() -> None:
     """As in FFmpeg's tools, a gap of more than ten seconds in all streams of a broadcast."""
     found, clock = placed(
         (VIDEO, steps(0, 10)), (AUDIO, steps(0, 10)), (VIDEO, steps(60_000, 10)),
@@ -122,13 +122,13 @@ def test_a_pause_of_everything_is_a_jump():
 
 
 @pytest.mark.parametrize("outlier", [90_000_000, -90_000_000])
-def test_a_single_wrong_time_is_left_to_be_repaired(outlier):
+def test_a_single_wrong_time_is_left_to_be_repaired(outlier: int) -> None:
     found, clock = placed((VIDEO, [0, 40, outlier, 120, 160]))
     assert clock.jumps == 0
     assert found["video"] == [0, 40, None, 120, 160]
 
 
-def test_other_formats_have_pauses_but_can_go_back():
+def test_other_formats_have_pauses_but_can_go_back() -> None:
     """A minute without a frame is a minute; a clock that starts again continues."""
     found, clock = placed(
         (VIDEO, [*steps(0, 3), *steps(60_000, 3), *steps(0, 3)]), name="matroska,webm", flags=0
@@ -137,7 +137,7 @@ def test_other_formats_have_pauses_but_can_go_back():
     assert found["video"] == [*steps(0, 3), *steps(60_000, 6)]
 
 
-def test_subtitles_follow_the_nearest_clock():
+def test_subtitles_follow_the_nearest_clock() -> None:
     found, _ = placed(
         (VIDEO, steps(0, 20)), (TEXT, [400]), (VIDEO, steps(900_000, 20)), (TEXT, [900_200])
     )
@@ -154,7 +154,9 @@ def test_subtitles_follow_the_nearest_clock():
         ((0, -23), 0, 0),  # the priming of an audio encoder
     ],
 )
-def test_beginning_of_a_file(starts, flags, origin, monkeypatch):
+def test_beginning_of_a_file(
+    starts: tuple[int, int], flags: int, origin: Fraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(VIDEO, "start_time", starts[0])
     monkeypatch.setattr(AUDIO, "start_time", starts[1])
     _, clock = placed((VIDEO, steps(starts[0], 3)), (AUDIO, steps(starts[1], 3)), flags=flags)
@@ -174,7 +176,7 @@ def copied(path: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", [".ts", ".vob", ".mpg"])
 @pytest.mark.parametrize("out", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv"])
-def test_outputs_begin_at_zero(tmp_path, suffix, out):
+def test_outputs_begin_at_zero(tmp_path: Path, suffix: str, out: str) -> None:
     """The clock of a broadcast starts anywhere: a clip of a second is a second long elsewhere."""
     start = 40_000 if suffix == ".ts" else 20_000
     path = media.make_video(
@@ -207,7 +209,7 @@ def _first_sound(path: Path) -> Fraction:
 
 
 @pytest.mark.parametrize("out", [".mp4", ".mkv"])
-def test_a_clock_that_wraps_in_the_middle(tmp_path, out):
+def test_a_clock_that_wraps_in_the_middle(tmp_path: Path, out: str) -> None:
     """Half of the frames are before 2^33 ticks, half after: all are shown, from 0 on."""
     path = media.make_video(
         tmp_path / "in.ts",
