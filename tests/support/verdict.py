@@ -79,8 +79,9 @@ def decodable(path: Path) -> int:
     if path.is_dir():
         return sum(decodable(file) for file in path.iterdir() if file.is_file())
     frames = 0
-    if is_image(path):
-        return 1  # PyAV opens some images as videos
+    # PyAV opens some images as videos; raw Motion JPEG begins like a JPEG.
+    if is_image(path) and path.suffix not in (".mjpeg", ".mjpg"):
+        return 1
     try:
         with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
             for packet in container.demux(video=0):
