@@ -18,6 +18,7 @@ from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.base import Frame, Source
 from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
 
 __all__ = ["WebPAnimation", "is_animated", "is_webp"]
@@ -43,6 +44,8 @@ class WebPAnimation(Source):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
+        self.files = InputFiles(path, [path], whole=False)
+        self.files.opened()
         self._options = options
         self.time_base = Fraction(1, 1000)
         self.sample_aspect = None

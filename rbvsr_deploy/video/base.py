@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour.colour import Colour
     from rbvsr_deploy.video.colour.hdr import HdrMetadata
+    from rbvsr_deploy.video.image_metadata import ImageMetadata
+    from rbvsr_deploy.video.input_files import InputFiles
     from rbvsr_deploy.video.staging.job import Job
     from rbvsr_deploy.video.staging.parts import PartRecord
 
@@ -37,6 +39,8 @@ class Frame:
     opacity: Image | None = None
     """Alpha channel, ``(H, W, 1)`` with the image's dtype, in sources and sinks that keep it;
     ``None``: opaque."""
+    metadata: ImageMetadata | None = None
+    """What an image file holds besides its pixels."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Source(Closing):
     """Assumptions made about the input, one sentence each, for the user."""
     excerpt: Excerpt | None = None
     """The part of the input that is read; ``None``: all of it."""
+    files: InputFiles | None = None
+    """The files that are read; ``None``: standard input."""
 
     @property
     def lost_frames(self) -> int:

@@ -7,8 +7,10 @@ from typing import Any
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
-from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, encode_image
+from rbvsr_deploy.video.image_metadata import report_metadata
+from rbvsr_deploy.video.images import ALPHA_SUFFIXES, FORMATS, IMAGE_SUFFIXES, encode_image
 from rbvsr_deploy.video.pyav import media_errors
 from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
@@ -29,14 +31,16 @@ class ImageSink(Sink):
         width, height: size of the images in pixels.
         folder: whether to write a folder.
         job: keeps the images until they are published.
+        changes: where to record which metadata of the images is kept.
 
     Raises:
         MediaError: the output exists or cannot be written to.
     """
 
-    def __init__(self, path: Path, *, width: int, height: int, folder: bool, job: Job) -> None:
+    def __init__(self, path: Path, *, width: int, height: int, folder: bool, job: Job, changes: Changes) -> None:
         self.path = path
         self.job = job
+        self._changes = changes
         self._shape = (height, width, 3)
         self._folder = folder
         job.check(folder=folder)
@@ -64,7 +68,12 @@ class ImageSink(Sink):
             path = self._images / name
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
-            data = encode_image(frame.image, path.suffix, opacity=frame.opacity)
+            if frame.metadata is not None:
+                name_of_format = FORMATS.get(path.suffix.lower())
+                report_metadata(self._changes, frame.metadata, name=name_of_format)
+            data = encode_image(
+                frame.image, path.suffix, opacity=frame.opacity, metadata=frame.metadata
+            )
             try:
                 with self.job.storage.create(f"{_IMAGES}/{name}", mode=0o666) as file:
                     file.write(data)

@@ -13,7 +13,8 @@ from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.encoding.encoder import CONTAINERS, choose_encoder
 from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, ImageSource, is_image
+from rbvsr_deploy.video.image_source import ImageSource
+from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, is_image
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.staging.job import Job
@@ -169,7 +170,14 @@ def open_sink(
             f"the output {path} can hold only one image, and the input has more: "
             "give a folder or a video"
         )
-    return ImageSink(path, width=width, height=height, folder=kind == "folder", job=job)
+    return ImageSink(
+        path,
+        width=width,
+        height=height,
+        folder=kind == "folder",
+        job=job,
+        changes=source.changes,
+    )
 
 
 def _image_source(path: Path, options: ReadOptions) -> ImageSource:

@@ -64,6 +64,9 @@ class Job(Closing):
         keep: whether to keep the folder after success.
         resume: whether to use finished segments of an earlier run, and to leave those of this
             run to a later one.
+        still_valid: returns whether what a finished segment was made of is the same as now. It may
+            raise KeyError, TypeError, ValueError or MediaError instead of returning false.
+        verify: called right before the output is published; an error prevents that.
 
     Raises:
         MediaError: the output's folder is missing or not writable, another run works on the same
@@ -89,6 +92,8 @@ class Job(Closing):
         overwrite: bool = False,
         keep: bool = False,
         resume: bool = True,
+        still_valid: Callable[[PartRecord], bool] = lambda part: True,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
         self.output = output
         self.overwrite = overwrite
@@ -98,6 +103,8 @@ class Job(Closing):
         self._identity = dict(identity)
         self._keep = keep
         self._resume = resume
+        self._still_valid = still_valid
+        self._verify = verify
         self._started = self._published = False
         check_place(output)
         target = Path(os.path.abspath(output))
@@ -234,6 +241,7 @@ class Job(Closing):
         try:
             self.storage.check()
             self.check(folder=finished.is_dir())
+            self._verify()
             if self._keep:
                 finished = self._copied(finished)
             else:
@@ -335,6 +343,13 @@ class Job(Closing):
                     self.output,
                 )
                 break
+            if not self._is_still_valid(record):
+                logger.warning(
+                    "the input of segment %d of the unfinished %s has changed: resuming before it",
+                    len(parts) + 1,
+                    self.output,
+                )
+                break
             parts.append(record)
         # Work cannot resume after a segment whose attachment is lost.
         while parts and not (
@@ -342,6 +357,12 @@ class Job(Closing):
         ):
             parts.pop()
         return parts
+
+    def _is_still_valid(self, record: PartRecord) -> bool:
+        try:
+            return self._still_valid(record)
+        except (*_NOT_A_RECORD, MediaError):
+            return False
 
     def _tidy(self) -> None:
         """Remove all files that do not belong to finished segments."""
