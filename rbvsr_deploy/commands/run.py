@@ -232,7 +232,8 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
     show(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
-        f"time{'s' * (times != '1')}{_show_excerpt(summary)}{_show_damage(summary)}; "
+        f"time{'s' * (times != '1')}{_show_excerpt(summary)}{_show_damage(summary)}"
+        f"{_show_changes(summary)}; "
         f"{made} frames in {total:.1f} s{rate}",
         err=err,
     )
@@ -243,6 +244,12 @@ def _show_damage(summary: Summary) -> str:
     lost, damaged = summary.lost_frames, summary.damaged_frames
     parts = [f"{lost} lost to damage"] * bool(lost) + [f"{damaged} damaged"] * bool(damaged)
     return "".join(f", {part}" for part in parts)
+
+
+def _show_changes(summary: Summary) -> str:
+    """Count what was converted and dropped, for the line about the run; each is reported before."""
+    counts = {"converted": len(summary.converted), "dropped": len(summary.dropped)}
+    return "".join(f", {number} {name}" for name, number in counts.items() if number)
 
 
 def _show_excerpt(summary: Summary) -> str:

@@ -136,6 +136,9 @@ def upscale_file(
         excerpt=_excerpt(reading),
         lost_frames=source.lost_frames,
         damaged_frames=source.damaged_frames,
+        kept=source.changes.kept,
+        converted=source.changes.converted,
+        dropped=source.changes.dropped,
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
     if page is not None:

@@ -7,10 +7,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.closing import Closing
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
@@ -92,6 +94,11 @@ class Source(Closing):
     """The part of the input that is read; ``None``: all of it."""
     files: InputFiles | None = None
     """The files that are read; ``None``: standard input."""
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What of the input the output keeps, converts and drops, as far as it is known by now."""
+        return Changes()
 
     @property
     def lost_frames(self) -> int:
