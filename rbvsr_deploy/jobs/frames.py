@@ -156,9 +156,7 @@ class Run:
     def _steps(self, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Iterator[UpscaledFrame]]:
         """Yield, for each frame and for the end, the upscaled frames that are ready then."""
         for frame, cut in frames:
-            info = _FrameInfo(
-                frame.pts, frame.duration, frame.name, frame.opacity, frame.metadata
-            )
+            info = _FrameInfo(frame.pts, frame.duration, frame.name, frame.opacity, frame.metadata)
             self._waiting.append(info)
             self._read += 1
             yield self.stream.push(frame.image, cut=cut)

@@ -19,7 +19,7 @@ from rbvsr_deploy.video.input_files import sampled
 __all__ = ["has_same_images", "image_record", "job_identity"]
 
 
-_SAME_OUTPUT_SINCE = "0.1.0"
+_SAME_OUTPUT_SINCE = "0.3.0"
 """The first version with the same output as this one: its unfinished jobs are continued. Set it to
 the current version in any change that alters frames or packets.
 """
@@ -92,7 +92,8 @@ def has_same_images(source: Source, record: object) -> bool:
         return True
     if not isinstance(record, dict) or type(record["frames"]) is not int:
         return False
-    return image_record(source, record["frames"], ended=record["ended"] is True) == record
+    found = image_record(source, record["frames"], ended=record["ended"] is True)
+    return found is not None and found["sha256"] is not None and found == record
 
 
 def _input(path: Path) -> str:

@@ -206,9 +206,8 @@ def _decoded_by_pillow(image: PillowImage) -> DecodedImage:
     if image.mode in ("CMYK", "LAB", "YCbCr") or (icc and icc[16:20] != b"RGB " and not has_alpha):
         rgb = _in_srgb(image, icc)
         if icc:
-            conversions[ICC] = (
-                f"applied, as it is for {icc[16:20].decode('latin-1').strip()} and the output is RGB"
-            )
+            space = icc[16:20].decode("latin-1").strip()
+            conversions[ICC] = f"applied, as it is for {space} and the output is RGB"
         image = rgb
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         deep = np.asarray(image)
@@ -247,7 +246,6 @@ def _in_srgb(image: PillowImage, icc: bytes | None) -> PillowImage:
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Raise what decoders raise on damage as ``MediaError``."""
-    import av
     from PIL import Image as Pillow
 
     try:
@@ -266,9 +264,9 @@ def _without_opencv_messages() -> Iterator[None]:
     """Keep OpenCV from printing what it thinks of a file."""
     import cv2
 
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(0)
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(0)
     try:
         yield
     finally:
-        cv2.setLogLevel(level)
+        cv2.utils.logging.setLogLevel(level)

@@ -36,10 +36,11 @@ __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "SUPPORTED",
-    "format_of",
     "encode_image",
     "encode_jpeg",
+    "format_of",
     "image_format",
+    "image_size",
     "is_image",
     "read_image",
     "write_image",
@@ -107,6 +108,19 @@ def is_image(path: Path) -> bool:
         MediaError: the file cannot be read.
     """
     return image_format(path) not in (None, "GIF")
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height of an image as stored, in pixels, from its header; ``None`` if it
+    cannot be read.
+    """
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path) as image:
+            return image.size
+    except Exception:  # Pillow raises nearly anything on foreign bytes
+        return None
 
 
 def read_image(path: Path) -> Image:
@@ -184,9 +198,7 @@ def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image as Pillow
 
     file = io.BytesIO()
-    Pillow.fromarray(image).save(
-        file, "JPEG", quality=_JPEG_QUALITY_FOR_VIEWING, subsampling=0
-    )
+    Pillow.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY_FOR_VIEWING, subsampling=0)
     return file.getvalue()
 
 
@@ -195,7 +207,7 @@ def _encoded_png(image: Image) -> bytes:
 
     deep, alpha = image.dtype == np.uint16, image.shape[2] == 4
     pix_fmt = ("rgba64be" if alpha else "rgb48be") if deep else ("rgba" if alpha else "rgb24")
-    context: VideoCodecContext = av.CodecContext.create("png", "w")  # type: ignore[assignment]
+    context: VideoCodecContext = av.CodecContext.create("png", "w")
     context.height, context.width = image.shape[:2]
     context.pix_fmt = pix_fmt
     context.time_base = Fraction(1)
@@ -211,11 +223,11 @@ def _encoded_by_pillow(
 ) -> bytes:
     from PIL import Image as Pillow
 
-    options: dict[str, Any] = {
-        "JPEG": {"quality": _JPEG_QUALITY, "subsampling": 0},
-        "WEBP": {"lossless": True, "exact": True},
-        "BMP": {},
-    }[name]
+    options: dict[str, Any] = {}
+    if name == "JPEG":
+        options = {"quality": _JPEG_QUALITY, "subsampling": 0}
+    elif name == "WEBP":
+        options = {"lossless": True, "exact": True}
     given = {
         "icc_profile": metadata.icc,
         "exif": exif,
@@ -233,11 +245,13 @@ def _encoded_tiff(image: Image, metadata: ImageMetadata, *, exif: Exif | None) -
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     height, width, channels = image.shape
-    strip = zlib.compress(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")).tobytes())
-    tags: dict[int, Any] = {tag: exif[tag] for tag in exif or ()}
-    for tag in (EXIF_IFD, GPS_IFD):
-        if exif is not None and tag in tags:
-            tags[tag] = dict(exif.get_ifd(tag))
+    strip = zlib.compress(
+        np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")).tobytes()
+    )
+    tags: dict[int, Any] = {}
+    if exif is not None:
+        tags = {tag: exif[tag] for tag in exif}
+        tags |= {tag: dict(exif.get_ifd(tag)) for tag in (EXIF_IFD, GPS_IFD) if tag in tags}
     tags |= {
         256: width,
         257: height,

@@ -82,7 +82,7 @@ class InputFiles:
         Raises:
             MediaError: a file cannot be read.
         """
-        if count > len(self._files) or (are_all and count < len(self._files)):
+        if not 0 <= count <= len(self._files) or (are_all and count < len(self._files)):
             return None
         digest = hashlib.sha256(b"all" if are_all else b"some")
         for number in range(count):
