@@ -95,15 +95,12 @@ def _opened(data: bytes, name: str) -> PillowImage | None:
     """Open an image with Pillow, which reads its header; ``None`` if that is damaged."""
     from PIL import Image as Pillow
 
-    # Pillow warns of images that are large but far from its limit, and of damaged metadata.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return Pillow.open(io.BytesIO(data), formats=(name,))
-        except MemoryError:
-            raise
-        except Exception:  # Pillow raises nearly anything on foreign bytes
-            return None
+    try:
+        return Pillow.open(io.BytesIO(data), formats=(name,))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises nearly anything on foreign bytes
+        return None
 
 
 def _others(image: PillowImage) -> int:
@@ -172,9 +169,9 @@ def _is_deep(image: PillowImage, path: Path) -> bool:
 def _decoded_by_opencv(data: bytes, opened: PillowImage, path: Path) -> DecodedImage:
     import cv2
 
-    flags = cv2.IMREAD_UNCHANGED
-    with _without_opencv_messages():
-        samples = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    samples = None
+    with _without_opencv_messages(), contextlib.suppress(cv2.error):
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None:
         raise MediaError(
             f"cannot read the image {path}: it is damaged, or stored in a way that is not "
@@ -249,7 +246,9 @@ def _decoding(path: Path) -> Iterator[None]:
     from PIL import Image as Pillow
 
     try:
-        with media_errors(f"cannot read the image {path}"):
+        with media_errors(f"cannot read the image {path}"), warnings.catch_warnings():
+            # Pillow warns of images that are large but far from its limit, and of metadata.
+            warnings.simplefilter("ignore")
             yield
     except (Pillow.DecompressionBombError, SyntaxError, struct.error, zlib.error) as error:
         raise MediaError(f"cannot read the image {path}: it is damaged ({error})") from error
