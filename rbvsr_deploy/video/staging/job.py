@@ -7,7 +7,7 @@
         job.json             identity of the work: with another input or option, it starts over
         part-000001.packets  the sink's data of a segment
         part-000001.json     record of a finished segment, written last and atomically
-        part-000001.state    the caller's attachment, for the last segment only
+        part-000001.state    the caller's attachment; large ones for the last segment only
 
 Other files that an interrupted run leaves there are removed by the next run. A folder that holds
 anything else is refused, see ``job_folder``.
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 _LARGEST_RECORD = 2**24
 """Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
+_SMALL = 2**16
+"""Attachments of up to so many bytes are kept for every segment, in case later ones are lost."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -187,7 +189,8 @@ class Job(Closing):
             note: JSON-serialisable data of the caller, available after a resume.
             media: JSON-serialisable data of the sink, available after a resume.
             files: the files of the segment, already synced to disk.
-            attachment: binary data of the caller; replaces that of the previous segment.
+            attachment: binary data of the caller; replaces that of the previous segment if that
+                is large.
 
         Raises:
             TypeError: the note is not JSON-serialisable.
@@ -210,7 +213,7 @@ class Job(Closing):
             data = record.to_bytes()
             self.storage.write(self._next(".json"), data)
             before = self.parts[-1].attachment if self.parts else None
-            if before is not None:
+            if before is not None and before.size > _SMALL:
                 self.storage.remove(before.name)
         # As after a resume: tuples have become lists.
         self.parts.append(PartRecord.from_bytes(data))
@@ -371,7 +374,9 @@ class Job(Closing):
             kept.add(JOURNAL)
             kept.update(f"part-{number:06d}.json" for number in range(1, len(self.parts) + 1))
             kept.update(file.name for part in self.parts for file in part.files)
-            if (last := self.parts[-1].attachment) is not None:
+            attachments = [part.attachment for part in self.parts]
+            kept.update(a.name for a in attachments if a is not None and a.size <= _SMALL)
+            if (last := attachments[-1]) is not None:
                 kept.add(last.name)
         with self._writing():
             self.storage.clear(kept)
