@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -16,14 +15,13 @@ import numpy as np
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.base import Frame, Source
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
 
 __all__ = ["WebPAnimation", "is_animated", "is_webp", "refuse_heif"]
-
-logger = logging.getLogger(__name__)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WEBP_ANIMATION = 0x02  # bit of the flags in the VP8X chunk
@@ -54,7 +52,7 @@ class WebPAnimation(Source):
         self.sample_aspect = None
         self.colour = RGB_COLOUR
         self.depth = 8
-        self._frames = _read_webp(path)
+        self._frames = _read_webp(path, self.changes)
         self._first = next(self._frames)
         self.height, self.width = self._first[0].shape[:2]
         self.rate = 1 / (self._first[1] * self.time_base)
@@ -74,7 +72,7 @@ class WebPAnimation(Source):
             stamp += duration
 
 
-def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
+def _read_webp(path: Path, changes: Changes) -> Iterator[tuple[Image, int]]:
     """Yield every frame as RGB with its duration in milliseconds."""
     import cv2
 
@@ -86,7 +84,7 @@ def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
             raise MediaError(f"cannot read {path} from frame {start + 1} onwards: it is damaged")
         for frame, duration in zip(animation.frames, animation.durations, strict=True):
             if frame.shape[2] == 4 and start == 0 and frame[..., 3].min() < 255:
-                logger.warning("%s is partly transparent; its alpha channel is dropped", path)
+                changes.drop("alpha channel", "that of animated WebP is not read")
             yield np.ascontiguousarray(frame[..., 2::-1]), max(int(duration), _SHORTEST)
         start += len(animation.frames)
 

@@ -49,8 +49,6 @@ class Frame:
 class Excerpt:
     """A part of an input. Its frames have timestamps that are relative to its start."""
 
-    start: Fraction
-    """Time on the input's clock that becomes 0, in seconds."""
     offset: Fraction
     """Seconds from the first frame of the input to the first frame of the excerpt."""
 
@@ -90,6 +88,10 @@ class Source(Closing):
     """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()
     """Assumptions made about the input, one sentence each, for the user."""
+    origin = Fraction(0)
+    """Time in seconds on the input's clock that is 0 for the frames."""
+    first_time = Fraction(0)
+    """Time of the first frame in seconds, 0 or later."""
     excerpt: Excerpt | None = None
     """The part of the input that is read; ``None``: all of it."""
     files: InputFiles | None = None

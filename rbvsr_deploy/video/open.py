@@ -12,9 +12,9 @@ from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp, r
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.encoding.encoder import CONTAINERS, choose_encoder
-from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.image_source import ImageSource
-from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, is_image
+from rbvsr_deploy.video.images.files import ALPHA_SUFFIXES, IMAGE_SUFFIXES, is_image
+from rbvsr_deploy.video.images.sink import ImageSink
+from rbvsr_deploy.video.images.source import ImageSource
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.staging.job import Job

@@ -120,8 +120,8 @@ def _scene_list(data: bytes, folder: Path) -> None:
 
 
 def _image(data: bytes, folder: Path) -> None:
-    from rbvsr_deploy.video.image_decoding import decode_image
-    from rbvsr_deploy.video.images import encode_image, format_of
+    from rbvsr_deploy.video.images.decoding import decode_image
+    from rbvsr_deploy.video.images.files import encode_image, format_of
 
     path = Path("a.png")
     if (name := format_of(data, path)) is None:
@@ -259,7 +259,7 @@ def _made_images() -> Iterator[tuple[str, bytes]]:
         image.save(file, name, **options)
         yield f"image.{suffix}", file.getvalue()
     deep = np.zeros((2, 2, 3), np.uint16)
-    from rbvsr_deploy.video.images import encode_image
+    from rbvsr_deploy.video.images.files import encode_image
 
     yield "deep.tif", encode_image(deep, ".tif")
     file = io.BytesIO()

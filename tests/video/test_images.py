@@ -187,7 +187,7 @@ def test_alpha_is_dropped_with_a_warning(tmp_path, caplog, opacity):
         (frame,) = source
     np.testing.assert_array_equal(frame.image, image)
     assert frame.opacity is None
-    assert caplog.text.count("its alpha channel is dropped") == (opacity < 255)
+    assert caplog.text.count("Dropped: alpha channel") == (opacity < 255)
 
 
 def test_grey_and_sixteen_bits(tmp_path):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from numpy.typing import NDArray
 
-__all__ = ["from_rgb", "opacity_of", "to_rgb"]
+__all__ = ["from_rgb", "opacity_of", "resized", "to_rgb"]
 
 # SWS_BICUBIC, SWS_ACCURATE_RND and full chroma interpolation for input and output. Without them,
 # swscale takes the nearest chroma sample and rounds coarsely. PyAV names the flags only from 18 on.
@@ -67,6 +67,12 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Imag
         return _transformed(gbr[..., [2, 0, 1]], _scaling(WHITE / (2**depth - 1)))
     yuv = _reformatted(frame, f"yuv444p{depth}le")
     return _transformed(_samples(yuv), _rgb_of_yuv(colour, depth=depth))
+
+
+def resized(frame: VideoFrame, *, width: int, height: int) -> VideoFrame:
+    """Return a decoded frame scaled by bicubic interpolation, in the same pixel format."""
+    # Before the conversion, swscale takes the tags of the frame for those of the result.
+    return frame.reformat(width=width, height=height, interpolation=_ACCURATE)
 
 
 def opacity_of(frame: VideoFrame) -> Image | None:

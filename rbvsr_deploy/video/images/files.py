@@ -15,7 +15,6 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image, eight_bits
 from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.colour.conversion import from_rgb
-from rbvsr_deploy.video.image_decoding import decode_image
 from rbvsr_deploy.video.image_metadata import (
     EXIF_IFD,
     GPS_IFD,
@@ -24,6 +23,7 @@ from rbvsr_deploy.video.image_metadata import (
     held_by,
     png_with,
 )
+from rbvsr_deploy.video.images.decoding import decode_image
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rbvsr_deploy.video.base import Frame, Sink
 from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.image_metadata import report_metadata
-from rbvsr_deploy.video.images import (
+from rbvsr_deploy.video.images.files import (
     ALPHA_SUFFIXES,
     FORMATS,
     IMAGE_SUFFIXES,

@@ -15,9 +15,9 @@ from rbvsr_deploy.video.base import Frame, Source
 from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.colour.opacity import keeps_opacity
 from rbvsr_deploy.video.excerpts import cut_out
-from rbvsr_deploy.video.image_decoding import decode_image
 from rbvsr_deploy.video.image_metadata import ImageMetadata
-from rbvsr_deploy.video.images import IMAGE_SUFFIXES, SUPPORTED, format_of, image_format
+from rbvsr_deploy.video.images.decoding import decode_image
+from rbvsr_deploy.video.images.files import IMAGE_SUFFIXES, SUPPORTED, format_of, image_format
 from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
 
@@ -115,7 +115,7 @@ class ImageSource(Source):
         if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max:
             return read.image, None, read.metadata
         if self._kept is None:
-            self._kept = keeps_opacity(file, self._alpha)
+            self._kept = keeps_opacity(file, self._alpha, changes=self.changes)
         return read.image, opacity if self._kept else None, read.metadata
 
     def _in_folder(self) -> list[Path]:
