@@ -78,17 +78,22 @@ def decode_image(data: bytes, name: str, path: Path) -> DecodedImage:
         opened = _opened(data, name)
         if opened is not None and opened.width * opened.height > MAX_PIXELS:
             raise _too_large(path)
-        if name in _BY_FFMPEG and (opened is None or opened.mode != "CMYK"):
+        others = 0 if opened is None else _others(opened)
+        by_pillow = opened is not None and (opened.mode == "CMYK" or (name == "WEBP" and others))
+        if name in _BY_FFMPEG and not by_pillow:
             frame = _decoded_by_ffmpeg(data, _BY_FFMPEG[name], path)
             metadata = ImageMetadata() if opened is None else read_metadata(opened)
             decoded = _with_opacity(frame, exif_orientation(data), metadata)
         elif opened is None:
-            raise MediaError(f"cannot read the image {path}: it is damaged or incomplete")
+            raise MediaError(
+                f"cannot read the image {path}: it is damaged, or stored in a way that is not "
+                "supported: convert it to PNG"
+            )
         elif name == "TIFF" and _is_deep(opened, path):
             decoded = _decoded_by_opencv(data, opened, path)
         else:
             decoded = _decoded_by_pillow(opened)
-        return replace(decoded, others=0 if opened is None else _others(opened))
+        return replace(decoded, others=others)
 
 
 def _opened(data: bytes, name: str) -> PillowImage | None:
@@ -198,7 +203,7 @@ def _decoded_by_pillow(image: PillowImage) -> DecodedImage:
     conversions = {}
     image.load()
     image = ImageOps.exif_transpose(image)
-    icc = image.info.get("icc_profile")
+    icc = None if ICC in metadata.damaged else image.info.get("icc_profile")
     has_alpha = image.has_transparency_data
     if image.mode in ("CMYK", "LAB", "YCbCr") or (icc and icc[16:20] != b"RGB " and not has_alpha):
         rgb = _in_srgb(image, icc)
