@@ -78,12 +78,7 @@ def propagate(
 
     def keep(i: int, begun: Callable[[], NDArray[Any]]) -> None:
         values = begun()
-        check_finite(
-            values,
-            graph="backward",
-            frame=first_frame + i,
-            precision=engine.network.precision,
-        )
+        check_finite(context, values, graph="backward", frame=first_frame + i)
         kept.put(i, values)
 
     state = None
@@ -104,7 +99,7 @@ def propagate(
         keep(*keeping)
     if checked:
         frame = first_frame + start
-        steps.checks.append(begin_check(engine, state, graph="backward", frame=frame))
+        steps.checks.append(begin_check(context, state, graph="backward", frame=frame))
 
     state = forward_state
     # The states of three batches: one being computed, one whose frames are being downloaded, and
@@ -211,7 +206,7 @@ class _Steps:
         if last is not None:
             frame, count = last
             state = self._engine.slice(forward_states, count - 1, count)
-            self.checks.append(begin_check(self._engine, state, graph="forward", frame=frame))
+            self.checks.append(begin_check(self._context, state, graph="forward", frame=frame))
         arrays = {
             "frame": self._frames.frames(start, stop),
             "backward_state": backward_states,
@@ -238,7 +233,9 @@ class _Steps:
         if last is not None:
             frame, count = last
             checked = self._engine.slice(output, count - 1, count)
-            self.checks.append(begin_check(self._engine, checked, graph="reconstruct", frame=frame))
+            self.checks.append(
+                begin_check(self._context, checked, graph="reconstruct", frame=frame)
+            )
         if self._context.deep:
             # TensorRT does not support uint16, so no graph can produce it.
             begun = self._engine.begin_download(output)

@@ -77,11 +77,16 @@ def resumed(folder: Path, change: Callable[[Path], object], *, output: str = "ou
     return summary.resumed_frames
 
 
+def _touch(folder: Path) -> None:
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], int]] = {
     "nothing": (lambda folder: None, 120),
     "a file of the desktop": (lambda folder: (folder / ".DS_Store").touch(), 120),
     "a text file": (lambda folder: (folder / "notes.txt").write_text("x"), 120),
-    "new times": (lambda folder: [os.utime(f, (1, 1)) for f in folder.iterdir()], 120),
+    "new times": (lambda folder: _touch(folder), 120),
     "an image of the third scene": (lambda folder: pixel(folder / "150.png", 1), 120),
     "an image of the second scene": (lambda folder: pixel(folder / "100.png", 1), 60),
     "the first image of the second scene": (lambda folder: pixel(folder / "060.png", 1), 0),

@@ -120,7 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     errors = [getattr(errno, name) for name in given.errors.split(",")]
-    number, outcomes, defects = 0, [], []
+    number, outcomes, defects = 0, list[bool](), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(Path(folder), given.output)
         while True:
@@ -132,8 +132,8 @@ def main() -> None:
             if defect:
                 defects.append(f"{call} ({number}), {errno.errorcode[wrong]}: {defect}")
             number += given.every
-    completed = sum(outcomes)
-    result = {"completed": completed, "refused": len(outcomes) - completed, "defects": defects}
+    done = sum(outcomes)
+    result = {"completed": done, "refused": len(outcomes) - done, "defects": defects}
     print(json.dumps(result, indent=1))
 
 

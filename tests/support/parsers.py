@@ -92,14 +92,14 @@ def _journal(data: bytes, folder: Path) -> None:
     _placed(b"{}", place, "part-000001.json")
     with Job(folder / "out.mp4", identity={"input": "a"}) as job:
         job.start({"codec": "c"})
-        assert not job.parts
+        assert not job.segments
 
 
 def _part_record(data: bytes, folder: Path) -> None:
-    from rbvsr_deploy.video.staging.parts import PartRecord
+    from rbvsr_deploy.video.staging.parts import SegmentRecord
 
     with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        PartRecord.from_bytes(data)
+        SegmentRecord.from_bytes(data)
 
 
 def _stream_state(data: bytes, folder: Path) -> None:
@@ -213,12 +213,12 @@ def _made(name: str) -> Iterator[tuple[str, bytes]]:
             journal = {"schema": 1, "identity": identity, "published": [1, 2]}
             yield "job.json", json.dumps(journal, indent=1).encode()
         case "part-record":
-            from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
+            from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
 
             files = (StoredFile("part-000001.packets", 10, "0" * 64),)
             note = {"scenes": [{"first_frame": 0, "frames": 5, "cleanings": 1, "residues": [0.5]}]}
             state = StoredFile("part-000001.state", 5, "1" * 64)
-            yield "part.json", PartRecord(5, note, {"delay": 2}, files, state).to_bytes()
+            yield "part.json", SegmentRecord(5, note, {"delay": 2}, files, state).to_bytes()
         case "stream-state":
             from rbvsr_deploy.runtime.refinement import Refinement
             from rbvsr_deploy.runtime.stream_state import StreamState

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rbvsr_deploy.video.changes import Change, Changes
 
 
-def test_each_thing_is_in_one_list_and_reported_once(caplog):
+def test_each_thing_is_in_one_list_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """The trial before the work and the work itself name the same things; the last word counts."""
     changes = Changes()
     for _ in range(2):

@@ -23,7 +23,7 @@ def output_shift(source: Source, *, container: str, constant_rate: bool) -> Frac
     Args:
         source: the source, opened.
         container: FFmpeg's name of the output's format.
-        constant_rate: whether the output has a rate instead of time stamps. Its first frame then
+        constant_rate: whether the output has a rate instead of timestamps. Its first frame then
             is on the grid of that rate, so that all others are, too.
     """
     if container == "mpegts" and source.excerpt is None:

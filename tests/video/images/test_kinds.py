@@ -117,7 +117,8 @@ def test_formats_that_are_read_only(tmp_path: Path, suffix: str) -> None:
     """Alone, they become a PNG image rather than a video of one frame."""
     path = tmp_path / f"a{suffix}"
     try:
-        PICTURE.save(path, **({"quality": 100} if suffix == ".avif" else {}))
+        options: dict[str, Any] = {"quality": 100} if suffix == ".avif" else {}
+        PICTURE.save(path, **options)
     except (OSError, KeyError):
         pytest.skip(f"this build of Pillow writes no {suffix}")
     assert default_output(path) == tmp_path / "a_x4.png"

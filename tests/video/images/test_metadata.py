@@ -253,7 +253,7 @@ def test_a_profile_of_another_colour_space_is_applied(tmp_path: Path) -> None:
 def test_cmyk(tmp_path: Path, suffix: str) -> None:
     """Its fourth channel is black, not alpha."""
     path = tmp_path / f"in{suffix}"
-    options = {"quality": 98, "subsampling": 0} if suffix == ".jpg" else {}
+    options: dict[str, Any] = {"quality": 98, "subsampling": 0} if suffix == ".jpg" else {}
     PICTURE.convert("CMYK").save(path, **options)
     difference = read_image(path).astype(int) - np.asarray(PICTURE)
     assert np.abs(difference).max() <= 8
