@@ -162,9 +162,9 @@ def test_further_images_in_a_file(tmp_path: Path, suffix: str) -> None:
 
 
 def test_pages_of_a_single_file(tmp_path: Path) -> None:
-    PICTURE.copy().save(
-        tmp_path / "a.tif", save_all=True, append_images=[OTHER, THIRD, OTHER.copy()]
-    )
+    # New images: Pillow's own settings of an earlier save as JPEG would stay with the others.
+    first, *others = (Image.fromarray(pixels) for pixels in (PIXELS, *[255 - PIXELS] * 3))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
     with open_source(tmp_path / "a.tif") as source:
         (frame,) = source
         assert [c.what for c in source.changes.dropped] == ["3 further images in a.tif"]
