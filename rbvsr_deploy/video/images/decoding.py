@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.errors import MediaError, RbvsrError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.colour.colour import BT601, colour_of
 from rbvsr_deploy.video.colour.conversion import opacity_of, to_rgb
@@ -248,14 +246,14 @@ def _in_srgb(image: PillowImage, icc: bytes | None) -> PillowImage:
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Raise what decoders raise on damage as ``MediaError``."""
-    from PIL import Image as Pillow
-
     try:
         with media_errors(f"cannot read the image {path}"), warnings.catch_warnings():
             # Pillow warns of images that are large but far from its limit, and of metadata.
             warnings.simplefilter("ignore")
             yield
-    except (Pillow.DecompressionBombError, SyntaxError, struct.error, zlib.error) as error:
+    except RbvsrError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on foreign bytes
         raise MediaError(f"cannot read the image {path}: it is damaged ({error})") from error
 
 
