@@ -38,6 +38,11 @@ class Frame:
     """Alpha channel, ``(H, W, 1)`` with the image's dtype, in sources and sinks that keep it;
     ``None``: opaque."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.image.nbytes + (0 if self.opacity is None else self.opacity.nbytes)
+
 
 @dataclass(frozen=True)
 class Excerpt:
