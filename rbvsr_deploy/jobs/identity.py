@@ -30,7 +30,7 @@ def job_identity(
 
     Args:
         path: the input.
-        engine: identified by its network, its version and its device.
+        engine: identified by its network, its version, its device and its placement.
         settings: settings of the stream; the memory limit is left out, as it does not affect the
             output.
         reading: options for reading the input.
@@ -49,6 +49,7 @@ def job_identity(
         },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
+        **({"placement": described.placement} if described.placement else {}),
         "version of rbvsr-deploy": _SAME_OUTPUT_SINCE,
         "scene cuts": cuts.identity,
         "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),
