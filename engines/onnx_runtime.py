@@ -176,7 +176,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> tuple[Array, ...]:
         if graph not in self._placed:
             raise EngineError(
-                f"there is no graph '{graph}'; open are {', '.join(self._placed) or 'none'}"
+                f"there is no graph '{graph}'; available: {', '.join(self._placed) or 'none'}"
             )
         session = self._session_for(graph, arrays)
         outputs = tuple(into) if into is not None else self._outputs(graph, arrays)

@@ -79,7 +79,7 @@ def open_session(
         ) from error
     if name not in session.get_providers():
         raise EngineError(
-            f"{name} did not start here (no driver or no library for it): use the CPU",
+            f"{name} did not start here, as its driver or a library is missing: use the CPU",
             parameters=("device",),
         )
     _check_io(bundle, graph, session, sizes=sizes)
@@ -97,8 +97,8 @@ def _check_io(bundle: Bundle, graph: str, session: Any, *, sizes: Mapping[str, i
         ]
         if got != want:
             raise EngineError(
-                f"graph '{graph}' of '{bundle.path}' has the {side} {got} where {want} belong: "
-                "it is of another model; export the checkpoint again"
+                f"graph '{graph}' of '{bundle.path}' has the {side} {got} instead of {want}: it "
+                "belongs to another model; export the checkpoint again"
             )
 
 

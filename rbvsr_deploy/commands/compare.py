@@ -14,6 +14,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    Count,
     FloatRange,
     command_errors,
     memory_size,
@@ -49,21 +50,21 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
 @click.option(
     "--frames",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Count(),
     default=30,
     help="Compare the first N frames.",
 )
 @click.option(
     "--cleanings",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=Count(0, 100),
     help="Run exactly N cleaning passes.  [default: A and B each decide dynamically]",
 )
 @click.option(
     "--memory",
     metavar="SIZE",
     callback=memory_size,
-    help="Device memory that each of the two may use, such as 4GiB.  [default: a quarter of what "
+    help="Maximum device memory for each of the two, such as 4GiB.  [default: a quarter of what "
     "is free]",
 )
 @click.option(
@@ -90,8 +91,8 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
 @click.option(
     "--trust-engines",
     is_flag=True,
-    help="Run the compiled engines of A and B even if somebody else compiled them: they are "
-    "machine code.",
+    help="Run the compiled engines of A and B, which are machine code, even if someone else "
+    "compiled them.",
 )
 @JSON
 @VERBOSE

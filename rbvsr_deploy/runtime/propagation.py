@@ -14,7 +14,7 @@ window, the batch and the bands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.finite import begin_check, check_finite
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
 __all__ = ["HALO", "propagate"]
@@ -43,6 +44,8 @@ def propagate(
     end: int,
     stop: int,
     forward_state: Array | None = None,
+    first_frame: int = 0,
+    checked: bool = True,
 ) -> Iterator[tuple[Image, Array]]:
     """Upscale some frames of a scene.
 
@@ -54,6 +57,8 @@ def propagate(
             or the limit of the lookahead. At least ``end``.
         forward_state: state of the frame before ``start``, (1, C, H, W); ``None`` at the start of a
             scene.
+        first_frame: number of the scene's first frame within the stream, for messages.
+        checked: whether to check that values are finite.
 
     Yields:
         For each frame, in order, the upscaled frame (4H, 4W, 3) RGB, uint8 or uint16, and the
@@ -63,12 +68,18 @@ def propagate(
     Raises:
         DeviceMemoryError: the plan is too big for the memory left on the device. The last state
             that was yielded stays valid, to continue from with a smaller plan.
+        EngineError: a state or an output at the end of a window is not finite.
     """
-    steps = _Steps(context, frames)
+    steps = _Steps(context, frames, first_frame=first_frame)
     engine, plan, kept = context.engine, context.budget.plan, context.kept
     window = min(plan.window, end - start)
     states = steps.empty_states(window)
     passing = [steps.empty_states(1), steps.empty_states(1)]
+
+    def keep(i: int, begun: Callable[[], NDArray[Any]]) -> None:
+        values = begun()
+        check_finite(context, values, graph="backward", frame=first_frame + i)
+        kept.put(i, values)
 
     state = None
     keeping: tuple[int, Callable[[], NDArray[Any]]] | None = None
@@ -80,12 +91,15 @@ def propagate(
         state = steps.step("backward", i, state, into=place)
         if start + window < i <= end and ((i - start) % window == 0 or i == end) and i < stop:
             if keeping is not None:
-                kept.put(keeping[0], keeping[1]())
+                keep(*keeping)
             keeping = i, engine.begin_download(state)
         if i < end:
             context.progress("backward", 1)
     if keeping is not None:
-        kept.put(keeping[0], keeping[1]())
+        keep(*keeping)
+    if checked:
+        frame = first_frame + start
+        steps.checks.append(begin_check(context, state, graph="backward", frame=frame))
 
     state = forward_state
     # The states of three batches: one being computed, one whose frames are being downloaded, and
@@ -108,17 +122,25 @@ def propagate(
                 j,
                 backward_states=engine.slice(states, i - first, j - first),
                 forward_states=engine.slice(running[0], 0, j - i),
+                check=checked and j == last,
             )
             yield from downloading
-            downloading = _downloaded(context, begun, running[0])
+            downloading = _downloaded(context, begun, running[0], checks=steps.checks)
+            steps.checks = []
             i = j
     yield from downloading
 
 
 def _downloaded(
-    context: Context, begun: Callable[[], Image], states: Array
+    context: Context,
+    begun: Callable[[], Image],
+    states: Array,
+    *,
+    checks: Iterable[Callable[[], None]],
 ) -> Iterator[tuple[Image, Array]]:
-    """Yield the upscaled frames of a batch and their forward states."""
+    """Yield the upscaled frames of a batch and their forward states, if all checks pass."""
+    for check in checks:
+        check()
     for number, image in enumerate(begun()):
         yield image, context.engine.slice(states, number, number + 1)
 
@@ -126,7 +148,12 @@ def _downloaded(
 class _Steps:
     """Runs the steps of both branches over the frames of one scene."""
 
-    def __init__(self, context: Context, frames: SceneFrames) -> None:
+    checks: list[Callable[[], None]]
+    """Checks to make before the next batch is yielded."""
+
+    def __init__(self, context: Context, frames: SceneFrames, *, first_frame: int) -> None:
+        self.checks = []
+        self._first_frame = first_frame
         self._context = context
         self._engine = context.engine
         self._frames = frames
@@ -163,9 +190,23 @@ class _Steps:
             state = self.step("backward", i, state, into=place)
 
     def begin_upscaling(
-        self, start: int, stop: int, *, backward_states: Array, forward_states: Array
+        self,
+        start: int,
+        stop: int,
+        *,
+        backward_states: Array,
+        forward_states: Array,
+        check: bool,
     ) -> Callable[[], Image]:
-        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3)."""
+        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3).
+
+        ``check`` adds checks of the last frame to :attr:`checks`.
+        """
+        last = (self._first_frame + stop - 1, stop - start) if check else None
+        if last is not None:
+            frame, count = last
+            state = self._engine.slice(forward_states, count - 1, count)
+            self.checks.append(begin_check(self._context, state, graph="forward", frame=frame))
         arrays = {
             "frame": self._frames.frames(start, stop),
             "backward_state": backward_states,
@@ -173,19 +214,28 @@ class _Steps:
         }
         height = self._context.size[0]
         if self._band >= height:
-            return self._reconstruct(arrays)
+            return self._reconstruct(arrays, last=last)
         bands = []
         for top in range(0, height, self._band):
             bottom = min(top + self._band, height)
             upper, lower = max(0, top - HALO), min(height, bottom + HALO)
             begun = self._reconstruct(
-                {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()}
+                {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()},
+                last=last,
             )
             bands.append((begun, SCALE * (top - upper), SCALE * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
-    def _reconstruct(self, arrays: dict[str, Array]) -> Callable[[], Image]:
+    def _reconstruct(
+        self, arrays: dict[str, Array], *, last: tuple[int, int] | None
+    ) -> Callable[[], Image]:
         (output,) = self._engine.run("reconstruct", **arrays)
+        if last is not None:
+            frame, count = last
+            checked = self._engine.slice(output, count - 1, count)
+            self.checks.append(
+                begin_check(self._context, checked, graph="reconstruct", frame=frame)
+            )
         if self._context.deep:
             # TensorRT does not support uint16, so no graph can produce it.
             begun = self._engine.begin_download(output)

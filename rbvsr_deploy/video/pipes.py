@@ -31,7 +31,7 @@ from rbvsr_deploy.video.video_source import VideoSource
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-    from rbvsr_deploy.video.staging.parts import PartRecord
+    from rbvsr_deploy.video.staging.parts import SegmentRecord
 
 __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 
@@ -41,7 +41,7 @@ _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
 _DEFAULT_READING = ReadOptions()
 _POLL = 0.1  # seconds between checks for an interrupt while waiting for the other program
 _CAN_WAIT = hasattr(select, "poll")
-"""Whether the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
+"""True if the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
 effect when the other program reads, writes or ends; Ctrl-C ends that one too.
 """
 _WRITABLE = getattr(select, "PIPE_BUF", 2**16)
@@ -94,7 +94,7 @@ class PipeSource(VideoSource):
     def interrupt(self) -> None:
         self._input.stop()
 
-    def _open(self) -> InputContainer:
+    def open_container(self) -> InputContainer:
         self._input.header()
         return open_input(self._input, container="yuv4mpegpipe")
 
@@ -159,7 +159,7 @@ class PipeSink(Sink):
         os.dup2(2, 1)
 
     @property
-    def finished_parts(self) -> list[PartRecord]:
+    def finished_segments(self) -> list[SegmentRecord]:
         return []
 
     @property
@@ -181,7 +181,7 @@ class PipeSink(Sink):
             self._send(b"".join(plane.tobytes() for plane in planes_of(converted)))
         self._frames += 1
 
-    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+    def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         """Do nothing: frames in a pipe are final."""
 
     def finish(self) -> None:
