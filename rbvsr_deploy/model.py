@@ -172,20 +172,27 @@ def warp(image: Tensor, flow: Tensor, *, padding_mode: str) -> Tensor:
     height, width = image.shape[-2:]
     ys = torch.arange(height, device=flow.device, dtype=flow.dtype)
     xs = torch.arange(width, device=flow.device, dtype=flow.dtype)
-    # -1 and 1 are the centres of the outermost pixels (align_corners); a side of one pixel has no
-    # extent to divide by.
-    x = 2.0 * (xs.view(1, 1, width) + flow[:, 0]) / _at_least_one(width - 1) - 1.0
-    y = 2.0 * (ys.view(1, height, 1) + flow[:, 1]) / _at_least_one(height - 1) - 1.0
+    x = _grid_axis(xs.view(1, 1, width) + flow[:, 0], width, clamp=padding_mode == "border")
+    y = _grid_axis(ys.view(1, height, 1) + flow[:, 1], height, clamp=padding_mode == "border")
     grid = torch.stack((x, y), dim=-1)  # (N, H, W, 2)
+    # Corners that are not aligned, and zeros even where the positions are clamped to the border:
+    # ONNX Runtime samples several times faster that way.
     sampled = F.grid_sample(
-        image.to(flow.dtype), grid, mode="bilinear", padding_mode=padding_mode, align_corners=True
+        image.to(flow.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
     return sampled.to(image.dtype)
 
 
-def _at_least_one(value: int) -> int:
-    """Return ``max(value, 1)``, also for the symbolic sizes of an export."""
-    return torch.sym_max(value, 1)  # type: ignore[no-any-return, no-untyped-call]
+def _grid_axis(positions: Tensor, size: int, *, clamp: bool) -> Tensor:
+    """Convert pixels to the coordinates of ``grid_sample``, where -1 and 1 are the image's edges.
+
+    As in the published code, a side of one pixel is sampled at that pixel, whatever the flow.
+    """
+    last = torch.sym_max(size - 1, 1)  # type: ignore[no-untyped-call]
+    aligned = 2.0 * positions / last - 1.0  # -1 and 1 are the centres of the outermost pixels
+    if clamp:
+        aligned = aligned.clamp(-1.0, 1.0)
+    return aligned * ((size - 1) / size)  # type: ignore[no-any-return]
 
 
 class ResidualBlockNoBN(nn.Module):

@@ -208,7 +208,7 @@ class _Build:
         with tensorrt.attempt(f"{where} was rejected by the parser of {named}"):
             checked(parser.parse(model))
         layers = check_network(
-            tensorrt, network, graph=self.graph, precision=self.manifest.precision
+            tensorrt, network, model, graph=self.graph, precision=self.manifest.precision
         )
         with tensorrt.attempt(f"{where} could not be compiled by {named}"):
             config = checked(builder.create_builder_config())

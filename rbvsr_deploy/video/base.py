@@ -46,6 +46,11 @@ class Frame:
     metadata: ImageMetadata | None = None
     """What an image file holds besides its pixels."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.image.nbytes + (0 if self.opacity is None else self.opacity.nbytes)
+
 
 @dataclass(frozen=True)
 class Excerpt:
