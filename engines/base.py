@@ -69,10 +69,13 @@ class Description:
     """SHA-256 that identifies the bundle or the checkpoint's weights."""
     reason: str
     """Reason for this engine and device, as a clause."""
+    placement: str = ""
+    """Graphs that plug-ins of ONNX Runtime run, with their versions; empty if there are none."""
 
     def __str__(self) -> str:
         what = f"{self.model} in {self.precision}"
-        return f"{what} by {self.engine} {self.version} on {self.device} ({self.reason})"
+        placement = f" with {self.placement}" if self.placement else ""
+        return f"{what} by {self.engine} {self.version} on {self.device}{placement} ({self.reason})"
 
 
 class Engine(Closing):
