@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour.colour import Colour
     from rbvsr_deploy.video.colour.hdr import HdrMetadata
+    from rbvsr_deploy.video.image_metadata import ImageMetadata
+    from rbvsr_deploy.video.input_files import InputFiles
     from rbvsr_deploy.video.staging.job import Job
     from rbvsr_deploy.video.staging.parts import SegmentRecord
 
@@ -41,6 +43,13 @@ class Frame:
     ``None``: opaque."""
     captions: bytes | None = None
     """Closed captions of a video (CTA-708), in triplets of bytes; ``None``: it has none."""
+    metadata: ImageMetadata | None = None
+    """What an image file holds besides its pixels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.image.nbytes + (0 if self.opacity is None else self.opacity.nbytes)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class Source(Closing):
     """Time of the first frame in seconds, 0 or later."""
     excerpt: Excerpt | None = None
     """The part of the input that is read; ``None``: all of it."""
+    files: InputFiles | None = None
+    """The files that are read; ``None``: standard input."""
 
     @cached_property
     def changes(self) -> Changes:

@@ -16,6 +16,7 @@ from rbvsr_deploy.video.encoding.encoder_settings import Encoder
 from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
 from rbvsr_deploy.video.encoding.part_encoder import SegmentEncoder
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
+from rbvsr_deploy.video.image_metadata import report_metadata
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
@@ -123,6 +124,8 @@ class VideoSink(Sink):
         with self._writing():
             if self._part is None:
                 self._part = SegmentEncoder(self._settings, path=self.job.next_segment(".packets"))
+            if frame.metadata is not None:
+                report_metadata(self._source.changes, frame.metadata, name=None)
             scale = self._source.time_base / self._settings.time_base
             self._part.encode(
                 frame.image,

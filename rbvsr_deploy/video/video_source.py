@@ -21,6 +21,7 @@ from rbvsr_deploy.video.colour.orientation import orientation_of, upright
 from rbvsr_deploy.video.completeness import cut_off, refuse_cut_off
 from rbvsr_deploy.video.decoder import first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
@@ -87,8 +88,11 @@ class VideoSource(Source):
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
         self._options = options
+        self.files = InputFiles(path, [path], whole=False) if self.reopenable else None
         self._late: int | None = None  # delay of AVI frames in ticks
         not_media = "not a complete video, image or image folder"
+        if self.files is not None:
+            self.files.opened()
         with media_errors(f"{path} is {not_media}"):
             self._container = self.open_container()
         try:
