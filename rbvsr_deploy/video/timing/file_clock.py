@@ -25,6 +25,8 @@ _DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT: the clock may start anywhere, and j
 _NEVER_JUMPS = ("mp4", "avi")  # their times are sums of durations
 # Seconds. FFmpeg's tools also treat a longer gap in discontinuous formats as a jump.
 _LONGEST_GAP = 10
+_LONGEST_PAUSE = 86_400
+"""Seconds without anything in other formats: 32-bit milliseconds wrap around after 25 days."""
 # Seconds by which packets of one time may be apart in a file.
 _INTERLEAVING = 1
 # Packets by which a time may go back without a jump.
@@ -171,7 +173,8 @@ class FileClock:
         placed, last = time + self._offset, self._last.get(index)
         if last is not None and placed < last:
             return True
-        return self._discontinuous and abs(placed - now) > _LONGEST_GAP
+        longest = _LONGEST_GAP if self._discontinuous else _LONGEST_PAUSE
+        return abs(placed - now) > longest
 
     def _judge(self, odd: Packet[Any], start: Fraction) -> _Verdict:
         """Tell a jump of the clock from a pause of one stream and from a single wrong time."""

@@ -137,6 +137,17 @@ def test_other_formats_have_pauses_but_can_go_back() -> None:
     assert found["video"] == [*steps(0, 3), *steps(60_000, 6)]
 
 
+def test_a_clock_of_milliseconds_that_wraps() -> None:
+    """FLV holds times before 0 as 2^31 milliseconds: nothing pauses for 25 days."""
+    late = 2**31 + FRAME
+    found, clock = placed(
+        (AUDIO, [0]), (AUDIO, steps(late, 10)), (VIDEO, steps(late, 10)), name="flv", flags=0
+    )
+    assert clock.jumps == 1
+    assert found["audio"] == steps(0, 11)
+    assert found["video"] == steps(FRAME, 10)
+
+
 def test_subtitles_follow_the_nearest_clock() -> None:
     found, _ = placed(
         (VIDEO, steps(0, 20)), (TEXT, [400]), (VIDEO, steps(900_000, 20)), (TEXT, [900_200])
