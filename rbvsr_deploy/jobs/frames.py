@@ -51,6 +51,7 @@ class _FrameInfo(NamedTuple):
     name: str | None
     opacity: Image | None
     metadata: ImageMetadata | None
+    captions: bytes | None
 
 
 class Run:
@@ -117,7 +118,7 @@ class Run:
             progress=self._count,
             on_scene=self._on_scene,
         )
-        report(f"Memory: {show_bytes(self.stream.memory)} for {self.stream.plan}")
+        logger.info("Memory: %s for %s", show_bytes(self.stream.memory), self.stream.plan)
         if self.resumed:
             report(f"Continuing: {self.resumed} frames are done already")
 
@@ -156,7 +157,14 @@ class Run:
     def _steps(self, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Iterator[UpscaledFrame]]:
         """Yield, for each frame and for the end, the upscaled frames that are ready then."""
         for frame, cut in frames:
-            info = _FrameInfo(frame.pts, frame.duration, frame.name, frame.opacity, frame.metadata)
+            info = _FrameInfo(
+                pts=frame.pts,
+                duration=frame.duration,
+                name=frame.name,
+                opacity=frame.opacity,
+                metadata=frame.metadata,
+                captions=frame.captions,
+            )
             self._waiting.append(info)
             self._read += 1
             yield self.stream.push(frame.image, cut=cut)

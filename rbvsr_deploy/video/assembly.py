@@ -16,7 +16,7 @@ from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.video.base import Source
 from rbvsr_deploy.video.colour.conversion import from_rgb
 from rbvsr_deploy.video.copying.copied_streams import CopiedStreams
-from rbvsr_deploy.video.copying.packet_copy import portable_tags
+from rbvsr_deploy.video.copying.packet_copy import UNLISTED_AUDIO, portable_tags
 from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.encoding.packets import StoredPacket, decoding_times, read_packets
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
@@ -86,7 +86,10 @@ class Assembly(Closing):
         if settings.container in ("mp4", "mov"):
             muxing["movie_timescale"] = str(_movie_timescale(settings.time_base, source))
             muxing["write_tmcd"] = "1"  # the timecode in the video's tags, if any
-        self._output = open_output(path, container=settings.container, options=muxing)
+        unlisted = _has_unlisted_audio(source, options, container=settings.container)
+        self._output = open_output(
+            path, container=settings.container, options=muxing, any_codec=unlisted
+        )
         try:
             self._stream = settings.add_to(self._output)
             if isinstance(source, VideoSource):
@@ -94,12 +97,15 @@ class Assembly(Closing):
                 if source.excerpt is not None and source.excerpt.offset:
                     # The timecode is that of the input's first frame.
                     tags = {name: tags[name] for name in tags if name.lower() != "timecode"}
+                if "stereo_mode" in tags:
+                    self._keep_stereo(tags["stereo_mode"])
                 self._stream.metadata.update(tags)
                 self._stream.disposition = cast("Disposition", source.disposition)
                 if source.reopenable:
                     self._copies = CopiedStreams(
                         source,
                         target=self._output,
+                        container=settings.container,
                         window=self._window(),
                         options=options,
                         ledger=self._ledger,
@@ -182,6 +188,15 @@ class Assembly(Closing):
         with contextlib.suppress(Exception):
             self._output.close()
 
+    def _keep_stereo(self, layout: str) -> None:
+        """Report whether the format has a place for the layout of two views in a frame."""
+        if self._settings.container in ("matroska", "webm"):
+            self._source.changes.keep("stereoscopic layout", f"{layout}, written by the muxer")
+        else:
+            self._source.changes.drop(
+                "stereoscopic layout", f"it is {layout}, which only .mkv and .webm can say"
+            )
+
     def _window(self) -> TimeWindow:
         source, container = self._source, self._settings.container
         preroll = _HIDDEN_PREROLL if container in _EDITED else _PREROLL
@@ -230,6 +245,17 @@ def _stamps(files: list[Path]) -> Iterator[int]:
     """Yield the presentation times of all packets, sorted; segments do not overlap in time."""
     for file in files:
         yield from sorted(packet.pts for packet in read_packets(file, data=False))
+
+
+def _has_unlisted_audio(source: Source, options: WriteOptions, *, container: str) -> bool:
+    """Return whether the source has audio that the muxer writes but does not list."""
+    return (
+        container == "matroska"
+        and options.audio
+        and isinstance(source, VideoSource)
+        and not source.has_chapters  # which would be lost on that way
+        and any(codec in UNLISTED_AUDIO for codec in source.audio_codecs)
+    )
 
 
 def _movie_timescale(time_base: Fraction, source: Source) -> int:

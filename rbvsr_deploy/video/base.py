@@ -43,6 +43,8 @@ class Frame:
     ``None``: opaque."""
     metadata: ImageMetadata | None = None
     """What an image file holds besides its pixels."""
+    captions: bytes | None = None
+    """Closed captions of a video (CTA-708), in triplets of bytes; ``None``: it has none."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Source(Closing):
     """FFmpeg's name of the pixel format of a video."""
     keeps_opacity = False
     """True if frames can have an alpha channel."""
+    keeps_captions = False
+    """True if the output keeps closed captions; set by the sink."""
     hdr: HdrMetadata | None = None
     """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()

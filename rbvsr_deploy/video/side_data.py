@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.sidedata.sidedata import SideData
 
-__all__ = ["SideDataWatch", "describe_streams", "stream_side_data"]
+__all__ = ["SideDataWatch", "captions_of", "describe_streams", "stream_side_data"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _HANDLED = frozenset(
     {
         *("DISPLAYMATRIX", "display_matrix", "Display Matrix"),  # applied
+        "A53_CC",  # see captions_of
         *("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"),  # written by the encoder
         *("mastering_display_metadata", "content_light_level"),
         *("Mastering display metadata", "Content light level metadata"),
@@ -49,7 +50,6 @@ _OF_THE_CODING = frozenset(
     }
 )
 _NAMES = {
-    "A53_CC": "closed captions",
     "a53_cc": "closed captions",
     "A53 Closed Captions": "closed captions",
     "AFD": "active format description",
@@ -138,6 +138,15 @@ class SideDataWatch:
         if what not in self._ignored:
             found = f"{detail.strip()}; " if detail.strip() else ""
             self._changes.drop(what, f"{found}there is no way to write it to the output")
+
+
+def captions_of(frame: VideoFrame) -> bytes | None:
+    """Return the closed captions of a decoded frame, if it has any."""
+    try:
+        data = frame.side_data.get("A53_CC")
+    except ValueError:  # side data of a kind for which PyAV has no name
+        return None
+    return None if data is None else bytes(cast("SideData", data))
 
 
 def stream_side_data(dump: str, index: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
+from rbvsr_deploy.video.encoding.captions import CAPTIONED
 from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
 from rbvsr_deploy.video.encoding.encoder_settings import Encoder
 from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
@@ -83,6 +84,7 @@ class VideoSink(Sink):
             colour=source.colour,
             constant_rate=constant_rate,
         )
+        source.keeps_captions = encoder.name in CAPTIONED
         self._shift = output_shift(source, container=container, constant_rate=constant_rate)
         # Some formats depend on the suffix.
         self._joined = f"joined{path.suffix}"
@@ -130,6 +132,7 @@ class VideoSink(Sink):
                 pts=self._stamp(frame),
                 duration=round(frame.duration * scale),
                 opacity=frame.opacity,
+                captions=frame.captions,
             )
         self._frames += 1
 

@@ -25,8 +25,19 @@ from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.side_data import SideDataWatch, describe_streams, stream_side_data
-from rbvsr_deploy.video.stream_choice import average_rate, choose_video, describe, is_cover
+from rbvsr_deploy.video.side_data import (
+    SideDataWatch,
+    captions_of,
+    describe_streams,
+    stream_side_data,
+)
+from rbvsr_deploy.video.stream_choice import (
+    average_rate,
+    choose_video,
+    codec_name,
+    describe,
+    is_cover,
+)
 from rbvsr_deploy.video.timing.timestamps import Clock
 from rbvsr_deploy.video.video_pass import VideoPass
 
@@ -69,6 +80,10 @@ class VideoSource(Source):
     """FFmpeg's disposition flags of the video stream, such as "default"."""
     audio_rates: tuple[int, ...]
     """Sample rates of the audio streams in hertz."""
+    audio_codecs: tuple[str, ...]
+    """FFmpeg's names of the codecs of the audio streams."""
+    has_chapters: bool
+    """Whether the file has chapters."""
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
@@ -142,7 +157,7 @@ class VideoSource(Source):
     def _take_stock(self) -> None:
         """Look at what the file has besides frames."""
         found = stream_side_data(describe_streams(self._container), self.stream_index)
-        top, bottom, left, right = map(int, found.get(_CROPPING, "0/0/0/0").split("/"))
+        left, right, top, bottom = map(int, found.get(_CROPPING, "0/0/0/0").split("/"))
         self._crop = top, bottom, left, right
         for other in self._container.streams.video:
             if other.index != self.stream_index and not is_cover(other):
@@ -160,6 +175,8 @@ class VideoSource(Source):
         self.tags = {name: text for name, text in stream.metadata.items() if name != "rotate"}
         self.disposition = stream.disposition.value
         self.audio_rates = tuple(audio.sample_rate for audio in self._container.streams.audio)
+        self.audio_codecs = tuple(codec_name(s) or "" for s in self._container.streams.audio)
+        self.has_chapters = bool(self._container.chapters())
         self.colour = colour_of(first)
         self.hdr = hdr_metadata(first)
         self.notes = tuple(self._assumptions(first))
@@ -243,7 +260,7 @@ class VideoSource(Source):
         self._clock.report()
         if self._pass.clock.jumps:
             self.changes.convert(
-                "time stamps",
+                "timestamps",
                 f"the clock of {self.path} jumps {self._pass.clock.jumps} times; the times after a "
                 "jump continue those before it",
             )
@@ -311,6 +328,7 @@ class VideoSource(Source):
             orientation = orientation_of(self._default_first or decoded)
             duration = max(decoded.duration, 0)
             colour = self._colour_now(decoded)
+            captions = self._captions(decoded)
             decoded = self._resized(decoded, number=number)
             image = upright(self._cropped(to_rgb(decoded, colour=colour)), orientation)
             opacity = opacity_of(decoded) if self.keeps_opacity else None
@@ -329,7 +347,16 @@ class VideoSource(Source):
             pts=stamp,
             duration=duration,
             opacity=None if opacity is None else in_depth(opacity),
+            captions=captions,
         )
+
+    def _captions(self, frame: VideoFrame) -> bytes | None:
+        captions = captions_of(frame)
+        if captions is not None and self.keeps_captions:
+            self.changes.keep("closed captions", "written with the frames")
+        elif captions is not None:
+            self.changes.drop("closed captions", "only libx264 and libx265 can be given them")
+        return captions
 
     def _colour_now(self, frame: VideoFrame) -> Colour:
         """Return the colour description of a frame, and report what differs from the first one."""
@@ -362,7 +389,8 @@ class VideoSource(Source):
         """Return the part of a stored frame that the container says to show."""
         top, bottom, left, right = self._crop
         height, width = image.shape[:2]
-        return image[top : height - bottom, left : width - right]
+        cropped = image[top : height - bottom, left : width - right]
+        return cropped if cropped.size else image
 
     def _check_aspect(self) -> None:
         aspect = self._pass.sample_aspect

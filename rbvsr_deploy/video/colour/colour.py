@@ -72,11 +72,11 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
         if matrix not in (UNKNOWN, RGB_MATRIX):
             logger.warning("colour matrix %d is not supported; using %d instead", matrix, guess)
         matrix = guess
-    # The yuvj formats are full range by definition, whatever the tag says; grey is by default.
-    full = (
-        frame.color_range == FULL
-        or frame.format.name.startswith("yuvj")
-        or (frame.color_range != LIMITED and is_grey(frame.format))
+    # The yuvj formats are full range by default, and so is grey. A decoder keeps its first format
+    # when the range changes within a video.
+    full = frame.color_range == FULL or (
+        frame.color_range != LIMITED
+        and (frame.format.name.startswith("yuvj") or is_grey(frame.format))
     )
     return Colour(
         matrix=matrix,

@@ -49,6 +49,9 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Imag
     """
     video_format = frame.format
     depth = depth_of(video_format)
+    if video_format.name.startswith("yuvj") and colour.range == LIMITED:
+        frame = _renamed(frame)  # swscale takes these formats for full range, whatever the tag
+        video_format = frame.format
     if not video_format.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     if is_grey(video_format):
@@ -127,6 +130,16 @@ def from_rgb(
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
     return frame
+
+
+def _renamed(frame: VideoFrame) -> VideoFrame:
+    """Return a frame of one of the yuvj formats with the same samples in the format without j."""
+    from av import VideoFrame
+
+    renamed = VideoFrame(frame.width, frame.height, frame.format.name.replace("yuvj", "yuv"))
+    for new, old in zip(planes_of(renamed), planes_of(frame), strict=True):
+        new[...] = old
+    return renamed
 
 
 def _reformatted(frame: VideoFrame, pix_fmt: str) -> VideoFrame:

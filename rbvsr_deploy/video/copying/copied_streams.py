@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rbvsr_deploy.video.copying.packet_copy import (
     NO_DECODER,
+    UNLISTED_AUDIO,
     CoverAttachment,
     PacketCopy,
     copy_tags,
@@ -59,6 +60,7 @@ class CopiedStreams:
     Args:
         source: the video source.
         target: the output, to which streams are added; its header must not be written yet.
+        container: FFmpeg's name of the output's format.
         window: the time span of the source to copy.
         options: whether to keep audio and subtitles.
         ledger: records the packets that are written.
@@ -69,6 +71,7 @@ class CopiedStreams:
         source: VideoSource,
         *,
         target: OutputContainer,
+        container: str,
         window: TimeWindow,
         options: WriteOptions,
         ledger: Ledger,
@@ -76,6 +79,7 @@ class CopiedStreams:
         self._path = source.path
         self._changes = source.changes
         self._target = target
+        self._container_name = container
         self._window = window
         self._options = options
         self._ledger = ledger
@@ -87,9 +91,7 @@ class CopiedStreams:
         target.metadata.update(portable_tags(self._container.metadata))
         target.set_chapters(_chapters(self._container.chapters(), window))
         others = [s for s in self._container.streams if s.index != source.stream_index]
-        with Trials(
-            source.path, {stream.index for stream in others}, container=target.format.name
-        ) as trials:
+        with Trials(source, {stream.index for stream in others}, container=container) as trials:
             for stream in others:
                 self._add(stream, trials)
         self._packets = self._convert()
@@ -123,7 +125,7 @@ class CopiedStreams:
             stream.type == "subtitle" and not self._options.subtitles
         ):
             return
-        container = self._target.format.name
+        container = self._container_name
         if stream.type == "data" and (
             _is_chapter_list(stream) or ("timecode" in stream.metadata and container in _TIMECODES)
         ):
@@ -131,8 +133,11 @@ class CopiedStreams:
         if stream.type == "video" and not is_cover(stream):
             return  # reported by the source
         problem = None
+        unlisted = self._target.format.name != container
         for make in self._candidates(stream, trials):
-            found = trials.problem(make, stream.index, self._window)
+            # Such outputs cannot be tried in memory.
+            untried = unlisted and codec_name(stream) in UNLISTED_AUDIO
+            found = None if untried else trials.problem(make, stream.index, self._window)
             if found is None:
                 writer = make(stream, self._target, self._window)
                 copy_tags(stream, writer.output, container=container)
@@ -155,7 +160,7 @@ class CopiedStreams:
 
     def _candidates(self, stream: Stream, trials: Trials) -> list[MakeWriter]:
         """Return the writers to try for a stream, the best one first."""
-        if is_cover(stream) and self._target.format.name == "matroska":
+        if is_cover(stream) and self._container_name == "matroska":
             return [lambda stream, target, window: CoverAttachment(stream, target, self._path)]
         begin = trials.begin(stream.index, start=self._window.start)
         candidates: list[MakeWriter] = [

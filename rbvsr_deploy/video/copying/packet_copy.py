@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_DECODER",
+    "UNLISTED_AUDIO",
     "CoverAttachment",
     "PacketCopy",
     "copy_tags",
@@ -41,6 +42,8 @@ _TS_CODECS = frozenset(
 )
 # Codecs, besides PCM, that FFmpeg reads back from an AVI unchanged.
 _AVI_CODECS = frozenset({"aac", "ac3", "dts", "mp2", "mp3", "wmav1", "wmav2", "wmapro"})
+UNLISTED_AUDIO = frozenset({"wmav1", "wmav2", "wmapro", "wmalossless", "adpcm_ms", "adpcm_ima_wav"})
+"""Codecs that Matroska holds as in an AVI, which FFmpeg writes without saying so in its list."""
 NO_DECODER = "this build of FFmpeg does not support its codec"
 
 _EMPTY_TEXT = 2  # bytes: only the length field

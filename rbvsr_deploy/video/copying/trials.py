@@ -9,18 +9,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.video.copying.time_window import TimeWindow
-from rbvsr_deploy.video.pyav import media_errors, open_input, reason
+from rbvsr_deploy.video.pyav import media_errors, reason
 from rbvsr_deploy.video.timing.file_clock import FileClock
 
 if TYPE_CHECKING:
     from av import Packet
     from av.container import OutputContainer
     from av.stream import Stream
+
+    from rbvsr_deploy.video.video_source import VideoSource
 
 __all__ = ["MakeWriter", "StreamWriter", "Trials"]
 
@@ -47,7 +48,7 @@ class Trials(Closing):
     """Reads the first packets of the streams of a file, and writes them to files in memory.
 
     Args:
-        path: the file, which is opened again.
+        source: the video source, whose file is opened again.
         indices: indices of the streams.
         container: FFmpeg's name of the output's format.
 
@@ -55,13 +56,13 @@ class Trials(Closing):
         MediaError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, indices: Collection[int], *, container: str) -> None:
+    def __init__(self, source: VideoSource, indices: Collection[int], *, container: str) -> None:
         self._container = container
         self._packets: defaultdict[int, list[Packet[Any]]] = defaultdict(list)
-        with media_errors(f"cannot read {path}"):
-            self._file = open_input(path)
+        with media_errors(f"cannot read {source.path}"):
+            self._file = source.open_container()
         try:
-            with media_errors(f"cannot read {path} any further"):
+            with media_errors(f"cannot read {source.path} any further"):
                 self._read(indices)
         except BaseException:
             self.close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 _MICRO = 1_000_000  # all times here are in microseconds
-# Largest difference of a time stamp: twice the tick of the coarsest containers.
+# Largest difference of a timestamp: twice the tick of the coarsest containers.
 _TOLERANCE = 2_500
 # Largest difference of the beginning and end of audio: the packets of some formats are regrouped.
 _LOOSE = 150_000
