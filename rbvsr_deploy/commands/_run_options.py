@@ -169,8 +169,8 @@ DEVICE = click.Option(
     ["--device"],
     metavar="NAME",
     default="auto",
-    help="Device to run on: auto (the best available), tensorrt, cuda, cpu, or an ONNX Runtime "
-    "execution provider.",
+    help="Device to run on: auto (the best available), tensorrt, cuda, cpu, openvino, webgpu, or "
+    "another of those that `rbvsr info --devices` lists.",
 )
 
 TRUST_ENGINES = click.Option(

@@ -38,7 +38,10 @@ Progress = Callable[[Stage, int, int | None], None]
 # video, and closer at the end of a scene, where a key frame is due anyway.
 _SEGMENT, _SHORTEST_SEGMENT = 120, 48
 
-_READ_AHEAD, _WRITE_BEHIND = 8, 4
+# Bytes of frames that wait for the network and for the encoder. No frame comes out while a scene is
+# cleaned and its backward branch runs, and then they come all at once: with a few frames in each
+# queue, decoding and encoding of long scenes would alternate with the network.
+_READ_AHEAD = _WRITE_BEHIND = 256 * 2**20
 
 _SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_segment``
 
@@ -50,8 +53,8 @@ class _FrameInfo(NamedTuple):
     duration: int
     name: str | None
     opacity: Image | None
-    metadata: ImageMetadata | None
     captions: bytes | None
+    metadata: ImageMetadata | None
 
 
 class Run:
@@ -130,9 +133,15 @@ class Run:
             ReadAhead(
                 self._cuts.mark(self._source, skip=self.resumed),
                 depth=_READ_AHEAD,
+                size=lambda item: item[0].nbytes,
                 interrupt=self._source.interrupt,
             ) as reader,
-            WriteBehind(self._write, depth=_WRITE_BEHIND, interrupt=self._sink.interrupt) as writer,
+            WriteBehind(
+                self._write,
+                depth=_WRITE_BEHIND,
+                size=lambda item: item[0].nbytes,
+                interrupt=self._sink.interrupt,
+            ) as writer,
         ):
             for upscaled_frames in self._steps(reader):
                 while True:
@@ -162,8 +171,8 @@ class Run:
                 duration=frame.duration,
                 name=frame.name,
                 opacity=frame.opacity,
-                metadata=frame.metadata,
                 captions=frame.captions,
+                metadata=frame.metadata,
             )
             self._waiting.append(info)
             self._read += 1

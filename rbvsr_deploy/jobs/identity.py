@@ -21,7 +21,7 @@ __all__ = ["has_same_images", "image_record", "job_identity"]
 
 _SAME_OUTPUT_SINCE = "0.3.0"
 """The first version with the same output as this one: its unfinished jobs are continued. Set it to
-the current version in any change that alters frames or packets.
+the coming version in any change that alters frames or packets.
 """
 
 
@@ -33,7 +33,7 @@ def job_identity(
     Args:
         path: the input. Of an image folder only the name belongs to the identity: segments record
             which images they were made of, see :func:`image_record`.
-        engine: identified by its network, its version and its device.
+        engine: identified by its network, its version, its device and its placement.
         settings: settings of the stream; the memory limit is left out, as it does not affect the
             output.
         reading: options for reading the input.
@@ -54,6 +54,7 @@ def job_identity(
         },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
+        **({"placement": described.placement} if described.placement else {}),
         "version of rbvsr-deploy": _SAME_OUTPUT_SINCE,
         "scene cuts": cuts.identity,
         "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),

@@ -41,10 +41,15 @@ class Frame:
     opacity: Image | None = None
     """Alpha channel, ``(H, W, 1)`` with the image's dtype, in sources and sinks that keep it;
     ``None``: opaque."""
-    metadata: ImageMetadata | None = None
-    """What an image file holds besides its pixels."""
     captions: bytes | None = None
     """Closed captions of a video (CTA-708), in triplets of bytes; ``None``: it has none."""
+    metadata: ImageMetadata | None = None
+    """What an image file holds besides its pixels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.image.nbytes + (0 if self.opacity is None else self.opacity.nbytes)
 
 
 @dataclass(frozen=True)
