@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # Options for pytest: make test ARGS="-k bundle"
 ARGS ?=
 
-.PHONY: demo check test test-fast test-gpu lint types clean links
+.PHONY: demo check test test-fast test-gpu lint types clean links counts figures
 
 # Runs the demo in a user's environment: the installed wheel with [cpu], without torch.
 demo: .venv-demo/installed
@@ -31,6 +31,14 @@ test: .venv/installed
 test-fast: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
+# Writes the baseline of counted work again (tests/bench/test_gate.py), after a change that moves it.
+counts: .venv/installed
+	RBVSR_RENEW_COUNTS=1 .venv/bin/python -m pytest -q tests/bench/test_gate.py
+
+# Writes the tables of the pages and the schema of results again, from benchmarks/results/.
+figures: .venv/installed
+	.venv/bin/python benchmarks/tables.py
+
 # Checks lint and types in seconds, in an environment without torch. Calls to missing libraries are not checked;
 # `make types` checks those too.
 check: .venv-check/installed links
@@ -43,7 +51,7 @@ check: .venv-check/installed links
 
 .venv-check/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-check
-	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs portalocker
+	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs portalocker pillow
 	touch $@
 
 .venv/installed: pyproject.toml | links

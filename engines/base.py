@@ -124,6 +124,21 @@ class Engine(Closing):
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         """Copy the rows ``top`` to ``bottom`` of an array (N, C, H, W)."""
 
+    def join(self, arrays: Sequence[Array]) -> Array | None:
+        """Return a copy of arrays joined along the first axis; ``None`` if they cannot be joined on
+        the device.
+        """
+        return None
+
+    def most_at_once(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return the most frames per run, and the most rows per run of ``reconstruct``, for frames
+        of a size; ``None`` if they are limited by memory alone.
+
+        Raises:
+            EngineError: the engine does not take frames of this size at all.
+        """
+        return None
+
     @abstractmethod
     def upload(self, array: NDArray[Any]) -> Array:
         """Copy to the device. A CPU engine may use the array in place: leave it unchanged until

@@ -26,7 +26,8 @@ def check_graph(
 
     The ONNX checker must accept it; opset, inputs and outputs must match the contract; convolutions
     must run in the bundle's float type; every GridSample must be bilinear, with zeros outside and
-    corners not aligned, and take a float32 image and grid in every precision.
+    corners not aligned, and take a float32 image and grid in every precision. No Shape may have
+    bounds and no Squeeze may lack its axes: TensorRT's parsers before version 10 misread both.
 
     Raises:
         ExportError: the graph breaks its contract; describes the first violation.
@@ -62,6 +63,10 @@ def check_graph(
     for node in graph.node:
         if node.op_type == "Conv" and dtypes.get(node.input[0]) != features:
             raise ExportError(f"{where}: convolution '{node.name}' does not run in {precision}")
+        if (node.op_type == "Shape" and node.attribute) or (
+            node.op_type == "Squeeze" and len(node.input) < 2
+        ):
+            raise ExportError(f"{where}: TensorRT 8.6 would misread the sizes from '{node.name}'")
         if node.op_type == "GridSample":
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if {**_SAMPLING, **attributes} != _SAMPLING:

@@ -391,6 +391,15 @@ class BasicVSR(nn.Module):
         return self.conv_last(x)  # type: ignore[no-any-return]
 
 
+def _aligned_and_joined(frame: Tensor, state: Tensor, flow: Tensor) -> Tensor:
+    """Return the input of a propagation step, (N, 3 + C, H, W): the frame and the aligned state."""
+    wide = flow.dtype
+    aligned = warp(state.to(wide), flow, padding_mode="zeros")
+    # Rounded after they are joined, which changes no value: TensorRT-RTX then samples, rounds and
+    # joins in a single kernel.
+    return torch.cat((frame.to(wide), aligned), dim=1).to(state.dtype)
+
+
 class RealBasicVSR(nn.Module):
     """Upscales sequences by four. Frames are RGB in [0, 1]; the dtype is that of the weights
     (float32, or float16 after ``half()``).
@@ -444,15 +453,15 @@ class RealBasicVSR(nn.Module):
         Returns:
             The state (N, C, H, W) of this frame.
         """
-        aligned = warp(state, flow, padding_mode="zeros")
-        return self.basicvsr.backward_resblocks(torch.cat((frame, aligned), dim=1))  # type: ignore[no-any-return]
+        joined = _aligned_and_joined(frame, state, flow)
+        return self.basicvsr.backward_resblocks(joined)  # type: ignore[no-any-return]
 
     def forward_step(self, frame: Tensor, state: Tensor, flow: Tensor) -> Tensor:
         """Run one step of the branch that goes forward in time: as :meth:`backward_step`, but with
         the state of the previous frame and the flow to it.
         """
-        aligned = warp(state, flow, padding_mode="zeros")
-        return self.basicvsr.forward_resblocks(torch.cat((frame, aligned), dim=1))  # type: ignore[no-any-return]
+        joined = _aligned_and_joined(frame, state, flow)
+        return self.basicvsr.forward_resblocks(joined)  # type: ignore[no-any-return]
 
     def reconstruct(self, frame: Tensor, backward_state: Tensor, forward_state: Tensor) -> Tensor:
         """Upscale one frame: the head of both states plus the bilinear x4 of the *cleaned* frame.

@@ -7,6 +7,7 @@ float32 without a warning.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,15 +53,10 @@ def check_network(
         for output in _outputs(layer)
     }
     table: Counter[str] = Counter()
-    written = {
-        _described(node.attributes)
-        for node in read_graph(model).nodes
-        if node.operator == "GridSample"
-    }
     for layer in layers:
         kind, dtype = layer.type.name, _dtype(layer.get_output(0))
         if kind == "GRID_SAMPLE":
-            _check_sampling(tensorrt, layer, written, graph=graph)
+            _check_sampling(tensorrt, layer, _sampling_of(model), graph=graph)
         if kind in ("CONVOLUTION", "DECONVOLUTION"):
             if dtype != precision:
                 raise EngineError(
@@ -75,13 +71,20 @@ def check_network(
     return dict(sorted(table.items()))
 
 
+@functools.lru_cache(maxsize=2)
+def _sampling_of(model: bytes) -> frozenset[str]:
+    """Describe the sampling of all GridSample nodes of a serialised graph."""
+    nodes = read_graph(model).nodes
+    return frozenset(_described(n.attributes) for n in nodes if n.operator == "GridSample")
+
+
 def _described(attributes: Mapping[str, Any]) -> str:
     """Describe the sampling of a GridSample node."""
     aligned = "aligned" if attributes.get("align_corners", 0) else "not aligned"
     return f"{attributes.get('padding_mode', 'zeros')} outside and corners {aligned}"
 
 
-def _check_sampling(tensorrt: TensorRT, layer: Any, written: set[str], *, graph: str) -> None:
+def _check_sampling(tensorrt: TensorRT, layer: Any, written: frozenset[str], *, graph: str) -> None:
     module = tensorrt.module
     name = layer.name
     dtypes = [_dtype(tensor) for tensor in _inputs(layer)]

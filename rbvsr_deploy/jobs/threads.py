@@ -128,7 +128,8 @@ class _Thread:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left = True
+        # After an error elsewhere, results that are complete are still written.
+        self._left = kind is not None and not issubclass(kind, Exception)
         self._stop.set()
         if kind is not None:
             self._interrupt()

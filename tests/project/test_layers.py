@@ -32,6 +32,7 @@ LAYERS = (
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
     "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
+    "rbvsr_deploy.bench",
     "rbvsr_deploy.training.degradations",
     "rbvsr_deploy.training.data",
     "rbvsr_deploy.training.evaluation",
@@ -40,7 +41,10 @@ LAYERS = (
 )
 """Layers from bottom to top: a module imports from its own layer and lower ones only."""
 
-NEEDS_TORCH = ("model", "checkpoint", "graph_modules", "export", "engines.pytorch", "training")
+NEEDS_TORCH = (
+    *("model", "checkpoint", "checkpoint_file", "graph_modules"),
+    *("export", "engines.pytorch", "training"),
+)
 """Modules that require torch."""
 
 ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")
