@@ -38,10 +38,10 @@ Progress = Callable[[Stage, int, int | None], None]
 # video, and closer at the end of a scene, where a key frame is due anyway.
 _SEGMENT, _SHORTEST_SEGMENT = 120, 48
 
-# Bytes of frames that wait for the network and for the encoder. No frame comes out while a scene is
-# cleaned and its backward branch runs, and then they come all at once: with a few frames in each
-# queue, decoding and encoding of long scenes would alternate with the network.
-_READ_AHEAD = _WRITE_BEHIND = 256 * 2**20
+# Bytes of frames that wait for the network: while it propagates a long scene, the next is decoded.
+_READ_AHEAD = 256 * 2**20
+# Frames that wait for the encoder. They are lost if the run is interrupted, so they are few.
+_WRITE_BEHIND = 4
 
 _SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_segment``
 
@@ -136,12 +136,7 @@ class Run:
                 size=lambda item: item[0].nbytes,
                 interrupt=self._source.interrupt,
             ) as reader,
-            WriteBehind(
-                self._write,
-                depth=_WRITE_BEHIND,
-                size=lambda item: item[0].nbytes,
-                interrupt=self._sink.interrupt,
-            ) as writer,
+            WriteBehind(self._write, depth=_WRITE_BEHIND, interrupt=self._sink.interrupt) as writer,
         ):
             for upscaled_frames in self._steps(reader):
                 while True:

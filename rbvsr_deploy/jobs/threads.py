@@ -181,8 +181,7 @@ class WriteBehind(_Thread, Generic[T]):
 
     Args:
         consume: called in the thread with one item after the other.
-        depth: sum of the sizes of the items in the queue from which on :meth:`put` waits.
-        size: returns the size of an item, such as its bytes; at least 1.
+        depth: largest number of items in the queue.
         interrupt: called when an error ends the work, to end a wait of the function.
     """
 
@@ -191,10 +190,9 @@ class WriteBehind(_Thread, Generic[T]):
         consume: Callable[[T], None],
         *,
         depth: int,
-        size: Callable[[T], int] = lambda item: 1,
         interrupt: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(depth=depth, size=size, name="writer", interrupt=interrupt)
+        super().__init__(depth=depth, size=lambda item: 1, name="writer", interrupt=interrupt)
         self._consume = consume
 
     def _work(self) -> None:
