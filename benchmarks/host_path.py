@@ -150,7 +150,7 @@ def measure(frames: int, *, size: tuple[int, int], repeats: int) -> dict[str, An
         NETWORK,
         runtime,
         runtime,  # type: ignore[arg-type]
-        driver,  # type: ignore[arg-type]
+        driver,
         model="no-op",
         weights="0",
         reason="a measurement",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
@@ -84,6 +84,9 @@ class Engine(Closing):
 
     network: Network
     """The network that the graphs are from."""
+    asynchronous: ClassVar[bool] = False
+    """True if :meth:`run` returns before the device has computed: runs that do not depend on each
+    other then overlap, and a step costs less whose states are at places where earlier ones were."""
 
     @abstractmethod
     def run(
@@ -116,6 +119,12 @@ class Engine(Closing):
     @abstractmethod
     def slice(self, array: Array, start: int, stop: int) -> Array:
         """Return items ``start`` to ``stop`` along the first axis, sharing the array's memory."""
+
+    def copy(self, array: Array, *, into: Array) -> None:
+        """Copy an array into another one, or a slice of one, of the same shape and dtype; only
+        asynchronous engines are asked to.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def rows(self, array: Array, top: int, bottom: int) -> Array:

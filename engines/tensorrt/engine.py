@@ -71,6 +71,8 @@ class TensorRTEngine(Engine):
         EngineError: none of the compiled engines runs on this machine.
     """
 
+    asynchronous = True
+
     def __init__(
         self,
         network: Network,
@@ -101,8 +103,10 @@ class TensorRTEngine(Engine):
         try:
             with driver.current():
                 self._gpu = driver.gpu()
-                for name in ("upload", *dict.fromkeys(_QUEUE_OF.values()), "download"):
-                    self._queue[name] = self._queues.open()
+                for name in ("upload", *dict.fromkeys(_QUEUE_OF.values())):
+                    self._queue[name] = self._queues.open(urgent=name in ("backward", "forward"))
+                # The host waits for single results.
+                self._queue["download"] = self._queues.open(every=1)
                 if size is not None:
                     self._load(*size, batch=batch)
         except BaseException:
@@ -129,8 +133,8 @@ class TensorRTEngine(Engine):
             return outputs
 
     def empty(self, shape: tuple[int, ...], *, dtype: str) -> Array:
-        with self._entered():
-            return self._empty(shape, np.dtype(dtype))
+        self._check_open()
+        return self._empty(shape, np.dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         with self._entered():
@@ -144,6 +148,15 @@ class TensorRTEngine(Engine):
 
     def slice(self, array: Array, start: int, stop: int) -> Array:
         return array.slice(start, stop)
+
+    def copy(self, array: Array, *, into: Array) -> None:
+        with self._entered():
+            self._queues.submit(
+                self._queue["outputs"],
+                lambda stream: self._driver.copy(into.address, array.address, array.nbytes, stream),
+                reads=[array.span],
+                writes=[into.span],
+            )
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         n, channels, height, width = array.shape
@@ -256,10 +269,13 @@ class TensorRTEngine(Engine):
     @contextmanager
     def _entered(self) -> Iterator[None]:
         """Check that the engine is open, and make the GPU current in this thread."""
-        if self._closed:
-            raise EngineError(f"the engine of '{self._model}' is closed: open a new one")
+        self._check_open()
         with self._driver.current():
             yield
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"the engine of '{self._model}' is closed: open a new one")
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         size = math.prod(shape) * dtype.itemsize
