@@ -91,5 +91,15 @@ docs: .venv-docs/installed links
 	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
+# What a user's environment consists of: a bill of materials (CycloneDX) and the licences, in dist/, for a release.
+.PHONY: sbom
+sbom: .venv-demo/installed
+	$(PYTHON) -m venv .venv-sbom
+	.venv-sbom/bin/python -m pip install --quiet "cyclonedx-bom>=7,<8" "pip-licenses>=5,<6"
+	mkdir -p dist
+	.venv-sbom/bin/cyclonedx-py environment --output-file dist/sbom.json .venv-demo
+	.venv-sbom/bin/pip-licenses --python .venv-demo/bin/python --from mixed --with-urls --format markdown \
+	    --output-file dist/LICENSES.md
+
 clean:
-	rm -rf .venv .venv-check .venv-demo .venv-docs .venv-gpu build demo dist *.egg-info
+	rm -rf .venv .venv-check .venv-demo .venv-docs .venv-gpu .venv-sbom build demo dist *.egg-info

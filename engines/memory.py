@@ -1,6 +1,6 @@
 """Measures free memory of the host and of NVIDIA GPUs, and classifies out-of-memory errors.
 
-Free host memory respects the limits of containers.
+Free host memory respects the limits of control groups: containers, services and batch jobs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
 __all__ = ["failure", "free_cuda_memory", "free_host_memory", "free_shared_memory"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_UNLIMITED = 2**62
 _RESERVE = 768 * 2**20
 """Bytes that an integrated GPU leaves to the host: libraries, decoder, encoder and desktop."""
 
@@ -95,18 +98,47 @@ def _available() -> int:
 
 
 def _left_in_container() -> int:
-    """Return the bytes the control group may still use; a huge number if there is no limit."""
+    """Return the bytes that the control groups of this process may still use; a huge number if none
+    has a limit.
+    """
+    return min((_left(group) for group in _memory_groups()), default=_UNLIMITED)
+
+
+def _memory_groups() -> Iterator[Path]:
+    """Yield this process's control groups for memory, and those above them, whose limits apply too:
+    of a container, a service (systemd) or a batch job (Slurm).
+    """
+    try:
+        lines = _OWN_GROUPS.read_text("ascii", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            root = _CGROUP
+        elif "memory" in controllers.split(","):
+            root = _CGROUP / "memory"
+        else:
+            continue
+        path = PurePosixPath(name)
+        if ".." in path.parts:  # outside what this container can see
+            path = PurePosixPath("/")
+        for group in (path, *path.parents):
+            yield root / group.relative_to("/")
+
+
+def _left(group: Path) -> int:
     for limit, used in (
-        (_CGROUP / "memory.max", _CGROUP / "memory.current"),
-        (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
             # The limit reads "max" if there is none. Cached files count as used but can be evicted.
-            left = int(limit.read_text("ascii")) - int(used.read_text("ascii"))
-            return max(0, left + _cached(limit.parent))
+            left = int((group / limit).read_text("ascii")) - int((group / used).read_text("ascii"))
+            return max(0, left + _cached(group))
         except (OSError, ValueError):
             continue
-    return 2**62
+    return _UNLIMITED
 
 
 def _cached(group: Path) -> int:

@@ -29,8 +29,9 @@ Positive = Annotated[float, Meta(gt=0.0)]
 NotNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Part = Annotated[float, Meta(ge=0.0, le=1.0)]
-Count = Annotated[int, Meta(ge=1)]
-CountOrNone = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1, le=10**9)]
+CountOrNone = Annotated[int, Meta(ge=0, le=10**9)]
+Batch = Annotated[int, Meta(ge=1, le=4096)]
 
 
 class FlowConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +44,7 @@ class FlowConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     photographs filmed with the synthetic camera; 0 skips the phase."""
     learning_rate: Positive = 1e-3
     """Learning rate of that phase; falls to 0 along a cosine."""
-    batch: Count = 4
+    batch: Batch = 4
     """Clips of three frames per process in that phase."""
     max_speed: Positive = 8.0
     """Maximum speed of the synthetic camera in that phase, in degraded pixels per frame."""
@@ -59,9 +60,9 @@ class ImageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     iterations: CountOrNone = 0
     """Iterations of the phase; 0 skips it."""
     learning_rate: Positive = 5e-4
-    batch: Count = 16
+    batch: Batch = 16
     """Images per process and backward pass."""
-    crop: Annotated[int, Meta(ge=8)] = 96
+    crop: Annotated[int, Meta(ge=8, le=4096)] = 96
     """Side of the stored degraded images in pixels; replaces ``data.crop``."""
 
 
@@ -83,7 +84,7 @@ class DistillationConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     each frame of a clip of 64x64."""
     clips: Count = 4000
     """Number of clips stored in each phase; patches are cut from them repeatedly."""
-    patch: Count = 48
+    patch: Annotated[int, Meta(ge=1, le=4096)] = 48
     """Side of these patches, in degraded pixels."""
 
 
@@ -164,13 +165,13 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     data: DataConfig
     iterations: Count = 300_000
-    batch: Count = 2
+    batch: Batch = 2
     """Clips per process and backward pass; published: 2 on each of 8 GPUs, 1 in the second
     stage."""
-    accumulate: Count = 1
+    accumulate: Batch = 1
     """Backward passes per iteration. The gradients are those of a batch this many times as large,
     except for the discriminator's spectral norms, which every pass refines."""
-    seed: CountOrNone = 0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
     load_from: str | None = None
     """Checkpoint to start from; the second stage starts from one of the first."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -179,10 +180,10 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Recompute features in the backward pass instead of storing them: less memory, but slower."""
     compile: bool = False
     """Compile the pieces of the network with torch.compile."""
-    workers: CountOrNone = 4
+    workers: Annotated[int, Meta(ge=0, le=256)] = 4
     """Processes per GPU that prepare clips; 0 prepares them in the training process."""
     network: RealBasicVSRConfig = PUBLISHED
-    discriminator_channels: Count = 64
+    discriminator_channels: Annotated[int, Meta(ge=1, le=4096)] = 64
     degradation: DegradationConfig = degradation_config.PUBLISHED
     images: ImageConfig = ImageConfig()
     flow: FlowConfig = FlowConfig()
@@ -196,8 +197,9 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name, size in self.network.as_dict().items():
             sizes = size if isinstance(size, tuple) else (size,)
             least = 0 if name == "reconstruction_blocks" else 1
-            if any(type(s) is int and s < least for s in sizes):
-                raise ValueError(f"network.{name} must be {least} or more, got {size}")
+            most = 12 if name == "flow_levels" else 4096  # each level halves the frame
+            if any(type(s) is int and not least <= s <= most for s in sizes):
+                raise ValueError(f"network.{name} must be from {least} to {most}, got {size}")
         if self.network.flow_kernel % 2 == 0:
             raise ValueError(f"network.flow_kernel must be odd, got {self.network.flow_kernel}")
         if self.losses.perceptual_weight and not self.losses.perceptual_layers:

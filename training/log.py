@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from rbvsr_deploy.files import open_no_follow, usual_mode
 from rbvsr_deploy.training.run_folder import writes
 
 __all__ = ["RunLog"]
@@ -39,9 +41,9 @@ class RunLog:
         self._writers: dict[str, Any] = {}
         if silent:
             return
-        if self._path.exists() and self._path.stat().st_size > length:
-            with writes(self._path):
-                os.truncate(self._path, length)
+        with self._opened() as file:
+            if file.tell() > length:
+                file.truncate(length)
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError:
@@ -64,8 +66,8 @@ class RunLog:
             return
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         line = json.dumps({"phase": phase, "iteration": iteration, **rounded}) + "\n"
-        with writes(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self._opened() as file:
+            file.write(line.encode())
         with writes(self._folder):
             if writer := self._writer(phase):
                 for name, value in values.items():
@@ -83,6 +85,16 @@ class RunLog:
         with writes(self._folder):
             for writer in self._writers.values():
                 writer.close()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """Open the log to append to it; a link is not followed."""
+        with writes(self._path):
+            handle = open_no_follow(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode=usual_mode()
+            )
+            with os.fdopen(handle, "ab") as file:
+                yield file
 
     def _writer(self, phase: str) -> Any:
         """Return the TensorBoard writer of a phase, as each phase counts its own iterations."""

@@ -12,11 +12,10 @@ import contextlib
 import json
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import msgspec
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from rbvsr_deploy.errors import CheckpointError, RbvsrError
 from rbvsr_deploy.files import write_atomically
+from rbvsr_deploy.signals import handle_termination
 from rbvsr_deploy.training.checkpoints import (
     RunState,
     read_checkpoint,
@@ -46,7 +46,7 @@ from rbvsr_deploy.training.log import RunLog
 from rbvsr_deploy.training.networks import NotFiniteError, build_networks, update_average
 from rbvsr_deploy.training.perceptual import PerceptualLoss, load_vgg19
 from rbvsr_deploy.training.phases import FlowPhase, ImagePhase, Phase, RestorationPhase
-from rbvsr_deploy.training.run_folder import make_run_folder, writes
+from rbvsr_deploy.training.run_folder import run_folder, writes
 from rbvsr_deploy.training.validation import Validation
 from rbvsr_deploy.version import __version__
 
@@ -75,17 +75,18 @@ def train(
     Raises:
         RbvsrError: the recipe, its files or the run folder cannot be used, which is found before
             the first iteration; or a loss is not finite.
-        KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the checkpoint is written.
+        KeyboardInterrupt, SystemExit: after Ctrl-C, termination or hang-up, once the checkpoint is
+            written.
     """
     fabric = launch(config, device)
-    make_run_folder(output)
-    run = _Run(fabric, config, output)
-    with _signals() as received:
-        try:
-            run.phases(received, on_step)
-        finally:
-            run.log.close()
-    return run.finish()
+    with run_folder(output, first=fabric.is_global_zero):
+        run = _Run(fabric, config, output)
+        with _signals() as received:
+            try:
+                run.phases(received, on_step)
+            finally:
+                run.log.close()
+        return run.finish()
 
 
 # ----------------------------------------------------------------------------------------- signals
@@ -93,24 +94,18 @@ def train(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Record the first SIGINT or SIGTERM, so that the iteration can finish; a second one ends the
+    """Record the first signal to end, so that the iteration can finish; a second one ends the
     process.
     """
     received: list[int] = []
-    before: dict[int, Any] = {}
+    with contextlib.ExitStack() as handled:
 
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        for other, handler in before.items():
-            signal.signal(other, handler)
+        def note(number: int, frame: object) -> None:
+            received.append(number)
+            handled.close()  # the handlers from before handle the second one
 
-    if threading.current_thread() is threading.main_thread():
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
+        handled.enter_context(handle_termination(note))
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # -------------------------------------------------------------------------------------------- a run
@@ -249,7 +244,12 @@ class _Run:
                 if stop or done or state.iteration % every.checkpoint_every == 0:
                     self._save(phase)
                 if stop:
-                    raise KeyboardInterrupt if signal.SIGINT in received else SystemExit(143)
+                    self._end(received)
+
+    def _end(self, received: list[int]) -> NoReturn:
+        """End the process as its signal would, or as SIGTERM if another process received it."""
+        number = received[0] if received else signal.SIGTERM
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def _iteration(self, phase: Phase, clips: Iterator[dict[str, Tensor]]) -> None:
         state, started = self.state, time.monotonic()

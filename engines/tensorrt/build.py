@@ -145,6 +145,12 @@ def check_target(
             "every GPU to compile for, such as 8.6,8.9,12.0",
             parameters=("compute_capabilities",),
         )
+    if options.hardware_compatible and gpu is not None and gpu.is_integrated:
+        raise EngineError(
+            f"{gpu.name} shares the host's memory, and for such GPUs {tensorrt.name} has no "
+            "hardware-compatible engines: compile on the device that will run them",
+            parameters=("hardware_compatible",),
+        )
     if offered is None and gpu is None:
         raise EngineError(
             f"{tensorrt.name} {tensorrt.version} compiles on the GPU that will run the engines, "
@@ -225,6 +231,14 @@ class _Build:
                 timing_cache.keep(config)
         return layers, plan
 
+    def _shared_workspace(self) -> int | None:
+        """Return a limit for a GPU that shares the host's memory, which TensorRT would take whole;
+        ``None`` for others.
+        """
+        if self.driver is None or not self.driver.gpu().is_integrated:
+            return None
+        return max(2**28, self.driver.free_memory() // 4)
+
     def _configure(self, builder: Any, network: Any, config: Any) -> None:
         tensorrt, options = self.tensorrt, self.options
         tensorrt.set_precision(
@@ -234,9 +248,11 @@ class _Build:
             quantised=self.manifest.quantisation is not None,
         )
         tensorrt.set_compute_capability(config, compute_capability=self.compute_capability)
-        if options.workspace is not None:
+        tensorrt.allow_capture(config)
+        workspace = options.workspace or self._shared_workspace()
+        if workspace is not None:
             pool = tensorrt.module.MemoryPoolType.WORKSPACE
-            config.set_memory_pool_limit(pool, options.workspace)
+            config.set_memory_pool_limit(pool, workspace)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
         if options.version_compatible:

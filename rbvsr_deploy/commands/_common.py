@@ -37,6 +37,7 @@ __all__ = [
     "VERBOSE",
     "VERSION",
     "Command",
+    "Count",
     "FloatRange",
     "command_errors",
     "memory_size",
@@ -61,6 +62,25 @@ _PASSED_THROUGH = (
     BrokenPipeError,
 )
 """Exceptions that click itself turns into an exit code."""
+
+
+class Count(click.types.IntParamType):
+    """A whole number up to a limit that is far beyond any use, and that the help leaves out.
+
+    Args:
+        least: smallest number allowed.
+        most: largest number allowed.
+    """
+
+    def __init__(self, least: int = 1, most: int = 10**9) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = super().convert(value, param, ctx)
+        if not self._least <= number <= self._most:
+            allowed = f"a number from {self._least} to {self._most}"
+            self.fail(f"{number} is out of range: use {allowed}.", param, ctx)
+        return number
 
 
 class FloatRange(click.FloatRange):

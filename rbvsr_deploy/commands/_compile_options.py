@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
-from rbvsr_deploy.commands._common import memory_size, report
+from rbvsr_deploy.commands._common import Count, memory_size, report
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.tensorrt.build import BuildOptions
@@ -83,7 +83,7 @@ def _capabilities(ctx: click.Context, param: click.Parameter, value: str | None)
     if value is None:
         return ()
     found = tuple(part.strip() for part in value.split(","))
-    if wrong := [part for part in found if not re.fullmatch(r"\d+\.\d", part)]:
+    if wrong := [part for part in found if not re.fullmatch(r"\d{1,2}\.\d", part, re.ASCII)]:
         raise click.BadParameter(
             f"{wrong[0]!r} is not a compute capability: use numbers such as 8.6,8.9,12.0"
         )
@@ -94,9 +94,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> _Siz
     """Parse WxH into height and width."""
     if value is None:
         return None
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value, re.ASCII)
     if match is None:
-        raise click.BadParameter(f"{value!r} is not a size: use width x height, such as 1280x720")
+        raise click.BadParameter(
+            f"{value!r} is not a size: use width x height, such as 1280x720 (up to 99999x99999)"
+        )
     return int(match[2]), int(match[1])
 
 
@@ -130,7 +132,7 @@ _OPTIONS = (
     click.option(
         "--batch",
         metavar="N",
-        type=click.IntRange(min=1),
+        type=Count(1, 1024),
         default=4,
         help="Largest batch of the graphs without recurrence, and the one they are tuned for.",
     ),

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+from rbvsr_deploy.signals import handle_termination
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
@@ -69,19 +71,11 @@ def exit_on_signals() -> Iterator[list[int]]:
         else:
             show_ignored(unraisable)
 
-    # SIGHUP: the terminal was closed; SIGBREAK: the same on Windows, or Ctrl-Break.
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    handled = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
     show_ignored, sys.unraisablehook = sys.unraisablehook, stop_later
-    for number in handled:
-        signal.signal(number, stop)
     try:
-        yield received
+        with handle_termination(stop):
+            yield received
     finally:
-        for number in handled:
-            signal.signal(number, before[number])
         sys.unraisablehook = show_ignored
 
 

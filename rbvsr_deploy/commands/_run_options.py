@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rbvsr_deploy.commands._common import PATH, Command, FloatRange, memory_size
+from rbvsr_deploy.commands._common import PATH, Command, Count, FloatRange, memory_size
 
 __all__ = [
     "DEVICE",
@@ -34,9 +34,11 @@ def _lookahead(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     """Parse a number of frames, or "all" into ``None``."""
     if value == "all":
         return None
-    if value.isdecimal():
+    if re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
-    raise click.BadParameter(f"{value!r} is not valid: use 'all', or a number of frames from 0 on")
+    raise click.BadParameter(
+        f"{value!r} is not valid: use 'all', or a number of frames from 0 to 999999999"
+    )
 
 
 def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
@@ -82,9 +84,7 @@ READING = (
         callback=_time,
         help="Stop before the first frame at or after this time.",
     ),
-    click.Option(
-        ["--frames"], metavar="N", type=click.IntRange(min=1), help="Stop after N frames."
-    ),
+    click.Option(["--frames"], metavar="N", type=Count(), help="Stop after N frames."),
     click.Option(
         ["--fps"],
         metavar="RATE",
@@ -113,6 +113,11 @@ READING = (
         ["--decoder"],
         metavar="NAME",
         help="Decode video on a device such as cuda, or with the FFmpeg decoder of this name.",
+    ),
+    click.Option(
+        ["--allow-playlists"],
+        is_flag=True,
+        help="Read the files that an HLS playlist or a concat script names.",
     ),
 )
 """Options for the fields of :class:`~rbvsr_deploy.video.ReadOptions`."""
@@ -203,7 +208,7 @@ NETWORK = (
     click.Option(
         ["--max-scene"],
         metavar="N",
-        type=click.IntRange(min=1),
+        type=Count(),
         default=300,
         help="Process longer scenes in chunks of this many frames.",
     ),
@@ -223,7 +228,7 @@ NETWORK = (
     click.Option(
         ["--cleanings"],
         metavar="N",
-        type=click.IntRange(min=0),
+        type=Count(0, 100),
         help="Run exactly N cleaning passes instead of deciding dynamically.",
     ),
 )

@@ -14,6 +14,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    Count,
     FloatRange,
     command_errors,
     memory_size,
@@ -49,14 +50,14 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
 @click.option(
     "--frames",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Count(),
     default=30,
     help="Compare the first N frames.",
 )
 @click.option(
     "--cleanings",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=Count(0, 100),
     help="Run exactly N cleaning passes.  [default: A and B each decide dynamically]",
 )
 @click.option(

@@ -11,6 +11,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    Count,
     command_errors,
     require,
     show,
@@ -34,7 +35,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--seed",
     metavar="N",
-    type=int,
+    type=Count(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Seed of the random draw.",
@@ -50,7 +51,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--length",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Count(1, 10_000),
     default=30,
     show_default=True,
     help="Number of frames to degrade.",
@@ -58,7 +59,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--crop",
     metavar="PIXELS",
-    type=click.IntRange(min=1),
+    type=Count(1, 4096),
     default=64,
     show_default=True,
     help="Width and height of the degraded frames.",

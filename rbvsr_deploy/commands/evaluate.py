@@ -18,6 +18,7 @@ from rbvsr_deploy.commands._common import (
     PATH,
     VERBOSE,
     VERSION,
+    Count,
     command_errors,
     report,
     require,
@@ -103,7 +104,7 @@ _SEQUENCES = (
     click.Option(
         ["--seed"],
         metavar="N",
-        type=click.IntRange(min=0),
+        type=Count(0, 2**32 - 1),
         default=0,
         help="Seed of --degrade; the same seed makes the same inputs.",
     ),
@@ -144,7 +145,7 @@ _SCORES = (
     click.Option(
         ["--border"],
         metavar="PIXELS",
-        type=click.IntRange(min=0),
+        type=Count(0, 2**16),
         help=f"Exclude this many pixels at each side.  [default: {_BORDER}]",
     ),
     click.Option(

@@ -46,6 +46,8 @@ def job_identity(
         **{
             f"option {name}": "not given" if value is None else str(value)
             for name, value in dataclasses.asdict(reading).items()
+            # Changes no output, and is newer than job folders that are still to be resumed.
+            if name != "allow_playlists"
         },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",

@@ -25,6 +25,7 @@ from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.finite import begin_check, check_finite
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
 __all__ = ["HALO", "propagate"]
@@ -44,6 +45,8 @@ def propagate(
     end: int,
     stop: int,
     forward_state: Array | None = None,
+    first_frame: int = 0,
+    checked: bool = True,
 ) -> Iterator[tuple[Image, Array]]:
     """Upscale some frames of a scene.
 
@@ -55,6 +58,8 @@ def propagate(
             or the limit of the lookahead. At least ``end``.
         forward_state: state of the frame before ``start``, (1, C, H, W); ``None`` at the start of a
             scene.
+        first_frame: number of the scene's first frame within the stream, for messages.
+        checked: whether to check that values are finite.
 
     Yields:
         For each frame, in order, the upscaled frame (4H, 4W, 3) RGB, uint8 or uint16, and the
@@ -64,8 +69,9 @@ def propagate(
     Raises:
         DeviceMemoryError: the plan is too big for the memory left on the device. The last state
             that was yielded stays valid, to continue from with a smaller plan.
+        EngineError: a state or an output at the end of a window is not finite.
     """
-    steps = _Steps(context, frames)
+    steps = _Steps(context, frames, first_frame=first_frame)
     engine, plan = context.engine, context.budget.plan
     window = min(plan.window, end - start)
     states = steps.empty_states(window)
@@ -82,6 +88,9 @@ def propagate(
     else:
         for _ in backward:
             context.progress("backward", 1)
+    if checked:
+        frame, first_state = first_frame + start, engine.slice(states, 0, 1)
+        steps.checks.append(begin_check(engine, first_state, graph="backward", frame=frame))
 
     state = forward_state
     # The states of three batches: one being computed, one whose frames are being downloaded, and
@@ -108,9 +117,11 @@ def propagate(
                 j,
                 backward_states=engine.slice(states, i - first, j - first),
                 forward_states=forward_states,
+                check=checked and j == last,
             )
             yield from downloading
-            downloading = _downloaded(engine, begun, forward_states)
+            downloading = _downloaded(engine, begun, forward_states, checks=steps.checks)
+            steps.checks = []
             i = j
     for image, state in downloading:
         if ahead is not None:
@@ -122,9 +133,15 @@ def propagate(
 
 
 def _downloaded(
-    engine: Engine, begun: Callable[[], Image], states: Array
+    engine: Engine,
+    begun: Callable[[], Image],
+    states: Array,
+    *,
+    checks: Iterable[Callable[[], None]],
 ) -> Iterator[tuple[Image, Array]]:
-    """Yield the upscaled frames of a batch and their forward states."""
+    """Yield the upscaled frames of a batch and their forward states, if all checks pass."""
+    for check in checks:
+        check()
     for number, image in enumerate(begun()):
         yield image, engine.slice(states, number, number + 1)
 
@@ -132,7 +149,12 @@ def _downloaded(
 class _Steps:
     """Runs the steps of both branches over the frames of one scene."""
 
-    def __init__(self, context: Context, frames: SceneFrames) -> None:
+    checks: list[Callable[[], None]]
+    """Checks to make before the next batch is yielded."""
+
+    def __init__(self, context: Context, frames: SceneFrames, *, first_frame: int) -> None:
+        self.checks = []
+        self._first_frame = first_frame
         self._context = context
         self._engine = context.engine
         self._frames = frames
@@ -210,7 +232,6 @@ class _Steps:
 
         Of these states, only those that windows start from are kept.
         """
-        engine, kept = self._engine, self._context.kept
         state = None
         keeping: tuple[int, Callable[[], NDArray[Any]]] | None = None
         for i, new_state in self.walk("backward", reversed(range(first, stop)), None):
@@ -218,13 +239,23 @@ class _Steps:
             is_start = (i - start) % window == 0 or i == end
             if first < i <= end and is_start and i < stop:
                 if keeping is not None:
-                    kept.put(keeping[0], keeping[1]())
-                keeping = i, engine.begin_download(state)
+                    self._keep(*keeping)
+                keeping = i, self._engine.begin_download(state)
             if i < end:
                 self._context.progress("backward", 1)
         if keeping is not None:
-            kept.put(keeping[0], keeping[1]())
+            self._keep(*keeping)
         return state
+
+    def _keep(self, i: int, begun: Callable[[], NDArray[Any]]) -> None:
+        values = begun()
+        check_finite(
+            values,
+            graph="backward",
+            frame=self._first_frame + i,
+            precision=self._engine.network.precision,
+        )
+        self._context.kept.put(i, values)
 
     def recompute(self, first: int, last: int, states: Array) -> None:
         """Recompute the backward states of a window from the one kept at its end, if any: none is
@@ -237,9 +268,23 @@ class _Steps:
             pass
 
     def begin_upscaling(
-        self, start: int, stop: int, *, backward_states: Array, forward_states: Array
+        self,
+        start: int,
+        stop: int,
+        *,
+        backward_states: Array,
+        forward_states: Array,
+        check: bool,
     ) -> Callable[[], Image]:
-        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3)."""
+        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3).
+
+        ``check`` adds checks of the last frame to :attr:`checks`.
+        """
+        last = (self._first_frame + stop - 1, stop - start) if check else None
+        if last is not None:
+            frame, count = last
+            state = self._engine.slice(forward_states, count - 1, count)
+            self.checks.append(begin_check(self._engine, state, graph="forward", frame=frame))
         arrays = {
             "frame": self._frames.frames(start, stop),
             "backward_state": backward_states,
@@ -247,19 +292,26 @@ class _Steps:
         }
         height = self._context.size[0]
         if self._band >= height:
-            return self._reconstruct(arrays)
+            return self._reconstruct(arrays, last=last)
         bands = []
         for top in range(0, height, self._band):
             bottom = min(top + self._band, height)
             upper, lower = max(0, top - HALO), min(height, bottom + HALO)
             begun = self._reconstruct(
-                {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()}
+                {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()},
+                last=last,
             )
             bands.append((begun, SCALE * (top - upper), SCALE * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
-    def _reconstruct(self, arrays: dict[str, Array]) -> Callable[[], Image]:
+    def _reconstruct(
+        self, arrays: dict[str, Array], *, last: tuple[int, int] | None
+    ) -> Callable[[], Image]:
         (output,) = self._engine.run("reconstruct", **arrays)
+        if last is not None:
+            frame, count = last
+            checked = self._engine.slice(output, count - 1, count)
+            self.checks.append(begin_check(self._engine, checked, graph="reconstruct", frame=frame))
         if self._context.deep:
             # TensorRT does not support uint16, so no graph can produce it.
             begun = self._engine.begin_download(output)

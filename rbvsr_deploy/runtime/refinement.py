@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.graphs import MAX_CLEANINGS
 from rbvsr_deploy.pixels import Image, network_input
 from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.finite import check_finite
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
 __all__ = ["Cleaner", "Refinement"]
@@ -46,7 +49,11 @@ class Cleaner:
         context: of the stream; its settings say how to decide.
         frames: takes the cleaned frames, by their number within the scene.
         first: number of the first frame.
+        first_frame: number of the scene's first frame within the stream, for messages.
         decided: the decision for a scene that is continued.
+
+    Raises:
+        EngineError: by all methods, if a frame's residue is not finite.
     """
 
     def __init__(
@@ -55,12 +62,14 @@ class Cleaner:
         frames: SceneFrames,
         *,
         first: int = 0,
+        first_frame: int = 0,
         decided: Refinement | None = None,
     ) -> None:
         self._context = context
         self._engine = context.engine
         self._frames = frames
         self._first = first
+        self._first_frame = first_frame
         self._next = first
         self._waiting: list[Image] = []
         self._counting: Callable[[], None] | None = None
@@ -160,7 +169,7 @@ class Cleaner:
 
         def finish() -> None:
             for number, residues in changes:
-                self._count(number, residues())
+                self._count(number, self._finite(residues(), at=at))
 
         self._counting = finish
 
@@ -173,13 +182,15 @@ class Cleaner:
     def _clean_by_frame(self, frames: Array, *, count: int) -> None:
         """Clean a batch once, and its frames further as each of them decides."""
         cleaned, residues = self._engine.run("clean", frame=frames)
-        changes = [[float(residue)] for residue in self._engine.download(residues)]
+        values = self._finite(self._engine.download(residues), at=self._next)
+        changes = [[float(residue)] for residue in values]
         further: dict[int, Array] = {}
         for i, passes in enumerate(changes):
             frame = self._engine.slice(cleaned, i, i + 1)
             while 255.0 * passes[-1] >= self._threshold and len(passes) < MAX_CLEANINGS:
                 frame, residues = self._engine.run("clean", frame=frame)
-                passes.append(float(self._engine.download(residues)[0]))
+                value = self._finite(self._engine.download(residues), at=self._next + i)
+                passes.append(float(value[0]))
                 further[i] = frame
         for number in range(MAX_CLEANINGS):
             self._count(number, [passes[number] for passes in changes if len(passes) > number])
@@ -193,6 +204,13 @@ class Cleaner:
             if i < count:
                 self._frames.add(self._next + i, further[i], count=1, places=2)
             start = i + 1
+
+    def _finite(self, residues: NDArray[Any], *, at: int) -> NDArray[Any]:
+        """Return the residues of a batch that begins with frame ``at``, after checking them."""
+        precision = self._engine.network.precision
+        for i, residue in enumerate(residues, self._first_frame + at):
+            check_finite(residue, graph="clean", frame=i, precision=precision)
+        return residues
 
     def _count(self, number: int, residues: Iterable[float]) -> None:
         if self._decided is not None:

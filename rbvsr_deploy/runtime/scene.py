@@ -9,6 +9,7 @@ from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.errors import DeviceMemoryError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.context import Context
+from rbvsr_deploy.runtime.finite import CHECK_EVERY, check_finite
 from rbvsr_deploy.runtime.propagation import propagate
 from rbvsr_deploy.runtime.refinement import Cleaner
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
@@ -64,6 +65,7 @@ class Scene:
             context,
             self._frames,
             first=self._done,
+            first_frame=first_frame,
             decided=continued.refinement if continued is not None else None,
         )
 
@@ -105,6 +107,8 @@ class Scene:
                 end=end,
                 stop=stop,
                 forward_state=self._forward_state,
+                first_frame=self._first_frame,
+                checked=ends_scene or self._done // CHECK_EVERY < end // CHECK_EVERY,
             )
             try:
                 for image, state in upscaled:
@@ -127,7 +131,10 @@ class Scene:
         return StreamState.between_scenes(self._first_frame + self._done)
 
     def _state(self) -> StreamState:
-        forward_state = self._context.engine.download(self._forward_state).copy()
+        engine, frame = self._context.engine, self._first_frame + self._done - 1
+        forward_state = engine.download(self._forward_state).copy()
+        precision = engine.network.precision
+        check_finite(forward_state, graph="forward", frame=frame, precision=precision)
         return StreamState(
             frames=self._first_frame + self._done,
             scene=self._first_frame,

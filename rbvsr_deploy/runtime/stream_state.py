@@ -114,7 +114,7 @@ class StreamState:
         """Return whether a stream can continue from this state.
 
         Args:
-            frames: whose pictures are made.
+            frames: number of finished frames.
             network: of the stream's engine.
             size: H and W of the frames.
         """
@@ -126,6 +126,7 @@ class StreamState:
         return (
             shapes == {"forward_state": (1, network.channels, *size), "previous": (1, 3, *size)}
             and all(array.dtype == network.precision for array in self.arrays.values())
+            and all(np.isfinite(array).all() for array in self.arrays.values())
             and self.scene < frames
             and self.refinement is not None
             and self.refinement.cleanings >= 0

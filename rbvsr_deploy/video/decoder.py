@@ -86,7 +86,9 @@ def decoder_for(
     return context
 
 
-def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
+def first_frame(
+    path: Path, *, stream: int, decoder: str, playlists: bool = False
+) -> VideoFrame | None:
     """Decode the first frame of a file with the default decoder, to get the container's metadata.
 
     Also check that the requested decoder can decode a frame.
@@ -95,6 +97,7 @@ def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
         path: the file.
         stream: index of the stream.
         decoder: the requested decoder; see :func:`decoder_for`.
+        playlists: whether the file may be a playlist.
 
     Returns:
         The frame. ``None`` if even the default decoder gives none soon, or if it is the requested
@@ -103,7 +106,7 @@ def first_frame(path: Path, *, stream: int, decoder: str) -> VideoFrame | None:
     Raises:
         MediaError: the requested decoder decodes no frame.
     """
-    with open_input(path) as container:
+    with open_input(path, playlists=playlists) as container:
         video = cast("VideoStream", container.streams[stream])
         own = video.codec_context
         requested = decoder_for(video, decoder, path=path, options=DECODER_LIMITS)

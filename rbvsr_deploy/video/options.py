@@ -45,6 +45,9 @@ class ReadOptions:
     """Whether to refuse a damaged video at the first damaged frame. Otherwise frames that cannot be
     decoded are skipped, as players do.
     """
+    allow_playlists: bool = False
+    """Whether to follow HLS playlists and concat scripts, which can read any media file of this
+    user. Network addresses and live playlists are refused all the same."""
 
     def __post_init__(self) -> None:
         start = self.start or Fraction(0)

@@ -94,7 +94,7 @@ class PipeSource(VideoSource):
     def interrupt(self) -> None:
         self._input.stop()
 
-    def _open(self) -> InputContainer:
+    def open_container(self) -> InputContainer:
         self._input.header()
         return open_input(self._input, container="yuv4mpegpipe")
 

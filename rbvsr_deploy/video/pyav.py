@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.playlists import SINGLE_IMAGE, demuxers, refuse_playlist
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -23,21 +24,31 @@ DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 _METADATA_ERRORS = "surrogateescape"
 
 
-def open_input(media: Any, *, container: str | None = None) -> InputContainer:
+def open_input(
+    media: Any, *, container: str | None = None, playlists: bool = False
+) -> InputContainer:
     """Open media for reading.
 
     Args:
         media: a path, or an object with a ``read`` method.
         container: FFmpeg's name of the format; ``None``: detected.
+        playlists: whether to follow HLS playlists and concat scripts.
+
+    Raises:
+        MediaError: a path leads to a playlist that is not allowed.
+        av.FFmpegError, OSError: the media cannot be opened.
     """
     import av
     from av.container.core import Flags
 
+    if isinstance(media, Path):
+        refuse_playlist(media, playlists=playlists)
     opened = av.open(
         _url(media) if isinstance(media, Path) else media,
         "r",
         format=container,
-        options=DECODER_LIMITS,  # for the decoders that probe the streams
+        # The limits are for the decoders that probe the streams.
+        options=DECODER_LIMITS | SINGLE_IMAGE | {"format_whitelist": demuxers(playlists=playlists)},
         metadata_errors=_METADATA_ERRORS,
     )
     # PyAV lets FFmpeg invent missing presentation times; we need to know that they are missing.
@@ -77,5 +88,5 @@ def reason(error: BaseException) -> str:
 
 def _url(path: Path) -> str:
     # Without the scheme, FFmpeg would take "a:b.mp4" for a protocol. With it, FFmpeg also refuses
-    # to open network addresses listed in a playlist.
+    # to open network addresses listed in an allowed playlist.
     return f"file:{path}"

@@ -68,7 +68,7 @@ class VideoSource(Source):
         self._late: int | None = None  # delay of AVI frames in ticks
         not_media = "not a complete video, image or image folder"
         with media_errors(f"{path} is {not_media}"):
-            self._container = self._open()
+            self._container = self.open_container()
         try:
             if self._container.format.name in _TEXT_FORMATS:
                 raise MediaError(f"{path} is text, {not_media}")
@@ -87,7 +87,12 @@ class VideoSource(Source):
             self._fields = Deinterlacer(path) if options.deinterlace else CombWatch(path)
             # A requested decoder sees only the packets, not the container's metadata.
             self._default_first = (
-                first_frame(path, stream=self.stream_index, decoder=options.decoder)
+                first_frame(
+                    path,
+                    stream=self.stream_index,
+                    decoder=options.decoder,
+                    playlists=options.allow_playlists,
+                )
                 if options.decoder is not None
                 else None
             )
@@ -123,8 +128,9 @@ class VideoSource(Source):
         """Return the jumps of the file's clock so far."""
         return self._clock.discontinuities
 
-    def _open(self) -> InputContainer:
-        return open_input(self.path)
+    def open_container(self) -> InputContainer:
+        """Open the file for one more pass; only where it is :attr:`reopenable`."""
+        return open_input(self.path, playlists=self._options.allow_playlists)
 
     def _describe(self, first: VideoFrame) -> None:
         """Set the properties of the whole video from its first frame."""
@@ -239,7 +245,7 @@ class VideoSource(Source):
             self._decoder.close()
             self._container.close()
             with media_errors(f"cannot read {self.path} a second time"):
-                self._container = self._open()
+                self._container = self.open_container()
             self._stream = _pick_stream(self._container, path=self.path)
             frames = self._stamped(target=goal)
             first = next(frames, None)

@@ -17,8 +17,18 @@ from click.testing import CliRunner, Result
 from rbvsr_deploy.bundle import open_bundle, write_bundle
 from rbvsr_deploy.commands._common import Command, command_errors, show_json
 from rbvsr_deploy.commands.info import info
+from rbvsr_deploy.commands.rbvsr import COMMANDS, rbvsr
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+
+ARGUMENTS = {
+    "run": ["a.mp4"],
+    "eval": ["a.mp4"],
+    "build": ["a.plan"],
+    "compare": ["a.plan", "b.plan", "--clip", "a.mp4"],
+    "degradations": [__file__],
+}
+"""What a command needs before its options are read."""
 
 BREAKABLE = {
     "run": ("rbvsr_deploy.engines.open_engine", ["a.mp4"]),
@@ -31,6 +41,12 @@ BREAKABLE = {
     "degradations": ("rbvsr_deploy.training.data.contact_sheet.write_contact_sheet", [__file__]),
 }
 """Module of a command -> a function it calls, and arguments with which it does."""
+
+
+def loaded(name: str) -> click.Command:
+    command = rbvsr.get_command(click.Context(rbvsr), name)
+    assert command is not None
+    return command
 
 
 @pytest.mark.parametrize("name", BREAKABLE)
@@ -158,3 +174,42 @@ def test_a_manifest_with_nan_is_refused(tmp_path: Path) -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert "NaN" not in result.stderr
+
+
+ABSURD = str(10**30)
+INTEGERS = [
+    (name, option.opts[0])
+    for name in COMMANDS
+    for option in loaded(name).params
+    if isinstance(option, click.Option) and isinstance(option.type, click.types.IntParamType)
+]
+"""Every option of every command that takes a whole number."""
+
+
+@pytest.mark.parametrize(("name", "option"), INTEGERS)
+@pytest.mark.parametrize("value", [ABSURD, "-" + ABSURD, "9" * 5000])
+def test_whole_numbers_have_a_range(name: str, option: str, value: str) -> None:
+    """A number beyond any use is wrong usage, and not a defect or a run without an end."""
+    result = CliRunner().invoke(rbvsr, [name, *ARGUMENTS.get(name, ()), option, value])
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("run", "--lookahead", ABSURD),
+        ("eval", "--only-frames", ABSURD),
+        ("build", "--max-size", f"{ABSURD}x720"),
+        ("build", "--compute-capability", f"{ABSURD}.0"),
+        ("run", "--memory", f"{ABSURD}GiB"),
+        ("run", "--start", ABSURD),
+        ("run", "--end", f"{ABSURD}:00:00"),
+        ("run", "--fps", ABSURD),
+    ],
+)
+def test_numbers_in_texts_have_a_range(name: str, option: str, value: str) -> None:
+    """The same for options that parse their numbers themselves."""
+    result = CliRunner().invoke(rbvsr, [name, *ARGUMENTS.get(name, ()), option, value])
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}'" in result.stderr

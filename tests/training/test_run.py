@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,26 +121,49 @@ def test_a_run_interrupted_in_its_first_phase_resumes_exactly(
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
-)
-def test_a_signal_ends_the_iteration_and_saves_it(
-    config: TrainingConfig, whole: Path, tmp_path: Path, number: int, error: type[BaseException]
+def test_signals_end_the_iteration_and_save_it(
+    config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM and Ctrl-C write a checkpoint first, even if none is due, and the handlers of the
-    caller are restored.
+    """Termination, hang-up and Ctrl-C write a checkpoint first, even if none is due, and the
+    handlers of the caller are restored.
     """
     config = changed(config, "output.checkpoint_every=1000")
-    before = signal.getsignal(number)
-    on_step = stop_at("restoration", 2, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(error) as stopped:
-        train(config, output=tmp_path, on_step=on_step)
-    if error is SystemExit:
-        assert stopped.value.args == (128 + signal.SIGTERM,)
-    assert signal.getsignal(number) is before
-    assert state_of(tmp_path) == ("restoration", 2)
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    for number, error, place in zip(
+        numbers,
+        (SystemExit, SystemExit, KeyboardInterrupt),
+        (("flow", 1), ("flow", 2), ("restoration", 2)),
+        strict=True,
+    ):
+
+        def handler(number: int, frame: object) -> None:
+            raise AssertionError("the handler from before the training")
+
+        before = signal.signal(number, handler)
+        try:
+            send = partial(os.kill, os.getpid(), number)
+            with pytest.raises(error) as stopped:
+                train(config, output=tmp_path, on_step=stop_at(*place, send))
+            assert signal.getsignal(number) is handler
+        finally:
+            signal.signal(number, before)
+        if error is SystemExit:
+            assert stopped.value.args == (128 + number,)
+        assert state_of(tmp_path) == place
     train(config, output=tmp_path)
     assert_same_run(tmp_path, whole)
+
+
+def test_ignored_signals_do_not_end_a_training(config: TrainingConfig, tmp_path: Path) -> None:
+    """Under nohup, a closed terminal does not."""
+    config = changed(config, "flow.iterations=0", "iterations=2")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        send = partial(os.kill, os.getpid(), signal.SIGHUP)
+        train(config, output=tmp_path, on_step=stop_at("restoration", 1, send))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert state_of(tmp_path) == ("restoration", 2)
 
 
 def test_a_finished_run_can_be_extended(config: TrainingConfig, tmp_path: Path) -> None:
@@ -227,6 +251,30 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
     train(config, output=tmp_path)
     assert_same_run(tmp_path, whole)
+
+
+def test_two_runs_cannot_share_a_folder(config: TrainingConfig, tmp_path: Path) -> None:
+    def start_another() -> None:
+        with pytest.raises(RbvsrError, match="another run is training in"):
+            train(config, output=tmp_path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, output=tmp_path, on_step=stop_at("flow", 1, start_another))
+    before = lines(tmp_path)
+    train(config, output=tmp_path, on_step=stop_at("flow", 2, lambda: None))
+    assert lines(tmp_path)[: len(before)] == before
+
+
+def test_a_log_that_is_a_link_is_not_followed(config: TrainingConfig, tmp_path: Path) -> None:
+    file = tmp_path / "important.txt"
+    file.write_text("important\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.jsonl").symlink_to(file)
+    with pytest.raises(RbvsrError, match=r"log\.jsonl' cannot be written"):
+        train(config, output=folder)
+    assert file.read_text() == "important\n"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(config: TrainingConfig, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,12 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from rbvsr_deploy.errors import MediaError, first_line
+from rbvsr_deploy.files import is_private
 from rbvsr_deploy.training.data.footage import DamagedSourceError, Footage, Frame, Planes, Region
 
 __all__ = ["FrameCache"]
 
-_PART = ".part"
-"""Suffix of files that are still being written."""
+_UNFINISHED = re.compile(r"[0-9a-f]{32}\.frames\.part")
+"""Names of files that are still being written."""
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _ABANDONED = 3600.0
 """Seconds without a write after which such a file counts as abandoned."""
 
@@ -42,22 +46,29 @@ class FrameCache:
         limit: maximum size of all admitted footage, in bytes.
 
     Raises:
-        MediaError: the folder cannot be created.
+        MediaError: the folder cannot be created, or others can write to it: they could replace
+            footage, or truncate a file that is mapped into memory.
     """
 
     def __init__(self, folder: Path, *, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self.used = self.wanted = self.offered = self.admitted = 0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.glob(f"*{_PART}"):
-                if time.time() - part.stat().st_mtime > _ABANDONED:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private = is_private(folder.stat())
+            for part in folder.iterdir() if private else ():
+                if _UNFINISHED.fullmatch(part.name) and _is_abandoned(part):
                     part.unlink(missing_ok=True)
         except OSError as error:
             raise MediaError(
                 f"cannot create the cache folder '{folder}' ({first_line(error)}): choose another "
                 "folder"
             ) from None
+        if not private:
+            raise MediaError(
+                f"the cache folder '{folder}' belongs to another user, or others can write to it: "
+                "choose another folder, or restrict its mode to 0755"
+            )
 
     def admit(self, footage: Footage) -> Footage:
         """Return the footage, read through the cache if it still fits the limit."""
@@ -91,6 +102,13 @@ class FrameCache:
         )
 
 
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:  # by another worker
+        return False
+
+
 class _CachedFootage(Footage):
     """Reads frames from the cache, or from the footage itself if it cannot be decoded as a whole or
     the disk is full.
@@ -116,17 +134,25 @@ class _CachedFootage(Footage):
 
     def _is_filled(self) -> bool:
         try:
-            return self._file.stat().st_size == self.count * self.frame_bytes
+            found = self._file.lstat()
         except FileNotFoundError:
             return False
+        return (
+            stat.S_ISREG(found.st_mode)
+            and is_private(found)
+            and found.st_size == self.count * self.frame_bytes
+        )
 
     def _fill(self) -> bool:
         """Decode all frames into the cache file; return false, leaving no file, if that fails."""
-        part = self._file.with_name(uuid.uuid4().hex + _PART)  # several workers may fill it at once
+        # Several workers may fill it at once.
+        part = self._file.with_name(f"{uuid.uuid4().hex}.frames.part")
         try:
-            with part.open("xb") as file:
+            with os.fdopen(os.open(part, _NEW_FILE, 0o600), "wb") as file:
                 for planes in self._footage.decode(0, self.count):
                     file.write(planes.data)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, self._file)
         except (OSError, DamagedSourceError) as error:
             if self._is_filled():  # by another worker: Windows does not replace a file in use

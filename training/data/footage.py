@@ -16,10 +16,12 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.container import InputContainer
 from numpy.typing import NDArray
 
-from rbvsr_deploy.errors import first_line
+from rbvsr_deploy.errors import MediaError, first_line
 from rbvsr_deploy.video.colour.colour import colour_of
+from rbvsr_deploy.video.playlists import SINGLE_IMAGE, demuxers, refuse_playlist
 
 __all__ = ["DamagedSourceError", "Footage", "ImageFiles", "Region", "VideoFile"]
 
@@ -78,6 +80,22 @@ class Footage(ABC):
         """Crop a frame and convert the crop to RGB."""
 
 
+def _open(path: Path) -> InputContainer:
+    """Open footage; files that name further files are refused.
+
+    Raises:
+        DamagedSourceError: the file is a playlist, or missing.
+        av.error.FFmpegError: the file is not readable as media.
+    """
+    try:
+        refuse_playlist(path, playlists=False)
+    except (MediaError, OSError) as error:
+        raise DamagedSourceError(path, first_line(error)) from None
+    return av.open(
+        f"file:{path}", options=SINGLE_IMAGE | {"format_whitelist": demuxers(playlists=False)}
+    )
+
+
 class ImageFiles(Footage):
     """A sequence of image files, one per frame.
 
@@ -89,7 +107,7 @@ class ImageFiles(Footage):
         self.name, self.files, self.count = name, list(files), len(files)
         self.stamp = max(file.stat().st_mtime_ns for file in files)
         try:
-            with av.open(str(files[0])) as container:
+            with _open(files[0]) as container:
                 stream = container.streams.video[0]
                 self.height, self.width = stream.height, stream.width
         except (av.error.FFmpegError, IndexError) as error:
@@ -141,7 +159,7 @@ class VideoFile(Footage):
         times, keys = [], []
         frame = None
         try:
-            with av.open(str(path)) as container:
+            with _open(path) as container:
                 if not container.streams.video:
                     raise DamagedSourceError(path, "no video stream")
                 stream = container.streams.video[0]
@@ -203,7 +221,7 @@ class VideoFile(Footage):
     def _decode_from(self, entry: int | None, wanted: Sequence[int]) -> Iterator[Planes]:
         """Yield the wanted frames up to the first one that cannot be decoded."""
         found = 0
-        with av.open(str(self.path)) as container:
+        with _open(self.path) as container:
             stream = container.streams.video[0]
             context: Any = stream.codec_context
             context.thread_count = 1  # the workers share the processors

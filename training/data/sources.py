@@ -51,7 +51,7 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     weight: Annotated[float, Meta(gt=0.0)] = 1.0
     """Share of the clips, relative to the other sources' weights."""
-    reduction: Annotated[int, Meta(ge=1)] = 1
+    reduction: Annotated[int, Meta(ge=1, le=256)] = 1
     """Factor by which frames are first reduced, by averaging."""
 
 

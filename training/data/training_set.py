@@ -52,9 +52,9 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Describes the clips of a training set."""
 
     sources: tuple[SourceConfig, ...]
-    length: Annotated[int, Meta(ge=1)] = 30
+    length: Annotated[int, Meta(ge=1, le=10_000)] = 30
     """Frames per clip."""
-    crop: Annotated[int, Meta(ge=8)] = 64
+    crop: Annotated[int, Meta(ge=8, le=4096)] = 64
     """Height and width of the degraded frames in pixels; the ground truth is four times larger."""
     stochastic: bool = True
     """Use the stochastic degradation scheme: load half as many frames, mirror them in time, and let

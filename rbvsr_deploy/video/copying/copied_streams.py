@@ -23,7 +23,7 @@ from rbvsr_deploy.video.copying.text_subtitles import ConvertedText
 from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.copying.transcoded_audio import TranscodedAudio
 from rbvsr_deploy.video.options import WriteOptions
-from rbvsr_deploy.video.pyav import media_errors, open_input, reason
+from rbvsr_deploy.video.pyav import media_errors, reason
 from rbvsr_deploy.video.seeking import has_index
 from rbvsr_deploy.video.timestamps import Follower
 
@@ -92,7 +92,7 @@ class CopiedStreams:
             lambda: Follower(source.discontinuities)
         )
         with media_errors(f"cannot read {source.path}"):
-            self._container = open_input(source.path)
+            self._container = source.open_container()
         target.metadata.update(portable_tags(self._container.metadata))
         target.set_chapters(_chapters(self._container.chapters(), window))
         for stream in self._container.streams:

@@ -153,7 +153,7 @@ USAGE: list[tuple[tuple[str, ...], str]] = [
     ),
     ((*RTX, "8.6", "--opt-size", "0x64"), "'0x64' is not a size"),
     ((*RTX, "8.6", "--min-size", "64x64", "--max-size", "32x96"), "smallest <= the usual"),
-    ((*RTX, "8.6", "--batch", "0"), "0 is not in the range x>=1"),
+    ((*RTX, "8.6", "--batch", "0"), "0 is out of range: use a number from 1 to 1024"),
     ((*RTX, "8.6", "--workspace", "much"), "'much' is not a valid memory size"),
     ((*RTX, "8.6", "--optimization-level", "6"), "6 is not in the range 0<=x<=5"),
     (("--target", "openvino"), "'openvino' is not one of"),

@@ -311,20 +311,47 @@ def test_a_cache_changes_no_clip(
 
 def test_an_interrupted_cache_is_repaired(reds: Path, tmp_path: Path) -> None:
     """An incomplete file is written again. Partial files abandoned hours ago are removed, but not
-    those that another run is writing now.
+    those that another run is writing now, nor other programs' files.
     """
     footage = ImageFiles("000", sorted((reds / "000").iterdir()))
     expected = list(footage.decode(2, 3))
-    for name, age in (("old.part", 7200), ("new.part", 0)):
+    old, new = (f"{digit * 32}.frames.part" for digit in "01")
+    foreign = "film.mkv.part"  # of a browser
+    for name, age in ((old, 7200), (new, 0), (foreign, 7200)):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     cache = FrameCache(tmp_path, limit=2**30)
-    assert [f.name for f in tmp_path.iterdir()] == ["new.part"]
+    assert {f.name for f in tmp_path.iterdir()} == {new, foreign}
     assert np.array_equal(list(cache.admit(footage).decode(2, 3)), expected)
     (file,) = tmp_path.glob("*.frames")
     os.truncate(file, 1000)
     assert np.array_equal(list(cache.admit(footage).decode(2, 3)), expected)
     assert file.stat().st_size == 8 * 60 * 72 * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no owners")
+def test_a_cache_that_others_can_write_to_is_refused(reds: Path, tmp_path: Path) -> None:
+    """They could replace its footage; files that they could have written are written again."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(MediaError, match="others can write to it: choose another folder"):
+        FrameCache(folder, limit=2**30)
+    folder.chmod(0o755)
+    footage = ImageFiles("000", sorted((reds / "000").iterdir()))
+    expected = list(footage.decode(0, 8))
+    cached = FrameCache(folder, limit=2**30).admit(footage)
+    list(cached.decode(0, 1))
+    (file,) = folder.iterdir()
+    file.write_bytes(bytes(file.stat().st_size))
+    file.chmod(0o666)
+    assert np.array_equal(list(cached.decode(0, 8)), expected)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(file.stat().st_size))
+    file.unlink()
+    file.symlink_to(secret)
+    assert np.array_equal(list(cached.decode(0, 8)), expected)
+    assert not any(secret.read_bytes())
 
 
 def test_a_full_disk_costs_time_only(
