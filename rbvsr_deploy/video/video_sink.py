@@ -10,6 +10,7 @@ from typing import Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
+from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
 from rbvsr_deploy.video.encoding.encoder_settings import Encoder
 from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
@@ -82,6 +83,9 @@ class VideoSink(Sink):
         self._joined = f"joined{path.suffix}"
         self._warned = False
         self._part: PartEncoder | None = None
+        self._conversions = Conversions[tuple[int, int]](
+            pix_fmt=encoder.pix_fmt, colour=self._settings.frame_colour
+        )
         job.check(folder=False)
         with media_errors(f"cannot write {path} as {container} with {encoder.name}"):
             # A trial refuses unsupported settings now rather than after all frames are upscaled.
@@ -105,7 +109,11 @@ class VideoSink(Sink):
         self._check(frame, shape=(height, width, 3))
         with self._writing():
             if self._part is None:
-                self._part = PartEncoder(self._settings, path=self.job.next_part(".packets"))
+                self._part = PartEncoder(
+                    self._settings,
+                    path=self.job.next_part(".packets"),
+                    conversions=self._conversions,
+                )
             scale = self._source.time_base / self._settings.time_base
             self._part.encode(
                 frame.image,
@@ -171,6 +179,7 @@ class VideoSink(Sink):
         if self._part is not None:
             self._part.close()
             self._part = None
+        self._conversions.close()
 
     def _is_plausible(self, part: PartRecord) -> bool:
         """Return whether the record of a segment matches its packets."""

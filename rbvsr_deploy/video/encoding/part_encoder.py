@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.colour.conversion import from_rgb
+from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.packets import PacketWriter, StoredPacket, reordered
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.staging.parts import StoredFile
@@ -26,16 +26,20 @@ class PartEncoder:
     Args:
         settings: the settings of the stream.
         path: the packet file to write.
+        conversions: convert its frames; empty, and empty again after ``finish`` and ``close``.
 
     Raises:
         OSError, av.FFmpegError: here and in all methods: writing or encoding failed.
     """
 
     frames: int
-    """Number of frames encoded so far."""
+    """Number of frames taken so far."""
 
-    def __init__(self, settings: StreamSettings, *, path: Path) -> None:
+    def __init__(
+        self, settings: StreamSettings, *, path: Path, conversions: Conversions[tuple[int, int]]
+    ) -> None:
         self.frames = 0
+        self._conversions = conversions
         self._settings = settings
         self._output, self._stream = settings.standalone_stream()
         self._stamps: list[int] = []
@@ -44,7 +48,7 @@ class PartEncoder:
     def encode(
         self, image: Image, *, pts: int, duration: int, opacity: Image | None = None
     ) -> None:
-        """Encode one frame.
+        """Take one frame; it is encoded once it is converted.
 
         Args:
             image: ``(H, W, 3)`` RGB, uint8 or uint16.
@@ -52,17 +56,9 @@ class PartEncoder:
             duration: duration in the same ticks; 0: unknown.
             opacity: ``(H, W, 1)`` alpha of the same dtype, if the pixel format has alpha.
         """
-        settings = self._settings
-        frame = from_rgb(
-            image,
-            pix_fmt=settings.encoder.pix_fmt,
-            colour=settings.frame_colour,
-            opacity=opacity,
-        )
-        frame.pts, frame.time_base = pts, settings.time_base
-        frame.duration = duration
-        self._encode(frame)
         self.frames += 1
+        for converted in self._conversions.add(image, (pts, duration), opacity=opacity):
+            self._encode_at(*converted)
 
     def finish(self) -> tuple[StoredFile, dict[str, Any]]:
         """Complete the segment.
@@ -70,6 +66,8 @@ class PartEncoder:
         Returns:
             The file, flushed to disk, and the metadata needed for joining.
         """
+        for converted in self._conversions.rest():
+            self._encode_at(*converted)
         self._encode(None)
         context = self._stream.codec_context
         media = {
@@ -81,8 +79,14 @@ class PartEncoder:
 
     def close(self) -> None:
         """Release the file and the encoder; does nothing after ``finish``."""
+        self._conversions.clear()
         self._writer.close()
         self._output.close()
+
+    def _encode_at(self, frame: VideoFrame, times: tuple[int, int]) -> None:
+        frame.pts, frame.duration = times
+        frame.time_base = self._settings.time_base
+        self._encode(frame)
 
     def _encode(self, frame: VideoFrame | None) -> None:
         """Write the packets that a frame yields; ``None`` flushes the encoder."""
