@@ -25,8 +25,8 @@ def test_old_and_missing_drivers_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sentence says why; the machine's own TensorRT is not installed a second time."""
+    monkeypatch.setattr(packages, "cuda_major", lambda: 11)
     with pytest.raises(SystemExit, match="the NVIDIA driver supports CUDA 11, and 12 is needed"):
-        monkeypatch.setattr(packages, "cuda_major", lambda: 11)
         packages.main()
     monkeypatch.setattr(packages, "cuda_major", lambda: 12)
     monkeypatch.setattr(sys, "argv", ["packages.py", "--without-tensorrt"])
