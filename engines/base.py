@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -119,6 +120,10 @@ class Engine(Closing):
     @abstractmethod
     def slice(self, array: Array, start: int, stop: int) -> Array:
         """Return items ``start`` to ``stop`` along the first axis, sharing the array's memory."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the device current in this thread during several calls, which makes each cheaper."""
+        return nullcontext()
 
     def copy(self, array: Array, *, into: Array) -> None:
         """Copy an array into another one, or a slice of one, of the same shape and dtype; only

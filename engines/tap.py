@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from numpy.typing import NDArray
@@ -44,6 +45,9 @@ class TappedEngine(Engine):
 
     def slice(self, array: Array, start: int, stop: int) -> Array:
         return self._engine.slice(array, start, stop)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self._engine.held()
 
     def copy(self, array: Array, *, into: Array) -> None:
         self._engine.copy(array, into=into)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ class TensorRTEngine(Engine):
         self._model, self._weights, self._reason = model, weights, reason
         self._size, self._batch = size or (1, 1), batch
         self._closed = self._freed = False
+        self._thread = threading.local()
         self._has_runtime = True
         # Arrays being downloaded. Holding the last two makes later arrays use other memory, so that
         # computing them does not wait for the copies.
@@ -148,6 +150,9 @@ class TensorRTEngine(Engine):
 
     def slice(self, array: Array, start: int, stop: int) -> Array:
         return array.slice(start, stop)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self._entered()
 
     def copy(self, array: Array, *, into: Array) -> None:
         with self._entered():
@@ -270,8 +275,15 @@ class TensorRTEngine(Engine):
     def _entered(self) -> Iterator[None]:
         """Check that the engine is open, and make the GPU current in this thread."""
         self._check_open()
-        with self._driver.current():
+        if getattr(self._thread, "is_inside", False):
             yield
+            return
+        with self._driver.current():
+            self._thread.is_inside = True
+            try:
+                yield
+            finally:
+                self._thread.is_inside = False
 
     def _check_open(self) -> None:
         if self._closed:

@@ -83,10 +83,10 @@ def propagate(
         # There is room for the states of both branches, so they run side by side.
         ahead = steps.empty_states(window)
         forward = steps.walk("forward", range(start, end), forward_state, into=ahead)
-        for _ in itertools.zip_longest(backward, forward):
-            context.progress("backward", 1)
     else:
-        for _ in backward:
+        forward = iter(())
+    with engine.held():
+        for _ in itertools.zip_longest(backward, forward):
             context.progress("backward", 1)
     if checked:
         frame, first_state = first_frame + start, engine.slice(states, 0, 1)
@@ -104,21 +104,22 @@ def propagate(
         i = first
         while i < last:
             j = min(last, frames.block_end(i))
-            if ahead is None:
-                running.append(running.pop(0))
-                for f in range(i, j):
-                    place = engine.slice(running[0], f - i, f - i + 1)
-                    state = steps.step("forward", f, state, into=place)
-                forward_states = engine.slice(running[0], 0, j - i)
-            else:
-                forward_states = engine.slice(ahead, i - start, j - start)
-            begun = steps.begin_upscaling(
-                i,
-                j,
-                backward_states=engine.slice(states, i - first, j - first),
-                forward_states=forward_states,
-                check=checked and j == last,
-            )
+            with engine.held():
+                if ahead is None:
+                    running.append(running.pop(0))
+                    for f in range(i, j):
+                        place = engine.slice(running[0], f - i, f - i + 1)
+                        state = steps.step("forward", f, state, into=place)
+                    forward_states = engine.slice(running[0], 0, j - i)
+                else:
+                    forward_states = engine.slice(ahead, i - start, j - start)
+                begun = steps.begin_upscaling(
+                    i,
+                    j,
+                    backward_states=engine.slice(states, i - first, j - first),
+                    forward_states=forward_states,
+                    check=checked and j == last,
+                )
             yield from downloading
             downloading = _downloaded(engine, begun, forward_states, checks=steps.checks)
             steps.checks = []

@@ -50,7 +50,9 @@ def wrong(path: Path, bundle: Path) -> Path:
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype == np.float32:
-            changed = onnx.numpy_helper.from_array(np.float32(values * 1.05), tensor.name)
+            changed = onnx.numpy_helper.from_array(
+                np.asarray(values * 1.05, np.float32), tensor.name
+            )
             tensor.CopyFrom(changed)
     graphs["forward"] = model.SerializeToString()
     write_bundle(path, opened.manifest, graphs)

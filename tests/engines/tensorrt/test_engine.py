@@ -266,9 +266,10 @@ def test_a_scene_waits_for_its_results_only(bundle: Bundle, driver: DriverDouble
         calls = Counter(driver.calls[before:])
     assert calls["synchronise_stream"] == 0
     assert calls["synchronise"] <= calls["download"] + calls["upload"]
-    # Per batch of four frames: images in, residues and images out.
+    # Per batch of four frames: images in, residues and images out; and the checks at the end of a
+    # window that values are finite.
     assert calls["upload"] == 10
-    assert calls["download"] == 2 * 10
+    assert calls["download"] == 2 * 10 + 3
 
 
 def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:
@@ -288,6 +289,20 @@ def test_branches_overlap(bundle: Bundle, driver: DriverDouble) -> None:
         assert not one.is_after(other)
         assert not other.is_after(one)
     assert not any(one.is_after(other) for one in recomputed for other in ahead)
+
+
+def test_branches_of_a_short_scene_run_side_by_side(bundle: Bundle, driver: DriverDouble) -> None:
+    """Where the states of both fit, forward steps are submitted beside backward steps. Neither waits
+    for recent ones of the other; for earlier ones only where the memory of a flow is reused.
+    """
+    with open_double(bundle, driver) as engine:
+        plan = MemoryPlan(window=32, batch=4, band=6, in_memory=99)
+        list(upscaled_images(engine, moving_clip(16, 6, 8), Settings(cleanings=1), plan))
+        log = [operation for operation in driver.log if operation.name in ("backward", "forward")]
+    assert [operation.name for operation in log] == ["backward", "forward"] * 16
+    for one, other in itertools.combinations(range(32), 2):
+        if log[one].name != log[other].name and other - one < 8:
+            assert not log[other].is_after(log[one]), (one, other)
 
 
 def _run_output(engine: TensorRTEngine, i: int) -> Any:

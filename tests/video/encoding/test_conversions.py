@@ -50,7 +50,7 @@ def test_a_slow_frame_does_not_change_the_order(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(conversions, "from_rgb", convert)
     with Conversions[None](pix_fmt="yuv420p", colour=RGB_COLOUR, threads=2) as converter:
         numbered = [np.full((2, 2, 3), i, np.uint8) for i in range(3)]
-        out = [frame for image in numbered for frame, _ in converter.add(image, None)]
+        out: list[Any] = [frame for image in numbered for frame, _ in converter.add(image, None)]
         out += [frame for frame, _ in converter.rest()]
     assert out == [0, 1, 2]
 
