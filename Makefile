@@ -65,7 +65,7 @@ test-gpu: .venv-gpu/installed
 	if [ -n "$(TENSORRT)" ] || .venv-gpu/bin/python -c "import tensorrt" 2>/dev/null; \
 	then .venv-gpu/bin/python tests/gpu/packages.py --without-tensorrt; \
 	else .venv-gpu/bin/python tests/gpu/packages.py; fi > .venv-gpu/packages.txt
-	.venv-gpu/bin/python -m pip install --quiet --editable '.[engines,export,dev]' -r .venv-gpu/packages.txt $(if $(TENSORRT),"$(TENSORRT)")
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[engines,export,debug,dev]' -r .venv-gpu/packages.txt $(if $(TENSORRT),"$(TENSORRT)")
 	touch $@
 
 # export, engines and training are sub-packages of rbvsr_deploy once installed. In a checkout they are separate folders,

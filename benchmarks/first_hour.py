@@ -67,7 +67,16 @@ def _toolkit(command: str, *arguments: str) -> tuple[str, ...]:
 _BUNDLE = "{out}/published.plan"
 
 PARTS = (
-    Part("machine", "The machine", ("nvidia-smi", "-q"), needs="nvidia-smi"),
+    Part(
+        "machine",
+        "The machine",
+        (
+            *("nvidia-smi", "--format=csv"),
+            "--query-gpu=name,driver_version,compute_cap,memory.total,memory.free,clocks.max.sm,"
+            "clocks.max.memory,power.limit,pstate",
+        ),
+        needs="nvidia-smi",
+    ),
     Part(
         "tests",
         "The GPU tests",

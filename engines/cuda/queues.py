@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-_RECORD_EVERY = 8
+_RECORD_EVERY = 4
 """Operations of a stream between two events that nobody has asked for. An operation may wait for up
 to this many more than it needs."""
 
