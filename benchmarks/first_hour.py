@@ -27,6 +27,11 @@ LIMIT = 600.0
 """Seconds a part may take."""
 _TAIL = 4000  # characters of a part's output that are kept
 
+_FACTS = (
+    *("name", "driver_version", "compute_cap", "memory.total", "memory.free"),
+    *("clocks.max.sm", "clocks.max.memory", "power.limit", "pstate"),
+)
+
 Status = Literal["passed", "failed", "too slow", "left out"]
 
 
@@ -71,9 +76,9 @@ PARTS = (
         "machine",
         "The machine",
         (
-            *("nvidia-smi", "--format=csv"),
-            "--query-gpu=name,driver_version,compute_cap,memory.total,memory.free,clocks.max.sm,"
-            "clocks.max.memory,power.limit,pstate",
+            "nvidia-smi",
+            "--format=csv",
+            f"--query-gpu={','.join(_FACTS)}",
         ),
         needs="nvidia-smi",
     ),
