@@ -122,9 +122,13 @@ class Launches:
     def unload(self) -> None:
         """Wait for operations in flight, then free the executables and everything they use."""
         self.candidate = None
-        # An error of an earlier launch was already raised where its result was waited for.
-        with suppress(EngineError):
+        try:
             self._queues.finish_all()
+        except EngineError:
+            # It may report an earlier launch, whose error was raised where its result was waited
+            # for, instead of waiting.
+            with suppress(EngineError):
+                self._queues.finish_all()
         self._loaded.clear()
         self._scratch.clear()
         free_each(self._graphs, self._driver.destroy_graph)
