@@ -137,7 +137,7 @@ class Work:
         """Return what the last run printed."""
         return self.log.read_text(errors="replace").strip()
 
-    def finished_parts(self) -> int:
+    def finished_segments(self) -> int:
         """Count the finished segments in the job folder."""
         return len(list(self.place.glob(".*.job/part-*.json")))
 
@@ -168,13 +168,13 @@ def survive(
         event: dict[str, Any] = {
             "kill": earlier + len(events) + 1,
             "after_seconds": round(moment, 3),
-            "finished_parts": work.finished_parts(),
+            "finished_segments": work.finished_segments(),
             "output_exists": work.output.exists(),
             "strays": work.strays(done=False),
         }
         events.append(event)
         print(
-            f"kill {event['kill']:>3} after {moment:6.2f} s: {event['finished_parts']} segments "
+            f"kill {event['kill']:>3} after {moment:6.2f} s: {event['finished_segments']} segments "
             f"finished{', output exists' * event['output_exists']}"
             + "".join(f"; stray {path}" for path in event["strays"]),
             flush=True,

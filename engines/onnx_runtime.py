@@ -128,7 +128,8 @@ class OnnxRuntimeEngine(Engine):
             ) from error
         if provider not in session.get_providers():
             raise EngineError(
-                f"{provider} did not start here (no driver or no library for it): use the CPU",
+                f"{provider} did not start here, as its driver or a library is missing: use "
+                "the CPU",
                 parameters=("device",),
             )
         self._check_io(name, session)
@@ -142,9 +143,8 @@ class OnnxRuntimeEngine(Engine):
             want = [(item["name"], item["shape"]) for item in described[side]]
             if got != want:
                 raise EngineError(
-                    f"graph '{name}' of '{self._bundle.path}' has the {side} {got} where {want} "
-                    "belong: "
-                    "it is of another model; export the checkpoint again"
+                    f"graph '{name}' of '{self._bundle.path}' has the {side} {got} instead of "
+                    f"{want}: it belongs to another model; export the checkpoint again"
                 )
 
     def run(
@@ -154,7 +154,7 @@ class OnnxRuntimeEngine(Engine):
             session = self._sessions[graph]
         except KeyError:
             raise EngineError(
-                f"there is no graph '{graph}'; open are {', '.join(self._sessions) or 'none'}"
+                f"there is no graph '{graph}'; available: {', '.join(self._sessions) or 'none'}"
             ) from None
         outputs = tuple(into) if into is not None else self._outputs(graph, arrays)
         binding = session.io_binding()

@@ -64,14 +64,14 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if is_special(path):
-        raise OSError(errno.EINVAL, "it is a device, a pipe or a dangling link", str(path))
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a broken link", str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
 
 def is_special(path: Path) -> bool:
     """Return whether a path exists that is neither a file, a folder nor a link to one: a device, a
-    FIFO, a socket or a dangling link.
+    FIFO, a socket or a broken link.
 
     Raises:
         OSError: the path cannot be examined.

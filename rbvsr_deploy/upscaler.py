@@ -176,7 +176,7 @@ class Upscaler(Closing):
         progress: Callable[[Stage, int, int | None], None] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> Summary:
-        """Upscale a file or folder; sound, subtitles and time stamps of a video are kept.
+        """Upscale a file or folder; sound, subtitles and timestamps of a video are kept.
 
         Args:
             path: video, image or image folder; "-" is a y4m stream on standard input.

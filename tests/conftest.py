@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,12 @@ from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 DATA = Path(__file__).parent / "data"
+
+# One thread for each process, also for those that tests start: the tiny networks do not fill two,
+# and OpenMP's threads spin while they wait, twentyfold the time if the processors are busy.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+cv2.setNumThreads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

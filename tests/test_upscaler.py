@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,11 @@ def test_one_thing_at_a_time(upscaler: Upscaler) -> None:
     refused: list[str] = []
 
     def other() -> None:
-        for call in (lambda: upscaler.push(clip[0]), upscaler.flush):
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: upscaler.push(clip[0]),
+            upscaler.flush,
+        )
+        for call in calls:
             try:
                 call()
             except RuntimeError as error:

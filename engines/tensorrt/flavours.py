@@ -111,7 +111,7 @@ class TensorRT:
         self._weakly_typed = not self._is_rtx and number < (10, 0)
         self._requests_strong_typing = not self._is_rtx and (10, 0) <= number < (11, 0)
         self.scratch_by_shape = self._is_rtx or number >= (10, 1)
-        """Whether scratch memory is sized for the current shapes, not for the largest ones."""
+        """True if scratch memory is sized for the current shapes, not for the largest ones."""
         self.logger = _collecting_logger(module)
 
     @contextlib.contextmanager

@@ -94,8 +94,8 @@ class TensorRTExecutable:
             made = tuple(self._context.get_tensor_shape(item.name))
             if made != shape:
                 raise EngineError(
-                    f"graph '{self._graph}' makes '{item.name}' of the shape {made}, where {shape} "
-                    "belongs: export the checkpoint again"
+                    f"graph '{self._graph}' gives '{item.name}' the shape {made} instead of "
+                    f"{shape}: export the checkpoint again"
                 )
 
     def set_scratch(self, address: int, size: int) -> None:

@@ -112,7 +112,7 @@ READING = (
     click.Option(
         ["--decoder"],
         metavar="NAME",
-        help="Decode video on a device such as cuda, or with the FFmpeg decoder of this name.",
+        help="Decode video on a device such as cuda, or with the FFmpeg decoder NAME.",
     ),
     click.Option(
         ["--allow-playlists"],
@@ -175,8 +175,8 @@ DEVICE = click.Option(
 TRUST_ENGINES = click.Option(
     ["--trust-engines"],
     is_flag=True,
-    help="Run the bundle's compiled engines even if somebody else compiled them: they are machine "
-    "code.",
+    help="Run the bundle's compiled engines, which are machine code, even if someone else compiled "
+    "them.",
 )
 
 _ENGINE = (
@@ -195,7 +195,7 @@ NETWORK = (
         ["--memory"],
         metavar="SIZE",
         callback=memory_size,
-        help="Device memory to use at most, such as 4GiB.  [default: half of what is free]",
+        help="Maximum device memory to use, such as 4GiB.  [default: half of what is free]",
     ),
     click.Option(
         ["--lookahead"],

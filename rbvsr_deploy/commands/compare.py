@@ -64,7 +64,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
     "--memory",
     metavar="SIZE",
     callback=memory_size,
-    help="Device memory that each of the two may use, such as 4GiB.  [default: a quarter of what "
+    help="Maximum device memory for each of the two, such as 4GiB.  [default: a quarter of what "
     "is free]",
 )
 @click.option(
@@ -91,8 +91,8 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
 @click.option(
     "--trust-engines",
     is_flag=True,
-    help="Run the compiled engines of A and B even if somebody else compiled them: they are "
-    "machine code.",
+    help="Run the compiled engines of A and B, which are machine code, even if someone else "
+    "compiled them.",
 )
 @click.option(
     "--referee",

@@ -76,7 +76,7 @@ def run(
 ) -> None:
     """Upscale a video, image or image folder by a factor of four.
 
-    Audio, subtitles and time stamps of a video are kept. An interrupted run resumes with the same
+    Audio, subtitles and timestamps of a video are kept. An interrupted run resumes with the same
     command. Of several inputs, each is upscaled even if another one fails. INPUT may be - for y4m
     on standard input.
     """

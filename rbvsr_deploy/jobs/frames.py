@@ -38,7 +38,7 @@ _SEGMENT, _SHORTEST_SEGMENT = 120, 48
 
 _READ_AHEAD, _WRITE_BEHIND = 8, 4
 
-_SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_part``
+_SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_segment``
 
 
 class _FrameInfo(NamedTuple):
@@ -94,7 +94,7 @@ class Run:
         self._sink = sink
         self._cuts = cuts
         self._progress = progress
-        self.resumed = sum(part.frames for part in sink.finished_parts)
+        self.resumed = sum(segment.frames for segment in sink.finished_segments)
         self.frames = self.resumed
         self._segment_start = self.resumed
         size = source.height, source.width
@@ -141,7 +141,7 @@ class Run:
             writer.finish()
         if self.frames > self._segment_start:
             # The last segment, too, records its scenes, in case the output cannot be completed now.
-            self._sink.end_part(*self._segment(StreamState.between_scenes(self.frames)))
+            self._sink.end_segment(*self._segment(StreamState.between_scenes(self.frames)))
         self.seconds = {
             "read": reader.seconds,
             "network": network,
@@ -176,7 +176,7 @@ class Run:
             frame = dataclasses.replace(frame, opacity=enlarged(frame.opacity, scale=SCALE))
         self._sink.write(frame)
         if end is not None:
-            self._sink.end_part(*end)
+            self._sink.end_segment(*end)
 
     def _count(self, stage: Stage, frames: int) -> None:
         done = self._done.get(stage, self.resumed) + frames
@@ -203,16 +203,16 @@ def _left_by_an_earlier_run(
     Raises:
         MediaError: the data stored with the segments is damaged.
     """
-    parts = sink.finished_parts
-    if not parts:
+    segments = sink.finished_segments
+    if not segments:
         return [], None
     try:
         scenes: list[SceneRecord] = []
-        for data in (data for part in parts for data in part.note["scenes"]):
+        for data in (data for segment in segments for data in segment.note["scenes"]):
             scenes.append(SceneRecord.from_json(data, after=scenes[-1] if scenes else None))
         state = StreamState.from_bytes(sink.attachment() or b"")
         if not state.fits(
-            frames=sum(part.frames for part in parts), network=engine.network, size=size
+            frames=sum(segment.frames for segment in segments), network=engine.network, size=size
         ):
             raise ValueError("the state does not fit the input or the model")
     except (ValueError, KeyError, TypeError, OverflowError) as error:

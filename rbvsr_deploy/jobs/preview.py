@@ -163,7 +163,7 @@ def _around(number: int, *, frames: int, rate: Fraction, reading: ReadOptions) -
     first = max(0, number - _AROUND)
     start = reading.start
     if first:
-        # Half a frame earlier, as time stamps are rounded to the file's ticks.
+        # Half a frame earlier, as timestamps are rounded to the file's ticks.
         start = (start or 0) + (first - Fraction(1, 2)) / rate
     return dataclasses.replace(
         reading, start=start, frames=min(frames, number + _AROUND + 1) - first

@@ -266,6 +266,7 @@ class _Side:
             TappedEngine(engine, self._on_run),
             settings,
             size=size,
+            any_values=True,  # counted
             progress=progress,
             on_scene=self.scenes.append,
         )

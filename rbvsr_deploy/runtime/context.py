@@ -34,6 +34,8 @@ class Context(Closing):
     """Holds the memory plan in effect."""
     deep: bool = False
     """True for uint16 frames and output, False for uint8."""
+    any_values: bool = False
+    """True to continue with NaN and infinity, False to stop at them."""
     spool: Spool = field(default_factory=Spool)
     """Stores the cleaned frames that do not fit on the device."""
     kept: Spool = field(default_factory=Spool)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.engines.base import Array
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.runtime.context import Context
 
 __all__ = ["CHECK_EVERY", "begin_check", "check_finite"]
 
@@ -24,28 +25,30 @@ frame is a chunk, and has a backward state that no other frame uses.
 """
 
 
-def begin_check(engine: Engine, array: Array, *, graph: str, frame: int) -> Callable[[], None]:
+def begin_check(context: Context, array: Array, *, graph: str, frame: int) -> Callable[[], None]:
     """Begin to copy an array from the device, without waiting; the result waits and checks it.
 
     Args:
-        engine: owns the array.
+        context: of the stream.
         array: an output of the graph.
         graph: name of the graph.
         frame: number of the frame within the stream.
     """
-    begun = engine.begin_download(array)
-    precision = engine.network.precision
-    return lambda: check_finite(begun(), graph=graph, frame=frame, precision=precision)
+    if context.any_values:
+        return lambda: None
+    begun = context.engine.begin_download(array)
+    return lambda: check_finite(context, begun(), graph=graph, frame=frame)
 
 
-def check_finite(values: NDArray[Any], *, graph: str, frame: int, precision: str) -> None:
-    """Raise unless all values are finite.
+def check_finite(context: Context, values: NDArray[Any], *, graph: str, frame: int) -> None:
+    """Raise unless all values are finite, or the stream accepts any.
 
     Raises:
         EngineError: names the graph and the frame.
     """
-    if np.isfinite(values).all():
+    if context.any_values or np.isfinite(values).all():
         return
+    precision = context.engine.network.precision
     raise EngineError(
         f"graph '{graph}' gave values that are not finite at frame {frame} or shortly before: "
         + (

@@ -90,7 +90,7 @@ def propagate(
             context.progress("backward", 1)
     if checked:
         frame, first_state = first_frame + start, engine.slice(states, 0, 1)
-        steps.checks.append(begin_check(engine, first_state, graph="backward", frame=frame))
+        steps.checks.append(begin_check(context, first_state, graph="backward", frame=frame))
 
     state = forward_state
     # The states of three batches: one being computed, one whose frames are being downloaded, and
@@ -250,12 +250,7 @@ class _Steps:
 
     def _keep(self, i: int, begun: Callable[[], NDArray[Any]]) -> None:
         values = begun()
-        check_finite(
-            values,
-            graph="backward",
-            frame=self._first_frame + i,
-            precision=self._engine.network.precision,
-        )
+        check_finite(self._context, values, graph="backward", frame=self._first_frame + i)
         self._context.kept.put(i, values)
 
     def recompute(self, first: int, last: int, states: Array) -> None:
@@ -285,7 +280,7 @@ class _Steps:
         if last is not None:
             frame, count = last
             state = self._engine.slice(forward_states, count - 1, count)
-            self.checks.append(begin_check(self._engine, state, graph="forward", frame=frame))
+            self.checks.append(begin_check(self._context, state, graph="forward", frame=frame))
         arrays = {
             "frame": self._frames.frames(start, stop),
             "backward_state": backward_states,
@@ -312,7 +307,9 @@ class _Steps:
         if last is not None:
             frame, count = last
             checked = self._engine.slice(output, count - 1, count)
-            self.checks.append(begin_check(self._engine, checked, graph="reconstruct", frame=frame))
+            self.checks.append(
+                begin_check(self._context, checked, graph="reconstruct", frame=frame)
+            )
         if self._context.deep:
             # TensorRT does not support uint16, so no graph can produce it.
             begun = self._engine.begin_download(output)

@@ -208,9 +208,8 @@ class Cleaner:
 
     def _finite(self, residues: NDArray[Any], *, at: int) -> NDArray[Any]:
         """Return the residues of a batch that begins with frame ``at``, after checking them."""
-        precision = self._engine.network.precision
         for i, residue in enumerate(residues, self._first_frame + at):
-            check_finite(residue, graph="clean", frame=i, precision=precision)
+            check_finite(self._context, residue, graph="clean", frame=i)
         return residues
 
     def _count(self, number: int, residues: Iterable[float]) -> None:

@@ -133,8 +133,7 @@ class Scene:
     def _state(self) -> StreamState:
         engine, frame = self._context.engine, self._first_frame + self._done - 1
         forward_state = engine.download(self._forward_state).copy()
-        precision = engine.network.precision
-        check_finite(forward_state, graph="forward", frame=frame, precision=precision)
+        check_finite(self._context, forward_state, graph="forward", frame=frame)
         return StreamState(
             frames=self._first_frame + self._done,
             scene=self._first_frame,

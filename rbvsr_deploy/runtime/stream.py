@@ -45,6 +45,7 @@ class Stream(Closing):
         settings: see :class:`Settings`.
         size: H and W of the frames.
         deep: True for uint16 frames and output, False for uint8.
+        any_values: continue with NaN and infinity, instead of raising ``EngineError``.
         folder: folder for frames that do not fit into memory; see
             :class:`~rbvsr_deploy.runtime.spool.Spool`.
         state: state to continue from; ``None`` for a new stream.
@@ -66,6 +67,7 @@ class Stream(Closing):
         *,
         size: tuple[int, int],
         deep: bool = False,
+        any_values: bool = False,
         folder: Path | None = None,
         state: StreamState | None = None,
         progress: Callable[[Stage, int], None] = lambda stage, frames: None,
@@ -95,6 +97,7 @@ class Stream(Closing):
             size=size,
             budget=MemoryBudget(plan),
             deep=deep,
+            any_values=any_values,
             spool=Spool(folder),
             kept=Spool(folder),
             progress=progress,

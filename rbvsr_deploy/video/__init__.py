@@ -24,7 +24,7 @@ from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_
 from rbvsr_deploy.video.options import Alpha, ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import is_pipe
 from rbvsr_deploy.video.staging.job import Job
-from rbvsr_deploy.video.staging.parts import PartRecord
+from rbvsr_deploy.video.staging.parts import SegmentRecord
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
 
@@ -34,8 +34,8 @@ __all__ = [
     "ImageSink",
     "ImageSource",
     "Job",
-    "PartRecord",
     "ReadOptions",
+    "SegmentRecord",
     "Sink",
     "Source",
     "VideoSink",

@@ -1,4 +1,4 @@
-"""Joins the encoded parts and the streams copied from the source into one video file."""
+"""Joins the encoded segments and the streams copied from the source into one video file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Assembly(Closing):
     """
 
     extradata: bytes
-    """Codec headers of the whole stream, which must be the same in all parts."""
+    """Codec headers of the whole stream, which must be the same in all segments."""
 
     def __init__(
         self,
@@ -100,10 +100,10 @@ class Assembly(Closing):
             raise
 
     def write(self, files: list[Path], *, delay: int, name: Path) -> None:
-        """Write the packets of all parts, interleaved with the copied streams.
+        """Write the packets of all segments, interleaved with the copied streams.
 
         Args:
-            files: files of the parts in order, written by ``PacketWriter``.
+            files: files of the segments in order, written by ``PacketWriter``.
             delay: number of packets by which decoding is ahead of presentation.
             name: the output's final path, for messages.
         """
@@ -167,7 +167,7 @@ def _packets(files: list[Path]) -> Generator[StoredPacket, None, None]:
 
 
 def _stamps(files: list[Path]) -> Iterator[int]:
-    """Yield the presentation times of all packets, sorted; parts do not overlap in time."""
+    """Yield the presentation times of all packets, sorted; segments do not overlap in time."""
     for file in files:
         yield from sorted(packet.pts for packet in read_packets(file, data=False))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.video.colour.colour import Colour
     from rbvsr_deploy.video.colour.hdr import HdrMetadata
     from rbvsr_deploy.video.staging.job import Job
-    from rbvsr_deploy.video.staging.parts import PartRecord
+    from rbvsr_deploy.video.staging.parts import SegmentRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Source(Closing):
     pix_fmt: str | None = None
     """FFmpeg's name of the pixel format of a video."""
     keeps_opacity = False
-    """Whether frames can have an alpha channel."""
+    """True if frames can have an alpha channel."""
     hdr: HdrMetadata | None = None
     """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()
@@ -113,35 +113,35 @@ class Source(Closing):
 class Sink(Closing):
     """Collects frames and publishes them as one output at the end.
 
-    Until ``finish`` returns, nothing exists under the output's name. Frames are written in parts:
-    once ``end_part`` has returned, the part survives any end of the process, and the next sink for
-    the same output continues after it. The output has the same bytes as without an
-    interruption. ::
+    Until ``finish`` returns, nothing exists under the output's name. Frames are written in
+    segments: once ``end_segment`` has returned, the segment survives any end of the process, and
+    the next sink for the same output continues after it. The output has the same bytes as without
+    an interruption. ::
 
         with Job(path, identity=identity) as job:
             with open_sink(path, source=source, width=w, height=h, job=job) as sink:
-                done = sum(part.frames for part in sink.finished_parts)
+                done = sum(segment.frames for segment in sink.finished_segments)
                 for number, frame in enumerate(source):
                     if number >= done:
                         sink.write(upscaled(frame))
                         if number % 100 == 99:
-                            sink.end_part({"scene": 1})
+                            sink.end_segment({"scene": 1})
                 sink.finish()
     """
 
     path: Path
     """Path of the finished output."""
     job: Job
-    """Job that stores the finished parts until then."""
+    """Job that stores the finished segments until then."""
     _closed = False
 
     @property
-    def finished_parts(self) -> list[PartRecord]:
-        """Return the parts that are encoded and on disk, including those of earlier runs."""
-        return list(self.job.parts)
+    def finished_segments(self) -> list[SegmentRecord]:
+        """Return the segments that are encoded and on disk, including those of earlier runs."""
+        return list(self.job.segments)
 
     def attachment(self) -> bytes | None:
-        """Return the attachment passed to ``end_part`` for the last finished part.
+        """Return the attachment passed to ``end_segment`` for the last finished segment.
 
         Raises:
             MediaError: it cannot be read.
@@ -157,38 +157,38 @@ class Sink(Closing):
     def write(self, frame: Frame) -> None:
         """Add one frame of the size the sink was opened for.
 
-        After a resume, the first frame is the one that follows the last finished part.
+        After a resume, the first frame is the one that follows the last finished segment.
 
         Raises:
             ValueError: the image has the wrong shape or a dtype other than uint8 and uint16, or the
                 sink is closed.
             MediaError: the frame could not be encoded or written; the sink is closed, and the
-                finished parts remain.
+                finished segments remain.
         """
 
     @abstractmethod
-    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
-        """End a part; once this returns, the part survives a power failure.
+    def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+        """End a segment; once this returns, the segment survives a power failure.
 
         Args:
-            note: JSON-serialisable data, returned in ``finished_parts``.
-            attachment: bytes of any length, returned by ``attachment`` until the next part ends.
+            note: JSON-serialisable data, returned in ``finished_segments``.
+            attachment: bytes of any length, returned by ``attachment`` until the next segment ends.
 
         Raises:
-            ValueError: no frame was written since the last part, or the sink is closed.
+            ValueError: no frame was written since the last segment, or the sink is closed.
             TypeError: the note is not JSON-serialisable.
-            MediaError: the part could not be encoded or written; the sink is closed, and the
-                previous parts remain.
+            MediaError: the segment could not be encoded or written; the sink is closed, and the
+                previous segments remain.
         """
 
     @abstractmethod
     def finish(self) -> None:
-        """End the open part, if any, join all parts and rename the output into place.
+        """End the open segment, if any, join all segments and rename the output into place.
 
         Raises:
             ValueError: the sink is closed.
             MediaError: nothing was written, or the output could not be completed; the finished
-                parts remain.
+                segments remain.
         """
 
     def interrupt(self) -> None:
@@ -197,7 +197,7 @@ class Sink(Closing):
 
     @abstractmethod
     def close(self) -> None:
-        """Release everything and discard the open part; does nothing after ``finish``."""
+        """Release everything and discard the open segment; does nothing after ``finish``."""
 
     @staticmethod
     def _check(frame: Frame, *, shape: tuple[int, int, int]) -> None:
@@ -219,7 +219,7 @@ class Sink(Closing):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Close the sink if the block fails, as the open part is then unusable."""
+        """Close the sink if the block fails, as the open segment is then unusable."""
         if self._closed:
             raise ValueError(f"the sink for {self.path} is finished or closed")
         try:

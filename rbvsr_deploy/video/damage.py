@@ -25,9 +25,9 @@ _MOST_WAITING = 10_000
 class Damage:
     """Counts frames that are lost, and frames in which the decoder concealed errors.
 
-    A decoder does not always report a dropped frame. A frame is lost if a packet has a time stamp
+    A decoder does not always report a dropped frame. A frame is lost if a packet has a timestamp
     that no frame has, unless the frames follow each other without a gap: then the packet held half
-    a frame, or one that is never shown. If packets have no time stamps, the packets that the
+    a frame, or one that is never shown. If packets have no timestamps, the packets that the
     decoder rejected are counted.
 
     Args:

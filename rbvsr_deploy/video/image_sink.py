@@ -11,7 +11,7 @@ from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, encode_image
 from rbvsr_deploy.video.pyav import media_errors
 from rbvsr_deploy.video.staging.job import Job
-from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
+from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import sync
 
 __all__ = ["ImageSink"]
@@ -48,7 +48,7 @@ class ImageSink(Sink):
         )
         with media_errors(f"cannot write {path}"):
             self._images = job.storage.make_folder(_IMAGES)
-        self._count = sum(part.frames for part in job.parts)
+        self._count = sum(segment.frames for segment in job.segments)
         self._open: list[Path] = []
 
     def write(self, frame: Frame) -> None:
@@ -75,7 +75,7 @@ class ImageSink(Sink):
             self._open.append(path)
         self._count += 1
 
-    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+    def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         if not self._open and not self._closed:
             raise ValueError("no frame was written since the last segment")
         with self._writing():
@@ -83,7 +83,7 @@ class ImageSink(Sink):
             for path in self._open:
                 sync(path)
             sync(self._images)
-            self.job.add_part(
+            self.job.add_segment(
                 frames=len(self._open),
                 note=note,
                 media={},
@@ -96,9 +96,9 @@ class ImageSink(Sink):
 
     def finish(self) -> None:
         if self._open:
-            self.end_part({})
+            self.end_segment({})
         with self._writing():
-            if not self.job.parts:
+            if not self.job.segments:
                 raise MediaError(f"{self.path} is not written: the input has no images")
             self.job.publish(self._images if self._folder else self._images / self.path.name)
         self.close()
@@ -107,12 +107,12 @@ class ImageSink(Sink):
         self._closed = True
         self._open = []
 
-    def _is_plausible(self, part: PartRecord) -> bool:
+    def _is_plausible(self, segment: SegmentRecord) -> bool:
         """Return whether a segment has one image per frame, with unique names."""
-        names = {file.name for file in part.files}
+        names = {file.name for file in segment.files}
         if not self._folder and names != {f"{_IMAGES}/{self.path.name}"}:
             return False
-        fits = part.frames == len(part.files) == len(names - self._finished) and all(
+        fits = segment.frames == len(segment.files) == len(names - self._finished) and all(
             name.startswith(f"{_IMAGES}/") for name in names
         )
         self._finished |= names

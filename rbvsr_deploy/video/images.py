@@ -105,7 +105,7 @@ class ImageSource(Source):
     """
 
     is_folder: bool
-    """Whether ``path`` is a folder."""
+    """True if ``path`` is a folder."""
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path

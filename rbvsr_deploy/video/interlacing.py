@@ -89,7 +89,7 @@ class Deinterlacer:
         self._warned = False
 
     def over(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Yield one progressive frame for every frame, with the same time stamp.
+        """Yield one progressive frame for every frame, with the same timestamp.
 
         Raises:
             MediaError: the frames are too small to have fields.
@@ -214,7 +214,7 @@ def _graph_for(frame: VideoFrame) -> tuple[Graph, FilterContext]:
         "buffer",
         video_size=f"{frame.width}x{frame.height}",
         pix_fmt=frame.format.name,
-        time_base="1/1000",  # none of the filters uses time stamps
+        time_base="1/1000",  # none of the filters uses timestamps
         colorspace=str(int(frame.colorspace)),
         range=str(int(frame.color_range)),
     )

@@ -32,21 +32,21 @@ class ReadOptions:
     frames: int | None = None
     """Maximum number of frames of an excerpt; ``None``: unlimited."""
     deinterlace: bool = False
-    """Whether to convert interlaced frames of a video to progressive ones: those flagged as
+    """Convert interlaced frames of a video to progressive ones: those flagged as
     interlaced, or all of them if none of the first frames is flagged."""
     decoder: str | None = None
     """Type of device to decode a video on, such as "cuda", or the name of an FFmpeg decoder;
     ``None``: FFmpeg's default software decoder."""
 
     alpha: Alpha = "drop"
-    """How to handle an alpha channel: drop it with a warning, keep it and upscale it without the
+    """Treatment of an alpha channel: drop it with a warning, keep it and upscale it without the
     network, or refuse the input."""
     strict: bool = False
-    """Whether to refuse a damaged video at the first damaged frame. Otherwise frames that cannot be
+    """Refuse a damaged video at the first damaged frame. Otherwise frames that cannot be
     decoded are skipped, as players do.
     """
     allow_playlists: bool = False
-    """Whether to follow HLS playlists and concat scripts, which can read any media file of this
+    """Follow HLS playlists and concat scripts, which can read any media file of this
     user. Network addresses and live playlists are refused all the same."""
 
     def __post_init__(self) -> None:
@@ -79,6 +79,6 @@ class WriteOptions:
     pix_fmt: str | None = None
     """Pixel format of a video; ``None``: 4:2:0 in 8 or 10 bits, or what the codec needs."""
     audio: bool = True
-    """Whether to keep the audio of a video."""
+    """Keep the audio of a video."""
     subtitles: bool = True
-    """Whether to keep the subtitles of a video."""
+    """Keep the subtitles of a video."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
 
-    from rbvsr_deploy.video.staging.parts import PartRecord
+    from rbvsr_deploy.video.staging.parts import SegmentRecord
 
 __all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
 
@@ -42,7 +42,7 @@ _NAME_IN, _NAME_OUT = Path("standard input"), Path("standard output")
 _DEFAULT_READING = ReadOptions()
 _POLL = 0.1  # seconds between checks for an interrupt while waiting for the other program
 _CAN_WAIT = hasattr(select, "poll")
-"""Whether the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
+"""True if the system can wait until a pipe is ready. On Windows, which cannot, an interrupt takes
 effect when the other program reads, writes or ends; Ctrl-C ends that one too.
 """
 _WRITABLE = getattr(select, "PIPE_BUF", 2**16)
@@ -161,7 +161,7 @@ class PipeSink(Sink):
         os.dup2(2, 1)
 
     @property
-    def finished_parts(self) -> list[PartRecord]:
+    def finished_segments(self) -> list[SegmentRecord]:
         return []
 
     @property
@@ -181,7 +181,7 @@ class PipeSink(Sink):
             for converted, _ in self._conversions.add(frame.image, None):
                 self._send_frame(converted)
 
-    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+    def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         """Do nothing: frames in a pipe are final."""
 
     def finish(self) -> None:

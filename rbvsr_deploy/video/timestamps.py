@@ -1,4 +1,4 @@
-"""Assigns time stamps to frames: keeps plausible ones and repairs the others."""
+"""Assigns timestamps to frames: keeps plausible ones and repairs the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Discontinuity:
 
 
 class Clock:
-    """Assigns increasing time stamps to the frames of a video.
+    """Assigns increasing timestamps to the frames of a video.
 
     Stamps that increase are kept, however irregular they are. A frame whose stamp is missing or
     does not increase follows the previous frame by the average duration, or is spaced evenly
@@ -99,13 +99,13 @@ class Clock:
         """Log a warning about the repairs so far, if there were any."""
         if self._frames and self._repaired == self._frames:
             logger.warning(
-                "%s has no time stamps; its frames are shown at %.6g per second",
+                "%s has no timestamps; its frames are shown at %.6g per second",
                 self._path,
                 float(self._rate),
             )
         elif self._repaired:
             logger.warning(
-                "time stamps of %s that were missing or did not increase: %d; these frames are "
+                "timestamps of %s that were missing or did not increase: %d; these frames are "
                 "shown between their neighbours",
                 self._path,
                 self._repaired,
@@ -204,7 +204,7 @@ class Follower:
         """
         base = packet.time_base
         stamp = packet.dts if packet.dts is not None else packet.pts
-        if stamp is None:  # cover images have no time stamp
+        if stamp is None:  # cover images have no timestamp
             return True
         time = stamp * base
         while self._ahead and self._is_after_reset(time + self._offset):

@@ -14,13 +14,13 @@ from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
 from rbvsr_deploy.video.encoding.encoder_settings import Encoder
 from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
-from rbvsr_deploy.video.encoding.part_encoder import PartEncoder
+from rbvsr_deploy.video.encoding.part_encoder import SegmentEncoder
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.staging.job import Job
-from rbvsr_deploy.video.staging.parts import PartRecord
+from rbvsr_deploy.video.staging.parts import SegmentRecord
 from rbvsr_deploy.video.staging.publish import sync
 from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
 
@@ -40,7 +40,7 @@ class VideoSink(Sink):
 
     Args:
         path: the file to publish.
-        source: the input, whose time stamps, colours, sound and subtitles the output keeps.
+        source: the input, whose timestamps, colours, sound and subtitles the output keeps.
         width, height: size of the written frames in pixels.
         container: FFmpeg's name of the output format.
         encoder: encoder and its settings.
@@ -82,7 +82,7 @@ class VideoSink(Sink):
         # Some formats depend on the suffix.
         self._joined = f"joined{path.suffix}"
         self._warned = False
-        self._part: PartEncoder | None = None
+        self._part: SegmentEncoder | None = None
         self._conversions = Conversions[tuple[int, int]](
             pix_fmt=encoder.pix_fmt, colour=self._settings.frame_colour
         )
@@ -101,17 +101,17 @@ class VideoSink(Sink):
             {**self._settings.identity(), "encoder's header": self._extradata},
             fits=self._is_plausible,
         )
-        self._frames = sum(part.frames for part in job.parts)
-        self._next_pts = int(job.parts[-1].media["next_pts"]) if job.parts else 0
+        self._frames = sum(segment.frames for segment in job.segments)
+        self._next_pts = int(job.segments[-1].media["next_pts"]) if job.segments else 0
 
     def write(self, frame: Frame) -> None:
         width, height = self._settings.width, self._settings.height
         self._check(frame, shape=(height, width, 3))
         with self._writing():
             if self._part is None:
-                self._part = PartEncoder(
+                self._part = SegmentEncoder(
                     self._settings,
-                    path=self.job.next_part(".packets"),
+                    path=self.job.next_segment(".packets"),
                     conversions=self._conversions,
                 )
             scale = self._source.time_base / self._settings.time_base
@@ -123,36 +123,36 @@ class VideoSink(Sink):
             )
         self._frames += 1
 
-    def end_part(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
+    def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         if self._part is None and not self._closed:
             raise ValueError("no frame was written since the last segment")
         with self._writing():
-            part = self._part
-            assert part is not None
-            file, media = part.finish()
+            segment = self._part
+            assert segment is not None
+            file, media = segment.finish()
             if media["extradata"] != self._extradata:
                 raise MediaError(
                     f"cannot write {self.path}: segments by {self._settings.encoder.name} cannot "
                     "be joined; choose another codec"
                 )
-            self.job.add_part(
-                frames=part.frames,
+            self.job.add_segment(
+                frames=segment.frames,
                 note=note,
                 media={**media, "next_pts": self._next_pts},
                 files=[file],
                 attachment=attachment,
             )
-            part.close()
+            segment.close()
             self._part = None
 
     def finish(self) -> None:
         if self._part is not None:
-            self.end_part({})
-        parts = self.job.parts
+            self.end_segment({})
+        segments = self.job.segments
         with self._writing():
-            if not parts:
+            if not segments:
                 raise MediaError(f"{self.path} is not written: there was no frame to write")
-            files = [self.job.folder / file.name for part in parts for file in part.files]
+            files = [self.job.folder / file.name for segment in segments for file in segment.files]
             base, rate = self._settings.time_base, self._settings.rate
             joined = self.job.storage.emptied(self._joined)
             with Assembly(
@@ -165,7 +165,7 @@ class VideoSink(Sink):
             ) as assembly:
                 assembly.write(
                     files,
-                    delay=max(part.media["delay"] for part in parts),
+                    delay=max(segment.media["delay"] for segment in segments),
                     name=self.path,
                 )
                 assembly.finish()
@@ -181,14 +181,14 @@ class VideoSink(Sink):
             self._part = None
         self._conversions.close()
 
-    def _is_plausible(self, part: PartRecord) -> bool:
+    def _is_plausible(self, segment: SegmentRecord) -> bool:
         """Return whether the record of a segment matches its packets."""
-        (file,) = part.files
+        (file,) = segment.files
         stamps = [packet.pts for packet in read_packets(self.job.folder / file.name, data=False)]
-        media = part.media
+        media = segment.media
         return (
             media["extradata"] == self._extradata
-            and len(stamps) == part.frames
+            and len(stamps) == segment.frames
             and media["next_pts"] == max(stamps) + 1
             and type(media["delay"]) is int
             and reordered(stamps) <= media["delay"] <= _MOST_REORDERED
@@ -213,7 +213,7 @@ class VideoSink(Sink):
             )
 
     def _stamp(self, frame: Frame) -> int:
-        """Return the frame's time stamp in ticks of the encoder."""
+        """Return the frame's timestamp in ticks of the encoder."""
         time_base = self._settings.time_base
         exact = (
             Fraction(self._next_pts)
@@ -223,11 +223,11 @@ class VideoSink(Sink):
         pts = round(exact)
         if pts < self._next_pts and self._frames:
             raise MediaError(
-                f"{self.path} supports a constant frame rate only, and the time stamps of "
+                f"{self.path} supports a constant frame rate only, and the timestamps of "
                 f"{self._source.path} vary: use an output name ending in .mkv or .mp4"
             )
         if abs(exact - pts) * time_base > NOTABLE_SHIFT and not self._warned:
-            logger.warning("%s supports a constant frame rate only: time stamps change", self.path)
+            logger.warning("%s supports a constant frame rate only: timestamps change", self.path)
             self._warned = True
         self._next_pts = pts + 1
         return pts

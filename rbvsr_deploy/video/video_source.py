@@ -52,7 +52,7 @@ class VideoSource(Source):
     """
 
     reopenable = True
-    """Whether ``path`` can be opened again, to copy the other streams."""
+    """True if ``path`` can be opened again, to copy the other streams."""
     stream_index: int
     """Index of the video stream in the file."""
     tags: dict[str, str]

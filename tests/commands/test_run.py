@@ -345,6 +345,7 @@ def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:
         return [(p.pts, p.dts, bytes(p)) for p in container.demux(stream) if p.size]
 
 
+@pytest.mark.slow
 def test_cuts_are_detected_listed_and_read_from_a_list(
     two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -383,6 +384,7 @@ def test_no_scene_cuts(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> N
     assert "nothing to write" in result.stderr
 
 
+@pytest.mark.slow
 def test_verbose_reports_scenes(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """-v shows the decision of refinement for each scene; the memory plan is always shown."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "-v", "--memory", "300MiB")
@@ -398,6 +400,7 @@ def test_verbose_reports_scenes(two_scenes: Path, tiny_bundle: Path, tmp_path: P
     assert "Memory: 300 MiB for windows of" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [("--lookahead", 2), ("--max-scene", 40), ("--refine-scope", "frame"), ()]
 )
@@ -432,6 +435,7 @@ def test_a_killed_run_resumes(
     assert {p.name for p in tmp_path.iterdir()} == {"scenes.mkv", "whole.mkv", "out.mkv"}
 
 
+@pytest.mark.slow
 def test_a_changed_input_option_or_model_starts_over(
     two_scenes: Path, tiny_bundle: Path, tiny_bundle_float16: Path, tmp_path: Path
 ) -> None:

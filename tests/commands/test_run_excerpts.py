@@ -101,7 +101,7 @@ def test_an_interrupted_excerpt_resumes(tmp_path: Path) -> None:
         (("--frames", 0), 2, "--frames"),
     ],
 )
-def test_invalid_ranges(options, code, words, clip: Path) -> None:
+def test_invalid_ranges(options: tuple[object, ...], code: int, words: str, clip: Path) -> None:
     """One sentence before any work, and nothing is written."""
     result = invoke(clip, *options, "--device", "cpu")
     assert result.exit_code == code

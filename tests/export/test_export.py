@@ -96,6 +96,7 @@ def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
     assert set(manifest.graphs) == set(GRAPHS) - {"clean"}
 
 
+@pytest.mark.slow
 def test_verification_fails_for_a_nearest_sampler(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     """Nearest sampling, as opset 20 would cause in TensorRT, is detected."""
     model = graph(tiny_bundle, "backward")

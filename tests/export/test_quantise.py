@@ -268,6 +268,7 @@ def test_broken_quantisation_is_detected(
 # ---------------------------------------------------------------------------------------- ranges
 
 
+@pytest.mark.slow
 def test_scales_are_the_largest_values_seen(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
@@ -308,6 +309,7 @@ def test_propagated_states_have_larger_ranges(
     assert propagated["input"] > 1.05 * first["input"]
 
 
+@pytest.mark.slow
 def test_samples_are_bounded_and_spread(model: RealBasicVSR, clip: Clip) -> None:
     """Every n-th run is recorded, with its input state."""
     with TorchEngine(model, name="", device="cpu") as engine:
@@ -460,6 +462,7 @@ def test_the_record_matches_a_real_run(
     assert set(manifest.verification["outputs"]) == set(GRAPHS) - set(QUANTISED)
 
 
+@pytest.mark.slow
 def test_a_sensitive_sum_goes_back_to_float16(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
@@ -482,6 +485,7 @@ def test_a_sensitive_sum_goes_back_to_float16(
     ]
 
 
+@pytest.mark.slow
 def test_a_sensitive_block_goes_back_to_float16(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
@@ -503,6 +507,7 @@ def test_a_sensitive_block_goes_back_to_float16(
     assert any(line.startswith("forward: 0 of 1 residual blocks in int8") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_gate_that_cannot_be_passed(
     float16: tuple[Manifest, dict[str, bytes]], model: RealBasicVSR, clip: Clip
 ) -> None:
@@ -517,6 +522,7 @@ def test_a_gate_that_cannot_be_passed(
         quantise_network(model, manifest, graphs, [clip], min_psnr=60)
 
 
+@pytest.mark.slow
 def test_same_clip_same_bytes(
     int8_bundle: Path, export_int8: Callable[[Path], Path], tmp_path: Path
 ) -> None:

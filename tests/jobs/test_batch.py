@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
 
 from rbvsr_deploy import engines
 from rbvsr_deploy.commands.run import run
+from rbvsr_deploy.engines import Engine
 from rbvsr_deploy.errors import EngineError, MediaError
 from rbvsr_deploy.jobs.batch import outputs_for, upscale_each
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.images import write_image
 from tests.conftest import short_clip
 from tests.support import media
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def inputs(sample: Path, tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def go(tiny_bundle: Path):
+def go(tiny_bundle: Path) -> Run:
     def go(*arguments: object) -> Result:
         options = ("--engine", tiny_bundle, "--device", "cpu")
         return CliRunner().invoke(run, [str(a) for a in (*arguments, *options)])
@@ -39,14 +43,16 @@ def go(tiny_bundle: Path):
     return go
 
 
-def test_one_that_fails_does_not_stop_the_others(go, inputs, monkeypatch) -> None:
+def test_one_that_fails_does_not_stop_the_others(
+    go: Run, inputs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first and the last are upscaled, next to their inputs; the report names the failed one
     and the reason; one engine is opened; the command fails.
     """
     opened = []
     real = engines.open_engine
 
-    def open_engine(*arguments, **options):
+    def open_engine(*arguments: Any, **options: Any) -> Engine:
         opened.append(arguments)
         return real(*arguments, **options)
 
@@ -68,7 +74,7 @@ def test_one_that_fails_does_not_stop_the_others(go, inputs, monkeypatch) -> Non
     assert not list(folder.glob(".*"))
 
 
-def test_all_into_one_new_folder_as_json(go, inputs, tmp_path) -> None:
+def test_all_into_one_new_folder_as_json(go: Run, inputs: list[Path], tmp_path: Path) -> None:
     """-o creates the folder; --json prints a list with a summary or an error for every input."""
     out = tmp_path / "out"
     result = go(*inputs, "-o", out, "--json")
@@ -83,7 +89,7 @@ def test_all_into_one_new_folder_as_json(go, inputs, tmp_path) -> None:
     assert len(json.loads(clean.stdout)) == 2
 
 
-def test_nothing_is_left_if_all_fail(go, inputs, tmp_path) -> None:
+def test_nothing_is_left_if_all_fail(go: Run, inputs: list[Path], tmp_path: Path) -> None:
     """The folder created for the outputs is removed again."""
     result = go(inputs[1], tmp_path / "missing.mp4", "-o", tmp_path / "out")
     assert result.exit_code == 1
@@ -92,7 +98,7 @@ def test_nothing_is_left_if_all_fail(go, inputs, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--scene-list", "--before-after"])
-def test_options_about_one_input(go, inputs, tmp_path, option) -> None:
+def test_options_about_one_input(go: Run, inputs: list[Path], tmp_path: Path, option: str) -> None:
     """They are refused before any work, in a sentence that names them."""
     result = go(*inputs, option, tmp_path / "a.png")
     assert result.exit_code == 2
@@ -100,7 +106,7 @@ def test_options_about_one_input(go, inputs, tmp_path, option) -> None:
     assert not (tmp_path / "clip_x4.mp4").exists()
 
 
-def test_an_output_that_is_not_a_folder(go, inputs, tmp_path) -> None:
+def test_an_output_that_is_not_a_folder(go: Run, inputs: list[Path], tmp_path: Path) -> None:
     """Several inputs cannot be written to a file, existing or new."""
     (tmp_path / "file").write_text("mine")
     for name in ("file", "out.mp4"):
@@ -111,7 +117,7 @@ def test_an_output_that_is_not_a_folder(go, inputs, tmp_path) -> None:
     assert go(*inputs, "-o", tmp_path / "nowhere" / "out").exit_code == 1
 
 
-def test_two_results_of_one_name(tmp_path) -> None:
+def test_two_results_of_one_name(tmp_path: Path) -> None:
     """They are refused before the second replaces the first, even if only the suffixes differ."""
     a, b = tmp_path / "a" / "clip.gif", tmp_path / "b" / "clip.wmv"
     assert outputs_for([a, b], None) == [a.with_name("clip_x4.mkv"), b.with_name("clip_x4.mkv")]
@@ -120,7 +126,7 @@ def test_two_results_of_one_name(tmp_path) -> None:
             outputs_for(inputs, folder)
 
 
-def test_ctrl_c_stops_all(tmp_path) -> None:
+def test_ctrl_c_stops_all(tmp_path: Path) -> None:
     """Errors of one input are kept for the report; an interruption is not."""
     seen = []
 

@@ -101,7 +101,7 @@ def test_an_error_in_any_stage(
         case "write":
             monkeypatch.setattr(ImageSink, "write", fails_at(ImageSink.write, 80, full))
         case "part":
-            monkeypatch.setattr(ImageSink, "end_part", fails_at(ImageSink.end_part, 2, full))
+            monkeypatch.setattr(ImageSink, "end_segment", fails_at(ImageSink.end_segment, 2, full))
     engine = FailsOnce(80 if stage == "network" else None)
     before = set(threading.enumerate())
     with pytest.raises(RbvsrError):

@@ -23,6 +23,7 @@ from tests.support.teachers import make_layers, write_ncnn
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A bundle and a checkpoint are compared: every graph of both, a sum, and the ratio."""
     program = ROOT / "benchmarks" / "graphs.py"
@@ -111,6 +112,7 @@ def test_seams_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> Non
     assert (tmp_path / "seams.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_soak_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """Killed and resumed on a generated clip, the output is the same, and no other file is left."""
     result = run_benchmark(
@@ -170,6 +172,7 @@ SHORT: tuple[object, ...] = (
 SHORT += ("--set", "data.crop=8", "--set", "batch=1", "--clip-length", 3, "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_training_claims_cleaning(tmp_path: Path) -> None:
     """Two runs that differ only in the cleaning loss are scored next to a bicubic baseline."""
     clips = make_clips(tmp_path / "clips", size=(216, 208))
@@ -199,6 +202,7 @@ def test_training_claims_cleaning(tmp_path: Path) -> None:
     assert (tmp_path / "cleaning.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_training_claims_length(tmp_path: Path) -> None:
     """There is one run per shape, with as many frames each."""
     clips = make_clips(tmp_path / "clips", size=(160, 128))
@@ -218,6 +222,7 @@ def test_training_claims_length(tmp_path: Path) -> None:
     assert (tmp_path / "length.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
     """Fixed numbers are kept; a threshold below every change cleans three times, one above once;
     the images are those of that number.
@@ -239,6 +244,7 @@ def test_training_claims_refinement(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "refinement.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_default_model_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
     """Bars are ratios and differences of the figures beside them; clips are made once, and results
     are as many images as there are frames, four times as large as the inputs.

@@ -30,7 +30,7 @@ from rbvsr_deploy.video.staging.job_folder import is_stored_name
 from tests.conftest import moving_clip, short_clip
 from tests.project.test_layers import FILES, ROOT
 from tests.support import media, windows_double
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 # Text files must not depend on the encoding that Windows uses by default.
 START = """
@@ -43,10 +43,10 @@ RUN = "import sys; from rbvsr_deploy.commands.run import run; run(sys.argv[1:])"
 PARTS = """
 import sys
 from pathlib import Path
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 path, out, stop_after = sys.argv[1:]
-job = write_parts(Path(path), Path(out), lengths=[4, 2], stop_after=int(stop_after) or None)
-print(job.resumed_parts)
+job = write_segments(Path(path), Path(out), lengths=[4, 2], stop_after=int(stop_after) or None)
+print(job.resumed_segments)
 """
 
 
@@ -140,6 +140,7 @@ os.unlink("new")
     assert done.returncode == 0, done.stderr.decode("cp1252")
 
 
+@pytest.mark.slow
 def test_everything_can_be_imported() -> None:
     names = [name for name in FILES if name.count(".") or name == "rbvsr_deploy"]
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
@@ -205,7 +206,7 @@ def test_resuming(tmp_path: Path, name: str) -> None:
         assert done.stdout.strip() == resumed
         assert out.with_name(f".{name}.job").exists() == bool(stop_after)
         assert b"cannot remove" not in done.stderr
-    write_parts(path, other, lengths=[4, 2])
+    write_segments(path, other, lengths=[4, 2])
     assert {p.name for p in tmp_path.iterdir()} == {path.name, out.name, other.name}
     if out.is_dir():
         assert {p.name: p.read_bytes() for p in out.iterdir()} == {

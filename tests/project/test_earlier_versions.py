@@ -12,7 +12,7 @@ from rbvsr_deploy.checkpoint import load_checkpoint
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.upscaler import Upscaler
 from tests.conftest import DATA, moving_clip
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 EARLIER = DATA / "version_0_1_0"
 
@@ -40,10 +40,10 @@ def test_an_unfinished_job_is_continued(tmp_path: Path) -> None:
     """
     with tarfile.open(EARLIER / "job.tar") as archive:
         archive.extractall(tmp_path, filter="data")
-    job = write_parts(tmp_path / "in", tmp_path / "out", lengths=[2, 2, 2])
+    job = write_segments(tmp_path / "in", tmp_path / "out", lengths=[2, 2, 2])
     assert job.started_over is None
-    assert job.resumed_parts == 2
-    write_parts(tmp_path / "in", tmp_path / "fresh", lengths=[2, 2, 2])
+    assert job.resumed_segments == 2
+    write_segments(tmp_path / "in", tmp_path / "fresh", lengths=[2, 2, 2])
     names = [f"{number}.png" for number in range(6)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     for name in names:

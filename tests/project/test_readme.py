@@ -32,6 +32,7 @@ def test_the_page_is_short() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") < 140
 
 
+@pytest.mark.slow
 def test_commands_and_what_they_write(folder: Path) -> None:
     """All commands but those of make and pip succeed and write the files they name."""
     ran = 0

@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -142,7 +143,8 @@ def branch(model: ModelProto) -> None:
 
 
 def text(model: ModelProto) -> None:
-    model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [1], [b"text"]))
+    values: Any = [b"text"]  # onnx declares numbers only
+    model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [1], values))
 
 
 def cast_to_text(model: ModelProto) -> None:
@@ -195,7 +197,7 @@ def padded_convolution(model: ModelProto) -> None:
 
 
 def wide_pool(model: ModelProto) -> None:
-    sizes = {"kernel_shape": [1000, 1000], "pads": [999] * 4}
+    sizes: dict[str, Any] = {"kernel_shape": [1000, 1000], "pads": [999] * 4}
     first(model, helper.make_node("AveragePool", ["picture"], ["x"], **sizes))
 
 

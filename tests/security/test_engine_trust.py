@@ -101,7 +101,7 @@ class Machine:
 
     def build(self, bundle: Path) -> None:
         """Compile engines into a bundle like ``rbvsr-build --here``."""
-        target = Target(self.tensorrt, self.driver.gpu().compute_capability, self.driver)  # type: ignore[arg-type]
+        target = Target(self.tensorrt, self.driver.gpu().compute_capability, self.driver)
         compile_into_bundle(bundle, [target], profile=ENGINE_SET.profile, options=BuildOptions())
 
 

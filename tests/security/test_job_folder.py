@@ -25,7 +25,7 @@ from rbvsr_deploy.video.images import write_image
 from rbvsr_deploy.video.staging import parts
 from tests.conftest import short_clip
 from tests.support import media
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 LENGTHS = [3, 3]
 OUTPUTS = ["out.mp4", "out.mkv", "frames"]
@@ -89,7 +89,7 @@ def refused(clip: Path, out: Path, *, match: str) -> None:
     """Check that the job is refused in one sentence and the output's folder does not change."""
     before = snapshot(out.parent)
     with pytest.raises(MediaError, match=match) as caught:
-        write_parts(clip, out, lengths=LENGTHS)
+        write_segments(clip, out, lengths=LENGTHS)
     assert "\n" not in str(caught.value)
     assert snapshot(out.parent) == before
 
@@ -100,30 +100,30 @@ def contents(path: Path) -> object:
 
 
 class TestTakenPaths:
-    def test_link_to_a_folder(self, clip, out, place, victim):
+    def test_link_to_a_folder(self, clip: Path, out: Path, place: Path, victim: Path) -> None:
         place.symlink_to(victim)
         before = snapshot(victim)
         refused(clip, out, match=r"\.job, .* is a link: remove it, or choose another output")
         assert snapshot(victim) == before
 
-    def test_link_to_a_job_folder(self, clip, out, place, tmp_path):
+    def test_link_to_a_job_folder(self, clip: Path, out: Path, place: Path, tmp_path: Path) -> None:
         """Even this user's own job folder is refused: only its path says which output it is for."""
         other = tmp_path / "else" / out.name
         other.parent.mkdir()
-        real = write_parts(clip, other, lengths=LENGTHS, stop_after=3).folder
+        real = write_segments(clip, other, lengths=LENGTHS, stop_after=3).folder
         place.symlink_to(real)
         before = snapshot(real)
         refused(clip, out, match="is a link")
         assert snapshot(real) == before
 
-    def test_relative_link(self, clip, out, place, victim):
+    def test_relative_link(self, clip: Path, out: Path, place: Path, victim: Path) -> None:
         """A link that an archive could contain is refused."""
         place.symlink_to(Path("..") / "victim" / "pictures")
         before = snapshot(victim)
         refused(clip, out, match="is a link")
         assert snapshot(victim) == before
 
-    def test_link_to_nothing(self, clip, out, place, tmp_path):
+    def test_link_to_nothing(self, clip: Path, out: Path, place: Path, tmp_path: Path) -> None:
         place.symlink_to(tmp_path / "not there")
         refused(clip, out, match="is a link")
         assert not (tmp_path / "not there").exists()
@@ -131,18 +131,22 @@ class TestTakenPaths:
     @pytest.mark.parametrize(
         "make", [lambda path: path.write_text("mine"), os.mkfifo], ids=["file", "fifo"]
     )
-    def test_something_else(self, clip, out, place, make):
+    def test_something_else(
+        self, clip: Path, out: Path, place: Path, make: Callable[[Path], object]
+    ) -> None:
         make(place)
         refused(clip, out, match="is not a folder")
 
     @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
-    def test_folder_that_others_can_write_to(self, clip, out, place, mode):
+    def test_folder_that_others_can_write_to(
+        self, clip: Path, out: Path, place: Path, mode: int
+    ) -> None:
         place.mkdir()
         place.chmod(mode)
         refused(clip, out, match=r"can be written to by others: .* chmod go-w ")
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-    def test_folder_of_another_user(self, clip, out, place):
+    def test_folder_of_another_user(self, clip: Path, out: Path, place: Path) -> None:
         place.mkdir()
         (place / "lock").touch()
         os.chown(place, 65534, 65534)
@@ -161,7 +165,9 @@ class TestTakenPaths:
             [".git/config"],
         ],
     )
-    def test_folder_of_other_things(self, clip, out, place, names):
+    def test_folder_of_other_things(
+        self, clip: Path, out: Path, place: Path, names: list[str]
+    ) -> None:
         """Everything is kept, even names that a job folder can hold."""
         for name in names:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,27 +195,27 @@ class TestContents:
             make(place / name)
 
     def check_normal_run(self, clip: Path, out: Path, place: Path) -> None:
-        write_parts(clip, out, lengths=LENGTHS)
+        write_segments(clip, out, lengths=LENGTHS)
         plain = out.with_name(f"plain-{out.name}")
-        write_parts(clip, plain, lengths=LENGTHS)
+        write_segments(clip, plain, lengths=LENGTHS)
         assert contents(out) == contents(plain)
         assert not place.exists()
 
-    def test_links(self, clip, out, place, victim):
+    def test_links(self, clip: Path, out: Path, place: Path, victim: Path) -> None:
         """Links are removed and the output is written; link targets are untouched."""
         before = snapshot(victim)
         self.filled(place, lambda path: path.symlink_to(victim / path.name))
         self.check_normal_run(clip, out, place)
         assert snapshot(victim) == before
 
-    def test_links_to_nothing(self, clip, out, place, tmp_path):
+    def test_links_to_nothing(self, clip: Path, out: Path, place: Path, tmp_path: Path) -> None:
         """Opening a dangling link for writing would create a file elsewhere."""
         (tmp_path / "elsewhere").mkdir()
         self.filled(place, lambda path: path.symlink_to(tmp_path / "elsewhere" / path.name))
         self.check_normal_run(clip, out, place)
         assert snapshot(tmp_path / "elsewhere") == {}
 
-    def test_fifos(self, clip, out, place):
+    def test_fifos(self, clip: Path, out: Path, place: Path) -> None:
         """The run does not block on FIFOs."""
         self.filled(place, os.mkfifo)
         done = threading.Thread(target=self.check_normal_run, args=(clip, out, place), daemon=True)
@@ -219,7 +225,7 @@ class TestContents:
         assert out.exists()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices")
-    def test_devices(self, clip, out, place):
+    def test_devices(self, clip: Path, out: Path, place: Path) -> None:
         def device(path: Path) -> None:
             try:
                 os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
@@ -229,7 +235,7 @@ class TestContents:
         self.filled(place, device)
         self.check_normal_run(clip, out, place)
 
-    def test_hard_links(self, clip, out, place, victim):
+    def test_hard_links(self, clip: Path, out: Path, place: Path, victim: Path) -> None:
         """Files are created, not opened for writing, so hard-linked files are untouched."""
         (victim / "copy").write_text("mine")
         (victim / "part-000001.state").write_text("mine")
@@ -241,14 +247,14 @@ class TestContents:
         self.check_normal_run(clip, out, place)
         assert snapshot(victim) == before
 
-    def test_link_for_the_images_of_a_finished_segment(self, clip, tmp_path):
+    def test_link_for_the_images_of_a_finished_segment(self, clip: Path, tmp_path: Path) -> None:
         """Images in the link's target are not taken for the segment's images."""
         out = tmp_path / "frames"
-        place = write_parts(clip, out, lengths=LENGTHS, stop_after=3).folder
+        place = write_segments(clip, out, lengths=LENGTHS, stop_after=3).folder
         (place / "pictures").rename(tmp_path / "moved")
         (place / "pictures").symlink_to(tmp_path / "moved")
         before = snapshot(tmp_path / "moved")
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 0
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 0
         assert len(list(out.iterdir())) == 6
         assert not out.is_symlink()
         assert snapshot(tmp_path / "moved") == before
@@ -257,10 +263,12 @@ class TestContents:
         "name", ["../victim.txt", "/etc/hostname", "pictures/../../victim.txt", "job.json", "lock"]
     )
     @pytest.mark.parametrize("key", ["files", "attachment"])
-    def test_record_that_names_other_files(self, clip, tmp_path, name, key):
+    def test_record_that_names_other_files(
+        self, clip: Path, tmp_path: Path, name: str, key: str
+    ) -> None:
         """The segment counts as damaged, and the file is neither read nor removed."""
         out = tmp_path / "out.mp4"
-        place = write_parts(clip, out, lengths=LENGTHS, stop_after=3).folder
+        place = write_segments(clip, out, lengths=LENGTHS, stop_after=3).folder
         (tmp_path / "victim.txt").write_text("precious")
         record = json.loads((place / "part-000001.json").read_text())
         path = place / name
@@ -269,14 +277,14 @@ class TestContents:
         del record[parts._SEAL]
         record[key] = [file] if key == "files" else file
         (place / "part-000001.json").write_text(json.dumps(record))
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 0
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 0
         assert (tmp_path / "victim.txt").read_text() == "precious"
         assert media.stamps_of(out) == media.stamps_of(clip)
 
 
 class TestReplacedDuringTheRun:
     @pytest.mark.parametrize("when", [0, 1, 3, 4, 6])
-    def test_by_a_link(self, clip, out, place, victim, when):
+    def test_by_a_link(self, clip: Path, out: Path, place: Path, victim: Path, when: int) -> None:
         """The folder is replaced at the start, within or between segments, or at the end."""
         before = snapshot(victim)
         with (
@@ -296,7 +304,7 @@ class TestReplacedDuringTheRun:
                     if frame is not None:
                         sink.write(Frame(frame.image, frame.pts, frame.duration))
                     if number == 2:
-                        sink.end_part({}, attachment=b"state")
+                        sink.end_segment({}, attachment=b"state")
                 sink.finish()
 
             with pytest.raises(MediaError, match="was removed or replaced") as caught:
@@ -307,7 +315,7 @@ class TestReplacedDuringTheRun:
         assert place.is_symlink()
         assert not out.exists()
 
-    def test_by_another_folder(self, clip, out, place, victim):
+    def test_by_another_folder(self, clip: Path, out: Path, place: Path, victim: Path) -> None:
         """Even an empty foreign folder is not removed."""
         with (
             open_source(clip) as source,
@@ -321,15 +329,17 @@ class TestReplacedDuringTheRun:
 
 class TestModes:
     @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-    def test_private_until_it_is_published(self, clip, out, place, umask):
+    def test_private_until_it_is_published(
+        self, clip: Path, out: Path, place: Path, umask: int
+    ) -> None:
         """The job folder and its records are private; the output has the usual mode."""
         before = os.umask(umask)
         try:
-            write_parts(clip, out, lengths=LENGTHS, stop_after=3)
+            write_segments(clip, out, lengths=LENGTHS, stop_after=3)
             modes = {path.name: path.stat().st_mode & 0o777 for path in place.iterdir()}
             assert place.stat().st_mode & 0o777 == 0o700
             assert {mode for name, mode in modes.items() if name != "pictures"} == {0o600}
-            write_parts(clip, out, lengths=LENGTHS)
+            write_segments(clip, out, lengths=LENGTHS)
         finally:
             os.umask(before)
         files = list(out.iterdir()) if out.is_dir() else [out]
@@ -337,18 +347,20 @@ class TestModes:
         if out.is_dir():
             assert out.stat().st_mode & 0o777 == 0o777 & ~umask
 
-    def test_folder_of_an_earlier_version(self, clip, out, place):
+    def test_folder_of_an_earlier_version(self, clip: Path, out: Path, place: Path) -> None:
         """A folder readable by all is resumed, with the same result."""
         plain = out.with_name(f"plain-{out.name}")
-        write_parts(clip, plain, lengths=LENGTHS)
-        write_parts(clip, out, lengths=LENGTHS, stop_after=3)
+        write_segments(clip, plain, lengths=LENGTHS)
+        write_segments(clip, out, lengths=LENGTHS, stop_after=3)
         as_an_earlier_version_left_it(place)
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 1
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 1
         assert contents(out) == contents(plain)
         if out.suffix == ".mp4":
             assert out.read_bytes() == plain.read_bytes()
 
-    def test_file_system_that_has_one_mode_for_all(self, clip, out, place, monkeypatch):
+    def test_file_system_that_has_one_mode_for_all(
+        self, clip: Path, out: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A folder that cannot be made private, as on memory cards, is still used."""
 
         def open_to_all(made: Callable[..., None]) -> Callable[..., None]:
@@ -360,8 +372,8 @@ class TestModes:
 
         monkeypatch.setattr(os, "mkdir", open_to_all(os.mkdir))
         monkeypatch.setattr(os, "fchmod", lambda handle, mode: None)
-        write_parts(clip, out, lengths=LENGTHS, stop_after=3)
-        assert write_parts(clip, out, lengths=LENGTHS).resumed_parts == 1
+        write_segments(clip, out, lengths=LENGTHS, stop_after=3)
+        assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 1
         assert not place.exists()
         assert {path.name for path in out.parent.iterdir()} == {out.name}
 
@@ -384,11 +396,13 @@ class TestFaults:
 
     @pytest.mark.parametrize("name", ["scandir", "open", "stat", "lstat"])
     @pytest.mark.parametrize("output", ["out.mp4", "frames"])
-    def test_one_sentence_and_the_same_result(self, clip, tmp_path, monkeypatch, name, output):
+    def test_one_sentence_and_the_same_result(
+        self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, output: str
+    ) -> None:
         """Each call of an interrupted run and the next one fails in turn."""
         plain = tmp_path / "plain"
         plain.mkdir()
-        write_parts(clip, plain / output, lengths=LENGTHS)
+        write_segments(clip, plain / output, lengths=LENGTHS)
         real = getattr(os, name)
         for number in itertools.count():
             place = tmp_path / f"{number}"
@@ -397,10 +411,10 @@ class TestFaults:
             monkeypatch.setattr(os, name, calls)
             for stop_after in (4, None):
                 with contextlib.suppress(MediaError):
-                    write_parts(clip, place / output, lengths=LENGTHS, stop_after=stop_after)
+                    write_segments(clip, place / output, lengths=LENGTHS, stop_after=stop_after)
             monkeypatch.setattr(os, name, real)
             if not (place / output).exists():
-                write_parts(clip, place / output, lengths=LENGTHS)
+                write_segments(clip, place / output, lengths=LENGTHS)
             found = snapshot(place)
             assert {key: found.get(key) for key in snapshot(plain)} == snapshot(plain)
             if not calls.failed:
@@ -448,7 +462,7 @@ class TestCommand:
         for word in words:
             assert word in errors[0]
 
-    def test_clone_with_a_link(self, real_clip, victim):
+    def test_clone_with_a_link(self, real_clip: Path, victim: Path) -> None:
         """With default options, the link's target is not emptied."""
         place = real_clip.with_name(".clip_x4.mp4.job")
         place.symlink_to("../victim")
@@ -456,14 +470,14 @@ class TestCommand:
         self.assert_refused(self.invoke(real_clip), str(place), "is a link")
         assert snapshot(victim.parent) == before
 
-    def test_clone_with_a_folder(self, real_clip, victim):
+    def test_clone_with_a_folder(self, real_clip: Path, victim: Path) -> None:
         place = real_clip.with_name(".clip_x4.mp4.job")
         victim.rename(place)
         before = snapshot(real_clip.parent)
         self.assert_refused(self.invoke(real_clip), str(place), "move it away")
         assert snapshot(real_clip.parent) == before
 
-    def test_clone_with_links_in_a_folder(self, real_clip, victim):
+    def test_clone_with_links_in_a_folder(self, real_clip: Path, victim: Path) -> None:
         place = real_clip.with_name(".clip_x4.mp4.job")
         place.mkdir(mode=0o755)
         (place / "lock").touch()
@@ -475,7 +489,7 @@ class TestCommand:
         names = {path.name for path in real_clip.parent.iterdir()}
         assert names == {"clip.mp4", "clip_x4.mp4"}
 
-    def test_image_and_several(self, real_clip, victim, tmp_path):
+    def test_image_and_several(self, real_clip: Path, victim: Path, tmp_path: Path) -> None:
         """A refused input does not stop the others."""
         image = real_clip.with_name("one.png")
         write_image(image, image=media.gradient(0))
@@ -491,7 +505,7 @@ class TestCommand:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
-def test_planted_by_another_user(tmp_path, victim):
+def test_planted_by_another_user(tmp_path: Path, victim: Path) -> None:
     """A link planted by another user in a shared folder is refused."""
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -507,6 +521,6 @@ def test_planted_by_another_user(tmp_path, victim):
         pytest.skip("another user cannot get here")
     before = snapshot(victim)
     with pytest.raises(MediaError, match="is a link"):
-        write_parts(clip, shared / "o.mp4", lengths=[12])
+        write_segments(clip, shared / "o.mp4", lengths=[12])
     assert snapshot(victim) == before
     assert place.is_symlink()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rbvsr_deploy.errors import EngineError, MediaError
 from rbvsr_deploy.jobs.summary import Summary
@@ -21,7 +22,7 @@ from rbvsr_deploy.video.staging import parts
 from tests.security.test_job_folder import as_an_earlier_version_left_it, snapshot
 from tests.support import media
 from tests.support.engine_doubles import ArithmeticEngine
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 LENGTHS = [6, 6]
 Seal = Literal["kept", "missing", "renewed"]
@@ -99,18 +100,18 @@ def whole(clip: Path) -> dict[str, object]:
     folder = clip.with_name("whole")
     folder.mkdir()
     for name in ("out.mp4", "out"):
-        write_parts(clip, folder / name, lengths=LENGTHS)
+        write_segments(clip, folder / name, lengths=LENGTHS)
     return snapshot(folder)
 
 
 def begun(clip: Path, out: Path) -> Path:
     """Return the job folder of a run that was interrupted in its second segment."""
-    return write_parts(clip, out, lengths=LENGTHS, stop_after=8).folder
+    return write_segments(clip, out, lengths=LENGTHS, stop_after=8).folder
 
 
 def assert_redone(clip: Path, out: Path, whole: dict[str, object]) -> None:
-    job = write_parts(clip, out, lengths=LENGTHS)
-    assert job.resumed_parts == 0
+    job = write_segments(clip, out, lengths=LENGTHS)
+    assert job.resumed_segments == 0
     assert snapshot(out.parent) == {
         name: content for name, content in whole.items() if Path(name).parts[0] == out.name
     }
@@ -119,13 +120,17 @@ def assert_redone(clip: Path, out: Path, whole: dict[str, object]) -> None:
 class TestSegmentsAreRedone:
     @pytest.mark.parametrize("name", ["out.mp4", "out"])
     @pytest.mark.parametrize("change", FOR_ALL.values(), ids=FOR_ALL)
-    def test_forged_record(self, clip, whole, tmp_path, name, change):
+    def test_forged_record(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path, name: str, change: Change
+    ) -> None:
         out = tmp_path / name
         edit(begun(clip, out) / "part-000001.json", change, seal="renewed")
         assert_redone(clip, out, whole)
 
     @pytest.mark.parametrize("change", FOR_VIDEOS.values(), ids=FOR_VIDEOS)
-    def test_forged_record_of_a_video(self, clip, whole, tmp_path, change):
+    def test_forged_record_of_a_video(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path, change: Change
+    ) -> None:
         out = tmp_path / "out.mp4"
         folder = begun(clip, out)
         assert json.loads((folder / "part-000001.json").read_text())["media"]["delay"] > 0
@@ -134,7 +139,9 @@ class TestSegmentsAreRedone:
 
     @pytest.mark.parametrize("frames", [10**9, 7, 5])
     @pytest.mark.parametrize("name", ["out.mp4", "out"])
-    def test_damaged_record_of_an_earlier_version(self, clip, whole, tmp_path, name, frames):
+    def test_damaged_record_of_an_earlier_version(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path, name: str, frames: int
+    ) -> None:
         """Without a checksum, the stored frames reveal the damage."""
         out = tmp_path / name
         path = begun(clip, out) / "part-000001.json"
@@ -143,27 +150,35 @@ class TestSegmentsAreRedone:
 
     @pytest.mark.parametrize("name", ["out.mp4", "out"])
     @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-    def test_other_content(self, clip, whole, tmp_path, name, content):
+    def test_other_content(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path, name: str, content: bytes
+    ) -> None:
         out = tmp_path / name
         (begun(clip, out) / "part-000001.json").write_bytes(content)
         assert_redone(clip, out, whole)
 
     @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-    def test_other_journal(self, clip, whole, tmp_path, content):
+    def test_other_journal(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path, content: bytes
+    ) -> None:
         """Work without its identity is useless."""
         out = tmp_path / "out.mp4"
         (begun(clip, out) / "job.json").write_bytes(content)
         assert_redone(clip, out, whole)
 
-    def test_only_the_checksum_reveals_a_changed_note(self, clip, whole, tmp_path):
+    def test_only_the_checksum_reveals_a_changed_note(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path
+    ) -> None:
         out = tmp_path / "out.mp4"
         edit(begun(clip, out) / "part-000001.json", lambda r: r["note"].update(end=7), seal="kept")
         assert_redone(clip, out, whole)
 
-    def test_record_of_an_earlier_version_has_no_checksum(self, clip, whole, tmp_path):
+    def test_record_of_an_earlier_version_has_no_checksum(
+        self, clip: Path, whole: dict[str, object], tmp_path: Path
+    ) -> None:
         for name in ("out.mp4", "out"):
             as_an_earlier_version_left_it(begun(clip, tmp_path / name))
-            assert write_parts(clip, tmp_path / name, lengths=LENGTHS).resumed_parts == 1
+            assert write_segments(clip, tmp_path / name, lengths=LENGTHS).resumed_segments == 1
         assert snapshot(tmp_path) == whole
 
 
@@ -220,22 +235,22 @@ class TestRun:
             [{"first_frame": 0, "frames": 60, "cleanings": 1, "residues": [10**999]}],
         ],
     )
-    def test_scenes(self, folder, scenes):
+    def test_scenes(self, folder: Path, scenes: object) -> None:
         place = self.stopped(folder)
         edit(place / "part-000001.json", lambda r: r["note"].update(scenes=scenes), seal="renewed")
         self.assert_refused(folder)
 
-    def test_note_without_scenes(self, folder):
+    def test_note_without_scenes(self, folder: Path) -> None:
         place = self.stopped(folder)
         edit(place / "part-000001.json", lambda r: r["note"].clear(), seal="missing")
         self.assert_refused(folder)
 
-    def test_no_state(self, folder):
+    def test_no_state(self, folder: Path) -> None:
         place = self.stopped(folder)
         edit(place / "part-000001.json", lambda r: r.update(attachment=None), seal="renewed")
         self.assert_refused(folder)
 
-    def test_earlier_version_is_continued(self, folder):
+    def test_earlier_version_is_continued(self, folder: Path) -> None:
         as_an_earlier_version_left_it(self.stopped(folder))
         assert self.run(folder, ArithmeticEngine()).resumed_frames == 60
         made = snapshot(folder.with_name("out"))
@@ -244,7 +259,7 @@ class TestRun:
         assert snapshot(folder.with_name("out")) == made
 
     @pytest.mark.parametrize("what", ["state", "bytes"])
-    def test_states(self, folder, what):
+    def test_states(self, folder: Path, what: str) -> None:
         """Wrong states are refused; with the right one, the work resumes."""
         place = self.stopped(folder)
         path = place / "part-000001.state"
@@ -266,7 +281,17 @@ class TestRun:
 def _wrong_states() -> list[bytes]:
     """Return states whose numbers, shapes or types do not fit a stream of one pixel."""
     one, rgb = np.zeros((1, 1, 1, 1)), np.zeros((1, 3, 1, 1))
-    right = {"forward_state": one, "previous": rgb}
+    right: dict[str, NDArray[Any]] = {"forward_state": one, "previous": rgb}
+    wrong: list[dict[str, NDArray[Any]]] = [
+        {"forward_state": one},
+        {"previous": rgb},
+        {**right, "more": one},
+        {**right, "forward_state": rgb},
+        {**right, "previous": one},
+        {**right, "previous": np.zeros((1, 3, 2, 2))},
+        {**right, "forward_state": one.astype(np.int64)},
+        {**right, "forward_state": one.astype(np.float32)},
+    ]
     states = [
         StreamState(59, 59, 59),
         StreamState(10**9, 10**9, 10**9),
@@ -275,19 +300,7 @@ def _wrong_states() -> list[bytes]:
         StreamState(60, 0, 10**9, None, right),
         StreamState(60, 60, 60, None, right),
         StreamState(60, 0, 0),
-        *(
-            StreamState(60, 0, 0, None, arrays)
-            for arrays in (
-                {"forward_state": one},
-                {"previous": rgb},
-                {**right, "more": one},
-                {**right, "forward_state": rgb},
-                {**right, "previous": one},
-                {**right, "previous": np.zeros((1, 3, 2, 2))},
-                {**right, "forward_state": one.astype(np.int64)},
-                {**right, "forward_state": one.astype(np.float32)},
-            )
-        ),
+        *(StreamState(60, 0, 0, None, arrays) for arrays in wrong),
     ]
     return [state.to_bytes() for state in states]
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------- the manifest
 
-ODD = (
+ODD: tuple[object, ...] = (
     None,
     True,
     -1,
@@ -282,7 +282,7 @@ RAW = ("NaN", "Infinity", "1e999", "[" * 10**4 + "]" * 10**4, '{"a":' * 10**4 + 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the paths of all values in a manifest."""
     found = [path]
-    items = value.items() if isinstance(value, dict) else ()
+    items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else ()
     items = enumerate(value[:1]) if isinstance(value, list) else items
     for key, inner in items:
         found += paths(inner, (*path, key))

@@ -19,7 +19,7 @@ from rbvsr_deploy.video.images import write_image
 from tests.security.test_job_folder import snapshot
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs need a POSIX system")
 
@@ -56,7 +56,7 @@ def refused(path: Path, output: Path, *, match: str, **options: Any) -> None:
 class TestSpecialFiles:
     @pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
     @pytest.mark.parametrize("kind", ["fifo", "socket", "device", "dangling link", "circular link"])
-    def test_is_not_replaced(self, clip, tmp_path, name, kind):
+    def test_is_not_replaced(self, clip: Path, tmp_path: Path, name: str, kind: str) -> None:
         path = clip
         if name == "out.png":
             path = tmp_path / "in.png"
@@ -73,17 +73,17 @@ class TestSpecialFiles:
                 pytest.skip("this user cannot create devices")
         else:
             output.symlink_to(tmp_path / "nowhere" if kind == "dangling link" else output)
-        refused(path, output, match="is a device, a pipe or a link that leads nowhere: give")
+        refused(path, output, match="is a device, a pipe or a broken link: give")
         assert not (tmp_path / "nowhere").exists()
 
-    def test_null_device(self, clip):
+    def test_null_device(self, clip: Path) -> None:
         """No job folder is created next to it, not even temporarily."""
         before = os.stat("/dev").st_mtime_ns
         with pytest.raises(MediaError, match="is a device"):
             Job(Path("/dev/null"), identity={}, overwrite=True)
         assert os.stat("/dev").st_mtime_ns == before
 
-    def test_special_file_that_appears_during_the_run(self, clip, tmp_path):
+    def test_special_file_that_appears_during_the_run(self, clip: Path, tmp_path: Path) -> None:
         """The work is kept: after the special file is removed, the output is completed."""
         out = tmp_path / "out.mp4"
         with (
@@ -97,15 +97,15 @@ class TestSpecialFiles:
                 sink.finish()
         assert stat.S_ISFIFO(out.stat().st_mode)
         out.unlink()
-        assert write_parts(clip, out, lengths=[12]).resumed_parts == 1
+        assert write_segments(clip, out, lengths=[12]).resumed_segments == 1
         assert media.stamps_of(out) == media.stamps_of(clip)
 
     @pytest.mark.parametrize("output", ["/", "//"])
-    def test_root(self, clip, output):
+    def test_root(self, clip: Path, output: str) -> None:
         with pytest.raises(MediaError, match="has no name: give"):
             upscaled(clip, Path(output))
 
-    def test_parent_that_cannot_be_examined(self, clip, tmp_path):
+    def test_parent_that_cannot_be_examined(self, clip: Path, tmp_path: Path) -> None:
         with pytest.raises(MediaError, match="cannot be examined"):
             upscaled(clip, tmp_path / ("x" * 5000) / "out.mp4")
 
@@ -113,7 +113,9 @@ class TestSpecialFiles:
         ("option", "name"), [("before_after", "both.png"), ("page", "page.html")]
     )
     @pytest.mark.parametrize("kind", ["fifo", "link"])
-    def test_extra_output(self, clip, tmp_path, option, name, kind):
+    def test_extra_output(
+        self, clip: Path, tmp_path: Path, option: str, name: str, kind: str
+    ) -> None:
         extra = tmp_path / name
         os.mkfifo(extra) if kind == "fifo" else extra.symlink_to(tmp_path / "nowhere")
         refused(clip, tmp_path / "out.mp4", match="is a device, a pipe", **{option: extra})
@@ -122,18 +124,18 @@ class TestSpecialFiles:
 class TestLinks:
     """A link's target is never replaced; the link itself may be, if overwriting is allowed."""
 
-    def test_to_a_file(self, clip, tmp_path):
+    def test_to_a_file(self, clip: Path, tmp_path: Path) -> None:
         other, out = tmp_path / "other.mp4", tmp_path / "out.mp4"
         other.write_text("mine")
         out.symlink_to(other)
         with pytest.raises(MediaError, match="exists"):
-            write_parts(clip, out, lengths=[12])
+            write_segments(clip, out, lengths=[12])
         upscaled(clip, out)
         assert other.read_text() == "mine"
         assert not out.is_symlink()
 
     @pytest.mark.parametrize("empty", [True, False])
-    def test_to_a_folder(self, frames, tmp_path, empty):
+    def test_to_a_folder(self, frames: Path, tmp_path: Path, empty: bool) -> None:
         other, out = tmp_path / "other", tmp_path / "out"
         other.mkdir()
         if not empty:
@@ -147,7 +149,7 @@ class TestLinks:
 
 class TestConflictingPaths:
     @pytest.mark.parametrize("way", ["same", "dots", "link", "other name"])
-    def test_before_after_is_the_input(self, tmp_path, way):
+    def test_before_after_is_the_input(self, tmp_path: Path, way: str) -> None:
         path = tmp_path / "in.png"
         write_image(path, image=media.gradient(0, width=16, height=16))
         extra = tmp_path / "both.png"
@@ -162,7 +164,7 @@ class TestConflictingPaths:
         refused(path, tmp_path / "out.png", match="is the input itself", before_after=extra)
 
     @pytest.mark.parametrize("exists", [False, True])
-    def test_before_after_is_the_output(self, tmp_path, exists):
+    def test_before_after_is_the_output(self, tmp_path: Path, exists: bool) -> None:
         path, output = tmp_path / "in.png", tmp_path / "out.png"
         write_image(path, image=media.gradient(0, width=16, height=16))
         if exists:
@@ -172,7 +174,9 @@ class TestConflictingPaths:
 
     @pytest.mark.parametrize("name", ["0.png", "new.png"])
     @pytest.mark.parametrize("where", ["input", "output"])
-    def test_before_after_in_an_image_folder(self, frames, tmp_path, where, name):
+    def test_before_after_in_an_image_folder(
+        self, frames: Path, tmp_path: Path, where: str, name: str
+    ) -> None:
         output = tmp_path / "out"
         output.mkdir()
         (output / "0.png").write_text("old")
@@ -180,18 +184,20 @@ class TestConflictingPaths:
         refused(frames, output, match=f"would be inside the {where}: choose", before_after=extra)
 
     @pytest.mark.parametrize("which", ["input", "output"])
-    def test_scene_list(self, clip, tmp_path, which):
+    def test_scene_list(self, clip: Path, tmp_path: Path, which: str) -> None:
         """The scene list is written after the output."""
         output = tmp_path / "out.mp4"
         scene_list = clip if which == "input" else output
         refused(clip, output, match=f"is the {which} itself", scene_list=scene_list)
 
     @pytest.mark.parametrize(("option", "name"), [("before_after", "a.png"), ("page", "a.html")])
-    def test_scene_list_and_extra_output(self, clip, tmp_path, option, name):
+    def test_scene_list_and_extra_output(
+        self, clip: Path, tmp_path: Path, option: str, name: str
+    ) -> None:
         options = {"scene_list": tmp_path / name, option: tmp_path / name}
         refused(clip, tmp_path / "out.mp4", match="is the scene list itself", **options)
 
-    def test_image_in_the_output_folder(self, tmp_path):
+    def test_image_in_the_output_folder(self, tmp_path: Path) -> None:
         """The output image would have the name of the input."""
         folder = tmp_path / "images"
         folder.mkdir()
@@ -210,7 +216,7 @@ class TestCommands:
         (error,) = (line for line in result.stderr.splitlines() if line.startswith("Error: "))
         assert words in error
 
-    def test_run(self, frames, tmp_path):
+    def test_run(self, frames: Path, tmp_path: Path) -> None:
         path = frames / "0.png"
         before = snapshot(tmp_path)
         for arguments, words in (
@@ -223,7 +229,7 @@ class TestCommands:
             self.assert_refused(CliRunner().invoke(run, [str(word) for word in command]), words)
         assert snapshot(tmp_path) == before
 
-    def test_compare(self, frames, tiny_checkpoint):
+    def test_compare(self, frames: Path, tiny_checkpoint: Path) -> None:
         """The image of the worst frame replaces existing files, so it may not be the input."""
         before = snapshot(frames)
         model, clip = str(tiny_checkpoint), str(frames / "0.png")

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -147,14 +147,16 @@ def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(data)
 
 
-def _add_audio(out, codec: str):
+def _add_audio(out: av.container.OutputContainer, codec: str) -> Any:
     stream = out.add_stream(codec, rate=48000)
     stream.codec_context.layout = "stereo"
     stream.metadata["language"] = "fra"
     return stream
 
 
-def _write_audio(out, stream, *, start: Fraction, blocks: int = 20) -> None:
+def _write_audio(
+    out: av.container.OutputContainer, stream: Any, *, start: Fraction, blocks: int = 20
+) -> None:
     rng = np.random.default_rng(0)
     out.start_encoding()
     size = stream.codec_context.frame_size or 1024
@@ -173,14 +175,14 @@ def _write_audio(out, stream, *, start: Fraction, blocks: int = 20) -> None:
     out.mux(stream.encode(None))
 
 
-def _add_subtitles(out, codec: str):
+def _add_subtitles(out: av.container.OutputContainer, codec: str) -> Any:
     stream = out.add_mux_stream(codec)
     stream.metadata["language"] = "deu"
     stream.time_base = Fraction(1, 1000)
     return stream
 
 
-def _write_subtitles(out, stream) -> None:
+def _write_subtitles(out: av.container.OutputContainer, stream: Any) -> None:
     for number in range(2):
         packet = av.Packet(f"line {number}".encode())
         packet.stream = stream

@@ -1,4 +1,4 @@
-"""Writes through sinks like the runtime does: with a job, and in parts on request."""
+"""Writes through sinks like the runtime does: with a job, and in segments on request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def job_sink(
         yield sink
 
 
-def write_parts(
+def write_segments(
     path: Path,
     out: Path,
     *,
@@ -49,7 +49,7 @@ def write_parts(
     identity: dict[str, str] | None = None,
     **options: Any,
 ) -> Job:
-    """Copy a video in parts, continuing after those that are finished.
+    """Copy a video in segments, continuing after those that are finished.
 
     Args:
         path: the input.
@@ -77,7 +77,7 @@ def write_parts(
             options=WriteOptions(**options),
         ) as sink,
     ):
-        done = sum(part.frames for part in sink.finished_parts)
+        done = sum(part.frames for part in sink.finished_segments)
         for number, frame in enumerate(source):
             if number == stop_after:
                 return job
@@ -85,7 +85,7 @@ def write_parts(
                 sink.write(Frame(frame.image, frame.pts, frame.duration, frame.name))
                 if number + 1 in ends:
                     state = f"state {number}".encode() if attach else None
-                    sink.end_part({"end": number + 1}, attachment=state)
+                    sink.end_segment({"end": number + 1}, attachment=state)
         if stop_after is None:
             sink.finish()
     return job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -109,7 +109,7 @@ def write(
             frame.pts = number + round(start * RATE)
             encoded += video.encode(frame)
         encoded += video.encode(None)
-        if cover_stream is not None:
+        if cover is not None and cover_stream is not None:
             encoded.append(_packet(cover_stream, cover, at=0, duration=0))
         for stream, target in zip(streams, added, strict=True):
             encoded += _MAKE[type(stream)](stream, target, seconds)
@@ -118,17 +118,17 @@ def write(
     return path
 
 
-def _add_cover(out, cover):
+def _add_cover(out: av.container.OutputContainer, cover: bytes) -> Any:
     if out.format.name == "matroska":
         out.add_attachment("front.jpg", "image/jpeg", cover)
         return None
-    stream = out.add_mux_stream("mjpeg", width=32, height=32)
+    stream: Any = out.add_mux_stream("mjpeg", width=32, height=32)
     stream.time_base = Fraction(1, 90000)
     stream.disposition = av.stream.Disposition.attached_pic.value
     return stream
 
 
-def _packet(stream, data, *, at, duration):
+def _packet(stream: Any, data: bytes, *, at: int, duration: int) -> Any:
     packet = av.Packet(data)
     packet.stream, packet.time_base = stream, Fraction(1, 1000)
     packet.pts = packet.dts = at
@@ -136,8 +136,8 @@ def _packet(stream, data, *, at, duration):
     return packet
 
 
-def _add_sound(out, sound: Sound):
-    stream = out.add_stream(sound.codec, rate=sound.rate)
+def _add_sound(out: av.container.OutputContainer, sound: Sound) -> Any:
+    stream: Any = out.add_stream(sound.codec, rate=sound.rate)
     stream.codec_context.layout = sound.layout
     if sound.codec in ("vorbis", "opus"):
         stream.codec_context.options = {"strict": "-2"}
@@ -148,7 +148,7 @@ def _add_sound(out, sound: Sound):
     return stream
 
 
-def _make_sound(sound: Sound, stream, seconds: float):
+def _make_sound(sound: Sound, stream: Any, seconds: float) -> Iterator[Any]:
     channels = av.AudioLayout(sound.layout).nb_channels
     samples = np.zeros((channels, round(seconds * sound.rate)), np.float32)
     for click in (click for click in sound.clicks if click < seconds):
@@ -167,8 +167,8 @@ def _make_sound(sound: Sound, stream, seconds: float):
     yield from stream.encode(None)
 
 
-def _add_text(out, text: Text):
-    stream = out.add_stream(text.codec)
+def _add_text(out: av.container.OutputContainer, text: Text) -> Any:
+    stream: Any = out.add_stream(text.codec)
     stream.codec_context.subtitle_header = _ASS_HEADER.encode()
     stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
     stream.metadata["language"] = text.language
@@ -176,7 +176,7 @@ def _add_text(out, text: Text):
     return stream
 
 
-def _make_text(text: Text, stream, seconds: float):
+def _make_text(text: Text, stream: Any, seconds: float) -> Iterator[Any]:
     for number, (start, duration, line) in enumerate(text.lines):
         event = f"{number},0,Default,,0,0,0,,{line}".encode()
         encoded = stream.codec_context.encode_subtitle(
@@ -185,13 +185,13 @@ def _make_text(text: Text, stream, seconds: float):
         yield _packet(stream, bytes(encoded), at=start, duration=duration)
 
 
-def _add_data(out, data: Data):
+def _add_data(out: av.container.OutputContainer, data: Data) -> Any:
     stream = out.add_data_stream(data.codec)
     stream.time_base = Fraction(1, 1000)
     return stream
 
 
-def _make_data(data: Data, stream, seconds: float):
+def _make_data(data: Data, stream: Any, seconds: float) -> Iterator[Any]:
     for number, start in enumerate(range(0, round(1000 * seconds), 200)):
         yield _packet(stream, data.payload + bytes([number]), at=start, duration=200)
 

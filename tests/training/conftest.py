@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from rbvsr_deploy.training.config import TrainingConfig, load_config
@@ -30,15 +28,6 @@ def make_photo(seed: int = 0, *, height: int = 240, width: int = 300) -> Frames:
         colour = tuple(float(c) for c in rng.uniform(0, 255, 3))
         cv2.line(photo, corner, opposite, colour, 5)
     return cv2.GaussianBlur(photo, (0, 0), 1.0).clip(0, 255).astype(np.uint8)
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Use one thread, as training does; parallel operators only slow down these tiny networks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

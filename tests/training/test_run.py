@@ -47,10 +47,7 @@ def stop_at(phase: str, iteration: int, how: Callable[[], None]) -> Callable[[st
 def whole(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train without interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     train(config, output=folder)
-    torch.set_num_threads(before)
     return folder
 
 
@@ -71,6 +68,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly(config: TrainingConfig, whole: Path, tmp_path: Path) -> None:
     """After kill -9 of a separate process, log lines beyond the checkpoint are discarded."""
     program = """
@@ -84,7 +82,6 @@ def kill(phase, done, total):
     if (phase, done) == ("restoration", 3):  # its own checkpoint is not written yet
         os.kill(os.getpid(), signal.SIGKILL)
 
-torch.set_num_threads(1)
 config = msgspec.json.decode(sys.argv[1], type=TrainingConfig)
 train(config, output=Path(sys.argv[2]), device="cpu", on_step=kill)
 """
@@ -121,6 +118,7 @@ def test_a_run_interrupted_in_its_first_phase_resumes_exactly(
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_signals_end_the_iteration_and_save_it(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
@@ -386,6 +384,7 @@ def published_checkpoint(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_starts_the_second_stage(
     clips: list[SourceConfig], tmp_path: Path
 ) -> None:

@@ -4,7 +4,6 @@ checkpointing, precision, or the number of passes or processes.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +176,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
     assert lines(one)[0]["discriminator"] == pytest.approx(lines(two)[0]["discriminator"])
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_double_batch(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:
@@ -200,7 +200,6 @@ def test_two_processes_are_one_with_the_double_batch(
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert_same_gradients(double_batch, tmp_path / "run")

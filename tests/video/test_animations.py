@@ -38,7 +38,9 @@ def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:
         ("in.gif", "gif", "rgb8", "gif"),
     ],
 )
-def test_animated_image_is_a_video(tmp_path, name, codec, pix_fmt, container):
+def test_animated_image_is_a_video(
+    tmp_path: Path, name: str, codec: str, pix_fmt: str, container: str
+) -> None:
     """All frames keep their times in a container that can hold them."""
     path = animation(tmp_path / name, codec=codec, pix_fmt=pix_fmt, container=container)
     out = default_output(path)
@@ -55,7 +57,7 @@ def test_animated_image_is_a_video(tmp_path, name, codec, pix_fmt, container):
     assert stamps_of(out) == [Fraction(number, 25) for number in range(40)]
 
 
-def test_excerpt_of_an_animated_webp(tmp_path):
+def test_excerpt_of_an_animated_webp(tmp_path: Path) -> None:
     path = animation(tmp_path / "in.webp", codec="libwebp_anim", pix_fmt="bgra", container="webp")
     with open_source(path, ReadOptions(start=Fraction("1.4"), frames=3)) as source:
         assert source.frame_count == 3

@@ -64,28 +64,28 @@ def send_noise(sink: Sink) -> None:
 
 
 class TestInput:
-    def test_missing(self, tmp_path):
+    def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(MediaError, match="does not exist: give a video"):
             open_source(tmp_path / "none.mp4")
 
-    def test_folder_without_images(self, tmp_path):
+    def test_folder_without_images(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("not an image")
         with pytest.raises(MediaError, match="contains no images: PNG, JPEG"):
             open_source(tmp_path)
 
-    def test_empty_file(self, tmp_path):
+    def test_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "empty.mp4").touch()
         with pytest.raises(MediaError, match="is empty"):
             open_source(tmp_path / "empty.mp4")
 
     @pytest.mark.parametrize("name", ["text.mp4", "text.mkv", "text.txt", "text"])
-    def test_text(self, tmp_path, name):
+    def test_text(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_text("this is not a video\n" * 200)
         with pytest.raises(MediaError, match="not a complete video, image or image") as caught:
             open_source(tmp_path / name)
         assert_one_sentence(caught.value)
 
-    def test_playlist_opens_no_connection(self, tmp_path):
+    def test_playlist_opens_no_connection(self, tmp_path: Path) -> None:
         """An untrusted file must not make this machine connect to another one."""
         visits: list[socket.socket] = []
 
@@ -107,11 +107,11 @@ class TestInput:
             socket.create_connection(("127.0.0.1", port)).close()  # lets the thread end
             thread.join()
 
-    def test_device(self):
+    def test_device(self) -> None:
         with pytest.raises(MediaError, match="is not a regular file"):
             open_source(Path("/dev/null"))
 
-    def test_index_missing(self, tmp_path, clip):
+    def test_index_missing(self, tmp_path: Path, clip: Path) -> None:
         """An MP4 without the index at its end, as after a power failure."""
         cut = tmp_path / "cut.mp4"
         cut.write_bytes(clip.read_bytes()[:-2000])
@@ -119,7 +119,7 @@ class TestInput:
             open_source(cut)
         assert_one_sentence(caught.value)
 
-    def test_index_in_front_and_data_cut(self, tmp_path):
+    def test_index_in_front_and_data_cut(self, tmp_path: Path) -> None:
         whole = media.make_video(
             tmp_path / "whole.mp4",
             options={"movflags": "faststart"},
@@ -132,7 +132,7 @@ class TestInput:
         readable = int(str(caught.value).split("only ")[1].split()[0])
         assert 10 < readable < 30
 
-    def test_fragments_cut(self, tmp_path):
+    def test_fragments_cut(self, tmp_path: Path) -> None:
         """Each fragment has its own index, so only reading finds the end missing."""
         whole = media.make_video(
             tmp_path / "whole.mp4",
@@ -148,7 +148,7 @@ class TestInput:
             write_all(cut, out)
         assert names(tmp_path) == {"whole.mp4", "cut.mp4"}
 
-    def test_cut_while_reading(self, tmp_path, monkeypatch):
+    def test_cut_while_reading(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A cut that the check on opening misses is found when the frames end too early."""
         whole = media.make_video(
             tmp_path / "whole.mp4",
@@ -167,7 +167,7 @@ class TestInput:
                 list(frames)
 
     @pytest.mark.parametrize("suffix", [".mkv", ".webm"])
-    def test_matroska_cut(self, tmp_path, suffix):
+    def test_matroska_cut(self, tmp_path: Path, suffix: str) -> None:
         codec = "libvpx" if suffix == ".webm" else "libx264"
         whole = media.make_video(tmp_path / f"whole{suffix}", codec=codec, size=(32, 16))
         cut = tmp_path / f"cut{suffix}"
@@ -176,12 +176,12 @@ class TestInput:
         with pytest.raises(MediaError, match=r"cut off: only \d+ of its frames can be read"):
             open_source(cut)
 
-    def test_matroska_of_unknown_length(self, tmp_path):
+    def test_matroska_of_unknown_length(self, tmp_path: Path) -> None:
         """A live recording does not state its length, so it is read to its end."""
         path = media.make_video(tmp_path / "live.mkv", options={"live": "1"})
         assert read_all(path) == 12
 
-    def test_audio_only(self, tmp_path):
+    def test_audio_only(self, tmp_path: Path) -> None:
         path = tmp_path / "audio.mp4"
         with av.open(str(path), "w") as container:
             stream = media._add_audio(container, "aac")
@@ -189,7 +189,7 @@ class TestInput:
         with pytest.raises(MediaError, match="no video stream, only audio"):
             open_source(path)
 
-    def test_no_stream(self, tmp_path):
+    def test_no_stream(self, tmp_path: Path) -> None:
         path = tmp_path / "none.mp4"
         with av.open(str(path), "w") as container:
             container.add_stream("mpeg4", rate=25, width=64, height=48)
@@ -197,7 +197,7 @@ class TestInput:
         with pytest.raises(MediaError, match="has no streams: give a file with video"):
             open_source(path)
 
-    def test_no_frames(self, tmp_path):
+    def test_no_frames(self, tmp_path: Path) -> None:
         path = media.make_video(tmp_path / "none.mp4", codec="mpeg4")
         data = path.read_bytes()
         start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
@@ -205,7 +205,9 @@ class TestInput:
         with pytest.raises(MediaError, match=r"no video frame that can be decoded \(12 packets"):
             open_source(path)
 
-    def test_damaged_frame_is_skipped_with_a_warning(self, tmp_path, caplog):
+    def test_damaged_frame_is_skipped_with_a_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         path = media.make_video(
             tmp_path / "in.mov", codec="png", stamps=list(range(0, 12000, 1000))
         )
@@ -217,7 +219,7 @@ class TestInput:
             assert read_all(path) == 11
         assert "that are left out: 1" in caplog.text
 
-    def test_second_pass_is_refused(self, clip):
+    def test_second_pass_is_refused(self, clip: Path) -> None:
         with open_source(clip) as source:
             assert len(list(source)) == 12
             with pytest.raises(RuntimeError, match="read only once"):
@@ -225,7 +227,9 @@ class TestInput:
 
 
 class TestTimeStamps:
-    def test_repeated_stamps_are_moved_with_a_warning(self, tmp_path, caplog):
+    def test_repeated_stamps_are_moved_with_a_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         path = tmp_path / "in.mkv"
         still = media.make_video(tmp_path / "one.mkv", codec="mpeg4", stamps=[0])
         with av.open(str(still)) as one, av.open(str(path), "w") as container:
@@ -241,7 +245,9 @@ class TestTimeStamps:
             assert [frame.pts for frame in source] == [0, 40, 60, 80]
         assert "did not increase: 1;" in caplog.text
 
-    def test_missing_stamps_are_derived_with_a_warning(self, tmp_path, caplog):
+    def test_missing_stamps_are_derived_with_a_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         path = tmp_path / "in.h264"
         media.make_video(path, rate=Fraction(25), stamps=list(range(6)), time_base=Fraction(1, 25))
         with caplog.at_level(logging.WARNING), open_source(path) as source:
@@ -249,7 +255,7 @@ class TestTimeStamps:
         steps = {b - a for a, b in itertools.pairwise(times)}
         assert len(times) == 6
         assert steps == {Fraction(1, 25)}
-        assert "has no time stamps; its frames are shown at 25 per second" in caplog.text
+        assert "has no timestamps; its frames are shown at 25 per second" in caplog.text
 
 
 class TestOutput:
@@ -276,7 +282,9 @@ class TestOutput:
             ("frames", {"crf": 18}, "crf is for videos"),
         ],
     )
-    def test_refused_at_once(self, tmp_path, clip, out, options, message):
+    def test_refused_at_once(
+        self, tmp_path: Path, clip: Path, out: str, options: dict[str, Any], message: str
+    ) -> None:
         (tmp_path / "old.mp4").write_text("old")
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder.mp4").mkdir()
@@ -291,12 +299,12 @@ class TestOutput:
         assert names(tmp_path) == before
         assert (tmp_path / "old.mp4").read_text() == "old"
 
-    def test_not_writable(self):
+    def test_not_writable(self) -> None:
         # A folder in which even root cannot create files.
         with pytest.raises(MediaError, match="cannot write to"):
             Job(Path("/proc/out.mp4"), identity={})
 
-    def test_odd_size_needs_full_chroma(self, tmp_path, clip):
+    def test_odd_size_needs_full_chroma(self, tmp_path: Path, clip: Path) -> None:
         out = tmp_path / "out.mp4"
         with open_source(clip) as source:
             with (
@@ -307,7 +315,7 @@ class TestOutput:
             with job_sink(out, source=source, width=63, height=47, pix_fmt="yuv444p"):
                 pass
 
-    def test_nothing_written(self, tmp_path, clip):
+    def test_nothing_written(self, tmp_path: Path, clip: Path) -> None:
         with (
             open_source(clip) as source,
             job_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
@@ -316,7 +324,7 @@ class TestOutput:
             sink.finish()
         assert names(tmp_path) == {"clip.mp4"}
 
-    def test_wrong_shape(self, tmp_path, clip):
+    def test_wrong_shape(self, tmp_path: Path, clip: Path) -> None:
         with (
             open_source(clip) as source,
             job_sink(tmp_path / "out.mp4", source=source, width=64, height=48) as sink,
@@ -327,7 +335,9 @@ class TestOutput:
             sink.write(Frame(image=np.zeros((48, 60, 3), np.uint8), pts=0))
 
     @pytest.mark.parametrize("out", ["out.mp4", "out.mkv", "frames"])
-    def test_leaving_without_finish_leaves_nothing(self, tmp_path, clip, out):
+    def test_leaving_without_finish_leaves_nothing(
+        self, tmp_path: Path, clip: Path, out: str
+    ) -> None:
         def fail_midway() -> None:
             with (
                 open_source(clip) as source,
@@ -342,7 +352,7 @@ class TestOutput:
             fail_midway()
         assert names(tmp_path) == {"clip.mp4"}
 
-    def test_overwriting_replaces_at_the_end(self, tmp_path, clip):
+    def test_overwriting_replaces_at_the_end(self, tmp_path: Path, clip: Path) -> None:
         old = tmp_path / "old.mp4"
         old.write_text("old")
         with (
@@ -356,7 +366,9 @@ class TestOutput:
         assert len(media.stamps_of(old)) == 12
         assert names(tmp_path) == {"clip.mp4", "old.mp4"}
 
-    def test_output_created_by_someone_else_is_not_replaced(self, tmp_path, clip):
+    def test_output_created_by_someone_else_is_not_replaced(
+        self, tmp_path: Path, clip: Path
+    ) -> None:
         """The work is not lost either: once the other file is gone, the parts are only joined."""
         out = tmp_path / "out.mp4"
         with (
@@ -380,7 +392,7 @@ class TestOutput:
         assert names(tmp_path) == {"clip.mp4", "out.mp4"}
 
     @pytest.mark.parametrize("out", ["out.mp4", "out.mkv", "frames"])
-    def test_disk_full(self, tmp_path, clip, out):
+    def test_disk_full(self, tmp_path: Path, clip: Path, out: str) -> None:
         """A file size limit stands in for a full disk."""
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -399,7 +411,7 @@ class TestOutput:
         assert "too large" in str(caught.value)
         assert names(tmp_path) == {"clip.mp4"}
 
-    def test_varying_rate_does_not_fit_into_avi(self, tmp_path):
+    def test_varying_rate_does_not_fit_into_avi(self, tmp_path: Path) -> None:
         path = media.make_video(
             tmp_path / "in.mkv", stamps=[0, 1, 2, 500], time_base=Fraction(1, 1000)
         )
@@ -419,7 +431,7 @@ class TestOutput:
             ("out.webm", "libvpx"),
         ],
     )
-    def test_other_encoders(self, tmp_path, out, codec):
+    def test_other_encoders(self, tmp_path: Path, out: str, codec: str) -> None:
         path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001, 2002], size=(96, 80))
         write_all(path, tmp_path / out, codec=codec)
         before, after = media.frames_of(path), media.frames_of(tmp_path / out)
@@ -427,7 +439,7 @@ class TestOutput:
         assert np.abs(before[0].astype(int) - after[0]).mean() < 6
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     """PyAV takes a third of a second to import and is not needed for a help text."""
     code = "import sys, rbvsr_deploy.video; print('av' in sys.modules)"
     result = subprocess.run(

@@ -32,7 +32,7 @@ class Form(NamedTuple):
     stamps: list[int] = EVEN
     time_base: Fraction = MS
     seeks: bool = True
-    """Whether decoding can start at a key frame in the middle."""
+    """True if decoding can start at a key frame in the middle."""
 
 
 FORMS = [
@@ -78,7 +78,9 @@ def shown(path: Path, **options: Any) -> tuple[Shown, VideoSource]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])
-def test_excerpts_match_those_of_full_decoding(form, tmp_path, monkeypatch):
+def test_excerpts_match_those_of_full_decoding(
+    form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Frames are bit-identical and have their times, without decoding everything before them."""
     decoded: list[int] = []
 
@@ -122,7 +124,7 @@ def test_excerpts_match_those_of_full_decoding(form, tmp_path, monkeypatch):
     assert (decoded[-1] < 45) is form.seeks
 
 
-def test_open_groups_are_open(tmp_path):
+def test_open_groups_are_open(tmp_path: Path) -> None:
     """The test above relies on frames that are decoded after a key frame but shown before it, and
     that need frames before the key frame."""
     with av.open(str(make(FORMS[1], tmp_path))) as container:
@@ -131,7 +133,7 @@ def test_open_groups_are_open(tmp_path):
     assert packets[key + 1].pts < packets[key].pts
 
 
-def test_frames_of_an_excerpt_are_counted(tmp_path):
+def test_frames_of_an_excerpt_are_counted(tmp_path: Path) -> None:
     """Progress needs the number of frames before they are read."""
     path = make(Form("a.mp4", "libx264", {}), tmp_path)
     for options, count in (
@@ -144,7 +146,7 @@ def test_frames_of_an_excerpt_are_counted(tmp_path):
         assert len(found) == source.frame_count == count
 
 
-def test_a_folder_has_the_times_of_its_rate(tmp_path):
+def test_a_folder_has_the_times_of_its_rate(tmp_path: Path) -> None:
     for number in range(10):
         write_image(tmp_path / f"{number}.png", image=np.full((4, 4, 3), number, np.uint8))
     options = ReadOptions(fps=Fraction(10), start=Fraction(25, 100), end=Fraction(7, 10), frames=3)
@@ -169,7 +171,9 @@ def test_a_folder_has_the_times_of_its_rate(tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", ["video", "folder"])
-def test_empty_excerpts_are_refused(kind, options, words, tmp_path):
+def test_empty_excerpts_are_refused(
+    kind: str, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     """They are refused when the input is opened, in one sentence."""
     path = tmp_path / "in"
     path.mkdir()

@@ -115,7 +115,9 @@ def _tiff(image: np.ndarray, number: int, *, order: str) -> bytes:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 @pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
-def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix, suffix):
+def test_orientation_of_a_video_is_applied_and_not_carried_over(
+    tmp_path: Path, matrix: tuple[int, int, int, int], suffix: str
+) -> None:
     path = media.make_video(
         tmp_path / "in.mp4", stamps=[0, 1001], images=[corners()] * 2, matrix=matrix
     )
@@ -141,7 +143,9 @@ def test_orientation_of_a_video_is_applied_and_not_carried_over(tmp_path, matrix
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
 @pytest.mark.parametrize("number", sorted(EXIF))
-def test_orientation_of_an_image_is_applied_and_not_carried_over(tmp_path, number, suffix, order):
+def test_orientation_of_an_image_is_applied_and_not_carried_over(
+    tmp_path: Path, number: int, suffix: str, order: str
+) -> None:
     path = tmp_path / f"in{suffix}"
     write_oriented(path, corners(), number, order=order)
     expected = ORIENTATIONS[EXIF[number]](corners())
@@ -158,7 +162,7 @@ def test_orientation_of_an_image_is_applied_and_not_carried_over(tmp_path, numbe
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
-def test_damaged_exif_data_is_ignored(suffix, tmp_path):
+def test_damaged_exif_data_is_ignored(suffix: str, tmp_path: Path) -> None:
     """EXIF data that is truncated anywhere or has an invalid orientation causes no error."""
     path = tmp_path / f"in{suffix}"
     write_oriented(path, corners(width=16, height=16), 9)
@@ -169,14 +173,14 @@ def test_damaged_exif_data_is_ignored(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("matrix", sorted(ORIENTATIONS))
-def test_upright(matrix):
+def test_upright(matrix: tuple[int, int, int, int]) -> None:
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     oriented = upright(image, matrix)
     np.testing.assert_array_equal(oriented, ORIENTATIONS[matrix](image))
     assert oriented.flags.c_contiguous
 
 
-def test_other_angles_are_not_applied(tmp_path, caplog):
+def test_other_angles_are_not_applied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001], matrix=(1, 1, -1, 1))
     with open_source(path) as source:
         assert (source.width, source.height) == (64, 48)
@@ -184,7 +188,7 @@ def test_other_angles_are_not_applied(tmp_path, caplog):
     assert caplog.text.count("not a multiple of 90 degrees") == 1
 
 
-def test_aspect_ratio_is_rotated_with_the_frame(tmp_path):
+def test_aspect_ratio_is_rotated_with_the_frame(tmp_path: Path) -> None:
     path = media.make_video(
         tmp_path / "in.mp4",
         stamps=[0],
@@ -201,7 +205,9 @@ def test_aspect_ratio_is_rotated_with_the_frame(tmp_path):
     [(".mp4", None), (".webm", None), (".mov", "prores_ks"), (".mkv", "ffv1"), (".avi", "mjpeg")],
 )
 @pytest.mark.parametrize("size", [(33, 17), (1, 1), (66, 50), (3, 130)])
-def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
+def test_every_size_is_kept_exactly_times_four(
+    tmp_path: Path, size: tuple[int, int], suffix: str, codec: str | None
+) -> None:
     """The corners are compared too: nothing is cropped or padded."""
     width, height = size
     image = (
@@ -240,7 +246,7 @@ def test_every_size_is_kept_exactly_times_four(tmp_path, size, suffix, codec):
     ("suffix", "codec"),
     [(".mp4", None), (".webm", None), (".mkv", "ffv1"), (".mov", "prores_ks"), (".mov", "mjpeg")],
 )
-def test_pixel_aspect_ratio_is_kept(tmp_path, suffix, codec):
+def test_pixel_aspect_ratio_is_kept(tmp_path: Path, suffix: str, codec: str | None) -> None:
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001], aspect=Fraction(32, 27))
     out = tmp_path / f"out{suffix}"
     with open_source(path) as source:
@@ -258,7 +264,7 @@ def test_pixel_aspect_ratio_is_kept(tmp_path, suffix, codec):
 
 
 @pytest.mark.parametrize("size", [(64, 50), (62, 48), (1920, 1080)])
-def test_stream_cropping_is_applied(tmp_path, size):
+def test_stream_cropping_is_applied(tmp_path: Path, size: tuple[int, int]) -> None:
     """H.264 codes whole blocks of 16 and has a cropping rectangle."""
     width, height = size
     image = corners(width=width, height=height)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -50,7 +50,7 @@ def available(*names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return media.make_video(tmp_path_factory.mktemp("clip") / "in.mp4", size=(128, 96))
 
 
@@ -68,7 +68,9 @@ def clip(tmp_path_factory) -> Path:
         ("hevc_amf", "libx265"),
     ],
 )
-def test_encoder_without_its_device_names_what_is_missing(codec, software, capfd):
+def test_encoder_without_its_device_names_what_is_missing(
+    codec: str, software: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     if codec not in av.codecs_available:
         pytest.skip("not in this build of FFmpeg")
     if opens(codec, mode="w"):
@@ -82,14 +84,16 @@ def test_encoder_without_its_device_names_what_is_missing(codec, software, capfd
 
 
 @pytest.mark.parametrize("codec", available("h264_v4l2m2m", "hevc_v4l2m2m", "mjpeg_qsv"))
-def test_encoder_without_a_quality_setting_is_refused(codec):
+def test_encoder_without_a_quality_setting_is_refused(codec: str) -> None:
     with pytest.raises(MediaError, match=f"no quality setting .* codec {codec}: use libx26"):
         choose_encoder("matroska", WriteOptions(codec=codec), size=(640, 480))
 
 
 @pytest.mark.parametrize(("codec", "largest"), [("libx264", 16384), ("mpeg4", 8190)])
 @pytest.mark.parametrize("across", [True, False])
-def test_too_large_frames_are_refused_before_any_work(codec, largest, across):
+def test_too_large_frames_are_refused_before_any_work(
+    codec: str, largest: int, across: bool
+) -> None:
     options = WriteOptions(codec=codec)
     for length in (largest, largest + 4):
         size = (length, 16) if across else (16, length)
@@ -102,7 +106,9 @@ def test_too_large_frames_are_refused_before_any_work(codec, largest, across):
 
 
 @pytest.mark.skipif("hevc_nvenc" not in av.codecs_available, reason="not in this build of FFmpeg")
-def test_command_reports_a_missing_device_in_one_line(clip, tmp_path, capfd):
+def test_command_reports_a_missing_device_in_one_line(
+    clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The error comes before any work, without FFmpeg's own messages."""
     if opens("hevc_nvenc", mode="w"):
         pytest.skip("this machine has the device")
@@ -118,7 +124,9 @@ def test_command_reports_a_missing_device_in_one_line(clip, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("kind", hwdevices_available())
-def test_decoder_without_its_device_is_reported(clip, kind, capfd):
+def test_decoder_without_its_device_is_reported(
+    clip: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     if device_exists(kind):
         pytest.skip("this machine has the device")
     with pytest.raises(MediaError, match=f"decoder {kind} .*: leave it out"):
@@ -127,7 +135,9 @@ def test_decoder_without_its_device_is_reported(clip, kind, capfd):
 
 
 @pytest.mark.parametrize("name", available("h264_cuvid", "h264_qsv", "h264_v4l2m2m"))
-def test_decoder_of_a_missing_device_is_reported(clip, name, capfd):
+def test_decoder_of_a_missing_device_is_reported(
+    clip: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     if opens(name, mode="r"):
         pytest.skip("this machine has the device, or only detects later that it has not")
     with pytest.raises(MediaError, match=f"decoder {name} finds no device.*: leave it out"):
@@ -136,20 +146,20 @@ def test_decoder_of_a_missing_device_is_reported(clip, name, capfd):
 
 
 @pytest.mark.parametrize("kind", hwdevices_available())
-def test_codec_without_hardware_support_is_reported(tmp_path, kind):
+def test_codec_without_hardware_support_is_reported(tmp_path: Path, kind: str) -> None:
     path = media.make_video(tmp_path / "in.mkv", codec="ffv1", time_base=Fraction(1, 1000))
     with pytest.raises(MediaError, match=f"decoder {kind} cannot decode ffv1, which "):
         open_source(path, ReadOptions(decoder=kind))
 
 
 @pytest.mark.parametrize("name", ["nothing", "libdav1d", "libx264"])
-def test_decoder_that_is_unknown_or_for_another_codec(clip, name):
+def test_decoder_that_is_unknown_or_for_another_codec(clip: Path, name: str) -> None:
     """The message lists the decoders that are suitable."""
     with pytest.raises(MediaError, match=f"decoder '{name}' is not .*for h264.* one of .*h264,"):
         open_source(clip, ReadOptions(decoder=name))
 
 
-def test_default_decoder_by_its_name(clip):
+def test_default_decoder_by_its_name(clip: Path) -> None:
     with (
         open_source(clip) as default,
         open_source(clip, ReadOptions(decoder=default.codec)) as chosen,
@@ -160,7 +170,9 @@ def test_default_decoder_by_its_name(clip):
 
 @pytest.mark.parametrize("options", [{}, {"start": Fraction(1, 5)}, {"deinterlace": True}])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_another_decoder_gives_the_same_frames(tmp_path, options, suffix):
+def test_another_decoder_gives_the_same_frames(
+    tmp_path: Path, options: dict[str, Any], suffix: str
+) -> None:
     """Orientation and colours, which only the container specifies, are kept."""
     path = media.make_video(
         tmp_path / "in.mp4",
@@ -183,7 +195,9 @@ def test_another_decoder_gives_the_same_frames(tmp_path, options, suffix):
             np.testing.assert_array_equal(frame.image, like.image)
 
 
-def test_another_decoder_obeys_the_size_limit(tmp_path, monkeypatch):
+def test_another_decoder_obeys_the_size_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Options are set before the decoder is opened, as later ones have no effect."""
     path = media.make_video(tmp_path / "in.mp4", codec="libvpx-vp9", size=(128, 96))
     with av.open(path) as container:
@@ -196,7 +210,7 @@ def test_another_decoder_obeys_the_size_limit(tmp_path, monkeypatch):
         open_source(path, ReadOptions(decoder="libvpx-vp9"))
 
 
-def test_images_and_pipes_have_no_decoder(tmp_path):
+def test_images_and_pipes_have_no_decoder(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", image=media.gradient(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="decoder is for videos"):

@@ -77,7 +77,13 @@ def make_cases(
     ("kind", "every"),
     [(corpus.places, 1), (corpus.contents, 1), (corpus.claims, 3), (corpus.remuxed, 7)],
 )
-def test_corpus(kind, every, seeds, engine, tmp_path):
+def test_corpus(
+    kind: Callable[[dict[str, Path]], Iterator[corpus.Recipe]],
+    every: int,
+    seeds: dict[str, Path],
+    engine: BicubicEngine,
+    tmp_path: Path,
+) -> None:
     """Names, contents, claims and packets: every case ends in success or in one sentence."""
     failures = {}
     for name, path in itertools.islice(make_cases(kind, seeds, tmp_path), 0, None, every):
@@ -88,7 +94,7 @@ def test_corpus(kind, every, seeds, engine, tmp_path):
     assert not failures
 
 
-def test_random_damage(seeds, engine, tmp_path):
+def test_random_damage(seeds: dict[str, Path], engine: BicubicEngine, tmp_path: Path) -> None:
     """Randomly damaged files end in success or in one sentence."""
     failures = {}
     for number, recipe in enumerate(itertools.islice(corpus.random_damage(seeds, 5), 24)):
@@ -101,7 +107,7 @@ def test_random_damage(seeds, engine, tmp_path):
     assert not failures
 
 
-def test_corpus_is_deterministic(seeds, tmp_path):
+def test_corpus_is_deterministic(seeds: dict[str, Path], tmp_path: Path) -> None:
     """The same seed damages the same bytes; another seed damages others."""
     digests = []
     for number, seed in enumerate((1, 1, 2)):
@@ -136,7 +142,9 @@ class TestDamage:
             ("prores.mov: a frame cut in half", 1, 0),
         ],
     )
-    def test_counted_and_refused_if_strict(self, name, lost, damaged, seeds, tmp_path):
+    def test_counted_and_refused_if_strict(
+        self, name: str, lost: int, damaged: int, seeds: dict[str, Path], tmp_path: Path
+    ) -> None:
         """Lost frames are counted even if the decoder does not report them; the others keep their
         timestamps.
         """
@@ -150,7 +158,7 @@ class TestDamage:
         with pytest.raises(MediaError, match=r"^frame \d+ of .* or turn strict off"):
             read(path, strict=True)
 
-    def test_nothing_is_counted_in_undamaged_files(self, seeds):
+    def test_nothing_is_counted_in_undamaged_files(self, seeds: dict[str, Path]) -> None:
         """Strict reading accepts them, too."""
         for name, path in seeds.items():
             frames = 1 if path.stem == "image" else corpus.FRAMES
@@ -158,7 +166,13 @@ class TestDamage:
                 stamps, lost, damaged = read(path, strict=strict)
                 assert (len(stamps), lost, damaged) == (frames, 0, 0), name
 
-    def test_a_run_reports_damage(self, seeds, engine, tmp_path, caplog):
+    def test_a_run_reports_damage(
+        self,
+        seeds: dict[str, Path],
+        engine: BicubicEngine,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
         """The summary has the counts, and a warning gives them once."""
         ((_, path),) = make_cases(
             corpus.remuxed, seeds, tmp_path, name="h264.mkv: noise in three frames"
@@ -169,7 +183,9 @@ class TestDamage:
         assert caplog.text.count("that are left out: 1") == 1
         assert caplog.text.count("that are kept: 1") == 1
 
-    def test_a_strict_run_publishes_nothing(self, seeds, engine, tmp_path):
+    def test_a_strict_run_publishes_nothing(
+        self, seeds: dict[str, Path], engine: BicubicEngine, tmp_path: Path
+    ) -> None:
         ((_, path),) = make_cases(
             corpus.remuxed, seeds, tmp_path, name="vp9.webm: a frame cut in half"
         )
@@ -184,7 +200,9 @@ class TestCutOff:
         "name",
         ["faststart.mp4", "fragments.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "y4m.y4m"],
     )
-    def test_readable_part_can_be_read(self, name, seeds, tmp_path):
+    def test_readable_part_can_be_read(
+        self, name: str, seeds: dict[str, Path], tmp_path: Path
+    ) -> None:
         """The error gives a number of frames that can be read."""
         path = tmp_path / name
         path.write_bytes(seeds[name].read_bytes()[: seeds[name].stat().st_size * 3 // 4])
@@ -199,7 +217,7 @@ class TestCutOff:
         with pytest.raises(MediaError, match="cut off"):
             read(path, frames=corpus.FRAMES + 1)
 
-    def test_an_excerpt_of_the_readable_part(self, seeds, tmp_path):
+    def test_an_excerpt_of_the_readable_part(self, seeds: dict[str, Path], tmp_path: Path) -> None:
         path = tmp_path / "cut.mkv"
         path.write_bytes(seeds["h264.mkv"].read_bytes()[:-1000])
         assert len(read(path, end=Fraction(9, 100))[0]) == 3
@@ -209,7 +227,7 @@ class TestCutOff:
 
 class TestSize:
     @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only on Linux")
-    def test_claims_take_no_memory(self, tmp_path):
+    def test_claims_take_no_memory(self, tmp_path: Path) -> None:
         """A file of a few kilobytes that decodes to 430 MB is refused before memory is taken."""
         path = tmp_path / "bomb.png"
         path.write_bytes(corpus.black_png(12_000, 12_000))
@@ -229,7 +247,7 @@ class TestSize:
         assert "or has more than 44,739,242 pixels" in sentence
         assert int(peak) < 300
 
-    def test_widths_that_x265_cannot_encode(self, tmp_path):
+    def test_widths_that_x265_cannot_encode(self, tmp_path: Path) -> None:
         """They are refused, as x265 would write beyond its buffers."""
         path = media.make_video(tmp_path / "in.mkv", codec="ffv1", size=(12, 8), stamps=[0])
         with (
@@ -239,7 +257,7 @@ class TestSize:
         ):
             pass
 
-    def test_one_frame_too_large_is_lost(self, seeds, tmp_path):
+    def test_one_frame_too_large_is_lost(self, seeds: dict[str, Path], tmp_path: Path) -> None:
         """A frame with a damaged header does not end the video."""
         ((_, path),) = make_cases(
             corpus.claims, seeds, tmp_path, name="prores.mov claims 60000x60000 in a frame"
@@ -270,7 +288,9 @@ def run(
 class TestEnvironment:
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only on Linux")
     @pytest.mark.parametrize("option", ["--json", "--verbose"])
-    def test_result_cannot_be_printed(self, option, seeds, tiny_bundle, tmp_path):
+    def test_result_cannot_be_printed(
+        self, option: str, seeds: dict[str, Path], tiny_bundle: Path, tmp_path: Path
+    ) -> None:
         """The output is complete, and the exit status shows that something went wrong."""
         with open("/dev/full", "w") as full:
             done = run(
@@ -285,7 +305,7 @@ class TestEnvironment:
         assert "No space left on device" in last
         assert len(media.stamps_of(tmp_path / "out.mp4")) == corpus.FRAMES
 
-    def test_standard_output_is_closed(self, seeds, tiny_bundle):
+    def test_standard_output_is_closed(self, seeds: dict[str, Path], tiny_bundle: Path) -> None:
         """A reader like ``| head`` causes no traceback and no hanging thread."""
         reading, writing = os.pipe()
         os.close(reading)
@@ -297,7 +317,9 @@ class TestEnvironment:
         assert "Traceback" not in done.stderr
         assert "Broken pipe" in done.stderr.strip().splitlines()[-1]
 
-    def test_full_disk_in_the_final_join(self, seeds, tiny_bundle, tmp_path):
+    def test_full_disk_in_the_final_join(
+        self, seeds: dict[str, Path], tiny_bundle: Path, tmp_path: Path
+    ) -> None:
         """If the parts fit but the joined file does not, the run ends in one sentence. With more
         space, the same command completes the output without recomputing a frame.
         """
@@ -322,7 +344,9 @@ class TestEnvironment:
         assert len(media.stamps_of(tmp_path / "out.mp4")) == 60
         assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "cuts.txt", "out.mp4"}
 
-    def test_output_folder_vanishes(self, seeds, engine, tmp_path):
+    def test_output_folder_vanishes(
+        self, seeds: dict[str, Path], engine: BicubicEngine, tmp_path: Path
+    ) -> None:
         """The folder is deleted during the run."""
         folder = tmp_path / "place"
         folder.mkdir()

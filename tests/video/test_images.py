@@ -42,7 +42,7 @@ def enlarge(path: Path, out: Path, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_format_round_trips(tmp_path, suffix):
+def test_every_format_round_trips(tmp_path: Path, suffix: str) -> None:
     image = media.gradient(3, width=50, height=37)
     path = tmp_path / f"a{suffix}"
     write_image(path, image=image)
@@ -56,7 +56,7 @@ def test_every_format_round_trips(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("rgb", [(200, 40, 30), (30, 180, 60), (40, 60, 190)])
-def test_jpeg_colours(tmp_path, rgb):
+def test_jpeg_colours(tmp_path: Path, rgb: tuple[int, int, int]) -> None:
     path = tmp_path / "a.jpg"
     write_image(path, image=np.full((32, 32, 3), rgb, np.uint8))
     data = path.read_bytes()
@@ -69,7 +69,7 @@ def test_jpeg_colours(tmp_path, rgb):
     np.testing.assert_allclose(read_image(path)[16, 16], rgb, atol=2)
 
 
-def test_folder_to_folder_keeps_names_in_natural_order(tmp_path):
+def test_folder_to_folder_keeps_names_in_natural_order(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number, name in enumerate(["2.png", "10.png", "b.JPG", "scan.tif"]):
@@ -88,7 +88,7 @@ def test_folder_to_folder_keeps_names_in_natural_order(tmp_path):
     assert (out / "b.JPG").read_bytes()[:2] == b"\xff\xd8"
 
 
-def test_single_image(tmp_path):
+def test_single_image(tmp_path: Path) -> None:
     path = tmp_path / "one.png"
     write_image(path, image=media.gradient(0))
     assert default_output(path) == tmp_path / "one_x4.png"
@@ -97,14 +97,14 @@ def test_single_image(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "one_x4.png"}
 
 
-def test_format_is_detected_from_the_content(tmp_path):
+def test_format_is_detected_from_the_content(tmp_path: Path) -> None:
     write_image(tmp_path / "image.png", image=media.gradient(0))
     (tmp_path / "image.png").rename(tmp_path / "misnamed.mp4")
     with open_source(tmp_path / "misnamed.mp4") as source:
         assert source.frame_count == 1
 
 
-def test_names_with_percent_and_colon(tmp_path):
+def test_names_with_percent_and_colon(tmp_path: Path) -> None:
     """FFmpeg would interpret these as a number pattern and a protocol."""
     path = tmp_path / "a:b %03d.png"
     write_image(path, image=media.gradient(0))
@@ -115,7 +115,7 @@ def test_names_with_percent_and_colon(tmp_path):
     assert len(media.stamps_of(tmp_path / "e:f %03d.mp4")) == 2
 
 
-def test_folder_to_video(tmp_path):
+def test_folder_to_video(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(5):
@@ -127,14 +127,14 @@ def test_folder_to_video(tmp_path):
     assert np.abs(first.astype(int) - expected).mean() < 4
 
 
-def test_video_to_folder(tmp_path):
+def test_video_to_folder(tmp_path: Path) -> None:
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001, 2002])
     enlarge(path, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["00000000.png", "00000001.png", "00000002.png"]
 
 
-def test_existing_folder(tmp_path):
+def test_existing_folder(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     write_image(folder / "1.png", image=media.gradient(0))
@@ -151,7 +151,7 @@ def test_existing_folder(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
-def test_file_of_a_different_size_is_named(tmp_path):
+def test_file_of_a_different_size_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "1.png", image=media.gradient(0))
     write_image(tmp_path / "2.png", image=media.gradient(0, width=32))
     with open_source(tmp_path) as source, pytest.raises(MediaError, match=r"2\.png is 32x48"):
@@ -159,7 +159,7 @@ def test_file_of_a_different_size_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("size", [40, 200])
-def test_damaged_image(tmp_path, size):
+def test_damaged_image(tmp_path: Path, size: int) -> None:
     write_image(tmp_path / "1.png", image=media.gradient(0))
     data = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(data[:size])
@@ -167,7 +167,7 @@ def test_damaged_image(tmp_path, size):
         read_image(tmp_path / "2.png")
 
 
-def test_truncated_jpeg(tmp_path):
+def test_truncated_jpeg(tmp_path: Path) -> None:
     """Decoders tend to fill the missing part with grey."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = tmp_path / "a.jpg"
@@ -178,7 +178,9 @@ def test_truncated_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("opacity", [255, 100])
-def test_alpha_is_dropped_with_a_warning(tmp_path, caplog, opacity):
+def test_alpha_is_dropped_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, opacity: int
+) -> None:
     image = media.gradient(0)
     rgba = np.dstack([image, np.full(image.shape[:2], opacity, np.uint8)])
     path = tmp_path / "a.png"
@@ -190,7 +192,7 @@ def test_alpha_is_dropped_with_a_warning(tmp_path, caplog, opacity):
     assert caplog.text.count("its alpha channel is dropped") == (opacity < 255)
 
 
-def test_grey_and_sixteen_bits(tmp_path):
+def test_grey_and_sixteen_bits(tmp_path: Path) -> None:
     grey = media.gradient(0)[..., 0].copy()
     path = tmp_path / "grey.png"
     path.write_bytes(encoded(grey, codec="png", source="gray", pix_fmt="gray"))
@@ -200,7 +202,7 @@ def test_grey_and_sixteen_bits(tmp_path):
     np.testing.assert_array_equal(read_image(path), deep)
 
 
-def test_orientation_of_a_photograph_is_applied(tmp_path):
+def test_orientation_of_a_photograph_is_applied(tmp_path: Path) -> None:
     """Cameras store images lying on their side and mark them with EXIF orientation 6."""
     path = tmp_path / "a.jpg"
     image = np.zeros((48, 64, 3), np.uint8)
@@ -214,7 +216,7 @@ def test_orientation_of_a_photograph_is_applied(tmp_path):
     np.testing.assert_allclose(read_image(path), np.rot90(image, -1), atol=6)
 
 
-def test_default_output_of_videos():
+def test_default_output_of_videos() -> None:
     expected = {
         "a/clip.mp4": "a/clip_x4.mp4",
         "a/CLIP.MOV": "a/CLIP_x4.MOV",
@@ -227,7 +229,7 @@ def test_default_output_of_videos():
     assert {name: str(default_output(Path(name))) for name in expected} == expected
 
 
-def test_unreadable_file_with_an_image_extension_is_reported(tmp_path):
+def test_unreadable_file_with_an_image_extension_is_reported(tmp_path: Path) -> None:
     """A frame truncated to nothing would otherwise be missing from the video silently."""
     for name in ("1.png", "3.png"):
         write_image(tmp_path / name, image=np.zeros((8, 8, 3), np.uint8))
@@ -240,7 +242,7 @@ def test_unreadable_file_with_an_image_extension_is_reported(tmp_path):
         open_source(tmp_path)
 
 
-def test_motion_jpeg_without_a_container_is_a_video(tmp_path):
+def test_motion_jpeg_without_a_container_is_a_video(tmp_path: Path) -> None:
     path = tmp_path / "camera.mjpeg"
     with av.open(str(path), "w", format="mjpeg") as out:
         stream = out.add_stream("mjpeg", rate=25, width=32, height=16)

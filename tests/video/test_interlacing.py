@@ -89,14 +89,16 @@ def marked_as(frame: av.VideoFrame, order: str) -> av.VideoFrame:
     return marked
 
 
-def make_interlaced(path: Path, *, order: str = "tff", marked: bool = False, **others) -> Path:
+def make_interlaced(path: Path, *, order: str = "tff", marked: bool = False, **others: Any) -> Path:
     images = [interlaced(number, order=order) for number in range(len(STAMPS))]
     return make_video(path, images, marks=order if marked else "", **others)
 
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("order", ["tff", "bff"])
-def test_interlaced_video_is_reported_once(tmp_path, caplog, order, marked):
+def test_interlaced_video_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, order: str, marked: bool
+) -> None:
     path = make_interlaced(tmp_path / "in.mp4", order=order, marked=marked)
     with open_source(path) as source:
         assert min(combs(frame.image) for frame in source) > 6
@@ -107,14 +109,16 @@ def test_interlaced_video_is_reported_once(tmp_path, caplog, order, marked):
         assert f"{'top' if order == 'tff' else 'bottom'} field first" in record.message
 
 
-def test_excerpt_is_analysed_as_far_as_it_is_read(tmp_path, caplog):
+def test_excerpt_is_analysed_as_far_as_it_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = make_interlaced(tmp_path / "in.mp4")
     with open_source(path, ReadOptions(frames=12)) as source:
         assert len(list(source)) == 12
     assert caplog.text.count("looks interlaced, top field first") == 1
 
 
-def test_marks_in_mid_video_are_reported(tmp_path, caplog):
+def test_marks_in_mid_video_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The first frames of a broadcast may not be interlaced."""
     whole = make_video(tmp_path / "a.mp4", [bar(n) for n in range(12)])
     marked = make_interlaced(tmp_path / "b.mp4", marked=True)
@@ -150,7 +154,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_videos_are_not_reported_as_interlaced(tmp_path, caplog, name):
+def test_other_videos_are_not_reported_as_interlaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     images = [np.ascontiguousarray(image) for image in OTHERS[name]()]
     path = make_video(tmp_path / "in.mp4", images)
     with open_source(path) as source:
@@ -161,7 +167,9 @@ def test_other_videos_are_not_reported_as_interlaced(tmp_path, caplog, name):
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("order", ["tff", "bff"])
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
-def test_deinterlaced_frames_show_the_first_field(tmp_path, caplog, order, marked, pix_fmt):
+def test_deinterlaced_frames_show_the_first_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, order: str, marked: bool, pix_fmt: str
+) -> None:
     """The number of frames and their times are unchanged, including the last one."""
     path = make_interlaced(
         tmp_path / "in.mkv", order=order, marked=marked, pix_fmt=pix_fmt, tags=(9, 2, 9, 14)
@@ -182,7 +190,7 @@ def test_deinterlaced_frames_show_the_first_field(tmp_path, caplog, order, marke
         assert np.abs(image - bar(number)).mean() < 3
 
 
-def test_only_marked_frames_are_deinterlaced_if_there_are_any(tmp_path):
+def test_only_marked_frames_are_deinterlaced_if_there_are_any(tmp_path: Path) -> None:
     from rbvsr_deploy.video.interlacing import Deinterlacer
 
     whole = make_video(tmp_path / "a.mp4", [interlaced(n, order="tff") for n in range(8)])
@@ -195,7 +203,9 @@ def test_only_marked_frames_are_deinterlaced_if_there_are_any(tmp_path):
     assert min(grey[31:]) > 6
 
 
-def test_progressive_video_is_deinterlaced_with_a_note(tmp_path, caplog):
+def test_progressive_video_is_deinterlaced_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = make_video(tmp_path / "in.mp4", [bar(number) for number in range(30)])
     with open_source(path, DEINTERLACE) as source:
         frames = list(source)
@@ -205,7 +215,7 @@ def test_progressive_video_is_deinterlaced_with_a_note(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_short_video_keeps_its_frames(tmp_path, frames):
+def test_short_video_keeps_its_frames(tmp_path: Path, frames: int) -> None:
     path = make_video(tmp_path / "in.mp4", [bar(number) for number in range(frames)])
     with open_source(path, DEINTERLACE) as source:
         found = [frame.pts * source.time_base for frame in source]
@@ -213,7 +223,7 @@ def test_short_video_keeps_its_frames(tmp_path, frames):
     assert len(found) == frames
 
 
-def test_frames_of_changing_size_pass_through(tmp_path):
+def test_frames_of_changing_size_pass_through(tmp_path: Path) -> None:
     """The filter only supports one size, so that each size needs its own."""
     from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 
@@ -226,7 +236,7 @@ def test_frames_of_changing_size_pass_through(tmp_path):
         assert [(f.width, f.pts) for f in out] == [(f.width, f.pts) for f in frames]
 
 
-def test_output_is_not_marked_as_interlaced(tmp_path):
+def test_output_is_not_marked_as_interlaced(tmp_path: Path) -> None:
     path = make_interlaced(tmp_path / "in.mp4", marked=True)
     out = tmp_path / "out.mp4"
     with open_source(path, DEINTERLACE) as source:
@@ -240,7 +250,7 @@ def test_output_is_not_marked_as_interlaced(tmp_path):
         assert not any(frame.interlaced_frame for frame in container.decode(video=0))
 
 
-def test_frames_without_fields_are_refused(tmp_path):
+def test_frames_without_fields_are_refused(tmp_path: Path) -> None:
     path = media.make_video(
         tmp_path / "in.mkv", stamps=[0, 33], size=(2, 2), codec="ffv1", time_base=Fraction(1, 1000)
     )
@@ -251,7 +261,7 @@ def test_frames_without_fields_are_refused(tmp_path):
         list(source)
 
 
-def test_images_are_not_deinterlaced(tmp_path):
+def test_images_are_not_deinterlaced(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", image=media.gradient(0))
     for path in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(MediaError, match="deinterlace is for videos"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -182,14 +183,14 @@ def corner_chart() -> NDArray[np.uint8]:
     return chart
 
 
-def add_sound(out: av.container.OutputContainer, form: Format, *, language: str):
+def add_sound(out: av.container.OutputContainer, form: Format, *, language: str) -> Any:
     stream = out.add_stream(form.audio, rate=48000)
     stream.codec_context.layout = "stereo"
     stream.metadata["language"] = language
     return stream
 
 
-def write_sound(out: av.container.OutputContainer, stream, *, seed: int) -> None:
+def write_sound(out: av.container.OutputContainer, stream: Any, *, seed: int) -> None:
     rng = np.random.default_rng(seed)
     context = stream.codec_context
     context.open(strict=False)
@@ -204,7 +205,7 @@ def write_sound(out: av.container.OutputContainer, stream, *, seed: int) -> None
     out.mux(stream.encode(None))
 
 
-def write_text(out: av.container.OutputContainer, stream, *, form: Format) -> None:
+def write_text(out: av.container.OutputContainer, stream: Any, *, form: Format) -> None:
     for number in range(2):
         line = f"line {number}".encode()
         packet = av.Packet(len(line).to_bytes(2, "big") + line if form.ticks == 30000 else line)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -21,6 +22,8 @@ from rbvsr_deploy.video.colour.colour import Colour
 from rbvsr_deploy.video.colour.conversion import from_rgb
 from tests.conftest import short_clip
 from tests.support import media
+
+Upscale = Callable[..., subprocess.CompletedProcess[bytes]]
 
 # Background jobs of a shell ignore Ctrl-C, and tests may run in one: this process must not.
 COMMAND = (
@@ -85,7 +88,7 @@ def python(code: str, *arguments: object, data: bytes = b"") -> subprocess.Compl
 
 
 @pytest.fixture
-def upscale(tiny_bundle: Path):
+def upscale(tiny_bundle: Path) -> Upscale:
     def upscale(*arguments: object, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         options = ("--engine", tiny_bundle, "--device", "cpu")
         return python(COMMAND, *arguments, *options, data=data)
@@ -103,7 +106,7 @@ def frames_of(data: bytes) -> list[av.VideoFrame]:
         return list(container.decode(video=0))
 
 
-def test_both_ends(upscale, clip, tmp_path) -> None:
+def test_both_ends(upscale: Upscale, clip: bytes, tmp_path: Path) -> None:
     """Frames are the same as from file to file, and standard output holds nothing else."""
     done = upscale("-", "-o", "-", data=clip)
     assert done.returncode == 0, done.stderr
@@ -120,7 +123,7 @@ def test_both_ends(upscale, clip, tmp_path) -> None:
         np.testing.assert_array_equal(frame.to_ndarray(), expected.to_ndarray())
 
 
-def test_ten_bits_at_both_ends(upscale) -> None:
+def test_ten_bits_at_both_ends(upscale: Upscale) -> None:
     """Ten bits are read unchanged and written on request."""
     planes = [np.full((16, 24), 601), np.full((8, 12), 500), np.full((8, 12), 523)]
     header = b"YUV4MPEG2 W24 H16 F25:1 Ip A1:1 C420p10 XYSCSS=420P10 XCOLORRANGE=LIMITED\n"
@@ -137,7 +140,7 @@ def test_ten_bits_at_both_ends(upscale) -> None:
     assert frames_of(done.stdout)[0].format.name == "yuv420p"
 
 
-def test_into_a_file(upscale, clip, tmp_path) -> None:
+def test_into_a_file(upscale: Upscale, clip: bytes, tmp_path: Path) -> None:
     """A pipe gives the same bytes as a file as input, and leaves no job folder."""
     (tmp_path / "in.y4m").write_bytes(clip)
     assert upscale(tmp_path / "in.y4m", "-o", tmp_path / "a.mp4").returncode == 0
@@ -148,7 +151,7 @@ def test_into_a_file(upscale, clip, tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in.y4m", "a.mp4", "b.mp4"}
 
 
-def test_from_a_file(upscale, sample, tmp_path) -> None:
+def test_from_a_file(upscale: Upscale, sample: Path, tmp_path: Path) -> None:
     """A video with audio is written to standard output without it."""
     path = short_clip(sample, tmp_path / "clip.mp4", frames=3)
     done = upscale(path, "-o", "-", "--pix-fmt", "yuv444p")
@@ -188,7 +191,7 @@ def test_colours_are_kept(height: int, matrix: int, full: bool, pix_fmt: str) ->
 
 
 @pytest.mark.parametrize("stamps", [[0, 1001, 2002, 3003], [0, 1001, 5005, 6006]])
-def test_variable_rate_is_reported(tmp_path, stamps) -> None:
+def test_variable_rate_is_reported(tmp_path: Path, stamps: list[int]) -> None:
     """y4m has no timestamps: a warning is given, but only if frame durations vary."""
     path = media.make_video(tmp_path / "in.mkv", stamps=stamps)
     done = python(ENLARGE, path)
@@ -207,7 +210,9 @@ def test_variable_rate_is_reported(tmp_path, stamps) -> None:
         (-3000, b"ends in the middle of a frame"),
     ],
 )
-def test_input_that_ends_too_early(upscale, clip, tmp_path, cut: int, words: bytes) -> None:
+def test_input_that_ends_too_early(
+    upscale: Upscale, clip: bytes, tmp_path: Path, cut: int, words: bytes
+) -> None:
     """The run ends in one sentence and leaves no files."""
     done = upscale("-", "-o", tmp_path / "out.mp4", data=clip[:cut])
     assert done.returncode == 1
@@ -217,7 +222,7 @@ def test_input_that_ends_too_early(upscale, clip, tmp_path, cut: int, words: byt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_formats_are_refused(upscale, sample, tmp_path) -> None:
+def test_other_formats_are_refused(upscale: Upscale, sample: Path, tmp_path: Path) -> None:
     """The error for an MP4 on standard input says how to make y4m."""
     done = upscale("-", "-o", tmp_path / "out.mp4", data=sample.read_bytes())
     assert done.returncode == 1
@@ -234,7 +239,7 @@ def start(tiny_bundle: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def test_output_that_is_closed_early(tiny_bundle, clip) -> None:
+def test_output_that_is_closed_early(tiny_bundle: Path, clip: bytes) -> None:
     """A reader like ``head`` ends the run with one sentence and no traceback."""
     process = start(tiny_bundle)
     process.stdin.write(clip)
@@ -250,7 +255,9 @@ def test_output_that_is_closed_early(tiny_bundle, clip) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("side", ["input", "output"])
-def test_interrupted_while_waiting(tiny_bundle, clip, side, number, code) -> None:
+def test_interrupted_while_waiting(
+    tiny_bundle: Path, clip: bytes, side: str, number: int, code: int
+) -> None:
     """A signal ends a run that waits for more input, or for its output to be read."""
     process = start(tiny_bundle)
     process.stdin.write(clip)
@@ -279,7 +286,7 @@ def test_interrupted_while_waiting(tiny_bundle, clip, side, number, code) -> Non
         (["a.mp4", "-o", "-", "--keep-job"], "--keep-job"),
     ],
 )
-def test_arguments_that_pipes_do_not_support(arguments, words) -> None:
+def test_arguments_that_pipes_do_not_support(arguments: list[str], words: str) -> None:
     """These are usage errors, raised before anything is opened."""
     result = CliRunner().invoke(run, arguments)
     assert result.exit_code == 2
@@ -294,7 +301,9 @@ def test_arguments_that_pipes_do_not_support(arguments, words) -> None:
         (("--before-after", "a.png"), b"a second time"),
     ],
 )
-def test_options_that_y4m_does_not_support(upscale, clip, tmp_path, options, words) -> None:
+def test_options_that_y4m_does_not_support(
+    upscale: Upscale, clip: bytes, tmp_path: Path, options: tuple[str, ...], words: bytes
+) -> None:
     """The run ends in one sentence, and standard output is empty."""
     done = upscale("-", "-o", "-", *options, data=clip)
     assert (done.returncode, done.stdout) == (1, b"")

@@ -12,7 +12,7 @@ DATA = Path(__file__).parent.parent / "data"
 SAMPLE = DATA / "sample.mp4"
 
 
-def test_sample_is_small_and_complete():
+def test_sample_is_small_and_complete() -> None:
     assert SAMPLE.stat().st_size < 200_000
     with open_source(SAMPLE) as source:
         assert (source.width, source.height, source.frame_count) == (320, 180, 54)
@@ -22,7 +22,7 @@ def test_sample_is_small_and_complete():
     assert [stream.codec for stream in media.companions_of(SAMPLE)] == ["aac"]
 
 
-def test_sample_round_trip(tmp_path):
+def test_sample_round_trip(tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     with (
         open_source(SAMPLE) as source,
@@ -35,7 +35,7 @@ def test_sample_round_trip(tmp_path):
     assert media.companions_of(out) == media.companions_of(SAMPLE)
 
 
-def test_author_and_licence_are_named():
+def test_author_and_licence_are_named() -> None:
     text = (DATA / "README.md").read_text(encoding="utf-8")
     assert "Momtchil Momtchev" in text
     assert "Permission to use, copy, modify, and/or distribute this software" in text

@@ -1,4 +1,4 @@
-"""Time stamps: kept where they are plausible, repaired where they are not."""
+"""Timestamps: kept where they are plausible, repaired where they are not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def given(
     return [stamp for _, stamp in found]
 
 
-def test_stamps_that_increase_are_not_touched(caplog):
+def test_stamps_that_increase_are_not_touched(caplog: pytest.LogCaptureFixture) -> None:
     """Gaps of a minute, times before 0 and distances of one tick are all kept."""
     stamps = [-80, -79, 3, 40, 60_040, 60_041, 60_100]
     assert given(stamps) == stamps
@@ -69,7 +69,9 @@ def test_stamps_that_increase_are_not_touched(caplog):
         pytest.param([0, 40, 90_000, 120, 160], [0, 40, 90_000, 90_040, 90_080], 0, id="reset"),
     ],
 )
-def test_repaired_stamps_lie_between_their_neighbours(stamps, expected, count, caplog):
+def test_repaired_stamps_lie_between_their_neighbours(
+    stamps: list[int | None], expected: list[int], count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """They follow at the average rate if there is room, else evenly; and they are counted."""
     assert given(stamps) == expected
     if count:
@@ -81,7 +83,7 @@ def test_repaired_stamps_lie_between_their_neighbours(stamps, expected, count, c
 @pytest.mark.parametrize(
     "second", [pytest.param(5_000_000, id="later"), pytest.param(0, id="earlier")]
 )
-def test_times_continue_after_a_clock_reset(second, caplog):
+def test_times_continue_after_a_clock_reset(second: int, caplog: pytest.LogCaptureFixture) -> None:
     """Two recordings joined into one transport stream have no gap, and keep their spacing."""
     first = [1_000_000, 1_000_040, 1_000_080]
     stamps = [*first, second, second + 40, second + 90]
@@ -90,27 +92,29 @@ def test_times_continue_after_a_clock_reset(second, caplog):
     assert "clock resets in a.mp4: 1;" in caplog.text
 
 
-def test_a_single_outlier_is_not_a_clock_reset(caplog):
+def test_a_single_outlier_is_not_a_clock_reset(caplog: pytest.LogCaptureFixture) -> None:
     """One stamp is far ahead or far back, and the next ones continue the sequence."""
     for outlier in (90_000_000, -90_000_000):
         assert given([0, 40, outlier, 120, 160], discontinuous=True) == [0, 40, 80, 120, 160]
     assert "clock resets" not in caplog.text
 
 
-def test_decoding_times_replace_missing_presentation_times(caplog):
+def test_decoding_times_replace_missing_presentation_times(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """In AVI, the last frames leave the decoder after the last packet: nothing is repaired."""
     assert given([None] * 5, dts=[80, 120, 160, None, None]) == [80, 120, 160, 200, 240]
     assert caplog.text == ""
 
 
-def test_without_any_stamps_the_rate_is_used(caplog):
+def test_without_any_stamps_the_rate_is_used(caplog: pytest.LogCaptureFixture) -> None:
     """This is the case for raw streams; there are more frames than are held at once."""
     assert given([None] * 30) == [40 * number for number in range(30)]
-    assert "a.mp4 has no time stamps; its frames are shown at 25 per second" in caplog.text
+    assert "a.mp4 has no timestamps; its frames are shown at 25 per second" in caplog.text
     assert len(caplog.records) == 1
 
 
-def test_stamps_always_increase(caplog):
+def test_stamps_always_increase(caplog: pytest.LogCaptureFixture) -> None:
     """With random stamps, every frame is returned once, in order, later than the previous one."""
     caplog.set_level(logging.CRITICAL)
     chance = random.Random(5)
@@ -124,7 +128,7 @@ def test_stamps_always_increase(caplog):
         assert all(a < b for a, b in pairwise(found))
 
 
-def test_a_clock_that_wraps_around(tmp_path):
+def test_a_clock_that_wraps_around(tmp_path: Path) -> None:
     """The clock of transport streams wraps around at 2^33, every 26.5 hours."""
     stamps = [2**33 - 5 * 3003 + 3003 * number for number in range(12)]
     path = media.make_video(
@@ -139,7 +143,9 @@ def test_a_clock_that_wraps_around(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".h264", "libx264"), (".m2v", "mpeg2video")])
-def test_raw_streams_only_have_a_rate(tmp_path, suffix, codec, caplog):
+def test_raw_streams_only_have_a_rate(
+    tmp_path: Path, suffix: str, codec: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = media.make_video(
         tmp_path / f"in{suffix}",
         codec=codec,
@@ -153,7 +159,7 @@ def test_raw_streams_only_have_a_rate(tmp_path, suffix, codec, caplog):
     assert [time - times[0] for time in times] == [Fraction(n, 25) for n in range(24)]
 
 
-def test_delays_of_a_gif_are_kept(tmp_path):
+def test_delays_of_a_gif_are_kept(tmp_path: Path) -> None:
     """Every frame has its own delay, in hundredths of a second."""
     stamps = [0, 10, 12, 50, 57, 200]
     path = tmp_path / "in.gif"
@@ -184,7 +190,9 @@ def times(path: Path, kind: str) -> list[tuple[bytes, Fraction]]:
     "starts", [pytest.param((50, 9000), id="later"), pytest.param((9000, 50), id="earlier")]
 )
 @pytest.mark.parametrize("blocks", [19, 60], ids=["shorter audio", "longer audio"])
-def test_audio_stays_in_sync_across_a_clock_reset(tmp_path, starts, blocks, caplog):
+def test_audio_stays_in_sync_across_a_clock_reset(
+    tmp_path: Path, starts: tuple[int, int], blocks: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two transport streams with separate clocks are concatenated: each half stays in sync."""
     halves = []
     for number, start in enumerate(starts):
@@ -243,7 +251,14 @@ NTSC = [1001 * number for number in range(24)]
     ],
 )
 @pytest.mark.parametrize("late", [0, Fraction(1, 4)], ids=["", "late audio"])
-def test_video_and_audio_keep_their_times(tmp_path, suffix, stamps, time_base, b_frames, late):
+def test_video_and_audio_keep_their_times(
+    tmp_path: Path,
+    suffix: str,
+    stamps: list[int],
+    time_base: Fraction,
+    b_frames: int,
+    late: int | Fraction,
+) -> None:
     """Times are exact in MP4, where each track has its own time base, and within half a
     millisecond in Matroska, whose time base is a millisecond.
     """
@@ -279,7 +294,9 @@ def test_video_and_audio_keep_their_times(tmp_path, suffix, stamps, time_base, b
 
 @pytest.mark.parametrize("b_frames", [0, 2])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_frames_of_an_avi_have_the_times_of_its_packets(tmp_path, codec, b_frames):
+def test_frames_of_an_avi_have_the_times_of_its_packets(
+    tmp_path: Path, codec: str, b_frames: int
+) -> None:
     """AVI only has packet times: the first frame is due with the first packet, however many frames
     the decoder holds back, and audio starts with it.
     """

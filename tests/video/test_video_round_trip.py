@@ -46,7 +46,9 @@ FINE = Fraction(1, 90000)
         pytest.param(".webm", [41 * n + 7 for n in range(6)], Fraction(1, 1000), 0, id="webm"),
     ],
 )
-def test_time_stamps_are_equal(tmp_path, suffix, stamps, time_base, b_frames):
+def test_time_stamps_are_equal(
+    tmp_path: Path, suffix: str, stamps: list[int], time_base: Fraction, b_frames: int
+) -> None:
     codec = "libvpx" if suffix == ".webm" else "libx264"
     path = media.make_video(
         tmp_path / f"in{suffix}",
@@ -61,7 +63,7 @@ def test_time_stamps_are_equal(tmp_path, suffix, stamps, time_base, b_frames):
     assert media.stamps_of(enlarge(path, default_output(path))) == expected
 
 
-def test_output_has_b_frames(tmp_path):
+def test_output_has_b_frames(tmp_path: Path) -> None:
     path = media.make_video(tmp_path / "in.mp4", stamps=[1001 * n for n in range(40)])
     out = enlarge(path, tmp_path / "out.mp4")
     with av.open(str(out)) as container:
@@ -70,7 +72,7 @@ def test_output_has_b_frames(tmp_path):
 
 
 @pytest.mark.parametrize("container", [".ts", ".mkv", ".mp4"])
-def test_transport_stream_keeps_its_clock(tmp_path, container):
+def test_transport_stream_keeps_its_clock(tmp_path: Path, container: str) -> None:
     stamps = [126000 + 3003 * number for number in range(12)]
     path = media.make_video(
         tmp_path / "in.ts", stamps=stamps, time_base=FINE, options={"mpegts_copyts": "1"}
@@ -80,7 +82,7 @@ def test_transport_stream_keeps_its_clock(tmp_path, container):
     assert max(abs(a - b) for a, b in zip(found, media.stamps_of(path), strict=True)) <= tolerance
 
 
-def test_shift_is_reported(tmp_path, caplog):
+def test_shift_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """FLV has no negative timestamps: with B-frames, everything shifts together with a warning."""
     path = media.make_video(tmp_path / "in.mp4", audio="aac")
     out = enlarge(path, tmp_path / "out.flv")
@@ -89,7 +91,7 @@ def test_shift_is_reported(tmp_path, caplog):
     assert f"are {float(shifts[0]):.3f} s later" in caplog.text
 
 
-def test_frame_rate_is_kept(tmp_path):
+def test_frame_rate_is_kept(tmp_path: Path) -> None:
     path = media.make_video(
         tmp_path / "in.mkv",
         rate=Fraction(50),
@@ -100,7 +102,7 @@ def test_frame_rate_is_kept(tmp_path):
         assert container.streams.video[0].average_rate == 50
 
 
-def test_avi_keeps_constant_rate(tmp_path):
+def test_avi_keeps_constant_rate(tmp_path: Path) -> None:
     path = media.make_video(
         tmp_path / "in.avi", stamps=list(range(8)), time_base=Fraction(1, 25), rate=Fraction(25)
     )
@@ -109,7 +111,7 @@ def test_avi_keeps_constant_rate(tmp_path):
         assert [f.pts * source.time_base for f in source] == [f.pts * back.time_base for f in back]
 
 
-def test_durations_survive(tmp_path):
+def test_durations_survive(tmp_path: Path) -> None:
     """The last frame has no successor to end it, so its duration must be stored."""
     path = media.make_video(tmp_path / "in.mkv", stamps=[0, 40], time_base=Fraction(1, 1000))
     with (
@@ -124,7 +126,7 @@ def test_durations_survive(tmp_path):
         assert stream.duration * stream.time_base == Fraction(540, 1000)
 
 
-def test_first_and_last_frames_are_kept(tmp_path):
+def test_first_and_last_frames_are_kept(tmp_path: Path) -> None:
     path = media.make_video(tmp_path / "in.mp4", b_frames=2)
     before = media.frames_of(path)
     after = media.frames_of(enlarge(path, tmp_path / "out.mp4", crf=1))
@@ -144,7 +146,7 @@ def test_first_and_last_frames_are_kept(tmp_path):
         (".webm", "libopus"),
     ],
 )
-def test_audio_is_copied_bit_for_bit(tmp_path, suffix, audio):
+def test_audio_is_copied_bit_for_bit(tmp_path: Path, suffix: str, audio: str) -> None:
     path = media.make_video(
         tmp_path / f"in{suffix}",
         audio=audio,
@@ -163,7 +165,7 @@ def test_audio_is_copied_bit_for_bit(tmp_path, suffix, audio):
         assert container.metadata["title"] == "Été"
 
 
-def test_audio_stays_in_sync_with_a_late_video(tmp_path):
+def test_audio_stays_in_sync_with_a_late_video(tmp_path: Path) -> None:
     """The audio starts before the video, as in recordings that were cut."""
     path = media.make_video(
         tmp_path / "in.mp4", audio="aac", stamps=[s + 20007 for s in VARIABLE], time_base=FINE
@@ -173,7 +175,7 @@ def test_audio_stays_in_sync_with_a_late_video(tmp_path):
     assert media.stamps_of(out) == media.stamps_of(path)
 
 
-def test_subtitles_and_chapters_are_copied(tmp_path):
+def test_subtitles_and_chapters_are_copied(tmp_path: Path) -> None:
     path = media.make_video(
         tmp_path / "in.mkv", audio="aac", subtitles="subrip", chapters=True, time_base=FINE
     )
@@ -188,7 +190,7 @@ def test_subtitles_and_chapters_are_copied(tmp_path):
         assert spans[0] == spans[1]
 
 
-def test_attachments_are_copied(tmp_path, caplog):
+def test_attachments_are_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "in.mkv"
     plain = media.make_video(tmp_path / "plain.mkv")
     font = bytes(range(256))
@@ -206,13 +208,13 @@ def test_attachments_are_copied(tmp_path, caplog):
     assert "attachment stream 1 (font.ttf) is left out" in caplog.text
 
 
-def test_aspect_ratio_is_kept(tmp_path):
+def test_aspect_ratio_is_kept(tmp_path: Path) -> None:
     path = media.make_video(tmp_path / "in.mp4", aspect=Fraction(16, 15))
     with av.open(str(enlarge(path, tmp_path / "out.mp4"))) as container:
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 15)
 
 
-def test_streams_are_interleaved(tmp_path):
+def test_streams_are_interleaved(tmp_path: Path) -> None:
     """Audio and video are close together in the file, or players stall and memory fills up."""
     path = media.make_video(
         tmp_path / "in.mkv",
@@ -233,7 +235,7 @@ def test_streams_are_interleaved(tmp_path):
     assert min(latest.values()) > 28
 
 
-def test_audio_before_zero_shifts_nothing(tmp_path):
+def test_audio_before_zero_shifts_nothing(tmp_path: Path) -> None:
     """AAC starts with a block before time 0, which must not delay the video."""
     path = media.make_video(
         tmp_path / "in.mp4", audio="aac", stamps=[0, 40, 80], time_base=Fraction(1, 1000)

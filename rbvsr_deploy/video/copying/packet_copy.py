@@ -45,7 +45,7 @@ _AVI_CODECS = frozenset({"aac", "ac3", "dts", "mp2", "mp3", "wmav1", "wmav2", "w
 NO_DECODER = "this build of FFmpeg does not support its codec"
 
 _EMPTY_TEXT = 2  # bytes: only the length field
-# Seconds by which audio may start early or late in an AVI, which has no time stamps.
+# Seconds by which audio may start early or late in an AVI, which has no timestamps.
 _NOTABLE_SHIFT = 0.005
 # MOV uses the bibliographic ISO 639-2 code of languages that have two codes.
 _OLDER_CODES = {
@@ -115,7 +115,7 @@ class PacketCopy:
         if packet.dts is None and packet.pts is None:
             if not packet.size:
                 return
-            packet.dts = packet.pts = 0  # cover images have no time stamp
+            packet.dts = packet.pts = 0  # cover images have no timestamp
         if self._skips_empty and packet.size <= _EMPTY_TEXT:
             return
         if self._window is None or self._window.place(packet, clip=self._clip):

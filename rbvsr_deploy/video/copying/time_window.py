@@ -21,7 +21,7 @@ class TimeWindow:
     end: Fraction | None
     """End of the last frame, in seconds on the output's clock; ``None``: not known yet."""
     holds_negative: bool
-    """Whether the output can hold packets that begin before 0 and end after it."""
+    """True if the output can hold packets that begin before 0 and end after it."""
 
     @property
     def source_end(self) -> Fraction | None:
@@ -32,7 +32,7 @@ class TimeWindow:
         """Move a packet to its time in the output, in place.
 
         Args:
-            packet: a packet of the source with at least one time stamp.
+            packet: a packet of the source with at least one timestamp.
             clip: whether to clip the packet to the window; not possible for audio and data.
 
         Returns:

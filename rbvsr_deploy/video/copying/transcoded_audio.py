@@ -29,7 +29,7 @@ _BIT_RATE, _BITS_PER_SAMPLE = 96_000, 4
 _COMMON_LAYOUTS = {"5.0(side)": "5.0", "5.1(side)": "5.1"}
 # The only layout that Opus supports for each number of channels, and the default for that number.
 _DEFAULT_LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
-# Seconds by which time stamps may be off before silence is inserted or samples are dropped: more
+# Seconds by which timestamps may be off before silence is inserted or samples are dropped: more
 # than the rounding of any container, less than the gap that a lost packet leaves.
 _TOLERANCE = 0.01
 # Seconds that decoders need to converge.
@@ -74,7 +74,7 @@ class TranscodedAudio:
         self.output = self._stream
         self._graph: Graph | None = None
         self._input: tuple[object, ...] = ()
-        self._next = Fraction(0)  # start in seconds of the next frame if it has no time stamp
+        self._next = Fraction(0)  # start in seconds of the next frame if it has no timestamp
         self._damaged = 0
         self._timeless = target.format.name == "avi"
 
@@ -165,7 +165,7 @@ class TranscodedAudio:
         from av.filter import Graph
 
         encoder = self._stream.codec_context
-        # In a container without time stamps, playback begins with the first sample.
+        # In a container without timestamps, playback begins with the first sample.
         start = 0 if self._window is None else self._samples(self._window.start)
         first = f":first_pts={start}" if self._timeless else ""
         graph = Graph()

@@ -160,7 +160,7 @@ def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chose
 
 
 def needs_constant_rate(container: str, *, codec: str) -> bool:
-    """Return whether the output stores a frame rate instead of a time stamp per frame."""
+    """Return whether the output stores a frame rate instead of a timestamp per frame."""
     from av.format import ContainerFormat, Flags
 
     variable = Flags(ContainerFormat(container, "w").flags) & Flags.variable_fps

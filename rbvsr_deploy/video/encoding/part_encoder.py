@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.pixels import Image
 
-__all__ = ["PartEncoder"]
+__all__ = ["SegmentEncoder"]
 
 
-class PartEncoder:
+class SegmentEncoder:
     """Encodes a segment with a new encoder, so that its bytes do not depend on earlier segments.
 
     Args:
@@ -94,7 +94,7 @@ class PartEncoder:
             pts = packet.pts if packet.pts is not None else packet.dts
             if pts is None:
                 raise MediaError(
-                    f"codec {self._settings.encoder.name} returns packets without time stamps: "
+                    f"codec {self._settings.encoder.name} returns packets without timestamps: "
                     "choose another codec"
                 )
             scale = Fraction(packet.time_base) / self._settings.time_base

@@ -38,7 +38,7 @@ class StreamSettings:
     colour: Colour
     """Colour description of the source."""
     constant_rate: bool
-    """Whether the format stores a frame rate instead of time stamps."""
+    """True if the format stores a frame rate instead of timestamps."""
 
     @property
     def frame_colour(self) -> Colour:
@@ -73,7 +73,7 @@ class StreamSettings:
         if self.sample_aspect is not None:
             context.sample_aspect_ratio = self.sample_aspect
         if self.constant_rate:
-            # Without time stamps in the file, frames must be stored in presentation order.
+            # Without timestamps in the file, frames must be stored in presentation order.
             context.max_b_frames = 0
         rgb = VideoFormat(self.encoder.pix_fmt, 16, 16).is_rgb
         context.colorspace = RGB_MATRIX if rgb else self.colour.matrix

@@ -31,7 +31,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
-from rbvsr_deploy.video.staging.parts import PartRecord, StoredFile
+from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
 
 __all__ = ["Job"]
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 _LARGEST_RECORD = 2**24
 """Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
+_SHOWN = {"picture size": "image size"}
+"""Key of an identity, as in job folders since the first version -> its name in messages."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -53,7 +55,7 @@ class Job(Closing):
 
         with Job(output, identity={"input": ..., "model": ...}) as job:
             with open_sink(output, source=source, width=w, height=h, job=job) as sink:
-                done = sum(part.frames for part in sink.finished_parts)
+                done = sum(segment.frames for segment in sink.finished_segments)
                 ...
 
     Args:
@@ -74,9 +76,9 @@ class Job(Closing):
     """Path of the job folder."""
     storage: JobFolder
     """File operations in the job folder."""
-    parts: list[PartRecord]
+    segments: list[SegmentRecord]
     """Finished segments, available once a sink is opened."""
-    resumed_parts: int
+    resumed_segments: int
     """Number of segments from an earlier run."""
     started_over: str | None
     """Why finished segments were discarded, as a clause such as "the model was A and is B"."""
@@ -92,8 +94,8 @@ class Job(Closing):
     ) -> None:
         self.output = output
         self.overwrite = overwrite
-        self.parts = []
-        self.resumed_parts = 0
+        self.segments = []
+        self.resumed_segments = 0
         self.started_over = None
         self._identity = dict(identity)
         self._keep = keep
@@ -124,7 +126,10 @@ class Job(Closing):
         check_target(self.output, overwrite=self.overwrite, folder=folder)
 
     def start(
-        self, settings: dict[str, str], *, fits: Callable[[PartRecord], bool] = lambda part: True
+        self,
+        settings: dict[str, str],
+        *,
+        fits: Callable[[SegmentRecord], bool] = lambda segment: True,
     ) -> None:
         """Take over the finished segments of an earlier run, or start over.
 
@@ -147,15 +152,15 @@ class Job(Closing):
                 self._difference(identity) if self._resume else "the input cannot be rewound"
             )
             if self.started_over is None:
-                self.parts = self._read_parts(fits)
-        self.resumed_parts = len(self.parts)
+                self.segments = self._read_segments(fits)
+        self.resumed_segments = len(self.segments)
         # From here on, even after a signal, files outside finished segments are removed.
         self._started = True
         self._tidy()
         self._identity = identity
         self._write_journal()
 
-    def next_part(self, suffix: str) -> Path:
+    def next_segment(self, suffix: str) -> Path:
         """Return the unused path for the data of the current segment.
 
         Raises:
@@ -164,7 +169,7 @@ class Job(Closing):
         self.storage.check()
         return self.folder / self._next(suffix)
 
-    def add_part(
+    def add_segment(
         self,
         *,
         frames: int,
@@ -199,14 +204,14 @@ class Job(Closing):
                 stored = StoredFile(state, len(attachment), digest)
             # The files' directory entries must be on disk before the record that refers to them.
             self.storage.sync()
-            record = PartRecord(frames, note, media, tuple(files), stored)
+            record = SegmentRecord(frames, note, media, tuple(files), stored)
             data = record.to_bytes()
             self.storage.write(self._next(".json"), data)
-            before = self.parts[-1].attachment if self.parts else None
+            before = self.segments[-1].attachment if self.segments else None
             if before is not None:
                 self.storage.remove(before.name)
         # As after a resume: tuples have become lists.
-        self.parts.append(PartRecord.from_bytes(data))
+        self.segments.append(SegmentRecord.from_bytes(data))
 
     def attachment(self) -> bytes | None:
         """Return the attachment of the last finished segment, if any.
@@ -214,7 +219,7 @@ class Job(Closing):
         Raises:
             MediaError: the attachment cannot be read.
         """
-        stored = self.parts[-1].attachment if self.parts else None
+        stored = self.segments[-1].attachment if self.segments else None
         if stored is None:
             return None
         try:
@@ -256,12 +261,12 @@ class Job(Closing):
             return
         try:
             if not (self._keep if self._published else self._resume):
-                self.parts = []
+                self.segments = []
             # The next run removes or uses anything that cannot be removed now.
             with contextlib.suppress(OSError, MediaError):
                 if self._started:
                     self._tidy()
-                if not self.parts:
+                if not self.segments:
                     self.storage.remove_if_empty()
         finally:
             self.storage.close()
@@ -274,7 +279,7 @@ class Job(Closing):
             shutil.copytree(finished, copy)
             for file in copy.iterdir():
                 sync(file)
-        elif any(self.folder / file.name == finished for p in self.parts for file in p.files):
+        elif any(self.folder / file.name == finished for p in self.segments for file in p.files):
             shutil.copyfile(finished, copy)
         else:
             return finished
@@ -282,7 +287,7 @@ class Job(Closing):
         return copy
 
     def _next(self, suffix: str) -> str:
-        return f"part-{len(self.parts) + 1:06d}{suffix}"
+        return f"part-{len(self.segments) + 1:06d}{suffix}"
 
     def _read_journal(self) -> dict[str, Any]:
         """Read ``job.json``; empty if it is missing or damaged."""
@@ -314,43 +319,44 @@ class Job(Closing):
         for key in [*identity, *stored]:
             old, new = stored.get(key, "not known"), identity.get(key, "not known")
             if old != new:
-                return f"the {key} was {old} and is {new}"
+                name = _SHOWN.get(key, key)
+                return f"the {name} was {old} and is {new}"
         return None
 
-    def _read_parts(self, fits: Callable[[PartRecord], bool]) -> list[PartRecord]:
+    def _read_segments(self, fits: Callable[[SegmentRecord], bool]) -> list[SegmentRecord]:
         """Read the finished segments before the first damaged one."""
-        parts: list[PartRecord] = []
+        segments: list[SegmentRecord] = []
         with self._writing():
             names = set(self.storage.names())
-        while (name := f"part-{len(parts) + 1:06d}.json") in names:
+        while (name := f"part-{len(segments) + 1:06d}.json") in names:
             try:
-                record = PartRecord.from_bytes(self.storage.read(name, at_most=_LARGEST_RECORD))
+                record = SegmentRecord.from_bytes(self.storage.read(name, at_most=_LARGEST_RECORD))
                 usable = all(file.is_whole(self.folder) for file in record.files) and fits(record)
             except (*_NOT_A_RECORD, OSError, MediaError):
                 usable = False
             if not usable:
                 logger.warning(
                     "segment %d of the unfinished %s is damaged: resuming before it",
-                    len(parts) + 1,
+                    len(segments) + 1,
                     self.output,
                 )
                 break
-            parts.append(record)
+            segments.append(record)
         # Work cannot resume after a segment whose attachment is lost.
-        while parts and not (
-            parts[-1].attachment is None or parts[-1].attachment.is_whole(self.folder)
+        while segments and not (
+            segments[-1].attachment is None or segments[-1].attachment.is_whole(self.folder)
         ):
-            parts.pop()
-        return parts
+            segments.pop()
+        return segments
 
     def _tidy(self) -> None:
         """Remove all files that do not belong to finished segments."""
         kept: set[str] = set()
-        if self.parts:
+        if self.segments:
             kept.add(JOURNAL)
-            kept.update(f"part-{number:06d}.json" for number in range(1, len(self.parts) + 1))
-            kept.update(file.name for part in self.parts for file in part.files)
-            if (last := self.parts[-1].attachment) is not None:
+            kept.update(f"part-{number:06d}.json" for number in range(1, len(self.segments) + 1))
+            kept.update(file.name for segment in self.segments for file in segment.files)
+            if (last := self.segments[-1].attachment) is not None:
                 kept.add(last.name)
         with self._writing():
             self.storage.clear(kept)

@@ -12,7 +12,7 @@ from typing import Any
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.video.staging.job_folder import is_stored_name
 
-__all__ = ["PartRecord", "StoredFile"]
+__all__ = ["SegmentRecord", "StoredFile"]
 
 _SEAL = "checksum of this record"
 
@@ -57,13 +57,13 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class PartRecord:
+class SegmentRecord:
     """Describes a finished segment: consecutive frames that are encoded and on disk."""
 
     frames: int
     """Number of frames, at least 1."""
     note: dict[str, Any]
-    """Data of the caller of ``Sink.end_part``, JSON-serialisable."""
+    """Data of the caller of ``Sink.end_segment``, JSON-serialisable."""
     media: dict[str, Any] = field(default_factory=dict)
     """Data the sink needs to continue after the segment, JSON-serialisable."""
     files: tuple[StoredFile, ...] = ()
@@ -80,7 +80,7 @@ class PartRecord:
         return json.dumps({**data, _SEAL: _checksum(data)}, indent=1).encode()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> PartRecord:
+    def from_bytes(cls, content: bytes) -> SegmentRecord:
         """Restore a record from :meth:`to_bytes`, or from an earlier version without a checksum.
 
         Raises:

@@ -49,7 +49,7 @@ def check_place(target: Path) -> None:
 
     Raises:
         MediaError: the path has no name, or its folder does not exist; it is a device, a pipe or a
-            dangling link, which a file would replace.
+            broken link, which a file would replace.
     """
     parent = target.parent
     with _examining(target):
@@ -60,7 +60,7 @@ def check_place(target: Path) -> None:
             raise MediaError(f"the output folder {parent} {problem}: create it, or choose another")
         if is_special(target):
             raise MediaError(
-                f"the output {target} is a device, a pipe or a link that leads nowhere: give the "
+                f"the output {target} is a device, a pipe or a broken link: give the "
                 "name of a file or a folder"
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -105,13 +105,14 @@ def test_freeing_resources_in_flight(gpu: Gpu) -> None:
     gpu.fill(gpu.device + 8, 0, 8, gpu.second)
     graph = gpu.end_capture(gpu.second)
     gpu.launch(graph, gpu.second)
-    for free in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: gpu.free(gpu.device),
         lambda: gpu.free_host(gpu.host),
         lambda: gpu.destroy_stream(gpu.first),
         lambda: gpu.destroy_event(gpu.event),
         lambda: gpu.destroy_graph(graph),
-    ):
+    )
+    for free in calls:
         with pytest.raises(GpuMisuseError, match=r"freed while|in flight"):
             free()
     assert len(gpu.leaks()) == 6

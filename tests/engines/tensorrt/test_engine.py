@@ -146,6 +146,7 @@ def schedule(rng: random.Random) -> tuple[NDArray[np.uint8], Settings, MemoryPla
     return clip, settings, plan, cuts
 
 
+@pytest.mark.slow
 def test_random_schedules(
     bundle: Bundle, reference: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

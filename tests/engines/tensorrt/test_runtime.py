@@ -91,7 +91,7 @@ def test_outputs_of_other_shapes_are_never_written(made: tuple[int, ...]) -> Non
     if made == (2, 9, 8, 8):
         assert engine.scratch_bytes() == 7
     else:
-        with pytest.raises(EngineError, match="makes 'new_state' of the shape"):
+        with pytest.raises(EngineError, match="gives 'new_state' the shape"):
             engine.scratch_bytes()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import av
 import numpy as np
 import pytest
@@ -86,11 +89,13 @@ def centres(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("depth", [8, 10, 12])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("matrix", sorted(WEIGHTS))
-def test_conversions_are_exact_to_rounding(matrix, full, depth, chroma):
+def test_conversions_are_exact_to_rounding(
+    matrix: int, full: bool, depth: int, chroma: str
+) -> None:
     """The error is within 0.01 of the rounding error of 0.5; within 0.05 for swscale's 8 bits."""
     pix_fmt = f"yuv{chroma}p" + (f"{depth}le" if depth > 8 else "")
     colour = Colour(matrix=matrix, range=2 if full else 1, primaries=9, transfer=14)
-    kind = {"matrix": matrix, "full": full, "depth": depth}
+    kind: dict[str, Any] = {"matrix": matrix, "full": full, "depth": depth}
     exact = np.minimum(yuv_of(chart(), **kind), 2**depth - 1)
     frame = av.VideoFrame(exact.shape[1], exact.shape[0], pix_fmt)
     fill(frame, exact)
@@ -122,7 +127,7 @@ def test_conversions_are_exact_to_rounding(matrix, full, depth, chroma):
     "pix_fmt",
     ["gbrp10le", "gbrp12le", "gbrap12le", "rgb48be", "rgba64le", "x2rgb10le"],
 )
-def test_deep_rgb_round_trips(pix_fmt):
+def test_deep_rgb_round_trips(pix_fmt: str) -> None:
     video_format = VideoFormat(pix_fmt, 32, 16)
     depth = video_format.components[0].bits
     ramp = np.linspace(0, 65535, 32).astype(np.uint16)
@@ -144,7 +149,7 @@ def test_deep_rgb_round_trips(pix_fmt):
 
 @pytest.mark.parametrize("depth", [8, 10, 16])
 @pytest.mark.parametrize(("range_tag", "full"), [(0, True), (1, False), (2, True)])
-def test_grey_is_full_range_unless_tagged(range_tag, full, depth):
+def test_grey_is_full_range_unless_tagged(range_tag: int, full: bool, depth: int) -> None:
     ramp = np.linspace(0, 1, 32)
     frame = av.VideoFrame(32, 16, "gray" if depth == 8 else f"gray{depth}le")
     unit = 2.0 ** (depth - 8)
@@ -156,23 +161,23 @@ def test_grey_is_full_range_unless_tagged(range_tag, full, depth):
 
 
 @pytest.mark.parametrize(("height", "matrix"), [(480, 6), (576, 6), (719, 6), (720, 1), (1080, 1)])
-def test_untagged_matrix_is_guessed_by_height(height, matrix):
+def test_untagged_matrix_is_guessed_by_height(height: int, matrix: int) -> None:
     frame = av.VideoFrame(16, height, "yuv420p")
     assert colour_of(frame) == Colour(matrix=matrix, range=1, primaries=2, transfer=2)
 
 
-def test_yuvj_is_full_range():
+def test_yuvj_is_full_range() -> None:
     assert colour_of(av.VideoFrame(16, 16, "yuvj420p")).range == 2
 
 
-def test_unsupported_matrix_is_guessed_with_a_warning(caplog):
+def test_unsupported_matrix_is_guessed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     frame = av.VideoFrame(16, 16, "yuv420p")
     frame.colorspace = 8  # YCgCo
     assert colour_of(frame).matrix == 6
     assert "matrix 8" in caplog.text
 
 
-def test_chroma_is_interpolated():
+def test_chroma_is_interpolated() -> None:
     """The nearest chroma sample would give a staircase instead of a ramp."""
     frame = flat_frame(np.array([128, 128, 128]))
     ramp = np.tile(np.arange(88, 168, 5, dtype=np.uint8), 8)
@@ -190,7 +195,9 @@ def test_chroma_is_interpolated():
     "tags", [(1, 1, 1, 1), (6, 1, 6, 6), (5, 1, 5, 1), (9, 1, 9, 14), (1, 2, 1, 13)]
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_video_keeps_colours_and_tags(tmp_path, suffix, tags):
+def test_video_keeps_colours_and_tags(
+    tmp_path: Path, suffix: str, tags: tuple[int, int, int, int]
+) -> None:
     matrix, colour_range = tags[:2]
     rgb = (180, 70, 40)
     path = tmp_path / f"in{suffix}"
@@ -216,7 +223,7 @@ def test_video_keeps_colours_and_tags(tmp_path, suffix, tags):
     assert abs(int(luma) - yuv_of(rgb, matrix=matrix, full=colour_range == 2)[0]) <= 2
 
 
-def test_guessed_matrix_is_tagged(tmp_path):
+def test_guessed_matrix_is_tagged(tmp_path: Path) -> None:
     """Players would guess differently for the output, which is four times as high."""
     path = media.make_video(tmp_path / "in.mp4", stamps=[0, 1001])
     out = tmp_path / "out.mp4"

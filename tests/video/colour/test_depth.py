@@ -21,7 +21,7 @@ from rbvsr_deploy.video import ReadOptions, WriteOptions, open_source
 from rbvsr_deploy.video.encoding.encoder import choose_encoder
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 from tests.video.colour.test_colour import fill, planes, rgb_of, yuv_of
 from tests.video.staging.test_parts import contents_of
 
@@ -104,7 +104,7 @@ class TestStream:
             assert (eight.dtype, sixteen.dtype) == (np.dtype(np.uint8), np.dtype(np.uint16))
             assert np.abs(sixteen / 257 - eight).max() <= 0.51
 
-    def test_resumes_from_a_state(self):
+    def test_resumes_from_a_state(self) -> None:
         images = [media.gradient(n, width=16, height=12) * np.uint16(200) for n in range(6)]
         settings = Settings(lookahead=1)
 
@@ -123,7 +123,7 @@ class TestStream:
         assert len(rest) == 3
         np.testing.assert_array_equal(np.stack(rest), np.stack(whole[3:]))
 
-    def test_upscaler_keeps_the_dtype(self):
+    def test_upscaler_keeps_the_dtype(self) -> None:
         image = np.full((12, 16, 3), 30000, np.uint16)
         with Upscaler(BicubicEngine()) as upscaler:
             (upscaled,) = upscaler.frames([image])
@@ -133,7 +133,7 @@ class TestStream:
             with pytest.raises(ValueError, match="one dtype, uint16 here, got uint8"):
                 upscaler.push(image.astype(np.uint8))
 
-    def test_cuts_match_those_of_eight_bits(self):
+    def test_cuts_match_those_of_eight_bits(self) -> None:
         dark, light = (np.full((36, 64, 3), value, np.uint8) for value in (20, 220))
         clip = [dark, dark, light, light, dark]
         eight, sixteen = CutDetector(), CutDetector()
@@ -158,8 +158,15 @@ class TestDefaults:
         ],
     )
     def test_depth_is_kept_if_the_container_allows(
-        self, tmp_path, caplog, codec, pix_fmt, name, out, expected
-    ):
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        codec: str,
+        pix_fmt: str,
+        name: str,
+        out: str,
+        expected: tuple[str, str],
+    ) -> None:
         options = quiet() if codec == "libx265" else {}
         numbers = np.full((48, 64, 3), 128)
         path = coded(tmp_path / name, [numbers], codec=codec, pix_fmt=pix_fmt, options=options)
@@ -187,7 +194,9 @@ class TestDefaults:
             ({"pix_fmt": "yuv420p"}, "yuv420p"),
         ],
     )
-    def test_a_codec_gets_its_best_pixel_format(self, tmp_path, chosen, expected):
+    def test_a_codec_gets_its_best_pixel_format(
+        self, tmp_path: Path, chosen: dict[str, Any], expected: str
+    ) -> None:
         numbers = np.full((48, 64, 3), 2048)
         path = coded(tmp_path / "a.mkv", [numbers], codec="ffv1", pix_fmt="yuv422p12le")
         with open_source(path) as source:
@@ -197,20 +206,20 @@ class TestDefaults:
         assert encoder.pix_fmt == expected
 
     @pytest.mark.parametrize("out", ["o.mp4", "o.mov"])
-    def test_hevc_has_the_tag_that_apple_players_require(self, tmp_path, out):
+    def test_hevc_has_the_tag_that_apple_players_require(self, tmp_path: Path, out: str) -> None:
         path = coded(tmp_path / "a.mkv", ramps(5))
-        write_parts(path, tmp_path / out, lengths=[2, 3], codec="libx265")
+        write_segments(path, tmp_path / out, lengths=[2, 3], codec="libx265")
         with av.open(str(tmp_path / out)) as container:
             assert container.streams.video[0].codec_context.codec_tag == "hvc1"
             assert len(list(container.decode(video=0))) == 5
 
     @pytest.mark.parametrize("out", ["o.mp4", "o.webm"])
-    def test_a_resumed_run_gives_the_same_bytes(self, tmp_path, out):
+    def test_a_resumed_run_gives_the_same_bytes(self, tmp_path: Path, out: str) -> None:
         path = coded(tmp_path / "a.mp4", ramps(8), codec="libx265", options=quiet())
-        write_parts(path, tmp_path / f"plain-{out}", lengths=[3, 3, 2])
-        write_parts(path, tmp_path / out, lengths=[3, 3, 2], stop_after=4)
-        job = write_parts(path, tmp_path / out, lengths=[3, 3, 2])
-        assert (job.resumed_parts, job.started_over) == (1, None)
+        write_segments(path, tmp_path / f"plain-{out}", lengths=[3, 3, 2])
+        write_segments(path, tmp_path / out, lengths=[3, 3, 2], stop_after=4)
+        job = write_segments(path, tmp_path / out, lengths=[3, 3, 2])
+        assert (job.resumed_segments, job.started_over) == (1, None)
         assert contents_of(tmp_path / out) == contents_of(tmp_path / f"plain-{out}")
 
 
@@ -223,9 +232,11 @@ class TestUpscaled:
     @pytest.mark.parametrize("depth", [8, 10])
     @pytest.mark.parametrize("full", [False, True])
     @pytest.mark.parametrize("matrix", [1, 6, 9])
-    def test_flat_colours_are_kept(self, tmp_path, matrix, full, depth):
+    def test_flat_colours_are_kept(
+        self, tmp_path: Path, matrix: int, full: bool, depth: int
+    ) -> None:
         """The error is at most 2 of 255 levels, decoded with the equations of the standard."""
-        kind = {"matrix": matrix, "full": full, "depth": depth}
+        kind: dict[str, Any] = {"matrix": matrix, "full": full, "depth": depth}
         levels = np.array(list(itertools.product((0, 128, 255), repeat=3)), float)
         chart = levels.reshape(3, 9, 3).repeat(16, axis=0).repeat(16, axis=1)
         numbers = np.minimum(yuv_of(chart, **kind), 2**depth - 1)
@@ -242,7 +253,7 @@ class TestUpscaled:
         found = 255 * rgb_of(np.stack([y, u, v], axis=-1), **kind)[32::64, 32::64]
         assert np.abs(found - chart[8::16, 8::16]).max() <= 2
 
-    def test_output_has_more_levels_than_eight_bits(self, tmp_path):
+    def test_output_has_more_levels_than_eight_bits(self, tmp_path: Path) -> None:
         path = coded(tmp_path / "in.mkv", ramps(2, size=(16, 320)))
         out = tmp_path / "out.mkv"
         upscale_file(path, out, engine=BicubicEngine())
@@ -251,7 +262,7 @@ class TestUpscaled:
         assert len(np.unique(planes(frame)[0])) > 800
 
     @pytest.mark.parametrize("suffix", [".png", ".tif"])
-    def test_sixteen_bit_images_keep_their_depth(self, tmp_path, suffix):
+    def test_sixteen_bit_images_keep_their_depth(self, tmp_path: Path, suffix: str) -> None:
         folder, out = tmp_path / "in", tmp_path / "out"
         folder.mkdir()
         image = np.random.default_rng(0).integers(0, 65536, (1, 1, 3)).astype(np.uint16)
@@ -266,7 +277,7 @@ class TestHdr:
     @pytest.mark.parametrize(
         ("out", "codec"), [("o.mp4", None), ("o.mkv", None), ("o.mkv", "libsvtav1")]
     )
-    def test_side_data_and_tags_are_kept(self, tmp_path, out, codec):
+    def test_side_data_and_tags_are_kept(self, tmp_path: Path, out: str, codec: str | None) -> None:
         parameters = quiet(f"master-display={DISPLAY}", "max-cll=1000,400")
         path = coded(tmp_path / "in.mp4", ramps(2), codec="libx265", tags=PQ, options=parameters)
         messages: list[str] = []
@@ -287,7 +298,9 @@ class TestHdr:
         assert list(light) == [1000, 400]
         assert sum("is HDR (PQ)" in line for line in messages) == 1
 
-    def test_hdr_metadata_that_an_encoder_cannot_write_is_reported(self, tmp_path, caplog):
+    def test_hdr_metadata_that_an_encoder_cannot_write_is_reported(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         parameters = quiet(f"master-display={DISPLAY}")
         path = coded(tmp_path / "in.mp4", ramps(1), codec="libx265", tags=PQ, options=parameters)
         with open_source(path) as source:
@@ -304,7 +317,9 @@ class TestHdr:
         (48, (1, 2), None),
     ],
 )
-def test_assumed_colour_tags_are_reported(tmp_path, height, tags, words):
+def test_assumed_colour_tags_are_reported(
+    tmp_path: Path, height: int, tags: tuple[int, int], words: str | None
+) -> None:
     numbers = np.full((height, 64, 3), 128)
     path = coded(tmp_path / "a.mkv", [numbers], pix_fmt="yuv420p", tags=(*tags, 2, 2))
     with open_source(path, ReadOptions()) as source:

@@ -39,25 +39,27 @@ def enlarge(path: Path, out: Path, *, codec: str | None = None, **reading: Any) 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_images_keep_alpha(tmp_path, suffix, dtype):
+def test_images_keep_alpha(
+    tmp_path: Path, suffix: str, dtype: type[np.unsignedinteger[Any]]
+) -> None:
     path = media.write_still(tmp_path / f"a{suffix}", transparent(dtype))
     out = tmp_path / f"out{suffix}"
     enlarge(path, out, alpha="keep")
     found = media.read_still(out)
-    assert (found.shape, found.dtype) == ((64, 96, 4), dtype)
+    assert (found.shape, found.dtype) == ((64, 96, 4), np.dtype(dtype))
     top = np.iinfo(dtype).max
     np.testing.assert_array_equal(found[:, :40, 3], top)
     np.testing.assert_array_equal(found[:, 56:, 3], round(0.25 * top))
 
 
-def test_alpha_is_dropped_with_a_warning(tmp_path, caplog):
+def test_alpha_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     enlarge(path, tmp_path / "out.png")
     assert media.read_still(tmp_path / "out.png").shape == (64, 96, 3)
     assert "its alpha channel is dropped" in caplog.text
 
 
-def test_alpha_is_refused(tmp_path):
+def test_alpha_is_refused(tmp_path: Path) -> None:
     path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="has an alpha channel, which is to be refused"):
         enlarge(path, tmp_path / "out.png", alpha="refuse")
@@ -68,7 +70,7 @@ def test_alpha_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("out", "pix_fmt"), [("out.mkv", "yuva444p10le"), ("out.mov", "yuva444p12le")]
 )
-def test_videos_keep_alpha(tmp_path, out, pix_fmt):
+def test_videos_keep_alpha(tmp_path: Path, out: str, pix_fmt: str) -> None:
     """FFmpeg decodes 10-bit ProRes to 12 bits."""
     numbers = np.full((16, 24, 4), 512)
     numbers[:, 12:, 3] = 100
@@ -82,14 +84,14 @@ def test_videos_keep_alpha(tmp_path, out, pix_fmt):
 
 
 @pytest.mark.parametrize("out", ["out.mp4", "out.webm", "out.jpg"])
-def test_an_output_without_alpha_is_refused_at_once(tmp_path, out):
+def test_an_output_without_alpha_is_refused_at_once(tmp_path: Path, out: str) -> None:
     path = media.write_still(tmp_path / "a.png", transparent(np.uint8))
     with pytest.raises(MediaError, match="does not support alpha: set alpha to drop"):
         enlarge(path, tmp_path / out, alpha="keep")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_folder_may_mix_images_with_and_without_alpha(tmp_path):
+def test_a_folder_may_mix_images_with_and_without_alpha(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     media.write_still(folder / "1.png", transparent(np.uint8)[..., :3].copy())

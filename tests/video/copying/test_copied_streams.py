@@ -13,7 +13,7 @@ from av.stream import Disposition
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.copying import packet_copy
 from tests.support import media
-from tests.support.sinks import job_sink, write_parts
+from tests.support.sinks import job_sink, write_segments
 from tests.support.streams import Data, Sound, Text, heard, jpeg, packets, texts, write
 
 LINES = ((200, 400, r"Hallo {\i1}Welt{\i0}\Nzwei"), (800, 500, r"Ünïcode & mehr"))
@@ -50,13 +50,20 @@ def through(path: Path, out: Path, *, reading: ReadOptions | None = None, **opti
     ],
 )
 def test_unsupported_audio_is_re_encoded_with_its_timing(
-    tmp_path, caplog, sound, suffix, out, codec, layout, rate
-):
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    sound: Sound,
+    suffix: str,
+    out: str,
+    codec: str,
+    layout: str,
+    rate: int,
+) -> None:
     """Every click stays within a millisecond of its time relative to the video."""
     path = write(tmp_path / f"in{suffix}", sound)
     result = through(path, tmp_path / f"out{out}")
     before, after = heard(path), heard(result)
-    # AVI has no time stamps: FFmpeg gives frames the times at which the decoder returns them.
+    # AVI has no timestamps: FFmpeg gives frames the times at which the decoder returns them.
     shift = float(media.stamps_of(result)[0] - media.stamps_of(path)[0]) if out != ".avi" else 0
     assert len(before.clicks) == 2
     expected = [sound.start + click + shift for click in sound.clicks]
@@ -73,7 +80,7 @@ def test_unsupported_audio_is_re_encoded_with_its_timing(
     ("codec", "suffix"),
     [("subrip", ".mkv"), ("ass", ".mkv"), ("webvtt", ".mkv"), ("mov_text", ".mp4")],
 )
-def test_text_subtitles_remain_text(tmp_path, codec, suffix, out):
+def test_text_subtitles_remain_text(tmp_path: Path, codec: str, suffix: str, out: str) -> None:
     """Words, italics, line breaks and times are kept in the container's text format."""
     path = write(tmp_path / f"in{suffix}", Text(codec, LINES, disposition=Disposition.forced.value))
     result = through(path, tmp_path / f"out{out}")
@@ -86,7 +93,9 @@ def test_text_subtitles_remain_text(tmp_path, codec, suffix, out):
         assert out == ".mov" or stream.disposition & Disposition.forced
 
 
-def test_bitmap_subtitles_are_copied_to_matroska_only(tmp_path, caplog):
+def test_bitmap_subtitles_are_copied_to_matroska_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "in.mkv"
     plain = write(tmp_path / "plain.mkv")
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
@@ -111,7 +120,9 @@ def test_bitmap_subtitles_are_copied_to_matroska_only(tmp_path, caplog):
     assert ".mkv" in message
 
 
-def test_codec_that_ffmpeg_does_not_support_is_reported(tmp_path, caplog):
+def test_codec_that_ffmpeg_does_not_support_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Teletext, as in recorded broadcasts, is left out; the other streams are copied."""
     plain, path = write(tmp_path / "plain.ts", Sound("aac")), tmp_path / "in.ts"
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
@@ -129,7 +140,7 @@ def test_codec_that_ffmpeg_does_not_support_is_reported(tmp_path, caplog):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("out", [".mp4", ".mkv"])
-def test_cover_is_copied(tmp_path, suffix, out):
+def test_cover_is_copied(tmp_path: Path, suffix: str, out: str) -> None:
     """The bytes are unchanged, it is still a cover, and no video frame moves in time."""
     path = write(tmp_path / f"in{suffix}", Sound("aac"), cover=jpeg())
     result = through(path, tmp_path / f"out{out}")
@@ -144,7 +155,9 @@ def test_cover_is_copied(tmp_path, suffix, out):
 
 
 @pytest.mark.parametrize("out", [".mov", ".webm", ".ts", ".avi", ".flv"])
-def test_unsupported_cover_is_reported(tmp_path, caplog, out):
+def test_unsupported_cover_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, out: str
+) -> None:
     path = write(tmp_path / "in.mp4", cover=jpeg())
     with av.open(str(through(path, tmp_path / f"out{out}"))) as container:
         assert len(container.streams) == 1
@@ -155,7 +168,7 @@ def test_unsupported_cover_is_reported(tmp_path, caplog, out):
     ("codec", "suffix", "out"),
     [("bin_data", ".mp4", ".mp4"), ("bin_data", ".mp4", ".mov"), ("klv", ".ts", ".ts")],
 )
-def test_timed_data_is_copied(tmp_path, codec, suffix, out):
+def test_timed_data_is_copied(tmp_path: Path, codec: str, suffix: str, out: str) -> None:
     """Camera positions and drone metadata are copied packet by packet."""
     path = write(tmp_path / f"in{suffix}", Data(codec), start=2)
     result = through(path, tmp_path / f"out{out}")
@@ -165,7 +178,9 @@ def test_timed_data_is_copied(tmp_path, codec, suffix, out):
     assert [(time + shift, data) for time, data in before] == after
 
 
-def test_unsupported_timed_data_is_reported(tmp_path, caplog):
+def test_unsupported_timed_data_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write(tmp_path / "in.ts", Data("klv"))
     with av.open(str(through(path, tmp_path / "out.mp4"))) as container:
         assert not container.streams.data
@@ -173,7 +188,7 @@ def test_unsupported_timed_data_is_reported(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("out", [".mov", ".mp4", ".mkv"])
-def test_time_code_is_kept(tmp_path, caplog, out):
+def test_time_code_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture, out: str) -> None:
     path = write(tmp_path / "in.mov", timecode="01:02:03:04")
     result = through(path, tmp_path / f"out{out}")
     with av.open(str(result)) as container:
@@ -183,7 +198,9 @@ def test_time_code_is_kept(tmp_path, caplog, out):
     assert not caplog.records
 
 
-def test_only_one_video_is_upscaled_and_the_other_is_reported(tmp_path, caplog):
+def test_only_one_video_is_upscaled_and_the_other_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "two.mkv"
     plain = write(tmp_path / "plain.mkv")
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
@@ -198,7 +215,7 @@ def test_only_one_video_is_upscaled_and_the_other_is_reported(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
-def test_tags_languages_and_dispositions_are_kept(tmp_path, suffix):
+def test_tags_languages_and_dispositions_are_kept(tmp_path: Path, suffix: str) -> None:
     """Two audio tracks, forced subtitles, and titles of the file, tracks and chapters are kept."""
     tags = {
         "title": "Été à Köln",
@@ -250,7 +267,9 @@ def _description(stream: dict[str, Any]) -> dict[str, Any]:
     return {**stream, "tags": tags}
 
 
-def test_audio_and_subtitles_can_be_left_out(tmp_path, caplog):
+def test_audio_and_subtitles_can_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write(tmp_path / "in.mkv", Sound("aac"), Text("subrip", LINES), cover=jpeg())
     cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
         ({"audio": False}, ["video", "subtitle", "video"]),
@@ -264,20 +283,22 @@ def test_audio_and_subtitles_can_be_left_out(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_streams_to_leave_out_may_change_when_a_run_is_resumed(tmp_path):
+def test_streams_to_leave_out_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     """Streams are only joined at the end of a run, so that no work has to be repeated."""
     path = write(tmp_path / "in.mkv", Sound("aac"), seconds=0.48)
     out = tmp_path / "out.mkv"
-    interrupted = write_parts(path, out, lengths=[6, 6], stop_after=6)
-    first = [file.sha256 for part in interrupted.parts for file in part.files]
-    resumed = write_parts(path, out, lengths=[6, 6], audio=False, keep=True)
-    assert [file.sha256 for file in resumed.parts[0].files] == first
+    interrupted = write_segments(path, out, lengths=[6, 6], stop_after=6)
+    first = [file.sha256 for segment in interrupted.segments for file in segment.files]
+    resumed = write_segments(path, out, lengths=[6, 6], audio=False, keep=True)
+    assert [file.sha256 for file in resumed.segments[0].files] == first
     assert resumed.started_over is None
     with av.open(str(out)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 
 
-def test_damaged_audio_becomes_silence_with_a_warning(tmp_path, caplog):
+def test_damaged_audio_becomes_silence_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Audio before and after the damage keeps its timing, and the video is complete."""
     path = write(tmp_path / "in.mkv", Sound("flac", clicks=(0.2, 1.4)))
     data = bytearray(path.read_bytes())
@@ -296,7 +317,7 @@ def test_damaged_audio_becomes_silence_with_a_warning(tmp_path, caplog):
     assert "audio stream 1 (flac, fra)" in messages[0]
 
 
-def test_attachment_keeps_name_type_and_bytes(tmp_path):
+def test_attachment_keeps_name_type_and_bytes(tmp_path: Path) -> None:
     font = bytes(range(256)) * 5
     path = tmp_path / "in.mkv"
     plain = write(tmp_path / "plain.mkv")
@@ -332,7 +353,9 @@ CUT = ReadOptions(start=Fraction("0.4"), end=Fraction("1.2"))
     ],
 )
 @pytest.mark.parametrize("start", [0, 3])
-def test_audio_of_an_excerpt_stays_in_sync(tmp_path, codec, suffix, out, coded, start):
+def test_audio_of_an_excerpt_stays_in_sync(
+    tmp_path: Path, codec: str, suffix: str, out: str, coded: str, start: int
+) -> None:
     """Copied audio has the packets that overlap the excerpt; re-encoded audio is cut exactly."""
     sound = Sound(codec, clicks=(0.2, 0.5, 1.1, 1.4), start=start)
     path = write(tmp_path / f"in{suffix}", sound, start=start)
@@ -350,7 +373,7 @@ def test_audio_of_an_excerpt_stays_in_sync(tmp_path, codec, suffix, out, coded, 
         assert 0.799 <= found.end < 0.8 + 0.022
 
 
-def test_packets_of_an_excerpt_are_those_of_the_input(tmp_path):
+def test_packets_of_an_excerpt_are_those_of_the_input(tmp_path: Path) -> None:
     path = write(tmp_path / "in.mp4", Sound("aac"))
     inside = [
         data
@@ -363,7 +386,7 @@ def test_packets_of_an_excerpt_are_those_of_the_input(tmp_path):
 
 
 @pytest.mark.parametrize("out", [".mkv", ".mp4"])
-def test_subtitles_and_chapters_of_an_excerpt_are_clipped(tmp_path, out):
+def test_subtitles_and_chapters_of_an_excerpt_are_clipped(tmp_path: Path, out: str) -> None:
     """Entries that cross a border end there, those outside are dropped, and the cover is kept."""
     lines = [(100, 200, "before"), (300, 200, "into"), (600, 100, "in"), (1000, 500, "out")]
     path = write(
@@ -386,12 +409,14 @@ def test_subtitles_and_chapters_of_an_excerpt_are_clipped(tmp_path, out):
         assert "timecode" not in tags  # it was the time of another frame
 
 
-def test_excerpt_reads_only_what_is_near_it(tmp_path, monkeypatch):
+def test_excerpt_reads_only_what_is_near_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "in.mkv", Sound("flac"), seconds=40)
     times = []
     convert = packet_copy.PacketCopy.convert
 
-    def spy(copy, packet):
+    def spy(copy: Any, packet: Any) -> Any:
         times.extend([packet.pts * packet.time_base] if packet else [])
         return convert(copy, packet)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from rbvsr_deploy.video import Job
 from rbvsr_deploy.video.images import write_image
 from rbvsr_deploy.video.staging.parts import StoredFile
 from tests.support import media
-from tests.support.sinks import write_parts
+from tests.support.sinks import write_segments
 
 STATE = bytes(range(256))
 
 
 def stored(job: Job, data: bytes) -> StoredFile:
     """Write a segment's data as sinks do."""
-    path = job.next_part(".packets")
+    path = job.next_segment(".packets")
     path.write_bytes(data)
     return StoredFile(path.name, len(data))
 
@@ -33,7 +34,7 @@ def begun(out: Path, *, parts: int, **identity: str) -> Job:
     with Job(out, identity=identity) as job:
         job.start({"codec": "c"})
         for number in range(parts):
-            job.add_part(
+            job.add_segment(
                 frames=number + 1,
                 note={"number": number},
                 media={},
@@ -65,7 +66,9 @@ def clip(tmp_path: Path) -> Path:
 
 
 class TestFolder:
-    def test_name_is_hidden_and_always_the_same(self, out, tmp_path, monkeypatch):
+    def test_name_is_hidden_and_always_the_same(
+        self, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert begun(out, parts=0).folder == tmp_path / ".out.mp4.job"
         monkeypatch.chdir(tmp_path)
         assert begun(Path("sub"), parts=0).folder == tmp_path / ".sub.job"
@@ -73,16 +76,16 @@ class TestFolder:
         monkeypatch.chdir(tmp_path / "here")
         assert begun(Path("."), parts=0).folder == tmp_path / ".here.job"
 
-    def test_folder_without_finished_segments_is_removed(self, out, tmp_path):
+    def test_folder_without_finished_segments_is_removed(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             stored(job, b"half a segment")
         assert all_names(tmp_path) == []
 
-    def test_only_finished_segments_are_kept(self, out, tmp_path):
+    def test_only_finished_segments_are_kept(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
-            job.add_part(frames=1, note={}, media={}, files=[stored(job, b"1")])
+            job.add_segment(frames=1, note={}, media={}, files=[stored(job, b"1")])
             stored(job, b"half a segment")
             (job.folder / "joined.mp4").write_bytes(b"half a file")
         assert all_names(job.folder) == [
@@ -92,7 +95,7 @@ class TestFolder:
             "part-000001.packets",
         ]
 
-    def test_leftovers_of_a_killed_run_are_removed(self, out, tmp_path):
+    def test_leftovers_of_a_killed_run_are_removed(self, out: Path, tmp_path: Path) -> None:
         job = begun(out, parts=1)
         for name in ("part-000002.packets", ".part-000002.json.x.part", "pictures/1.png"):
             (job.folder / name).parent.mkdir(exist_ok=True)
@@ -107,31 +110,31 @@ class TestFolder:
                 "part-000001.state",
             ]
 
-    def test_an_error_before_the_start_loses_nothing(self, out):
+    def test_an_error_before_the_start_loses_nothing(self, out: Path) -> None:
         """A mistyped option is refused by the sink before it starts the job."""
         folder = begun(out, parts=2).folder
         before = all_names(folder)
         with Job(out, identity={"input": "other"}):
             pass
         assert all_names(folder) == before
-        assert continued(out).resumed_parts == 2
+        assert continued(out).resumed_segments == 2
 
-    def test_closing_twice(self, out):
+    def test_closing_twice(self, out: Path) -> None:
         job = begun(out, parts=0)
         job.close()
 
-    def test_missing_parent(self, tmp_path):
+    def test_missing_parent(self, tmp_path: Path) -> None:
         with pytest.raises(MediaError, match="no does not exist: create it"):
             Job(tmp_path / "no" / "out.mp4", identity={})
 
 
 class TestTakingOver:
-    def test_segments(self, out):
+    def test_segments(self, out: Path) -> None:
         begun(out, parts=3, input="a")
         job = continued(out, input="a")
         assert job.started_over is None
-        assert job.resumed_parts == 3
-        assert [(part.frames, part.note) for part in job.parts] == [
+        assert job.resumed_segments == 3
+        assert [(segment.frames, segment.note) for segment in job.segments] == [
             (1, {"number": 0}),
             (2, {"number": 1}),
             (3, {"number": 2}),
@@ -149,10 +152,12 @@ class TestTakingOver:
             lambda folder: (folder / "part-000001.json").unlink(),
         ],
     )
-    def test_no_resume_after_a_lost_state(self, out, damage):
+    def test_no_resume_after_a_lost_state(
+        self, out: Path, damage: Callable[[Path], object]
+    ) -> None:
         """Only the last segment has a state: without it, earlier segments are useless too."""
         damage(begun(out, parts=3).folder)
-        assert continued(out).resumed_parts == 0
+        assert continued(out).resumed_segments == 0
 
     @pytest.mark.parametrize(
         "damage",
@@ -163,14 +168,20 @@ class TestTakingOver:
         ],
         ids=["short", "changed", "missing"],
     )
-    def test_damaged_segment_is_redone(self, tmp_path, clip, caplog, damage):
+    def test_damaged_segment_is_redone(
+        self,
+        tmp_path: Path,
+        clip: Path,
+        caplog: pytest.LogCaptureFixture,
+        damage: Callable[[Path], object],
+    ) -> None:
         """The damaged segment and all later ones are redone, with the same result."""
         options: dict[str, Any] = {"lengths": [3, 3, 3, 3], "attach": False}
-        write_parts(clip, tmp_path / "plain.mp4", **options)
-        folder = write_parts(clip, tmp_path / "out.mp4", stop_after=9, **options).folder
+        write_segments(clip, tmp_path / "plain.mp4", **options)
+        folder = write_segments(clip, tmp_path / "out.mp4", stop_after=9, **options).folder
         damage(folder / "part-000002.packets")
         with caplog.at_level(logging.WARNING):
-            assert write_parts(clip, tmp_path / "out.mp4", **options).resumed_parts == 1
+            assert write_segments(clip, tmp_path / "out.mp4", **options).resumed_segments == 1
         assert "segment 2 of the unfinished" in caplog.text
         assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
@@ -183,24 +194,28 @@ class TestStartingOver:
             ({"input": "a", "model": "n"}, "the model was m and is n"),
             ({"input": "a"}, "the model was m and is not known"),
             ({"input": "a", "model": "m", "noise": "1"}, "the noise was not known and is 1"),
+            (
+                {"input": "a", "model": "m", "picture size": "8x8"},
+                "the image size was not known and is 8x8",
+            ),
         ],
     )
-    def test_another_identity(self, out, new, why):
+    def test_another_identity(self, out: Path, new: dict[str, Any], why: str) -> None:
         begun(out, parts=2, input="a", model="m")
         job = continued(out, **new)
         assert job.started_over == why
-        assert job.parts == []
+        assert job.segments == []
         assert not job.folder.exists()
 
-    def test_other_settings_of_the_sink(self, tmp_path, clip):
+    def test_other_settings_of_the_sink(self, tmp_path: Path, clip: Path) -> None:
         """The sink's settings belong to the identity too."""
-        write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], stop_after=6)
-        job = write_parts(clip, tmp_path / "out.mp4", lengths=[6, 6], crf=30)
+        write_segments(clip, tmp_path / "out.mp4", lengths=[6, 6], stop_after=6)
+        job = write_segments(clip, tmp_path / "out.mp4", lengths=[6, 6], crf=30)
         assert job.started_over is not None
         assert job.started_over.startswith("the encoder setting was crf=18")
         assert len(media.stamps_of(tmp_path / "out.mp4")) == 12
 
-    def test_nothing_to_discard(self, out):
+    def test_nothing_to_discard(self, out: Path) -> None:
         begun(out, parts=0, input="a")
         assert continued(out, input="b").started_over is None
 
@@ -214,16 +229,16 @@ class TestStartingOver:
             (None, "damaged"),
         ],
     )
-    def test_damaged_or_foreign_record(self, out, text, why):
+    def test_damaged_or_foreign_record(self, out: Path, text: str | None, why: str) -> None:
         path = begun(out, parts=1).folder / "job.json"
         path.unlink() if text is None else path.write_text(text)
         job = continued(out)
         assert why in str(job.started_over)
-        assert job.parts == []
+        assert job.segments == []
 
 
 class TestLock:
-    def test_second_run_is_refused(self, out, tmp_path):
+    def test_second_run_is_refused(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             with pytest.raises(MediaError, match=r"another run is working on .*out\.mp4: wait"):
@@ -231,7 +246,9 @@ class TestLock:
             assert job.folder.exists()
         assert all_names(tmp_path) == []
 
-    def test_folder_removed_while_it_is_locked(self, out, monkeypatch):
+    def test_folder_removed_while_it_is_locked(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A lock in a folder that another run has just removed would exclude nobody."""
         lock = portalocker.lock
         calls: list[Any] = []
@@ -247,7 +264,7 @@ class TestLock:
             Job(out, identity={})
         assert len(calls) == 3
 
-    def test_other_outputs_are_not_locked(self, out, tmp_path):
+    def test_other_outputs_are_not_locked(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}), Job(tmp_path / "other.mp4", identity={}):
             pass
 
@@ -255,31 +272,31 @@ class TestLock:
 class TestPublishing:
     @pytest.mark.parametrize("name", ["out.mp4", "frames", "one.png"])
     @pytest.mark.parametrize("keep", [False, True])
-    def test_keep(self, tmp_path, clip, name, keep):
+    def test_keep(self, tmp_path: Path, clip: Path, name: str, keep: bool) -> None:
         """A kept folder is enough to publish again."""
         path, lengths = clip, [6, 6]
         if name == "one.png":
             path, lengths = tmp_path / "in.png", [1]
             write_image(path, image=media.gradient(0))
         out = tmp_path / name
-        job = write_parts(path, out, lengths=lengths, keep=keep)
+        job = write_segments(path, out, lengths=lengths, keep=keep)
         assert out.exists()
         assert job.folder.exists() == keep
         if keep:
             with pytest.raises(MediaError, match=r"exists|is a folder"):
-                write_parts(path, out, lengths=lengths)
+                write_segments(path, out, lengths=lengths)
             out.rename(tmp_path / "before")
-            assert write_parts(path, out, lengths=lengths).resumed_parts == len(lengths)
+            assert write_segments(path, out, lengths=lengths).resumed_segments == len(lengths)
             assert out.exists()
             assert not job.folder.exists()
 
-    def test_existing_folder(self, tmp_path):
+    def test_existing_folder(self, tmp_path: Path) -> None:
         """An empty folder is replaced in one step; otherwise, files are added to it."""
         source, out = tmp_path / "in", tmp_path / "frames"
         source.mkdir()
         out.mkdir()
         write_image(source / "1.png", image=media.gradient(0))
-        write_parts(source, out, lengths=[1])
+        write_segments(source, out, lengths=[1])
         (out / "other.txt").write_text("mine")
         with Job(out, identity={}, overwrite=True) as job:
             job.start({})
@@ -289,14 +306,14 @@ class TestPublishing:
         assert all_names(tmp_path / "frames") == ["1.png", "2.png", "other.txt"]
         assert not job.folder.exists()
 
-    def test_note_must_be_json_serialisable(self, out, tmp_path):
+    def test_note_must_be_json_serialisable(self, out: Path, tmp_path: Path) -> None:
         with Job(out, identity={}) as job:
             job.start({})
             with pytest.raises(TypeError):
-                job.add_part(frames=1, note={"a": object()}, media={}, files=[stored(job, b"1")])
+                job.add_segment(frames=1, note={"a": object()}, media={}, files=[stored(job, b"1")])
         assert all_names(tmp_path) == []
 
-    def test_journal_names_the_identity(self, out):
+    def test_journal_names_the_identity(self, out: Path) -> None:
         """The identity is readable in a kept folder."""
         job = begun(out, parts=1, input="a")
         data = json.loads((job.folder / "job.json").read_text())
