@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # Options for pytest: make test ARGS="-k bundle"
 ARGS ?=
 
-.PHONY: demo check test test-fast test-gpu lint types clean links
+.PHONY: demo check test test-fast test-gpu lint types clean links counts figures
 
 # Runs the demo in a user's environment: the installed wheel with [cpu], without torch.
 demo: .venv-demo/installed
@@ -30,6 +30,14 @@ test: .venv/installed
 # Runs the tests that take about a second each, for use during development.
 test-fast: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+# Writes the baseline of counted work again (tests/bench/test_gate.py), after a change that moves it.
+counts: .venv/installed
+	RBVSR_RENEW_COUNTS=1 .venv/bin/python -m pytest -q tests/bench/test_gate.py
+
+# Writes the tables of the pages and the schema of results again, from benchmarks/results/.
+figures: .venv/installed
+	.venv/bin/python benchmarks/tables.py
 
 # Checks lint and types in seconds, in an environment without torch. Calls to missing libraries are not checked;
 # `make types` checks those too.

@@ -133,12 +133,9 @@ PARTS = (
         _program("gpu_checks.py", "repeat", _BUNDLE, "--json", "{json}"),
     ),
     Part(
-        "graphs",
-        "Milliseconds per graph, 320x180",
-        _program(
-            *("graphs.py", _BUNDLE, "--device", "tensorrt", "--repeats", "50"),
-            *("--json", "{json}"),
-        ),
+        "bench",
+        "Each graph, one frame at a time and whole scenes, 320x180",
+        _toolkit("bench", "--engine", _BUNDLE, "--device", "tensorrt", "-o", "{json}"),
     ),
     Part(
         "int8",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -13,11 +12,10 @@ from typing import Any
 import click
 import numpy as np
 from common import environment, parse_size, upscale
-from graphs import inputs
 
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
 from rbvsr_deploy.pixels import psnr_of
 from rbvsr_deploy.runtime.stream import Settings
 
@@ -39,6 +37,20 @@ def clip(frames: int, size: tuple[int, int]) -> Any:
     rng = np.random.default_rng(0)
     wide = rng.integers(0, 256, (height, width + frames, 3), np.uint8)
     return np.stack([wide[:, t : t + width] for t in range(frames)])
+
+
+def inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Array]:
+    """Make random arrays of a graph's shapes on the engine's device; flow of a few pixels."""
+    sizes = {"N": 1, "C": engine.network.channels, "H": height, "W": width}
+    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for item in GRAPHS[graph].inputs:
+        shape = tuple(sizes[s] if isinstance(s, str) else s for s in item.shape)
+        dtype = item.numpy_dtype(engine.network.precision)
+        factor = {"uint8": 255, "float32": 3 if item.name == "flow" else 1}.get(str(dtype), 1)
+        arrays[item.name] = engine.upload((factor * rng.random(shape)).astype(dtype))
+    return arrays
 
 
 def finish(result: dict[str, Any], json_path: Path | None, *, failures: list[str]) -> None:
@@ -201,13 +213,16 @@ def int8(folder: Path, sample: Path, json_path: Path | None) -> None:
     for name, options in bundles.items():
         path = folder / f"compact-{name}.plan"
         subprocess.run([sys.executable, "-c", export, *options, "-o", str(path)], check=True)
-    measured = folder / "int8.graphs.json"
-    program = Path(__file__).with_name("graphs.py")
-    paths = [str(folder / f"compact-{name}.plan") for name in bundles]
-    options = ["--device", "tensorrt", "--repeats", "50", "--json", str(measured)]
-    subprocess.run([sys.executable, str(program), *paths, *options], check=True)
+    bench = "from rbvsr_deploy.commands.bench import bench; bench()"
+    results = {}
+    for name in bundles:
+        measured = folder / f"compact-{name}.bench.json"
+        paths = ["--engine", str(folder / f"compact-{name}.plan"), "-o", str(measured)]
+        options = ["--device", "tensorrt", "--quick", *paths]
+        subprocess.run([sys.executable, "-c", bench, *options], check=True)
+        results[name] = json.loads(measured.read_text(encoding="utf-8"))
     if json_path is not None:
-        shutil.copy(measured, json_path)
+        json_path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,17 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
-__all__ = ["failure", "free_cuda_memory", "free_host_memory", "free_shared_memory"]
+__all__ = [
+    "failure",
+    "free_cuda_memory",
+    "free_host_memory",
+    "free_shared_memory",
+    "nvml_device",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -59,21 +66,32 @@ def free_cuda_memory(index: int = 0) -> int:
             "installed: pip install 'rbvsr-deploy[cuda]', or set a memory limit",
             parameters=("memory",),
         ) from None
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    name = visible[index] if visible else str(index)
     try:
-        pynvml.nvmlInit()
-        handle = (
-            pynvml.nvmlDeviceGetHandleByIndex(int(name))
-            if name.isdecimal()
-            else pynvml.nvmlDeviceGetHandleByUUID(name)
-        )
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(nvml_device(index)).free)
     except pynvml.NVMLError as error:
         raise EngineError(
-            f"cannot read the free memory of GPU {name} ({error}): set a memory limit",
+            f"cannot read the free memory of GPU {index} ({error}): set a memory limit",
             parameters=("memory",),
         ) from error
+
+
+def nvml_device(index: int = 0) -> Any:
+    """Return NVML's handle of the GPU with this CUDA index in this process.
+
+    Raises:
+        ImportError: nvidia-ml-py is not installed.
+        pynvml.NVMLError: the driver does not answer.
+    """
+    import pynvml
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    name = visible[index] if visible else str(index)
+    pynvml.nvmlInit()
+    return (
+        pynvml.nvmlDeviceGetHandleByIndex(int(name))
+        if name.isdecimal()
+        else pynvml.nvmlDeviceGetHandleByUUID(name)
+    )
 
 
 def _available() -> int:

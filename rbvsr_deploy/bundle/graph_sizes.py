@@ -17,7 +17,7 @@ from rbvsr_deploy.bundle.onnx_fields import GraphFormatError
 from rbvsr_deploy.bundle.onnx_reader import ELEMENT_TYPES, MOST_VALUES, Graph, Node
 from rbvsr_deploy.graphs import GraphSpec
 
-__all__ = ["check_sizes"]
+__all__ = ["check_sizes", "infer_shapes"]
 
 _FRAMES = ((2, 18, 25), (1, 2160, 3840))
 """N, H and W of the frames: distinct, so that they cannot be confused, and not multiples of 32. The
@@ -62,6 +62,26 @@ def check_sizes(graph: Graph, spec: GraphSpec, *, channels: int) -> None:
         raise GraphFormatError("takes a shape that does not depend on the frame size")
 
 
+def infer_shapes(graph: Graph, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every value of a graph that has been checked.
+
+    Args:
+        graph: the graph.
+        inputs: shapes of its inputs, by name.
+    """
+    values = _constants(graph) | {name: _Value(shape) for name, shape in inputs.items()}
+    for node in graph.nodes:
+        values[node.outputs[0]] = _infer(node, [values[name] for name in node.inputs])
+    return {name: value.shape for name, value in values.items()}
+
+
+def _constants(graph: Graph) -> dict[str, _Value]:
+    return {"": _Value(())} | {
+        name: _Value(tensor.shape, tensor.values if tensor.dtype in _COUNTED else None)
+        for name, tensor in graph.initializers.items()
+    }
+
+
 def _of_frame(
     graph: Graph, spec: GraphSpec, frame: tuple[int, int, int], *, channels: int
 ) -> list[tuple[float, ...] | None]:
@@ -72,11 +92,7 @@ def _of_frame(
     def contract(shape: Sequence[int | str]) -> _Shape:
         return tuple(size if isinstance(size, int) else names[size] for size in shape)
 
-    values = {"": _Value(())}
-    values |= {
-        name: _Value(tensor.shape, tensor.values if tensor.dtype in _COUNTED else None)
-        for name, tensor in graph.initializers.items()
-    }
+    values = _constants(graph)
     values |= {item.name: _Value(contract(item.shape)) for item in spec.inputs}
     area = n * (height + _MULTIPLE) * (width + _MULTIPLE)
     largest = area * (32 * channels + 2048)

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "export:export",
     "build": "build:build",
     "compare": "compare:compare",
+    "bench": "bench:bench",
     "eval": "evaluate:evaluate",
     "train": "train:train",
     "degradations": "degradations:degradations",

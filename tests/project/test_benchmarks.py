@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,33 +15,12 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.engines import open_engine
-from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import open_source
 from tests.conftest import short_clip
 from tests.support.teachers import make_layers, write_ncnn
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.slow
-def test_graphs_benchmark(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A bundle and a checkpoint are compared: every graph of both, a sum, and the ratio."""
-    program = ROOT / "benchmarks" / "graphs.py"
-    options = ["--size", "32x24", "--repeats", "1", "--device", "cpu"]
-    options += ["--json", str(tmp_path / "graphs.json")]
-    done = subprocess.run(
-        [sys.executable, program, tiny_bundle, tiny_checkpoint, *options],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "ratio" in done.stdout
-    result = json.loads((tmp_path / "graphs.json").read_text(encoding="utf-8"))
-    assert [set(model["milliseconds"]) for model in result["models"]] == [set(GRAPHS)] * 2
-    for model in result["models"]:
-        took = model["milliseconds"]
-        assert model["per_frame"] >= took["flow"] + sum(took.values()) - 0.1 > 0
 
 
 def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]:
@@ -135,6 +115,54 @@ def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> N
     assert run["frames"] == 6
     assert run["ratio"] >= 1
     assert run["total"] >= run["network"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Every axis varies alone, in the order of the command; memory and time have a figure each."""
+    result = run_benchmark(
+        *("scaling.py", "--engine", tiny_bundle, "--device", "cpu", "--size", "32x24"),
+        *("--length", 4, "--frames", "2,4", "--sizes", "24x16,32x24", "--windows", "1,4"),
+        *("--batches", "1,2", "--threads", 1, "--repeats", 1, "--plot", tmp_path / "plot.png"),
+        result=tmp_path / "scaling.json",
+    )
+    base = {"frames": 4, "width": 32, "height": 24, "window": 4, "batch": 1}
+    points = result["points"]
+    for point in points:
+        changed = {key for key in base.keys() - {point["axis"]} if point[key] != base[key]}
+        assert changed <= ({"width", "height"} if point["axis"] == "size" else {"window"})
+        assert point["ms_per_frame"] >= point["network_ms_per_frame"] > 0
+    axes = dict.fromkeys(p["axis"] for p in points)
+    assert list(axes) == ["frames", "size", "window", "batch", "threads"]
+    assert set(result["calm"]) >= {"calm", "reasons", "spread"}
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_tables_are_those_of_the_results() -> None:
+    """Every generated table of the pages, and the schema of results, are what ``make figures``
+    writes from ``benchmarks/results/``.
+    """
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        tables = importlib.import_module("tables")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    written = dict(tables.files())
+    used = {name for page in tables.PAGES for name, *_ in tables._TABLE.findall(page.read_text())}
+    assert used == tables.TABLES.keys()
+    stale = [p.name for p, text in written.items() if p.read_text(encoding="utf-8") != text]
+    assert stale == [], f"run `make figures`: {', '.join(stale)} differ from the results"
+
+
+def test_pages_have_no_figures_outside_generated_tables() -> None:
+    """Tables of the benchmarks' page that contain decimal figures are generated ones."""
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rest = re.sub(
+        r"^<!-- table: .*?^<!-- end of table -->$", "", page, flags=re.MULTILINE | re.DOTALL
+    )
+    rows = [line for line in rest.splitlines() if line.startswith("|")]
+    assert rows
+    assert [row for row in rows if re.search(r"\d\.\d", row)] == []
 
 
 def make_clips(folder: Path, *, size: tuple[int, int], frames: int = 8) -> Path:

@@ -132,7 +132,7 @@ def test_a_wrong_option_would_be_found() -> None:
     for command in (
         "rbvsr-run video.mp4 --engines model.plan",
         "rbvsr degradations video.mp4 --sed 3",
-        "python benchmarks/graphs.py model.plan --sizes 3",
+        "python benchmarks/overlap.py clip.mp4 --repeat 3",
     ):
         with pytest.raises(click.NoSuchOption):
             parse(command.split())

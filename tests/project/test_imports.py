@@ -76,7 +76,10 @@ def test_modules_without_arrays_are_light(module: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "export", "info", "build", "compare", "evaluate", "train", "degradations", "rbvsr"],
+    [
+        *("run", "export", "info", "build", "compare", "bench", "evaluate", "train"),
+        *("degradations", "rbvsr"),
+    ],
 )
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_is_light(command: str, argument: str) -> None:

@@ -32,6 +32,7 @@ LAYERS = (
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
     "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
+    "rbvsr_deploy.bench",
     "rbvsr_deploy.training.degradations",
     "rbvsr_deploy.training.data",
     "rbvsr_deploy.training.evaluation",

@@ -78,7 +78,10 @@ def test_data_files_are_included(wheel: zipfile.Path) -> None:
     cards of the checkout are included, byte for byte.
     """
     models = ROOT / "rbvsr_deploy" / "pretrained"
-    data = [ROOT / "rbvsr_deploy" / name for name in ("py.typed", "jobs/page.html")]
+    data = [
+        ROOT / "rbvsr_deploy" / name
+        for name in ("py.typed", "jobs/page.html", "bench/result.schema.json")
+    ]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
     packed = {path.relative_to(ROOT).as_posix(): path for path in data}
     presets = (ROOT / "training" / "presets").glob("*.toml")

@@ -1,0 +1,1 @@
+"""Measures how fast a bundle runs on this machine, and how far that is from what it could do."""
