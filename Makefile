@@ -51,7 +51,7 @@ check: .venv-check/installed links
 
 .venv-check/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-check
-	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs portalocker
+	.venv-check/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "mypy>=2.4,<3" numpy click rich msgspec platformdirs portalocker pillow
 	touch $@
 
 .venv/installed: pyproject.toml | links

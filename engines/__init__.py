@@ -41,13 +41,15 @@ def open_engine(
         model: a bundle (``model.plan``), run by TensorRT or ONNX Runtime; or a checkpoint, run by
             torch as the reference.
         device: of a bundle: "auto" (TensorRT, else CUDA, else the CPU), "tensorrt" (or
-            TensorRT-RTX), "cuda", "cpu", or an ONNX Runtime execution provider's name; of a
-            checkpoint: "auto" or any torch device.
-        size: gives H and W of the frames to come, if TensorRT asks: engines for them are then
-            compiled now, if there are none, and "auto" falls back if that fails.
+            TensorRT-RTX), "cuda", "cpu", "openvino", "webgpu", or an ONNX Runtime execution
+            provider's name; of a checkpoint: "auto" or any torch device.
+        size: gives H and W of the frames to come: TensorRT's engines for them are then compiled
+            now, if there are none, and "auto" falls back if that fails; plug-ins of ONNX Runtime
+            are measured at a similar size.
         trust_engines: whether to run the compiled engines of a bundle, whoever compiled them; they
             are machine code. Otherwise only those of this user are run.
-        report: called with a line before TensorRT compiles, which may take minutes.
+        report: called with a line before TensorRT compiles, which may take minutes, or plug-ins
+            are measured.
         progress: called with graph, phase, steps completed and total steps.
 
     Raises:
@@ -82,7 +84,7 @@ def open_engine(
 
             bundle = open_bundle(model)
             if device not in ("auto", "tensorrt"):
-                return OnnxRuntimeEngine(bundle, device=device)
+                return OnnxRuntimeEngine(bundle, device=device, size=size, report=report)
             from rbvsr_deploy.engines.tensorrt.open import open_tensorrt
 
             reason = "TensorRT is available" if device == "auto" else "TensorRT was requested"
@@ -99,7 +101,12 @@ def open_engine(
                 if device == "tensorrt":
                     raise
                 logger.log(logging.WARNING if _has_gpu() else logging.INFO, "%s", error)
-                return OnnxRuntimeEngine(bundle, beside=_why_not_tensorrt(bundle, error))
+                return OnnxRuntimeEngine(
+                    bundle,
+                    size=size,
+                    beside=_why_not_tensorrt(bundle, error),
+                    report=report,
+                )
 
 
 def _has_gpu() -> bool:

@@ -70,10 +70,13 @@ class Description:
     """SHA-256 that identifies the bundle or the checkpoint's weights."""
     reason: str
     """Reason for this engine and device, as a clause."""
+    placement: str = ""
+    """Graphs that plug-ins of ONNX Runtime run, with their versions; empty if there are none."""
 
     def __str__(self) -> str:
         what = f"{self.model} in {self.precision}"
-        return f"{what} by {self.engine} {self.version} on {self.device} ({self.reason})"
+        placement = f" with {self.placement}" if self.placement else ""
+        return f"{what} by {self.engine} {self.version} on {self.device}{placement} ({self.reason})"
 
 
 class Engine(Closing):
@@ -134,6 +137,21 @@ class Engine(Closing):
     @abstractmethod
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         """Copy the rows ``top`` to ``bottom`` of an array (N, C, H, W)."""
+
+    def join(self, arrays: Sequence[Array]) -> Array | None:
+        """Return a copy of arrays joined along the first axis; ``None`` if they cannot be joined on
+        the device.
+        """
+        return None
+
+    def most_at_once(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return the most frames per run, and the most rows per run of ``reconstruct``, for frames
+        of a size; ``None`` if they are limited by memory alone.
+
+        Raises:
+            EngineError: the engine does not take frames of this size at all.
+        """
+        return None
 
     @abstractmethod
     def upload(self, array: NDArray[Any]) -> Array:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,10 @@ from numpy.typing import NDArray
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.memory import failure, free_cuda_memory, free_host_memory
+from rbvsr_deploy.engines.placement import DEFAULT_SIZE, place, sizes_of
+from rbvsr_deploy.engines.processors import usable_cores
+from rbvsr_deploy.engines.providers import Provider, find_providers, import_onnxruntime
+from rbvsr_deploy.engines.sessions import open_session
 from rbvsr_deploy.errors import (
     DeviceMemoryError,
     EngineError,
@@ -28,7 +30,8 @@ __all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
 
 logger = logging.getLogger(__name__)
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_MOST_SIZES = 4
+"""Sizes for which a graph is kept open: those of a frame and of its bands."""
 
 
 class OnnxRuntimeEngine(Engine):
@@ -37,125 +40,145 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         bundle: an opened bundle.
-        device: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", or an execution
-            provider's own name such as "OpenVINOExecutionProvider".
+        device: "auto" (CUDA where it works, else the CPU and the plug-ins that are measured to be
+            faster), "cpu", "cuda", a plug-in such as "openvino" or "webgpu", or an execution
+            provider's own name.
+        size: gives H and W of the frames to come, if there are plug-ins to measure.
         beside: why no faster engine was chosen, as a clause, for the description.
+        report: called with a line before plug-ins are measured.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         EngineError: the device is not available, or a graph is not what the bundle says.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", beside: str = "") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        size: Callable[[], tuple[int, int]] | None = None,
+        beside: str = "",
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
         try:
             self._runtime = import_onnxruntime()
+            self._providers, missing = find_providers()
         except ImportError:
             raise MissingDependencyError(
                 "onnxruntime", extra="cpu", purpose=f"running '{bundle.path.name}'"
             ) from None
         self._bundle = bundle
         self.network = Network.of(bundle.manifest)
-        provider, why = self._choose_provider(device)
+        # By graph and sizes: a provider that needs no constant shapes has one session per graph.
+        self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+        provider, why = self._choose_provider(device, missing)
         self._reason = "; ".join(part for part in (beside, why) if part)
         graphs = bundle.manifest.graphs
-        self._sessions = {name: self._open_session(name, provider) for name in graphs}
-        self._provider = provider
+        self._placed = dict.fromkeys(graphs, provider)
+        candidates = [p for p in self._providers.values() if p.devices]
+        if provider.whole:
+            self._place_graphs([provider], forced=True, size=size, report=report)
+        elif device == "auto" and provider.on_cpu and candidates:
+            self._place_graphs(candidates, forced=False, size=size, report=report)
+        self._device = "cpu" if provider.on_cpu else provider.name
+        for name, placed in self._placed.items():
+            if not placed.whole:
+                self._session(name, placed, sizes={})
         # CUDA is the one provider whose arrays stay on its device between graphs; others read the
         # host's memory.
-        self._on_cuda = provider == _CUDA
+        self._on_cuda = provider.name == "cuda"
 
-    def _choose_provider(self, device: str) -> tuple[str, str]:
-        """Return the execution provider's name and the reason for it."""
-        offered = self._runtime.get_available_providers()
+    def _choose_provider(self, device: str, missing: Mapping[str, str]) -> tuple[Provider, str]:
+        """Return the execution provider and the reason for it."""
+        offered = self._providers
         if device == "auto":
-            if _CUDA not in offered:
-                return _CPU, "this ONNX Runtime has no CUDA"
+            if "cuda" not in offered:
+                return offered["cpu"], "this ONNX Runtime has no CUDA"
             try:
-                self._open_session("ingest", _CUDA)
+                self._session("ingest", offered["cuda"], sizes={})
             except EngineError as error:
                 logger.warning("CUDA is not used: %s", error)
-                return _CPU, "CUDA does not start on this machine"
-            return _CUDA, "CUDA is available"
-        provider = {"cpu": _CPU, "cuda": _CUDA}.get(device, device)
-        if provider not in offered:
-            hint = (
-                "pip uninstall onnxruntime && pip install 'rbvsr-deploy[cuda]', or "
-                if device == "cuda"
-                else ""
-            )
-            raise EngineError(
-                f"device '{device}' is not available: this ONNX Runtime provides "
-                f"{', '.join(offered)}; {hint}use the CPU",
-                parameters=("device",),
-            )
-        return provider, f"device '{device}' was requested"
-
-    def _open_session(self, name: str, provider: str) -> Any:
-        ort = self._runtime
-        if provider == _CUDA and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds the CUDA libraries that pip installs with it
-        options = ort.SessionOptions()
-        # With CUDA, only fatal errors: the exception below reports a missing driver.
-        options.log_severity_level = 4 if provider == _CUDA else 3
-        # The bytes were checked as ONNX and must not be parsed as ONNX Runtime's own format.
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        # The check has refused graphs with external files. As a second barrier, ONNX Runtime 1.23
-        # and later searches only this folder, and a device contains no files.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", os.devnull
+                return offered["cpu"], "CUDA does not start on this machine"
+            return offered["cuda"], "CUDA is available"
+        for provider in offered.values():
+            if device in (provider.name, provider.execution_provider):
+                return provider, f"device '{device}' was requested"
+        hint = (
+            "pip uninstall onnxruntime && pip install 'rbvsr-deploy[cuda]', or "
+            if device == "cuda"
+            else ""
         )
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        # Each graph has a thread pool of its own, and one graph runs at a time. Threads that spin
-        # while they wait take the cores from those that work: twice the CPU time per frame.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # A plan of the whole run's memory is one more block beside those of the first run: at
-        # 320x180 the published head takes 0.7 GB without it and 1.1 GB with it.
-        options.enable_mem_pattern = False
-        providers: list[Any] = [provider] if provider == _CPU else [provider, _CPU]
-        if provider == _CUDA:
-            providers[0] = (_CUDA, {"arena_extend_strategy": "kSameAsRequested"})
-        try:
-            session = ort.InferenceSession(self._bundle.graph(name), options, providers=providers)
-        except KeyError:
+        why = f"{missing[device]}; " if device in missing else ""
+        raise EngineError(
+            f"device '{device}' is not available: {why}this ONNX Runtime provides "
+            f"{', '.join(offered)}; {hint}use the CPU",
+            parameters=("device",),
+        )
+
+    def _place_graphs(
+        self,
+        candidates: Sequence[Provider],
+        *,
+        forced: bool,
+        size: Callable[[], tuple[int, int]] | None,
+        report: Callable[[str], None],
+    ) -> None:
+        """Give each graph to the provider that is measured to be the fastest.
+
+        Raises:
+            EngineError: a single provider was requested and takes no graph.
+        """
+        placement = place(
+            self._bundle,
+            cpu=self._providers["cpu"],
+            candidates=candidates,
+            size=DEFAULT_SIZE if size is None else size(),
+            forced=forced,
+            report=report,
+        )
+        self._placed = {graph: self._providers[name] for graph, name in placement.chosen.items()}
+        if forced and not any(provider.whole for provider in self._placed.values()):
+            reason = next(why for refused in placement.refused.values() for why in refused.values())
             raise EngineError(
-                f"'{self._bundle.path}' lacks the graph '{name}': export the checkpoint again"
-            ) from None
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise EngineError(
-                f"graph '{name}' of '{self._bundle.path}' cannot be opened on {provider}: "
-                f"{first_line(error)}"
-            ) from error
-        if provider not in session.get_providers():
-            raise EngineError(
-                f"{provider} did not start here, as its driver or a library is missing: use "
-                "the CPU",
+                f"device '{candidates[0].name}' runs none of the graphs of "
+                f"'{self._bundle.path.name}' (the first one {reason}): use the CPU",
                 parameters=("device",),
             )
-        self._check_io(name, session)
+
+    def _session(self, graph: str, provider: Provider, *, sizes: Mapping[str, int]) -> Any:
+        """Return the session of a graph for some sizes, opened when they first occur."""
+        key = graph, tuple(sorted(sizes.items()))
+        session = self._sessions.get(key)
+        if session is None:
+            session = open_session(self._bundle, graph, provider, sizes=sizes)
+            others = [other for other in self._sessions if other[0] == graph]
+            if len(others) >= _MOST_SIZES:
+                del self._sessions[others[0]]
+            self._sessions[key] = session
         return session
 
-    def _check_io(self, name: str, session: Any) -> None:
-        """Check that the graph in the file is the one the manifest describes."""
-        described = self._bundle.manifest.graphs[name]
-        for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-            got = [(value.name, list(value.shape)) for value in values]
-            want = [(item["name"], item["shape"]) for item in described[side]]
-            if got != want:
-                raise EngineError(
-                    f"graph '{name}' of '{self._bundle.path}' has the {side} {got} instead of "
-                    f"{want}: it belongs to another model; export the checkpoint again"
-                )
+    def _session_for(self, graph: str, arrays: Mapping[str, Array]) -> Any:
+        """Return the session that takes these arrays. A plug-in that cannot open the graph for
+        their size loses it to the CPU, with a warning.
+        """
+        provider = self._placed[graph]
+        if provider.whole:
+            try:
+                return self._session(graph, provider, sizes=sizes_of(graph, arrays))
+            except EngineError as error:
+                logger.warning("%s is not used for '%s': %s", provider.name, graph, error)
+                self._placed[graph] = self._providers["cpu"]
+        return self._session(graph, self._placed[graph], sizes={})
 
     def run(
         self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
     ) -> tuple[Array, ...]:
-        try:
-            session = self._sessions[graph]
-        except KeyError:
+        if graph not in self._placed:
             raise EngineError(
-                f"there is no graph '{graph}'; available: {', '.join(self._sessions) or 'none'}"
-            ) from None
+                f"there is no graph '{graph}'; available: {', '.join(self._placed) or 'none'}"
+            )
+        session = self._session_for(graph, arrays)
         outputs = tuple(into) if into is not None else self._outputs(graph, arrays)
         binding = session.io_binding()
         try:
@@ -167,7 +190,8 @@ class OnnxRuntimeEngine(Engine):
             session.run_with_iobinding(binding)
         except Exception as error:
             raise failure(str(error))(
-                f"graph '{graph}' failed on {self._provider}: {first_line(error)}"
+                f"graph '{graph}' failed on {self._placed[graph].execution_provider}: "
+                f"{first_line(error)}"
             ) from error
         return outputs
 
@@ -236,15 +260,27 @@ class OnnxRuntimeEngine(Engine):
         return Description(
             engine="onnxruntime",
             version=self._runtime.__version__,
-            device={_CPU: "cpu", _CUDA: "cuda"}.get(self._provider, self._provider),
+            device=self._device,
+            placement=self._placement(),
             precision=self.network.types,
             model=self._bundle.path.name,
             weights=self._bundle.sha256,
             reason=self._reason,
         )
 
+    def _placement(self) -> str:
+        """Describe what plug-ins run; with the threads, on which their values may depend."""
+        graphs: dict[Provider, list[str]] = {}
+        for graph, provider in self._placed.items():
+            if provider.whole:
+                graphs.setdefault(provider, []).append(graph)
+        return "; ".join(
+            f"{provider} for {', '.join(names)}" for provider, names in graphs.items()
+        ) + (f"; {usable_cores()} threads" if graphs else "")
+
     def close(self) -> None:
         self._sessions = {}
+        self._placed = {}
 
 
 @dataclass(frozen=True)
@@ -260,37 +296,3 @@ class _CudaArray:
     def address(self) -> int:
         item = math.prod(self.shape[1:]) * self.dtype.itemsize
         return int(self.value.data_ptr()) + self.start * item
-
-
-def import_onnxruntime() -> Any:
-    """Import onnxruntime, with telemetry and warnings disabled.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    # Its wheels (1.32, on Linux too) contain telemetry that starts a session on import.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    # Warnings concern details of graphs that users cannot change.
-    onnxruntime.set_default_logger_severity(3)
-    return onnxruntime
-
-
-@functools.cache
-def _share_arena() -> None:
-    """Share one pool of host memory for the intermediate results of all graphs.
-
-    Graphs never run at the same time. The pool grows by the requested size: at 320x180 it takes
-    0.2 GB in total instead of 0.4.
-    """
-    onnxruntime = import_onnxruntime()
-    onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo(
-            "Cpu",
-            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
-            0,
-            onnxruntime.OrtMemType.DEFAULT,
-        ),
-        onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}),  # 1: grow by the requested size
-    )

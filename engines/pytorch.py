@@ -107,6 +107,9 @@ class TorchEngine(Engine):
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         return array[:, :, top:bottom].contiguous()
 
+    def join(self, arrays: Sequence[Array]) -> Array:
+        return torch.cat(tuple(arrays))
+
     def upload(self, array: NDArray[Any]) -> Array:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 

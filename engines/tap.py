@@ -55,6 +55,12 @@ class TappedEngine(Engine):
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         return self._engine.rows(array, top, bottom)
 
+    def join(self, arrays: Sequence[Array]) -> Array | None:
+        return self._engine.join(arrays)
+
+    def most_at_once(self, height: int, width: int) -> tuple[int, int] | None:
+        return self._engine.most_at_once(height, width)
+
     def upload(self, array: NDArray[Any]) -> Array:
         return self._engine.upload(array)
 

@@ -15,6 +15,9 @@ __all__ = ["check_graph", "check_quantisation"]
 
 _FLOAT32 = onnx.TensorProto.FLOAT
 
+_SAMPLING = {"mode": b"bilinear", "padding_mode": b"zeros", "align_corners": 0}
+"""The defaults of GridSample, and the only kind that ONNX Runtime samples fast on a CPU."""
+
 
 def check_graph(
     model: onnx.ModelProto, spec: GraphSpec, *, precision: Precision, opset: int
@@ -22,8 +25,9 @@ def check_graph(
     """Check a graph against its contract.
 
     The ONNX checker must accept it; opset, inputs and outputs must match the contract; convolutions
-    must run in the bundle's float type; every GridSample must be bilinear with aligned corners and
-    take a float32 image and grid in every precision.
+    must run in the bundle's float type; every GridSample must be bilinear, with zeros outside and
+    corners not aligned, and take a float32 image and grid in every precision. No Shape may have
+    bounds and no Squeeze may lack its axes: TensorRT's parsers before version 10 misread both.
 
     Raises:
         ExportError: the graph breaks its contract; describes the first violation.
@@ -59,13 +63,16 @@ def check_graph(
     for node in graph.node:
         if node.op_type == "Conv" and dtypes.get(node.input[0]) != features:
             raise ExportError(f"{where}: convolution '{node.name}' does not run in {precision}")
+        if (node.op_type == "Shape" and node.attribute) or (
+            node.op_type == "Squeeze" and len(node.input) < 2
+        ):
+            raise ExportError(f"{where}: TensorRT 8.6 would misread the sizes from '{node.name}'")
         if node.op_type == "GridSample":
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            mode = attributes.get("mode", b"bilinear")
-            if mode != b"bilinear" or attributes.get("align_corners") != 1:
+            if {**_SAMPLING, **attributes} != _SAMPLING:
                 raise ExportError(
-                    f"{where}: '{node.name}' samples with {attributes}, not bilinear with "
-                    "aligned corners"
+                    f"{where}: '{node.name}' samples with {attributes}, not bilinear with zeros "
+                    "outside and corners not aligned"
                 )
             if any(dtypes.get(name) != _FLOAT32 for name in node.input):
                 raise ExportError(

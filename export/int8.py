@@ -137,7 +137,7 @@ def quantise_network(
     return quantised, {
         "method": "min-max of inputs recorded on propagated states",
         "activations": "int8, symmetric, one scale each",
-        "weights": "int8, symmetric, one scale per output channel",
+        "weights": "int8, symmetric, one scale each",
         "runtime": f"onnxruntime {import_onnxruntime().__version__} CPU",
         "clips": [
             {

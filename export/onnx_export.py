@@ -8,9 +8,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import onnx.version_converter
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rbvsr_deploy.errors import ExportError, first_line
@@ -88,6 +90,7 @@ def export_graph(
         assert program is not None  # dynamo=True always returns one
         model = program.model_proto
         _name_dimensions(model, spec, channels=channels)
+        _read_whole_shapes(model.graph)
         return convert_opset(model, opset)
     except Exception as error:  # the exporter's messages are pages long
         raise ExportError(
@@ -129,6 +132,39 @@ def _name_dimensions(model: onnx.ModelProto, spec: GraphSpec, *, channels: int) 
     for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
+
+
+def _read_whole_shapes(graph: onnx.GraphProto) -> None:
+    """Replace the attributes of Shape by Gather, and give every Squeeze its axes.
+
+    TensorRT's parsers before version 10 ignore ``start`` and ``end``, which are new in opset 15, so
+    that all sizes of a tensor would arrive where one belongs.
+    """
+    constants: dict[str, onnx.TensorProto] = {}
+
+    def constant(numbers: list[int]) -> str:
+        name = "_".join(map(str, ("sizes", *numbers)))
+        constants[name] = numpy_helper.from_array(np.array(numbers), name)
+        return name
+
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        bounds = {item.name: item.i for item in node.attribute}
+        if node.op_type == "Shape" and bounds:
+            numbers = list(range(4))[bounds.get("start", 0) : bounds.get("end")]
+            (sizes,) = node.output
+            del node.attribute[:]
+            node.output[0] = f"{sizes}_whole"
+            inputs = [node.output[0], constant(numbers)]
+            name = f"{node.name}_part"
+            nodes.append(onnx.helper.make_node("Gather", inputs, [sizes], name=name, axis=0))
+        elif node.op_type == "Squeeze" and len(node.input) == 1:
+            node.input.append(constant([0]))  # the exporter squeezes only single sizes
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(constants.values())
 
 
 def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

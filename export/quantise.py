@@ -6,8 +6,9 @@ fused, the sum takes the same dequantised ``x`` as ``conv1``. The output of ``co
 unquantised, so that an engine can fuse convolution, sum and the next block's quantisation. A fused
 sum rounds the features carried through all blocks, and from frame to frame, to 8 bits; an unfused
 sum keeps them in the graph's float type. As TensorRT requires, activations are symmetric
-(zero-point 0) with one scale, weights symmetric with one scale per output channel, and biases stay
-in the graph's float type.
+(zero-point 0) with one scale, weights symmetric with one scale, and biases stay in the graph's
+float type. TensorRT-RTX fuses bias, ReLU and sum into such a convolution; with a scale per output
+channel it would write float32 for a second kernel to round.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def quantise(
     # not listed, because that would also quantise the outputs of the second convolutions.
     quantizer = QDQQuantizer(
         onnx.shape_inference.infer_shapes(model),
-        per_channel=True,
+        per_channel=False,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,

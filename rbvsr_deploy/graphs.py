@@ -13,13 +13,17 @@ from typing import Literal
 __all__ = [
     "GRAPHS",
     "MAX_CLEANINGS",
+    "MOST_VALUES",
     "PRECISIONS",
     "SCALE",
+    "STATES",
     "GraphSpec",
     "Precision",
     "TensorSpec",
     "graph_names",
     "head_channels",
+    "most_frames",
+    "widest_map",
 ]
 
 Precision = Literal["float32", "float16"]
@@ -30,6 +34,11 @@ SCALE = 4
 
 MAX_CLEANINGS = 3
 """Most cleaning passes of dynamic refinement, as in the published code."""
+
+MOST_VALUES = 2**31 - 1
+"""Most values of one tensor on a GPU: TensorRT and cuDNN compute addresses in 32 bits. TensorRT
+before 10.13 refuses larger tensors, and later versions may read and write the wrong places.
+"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,10 @@ with neighbour(x + flow) ~ reference(x); ``picture`` is the upscaled frame, not 
 """
 
 
+STATES = ("state", "new_state", "backward_state", "forward_state")
+"""Names of the inputs and outputs that are recurrent states, (N, C, H, W)."""
+
+
 def graph_names(*, has_cleaning: bool) -> tuple[str, ...]:
     """Return the names of a bundle's graphs: all seven, or six for a network without a cleaning
     module (BasicVSR).
@@ -129,3 +142,36 @@ def head_channels(*, channels: int, single_shuffle: bool) -> int:
     one.
     """
     return (3 if single_shuffle else channels) * SCALE**2
+
+
+def widest_map(graph: str, *, channels: int, head_channels: int) -> int:
+    """Return the values per pixel of the input in the widest map of a graph.
+
+    Args:
+        graph: its name.
+        channels: C.
+        head_channels: see :func:`head_channels`.
+    """
+    return {
+        "ingest": 3,
+        "clean": channels,
+        "flow": max(channels, 64),  # 64: the published flow network, whatever C is
+        "backward": channels + 3,
+        "forward": channels + 3,
+        "reconstruct": max(head_channels, 2 * channels, 3 * SCALE**2),
+        "emit": 3 * SCALE**2,
+    }[graph]
+
+
+def most_frames(graph: str, height: int, width: int, *, widest: int) -> int:
+    """Return how many frames (for ``flow``: pairs) of a size a graph takes at once if none of its
+    maps may have more than :data:`MOST_VALUES` values; 0 if a single one is too large.
+
+    Args:
+        graph: its name.
+        height, width: H and W of the graph's input.
+        widest: see :func:`widest_map`.
+    """
+    if graph == "flow":  # enlarges frames to a multiple of at most 64
+        height, width = height + 63, width + 63
+    return MOST_VALUES // (widest * height * width)

@@ -10,6 +10,7 @@ import pickle
 import re
 import sys
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -437,11 +438,103 @@ def test_pickles_without_weights(tmp_path: Path, raw: object) -> None:
     assert "holds no weights: expected a dictionary of tensors" in refusal(path)
 
 
-def test_threshold_that_is_not_a_number(tmp_path: Path) -> None:
-    """Invalid metadata is named, not raised as ValueError."""
+@pytest.mark.parametrize("text", ["high", "nan", "-5", "inf", "-inf", "1e300", "", "9" * 5000])
+def test_impossible_thresholds(tmp_path: Path, text: str) -> None:
+    """Invalid metadata is named, in a short sentence."""
     path = tmp_path / "net.safetensors"
-    save_file(make_state(), path, metadata={"refine_threshold": "high"})
-    assert "'high' for refine_threshold" in refusal(path)
+    save_file(make_state(), path, metadata={"refine_threshold": text})
+    message = refusal(path)
+    assert f"'{text[:40]}' for refine_threshold" in message
+    assert "a number from 0 to" in message
+    assert len(message) < 300 + len(str(path))
+
+
+def _replaced(change: Callable[[torch.Tensor], torch.Tensor]) -> State:
+    """Return the weights with one of them changed."""
+    state = make_state()
+    state["basicvsr.conv_hr.weight"] = change(state["basicvsr.conv_hr.weight"])
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to(torch.int64), "basicvsr.conv_hr.weight holds int64, not floating point"),
+        (lambda t: t.bool(), "basicvsr.conv_hr.weight holds bool, not floating point"),
+        (lambda t: t.to(torch.complex64), "basicvsr.conv_hr.weight holds complex64, not floating"),
+        (lambda t: t.to_sparse(), "basicvsr.conv_hr.weight is sparse, quantised, nested"),
+        (lambda t: t.to("meta"), "basicvsr.conv_hr.weight is sparse, quantised, nested"),
+        (
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            "basicvsr.conv_hr.weight is sparse, quantised, nested",
+        ),
+        (lambda t: torch.nested.nested_tensor([t, t[:1]]), "is sparse, quantised, nested"),
+        (lambda t: torch.zeros(1).expand(10**10), "would take more bytes than the whole file"),
+    ],
+    ids=["int64", "bool", "complex", "sparse", "meta", "quantised", "nested", "expanded"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_other_kinds(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    """They are refused by name before anything is computed from them."""
+    path = tmp_path / "net.pth"
+    torch.save(_replaced(change), path)
+    message = refusal(path)
+    assert words in message or "is not a PyTorch checkpoint" in message
+    assert len(message) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("channels", [4096, 10**6])
+def test_a_small_file_of_a_huge_network(tmp_path: Path, channels: int) -> None:
+    """Tensors that are views of one number describe a network of terabytes: nothing of that size
+    is allocated.
+    """
+    state = make_state()
+    wide = {
+        name: torch.zeros(1).expand([channels if side == 8 else side for side in value.shape])
+        for name, value in state.items()
+    }
+    torch.save(wide, tmp_path / "net.pth")
+    assert "more bytes than the whole file" in refusal(tmp_path / "net.pth")
+    state["basicvsr.fusion.weight"] = torch.zeros(channels, 0)
+    torch.save(state, tmp_path / "net.pth")
+    assert "keys are wrong" in refusal(tmp_path / "net.pth")
+
+
+def test_many_views_of_one_tensor(tmp_path: Path) -> None:
+    """Each fits into the file, but all together do not."""
+    state = make_state()
+    common = torch.zeros(max(value.numel() for value in state.values()))
+    views = {n: common[: v.numel()].view(v.shape) for n, v in state.items()}
+    torch.save(views, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    if sum(4 * v.numel() for v in state.values()) > (tmp_path / "net.pth").stat().st_size:
+        assert "all its tensors together" in refusal(tmp_path / "net.pth")
+
+
+def test_a_compressed_zip(tmp_path: Path) -> None:
+    """PyTorch does not compress; a file that does may inflate to anything."""
+    torch.save(make_state(), tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+        packed.writestr("archive/data/999", bytes(10**6))
+    assert "bytes of content in a file of" in refusal(tmp_path / "net.pth")
+
+
+def test_weights_of_iconvsr(tmp_path: Path) -> None:
+    """A related network has hundreds of other keys: the first ten are named, the rest counted."""
+    state = make_state()
+    state |= {f"basicvsr.edvr.feature.{n}.{'w' * 500}": torch.zeros(1) for n in range(300)}
+    path = tmp_path / "net.safetensors"
+    save_file(state, path)
+    message = refusal(path)
+    assert "300 keys are wrong: unexpected basicvsr.edvr.feature.0." in message
+    assert message.endswith("; and 290 more")
+    assert len(message) < 3000
 
 
 # ------------------------------------------------------------------------------ names and shapes

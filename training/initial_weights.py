@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rbvsr_deploy.checkpoint import read_tensors
+from rbvsr_deploy.checkpoint_file import read_tensors
 from rbvsr_deploy.errors import CheckpointError
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 from rbvsr_deploy.training.networks import Networks

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rbvsr_deploy.checkpoint import read_tensors
+from rbvsr_deploy.checkpoint_file import read_tensors
 from rbvsr_deploy.errors import CheckpointError, RbvsrError
 
 __all__ = ["LAYER_WEIGHTS", "Layer", "PerceptualLoss", "load_vgg19"]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from rbvsr_deploy.bundle.engine_sets import EngineSet, Flavour
+from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.graphs import Precision
 
-__all__ = ["Candidate", "Executable", "Plans", "Runtime"]
+__all__ = ["Candidate", "Executable", "Plans", "Runtime", "states_are_channels_last"]
+
+
+def states_are_channels_last(precision: Precision, channels: int) -> bool:
+    """Return whether the engines of a network hold states as (N, H, W, C).
+
+    Convolutions in float16 do so internally. Where the channels fill whole groups of eight, which
+    TensorRT's format HWC8 requires, states keep that order from engine to engine.
+    """
+    return precision == "float16" and channels % 8 == 0
 
 
 class Executable(Protocol):
@@ -88,6 +99,9 @@ class Candidate:
     """Serialised engine by graph."""
     reason: str
     """Their source, as a clause, such as "from the bundle"."""
+    check: Callable[[Engine], None] | None = None
+    """Called once they are loaded, if they have not been run before, with the engine that runs
+    them; raises EngineError if they compute wrong values."""
 
 
 class Plans(Protocol):

@@ -10,24 +10,26 @@ import contextlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.bundle import Manifest
 from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.engines.tensorrt.base import states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, checked
 from rbvsr_deploy.engines.tensorrt.network import check_network
 from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
 from rbvsr_deploy.errors import EngineError
-from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.graphs import GRAPHS, STATES
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
 
 __all__ = [
+    "JETSON",
     "BuildOptions",
     "Progress",
     "build_engine_set",
@@ -35,6 +37,9 @@ __all__ = [
     "describe_gpu",
     "this_platform",
 ]
+
+JETSON = ("7.2", "8.7", "10.1", "11.0")
+"""Compute capabilities of GPUs that only Jetson modules have: Xavier, Orin, and both of Thor's."""
 
 Progress = Callable[[str, str, int, int], None]
 """Called with graph, builder phase, steps completed and total steps; from any thread."""
@@ -145,10 +150,10 @@ def check_target(
             "every GPU to compile for, such as 8.6,8.9,12.0",
             parameters=("compute_capabilities",),
         )
-    if options.hardware_compatible and gpu is not None and gpu.is_integrated:
+    if options.hardware_compatible and compute_capability in JETSON:
         raise EngineError(
-            f"{gpu.name} shares the host's memory, and for such GPUs {tensorrt.name} has no "
-            "hardware-compatible engines: compile on the device that will run them",
+            f"{tensorrt.name} has no hardware-compatible engines on Jetson (compute capability "
+            f"{compute_capability}): compile for this GPU alone",
             parameters=("hardware_compatible",),
         )
     if offered is None and gpu is None:
@@ -214,7 +219,7 @@ class _Build:
         with tensorrt.attempt(f"{where} was rejected by the parser of {named}"):
             checked(parser.parse(model))
         layers = check_network(
-            tensorrt, network, graph=self.graph, precision=self.manifest.precision
+            tensorrt, network, model, graph=self.graph, precision=self.manifest.precision
         )
         with tensorrt.attempt(f"{where} could not be compiled by {named}"):
             config = checked(builder.create_builder_config())
@@ -260,8 +265,21 @@ class _Build:
         if options.hardware_compatible:
             tensorrt.allow_other_gpus(config)
         profile = checked(builder.create_optimization_profile())
-        spec = GRAPHS[self.graph]
-        for name, shapes in self.profile.shapes(spec, channels=self.manifest.channels).items():
+        limits = self.profile.shapes(
+            GRAPHS[self.graph],
+            channels=self.manifest.channels,
+            head_channels=self.manifest.head_channels,
+        )
+        for name, shapes in limits.items():
             profile.set_shape(name, *shapes)
+        if states_are_channels_last(self.manifest.precision, self.manifest.channels):
+            for tensor in _inputs_and_outputs(network):
+                if tensor.name in STATES:
+                    tensor.allowed_formats = 1 << int(tensorrt.module.TensorFormat.HWC8)
         if config.add_optimization_profile(profile) < 0:
             raise RuntimeError(f"TensorRT rejected the sizes {self.profile}")
+
+
+def _inputs_and_outputs(network: Any) -> Iterator[Any]:
+    yield from (network.get_input(i) for i in range(network.num_inputs))
+    yield from (network.get_output(i) for i in range(network.num_outputs))

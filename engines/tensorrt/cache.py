@@ -7,16 +7,12 @@ be read are rebuilt, and entries that cannot be written are skipped, each with a
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import json
 import logging
-import os
 from pathlib import Path
-from typing import Any
 
+from rbvsr_deploy.engines.cache_folder import cache_folder, cache_key
 from rbvsr_deploy.engines.tensorrt.signing import signature
-from rbvsr_deploy.errors import MissingDependencyError
 from rbvsr_deploy.files import make_private_folder, read_private, write_atomically
 
 __all__ = ["cache_folder", "cache_key", "read_cached", "remove_cached", "write_cached"]
@@ -25,28 +21,6 @@ logger = logging.getLogger(__name__)
 
 _MAGIC = b"rbvsr-cache 2\n"
 _SIGNATURE_SIZE = 32
-
-
-def cache_folder() -> Path:
-    """Return the folder of compiled engines: ``RBVSR_CACHE``, or else the user's cache folder.
-
-    Raises:
-        MissingDependencyError: the variable is not set and platformdirs is not installed.
-    """
-    if chosen := os.environ.get("RBVSR_CACHE"):
-        return Path(chosen)
-    try:
-        import platformdirs
-    except ImportError:
-        raise MissingDependencyError(
-            "platformdirs", extra="engines", purpose="finding the user's cache folder"
-        ) from None
-    return platformdirs.user_cache_path("rbvsr-deploy", appauthor=False)
-
-
-def cache_key(*values: Any) -> str:
-    """Return a short name that depends on all of the JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def read_cached(path: Path) -> bytes | None:

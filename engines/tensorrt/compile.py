@@ -18,6 +18,7 @@ from rbvsr_deploy.engines.tensorrt.build import (
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, installed_flavours, load_flavour
 from rbvsr_deploy.engines.tensorrt.signing import sign
+from rbvsr_deploy.engines.tensorrt.values import run_once
 from rbvsr_deploy.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ class Target:
     compute_capability: str
     driver: CudaDriver | None
     """The driver of this machine's GPU, if it has one."""
+
+    def runs_here(self) -> bool:
+        """Return whether this machine's GPU can run the engines."""
+        return self.driver is not None and (
+            describe_gpu(self.driver).compute_capability == self.compute_capability
+        )
 
 
 def choose_targets(
@@ -146,7 +153,8 @@ def compile_into_bundle(
 
     Raises:
         BundleError: it cannot be read or written, or does not contain a set named in ``remove``.
-        EngineError: compiling failed; the file is unchanged.
+        EngineError: compiling failed, or an engine computes wrong values on this machine's GPU;
+            the file is unchanged.
     """
     output = output or path
     check_bundle_path(output)
@@ -173,6 +181,8 @@ def compile_into_bundle(
             options=options,
             progress=progress,
         )
+        if target.driver is not None and target.runs_here():
+            engine_set = run_once(target.tensorrt, target.driver, bundle, engine_set, plans)
         engine_set = sign(engine_set, bundle.graphs(), plans)
         engines[engine_set.name] = engine_set, plans
         size = sum(len(plan) for plan in plans.values()) / 1e6

@@ -22,11 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Array, Description, Engine, Network
-from rbvsr_deploy.engines.cuda.buffers import DeviceArray, DevicePool, PinnedPool, host_array
+from rbvsr_deploy.engines.cuda.buffers import (
+    DeviceArray,
+    DevicePool,
+    Loan,
+    PinnedPool,
+    host_array,
+)
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues
-from rbvsr_deploy.engines.tensorrt.base import Plans, Runtime
-from rbvsr_deploy.engines.tensorrt.launches import Launches
+from rbvsr_deploy.engines.tensorrt.base import Plans, Runtime, states_are_channels_last
+from rbvsr_deploy.engines.tensorrt.launches import Launches, frames_of
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, first_line
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 
@@ -127,7 +133,17 @@ class TensorRTEngine(Engine):
             try:
                 outputs = self._outputs(graph, shapes) if into is None else tuple(into)
                 named = dict(zip((item.name for item in spec.outputs), outputs, strict=True))
-                self._launches.run(graph, arrays, named)
+                count, most = shapes[spec.inputs[0].name][0], self._launches.most_frames(graph)
+                if count <= most:
+                    self._launches.run(graph, arrays, named)
+                else:
+                    for start in range(0, count, most):
+                        stop = min(start + most, count)
+                        self._launches.run(
+                            graph,
+                            {name: array.slice(start, stop) for name, array in arrays.items()},
+                            {name: array.slice(start, stop) for name, array in named.items()},
+                        )
             except EngineError as error:
                 kind = DeviceMemoryError if isinstance(error, DeviceMemoryError) else EngineError
                 where = f"cuda:{self._driver.index}"
@@ -165,7 +181,9 @@ class TensorRTEngine(Engine):
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         n, channels, height, width = array.shape
-        row = width * array.dtype.itemsize
+        planes, row = n * channels, width * array.dtype.itemsize
+        if self._is_channels_last(array.shape, array.dtype):
+            planes, row = n, channels * row
         with self._entered():
             copy = self._empty((n, channels, bottom - top, width), array.dtype)
             self._queues.submit(
@@ -176,7 +194,7 @@ class TensorRTEngine(Engine):
                     array.address + top * row,
                     height * row,
                     width=(bottom - top) * row,
-                    count=n * channels,
+                    count=planes,
                     stream=stream,
                 ),
                 reads=[array.span],
@@ -184,10 +202,34 @@ class TensorRTEngine(Engine):
             )
             return copy
 
+    def join(self, arrays: Sequence[Array]) -> Array:
+        with self._entered():
+            count = sum(array.shape[0] for array in arrays)
+            joined = self._empty((count, *arrays[0].shape[1:]), arrays[0].dtype)
+
+            def copy(stream: int) -> None:
+                address = joined.address
+                for array in arrays:
+                    self._driver.copy(address, array.address, array.nbytes, stream)
+                    address += array.nbytes
+
+            self._queues.submit(
+                self._queue["frames"],
+                copy,
+                reads=[array.span for array in arrays],
+                writes=[joined.span],
+            )
+            return joined
+
+    def most_at_once(self, height: int, width: int) -> tuple[int, int]:
+        with self._entered():
+            self._fit("ingest", {"image": (1, height, width, 3)})
+            return self._launches.most_frames("ingest"), self._launches.most_rows("reconstruct")
+
     def upload(self, array: NDArray[Any]) -> Array:
         with self._entered():
             loan = self._pinned.lend(array.nbytes, most=_UPLOADS)
-            np.copyto(host_array(loan, array.shape, array.dtype), array)
+            np.copyto(self._host_array(loan, array.shape, array.dtype), array)
             uploaded = self._empty(array.shape, array.dtype)
             block = loan.block
             self._queues.submit(
@@ -222,7 +264,9 @@ class TensorRTEngine(Engine):
                     self._queues.finish(mark)
             with suppress(ValueError):
                 self._downloading.remove(array)
-            values = host_array(loan, array.shape, array.dtype)
+            values = self._host_array(loan, array.shape, array.dtype)
+            if not values.flags.c_contiguous:
+                return np.ascontiguousarray(values)
             return values.copy() if self._pinned.count(size) > _RESULTS else values
 
         return finish
@@ -293,6 +337,25 @@ class TensorRTEngine(Engine):
         size = math.prod(shape) * dtype.itemsize
         return DeviceArray(tuple(shape), dtype, self._device.lend(size))
 
+    def _is_channels_last(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+        """Return whether an array is a state that the engines hold as (N, H, W, C)."""
+        network = self.network
+        return (
+            states_are_channels_last(network.precision, network.channels)
+            and len(shape) == 4
+            and shape[1] == network.channels
+            and dtype == np.float16
+        )
+
+    def _host_array(self, loan: Loan, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return the content of pinned memory with the contract's shape, (N, C, H, W) for states:
+        other engines may continue from them.
+        """
+        if not self._is_channels_last(shape, dtype):
+            return host_array(loan, shape, dtype)
+        n, channels, height, width = shape
+        return host_array(loan, (n, height, width, channels), dtype).transpose(0, 3, 1, 2)
+
     def _outputs(
         self, graph: str, shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[DeviceArray, ...]:
@@ -321,7 +384,7 @@ class TensorRTEngine(Engine):
         height, width = sizes["H"], sizes["W"]
         if _QUEUE_OF[graph] == "outputs" and width == self._size[1]:
             height = max(height, self._size[0])  # a band of the frames
-        self._load(height, width, batch=max(self._batch, sizes["N"]))
+        self._load(height, width, batch=max(self._batch, frames_of(graph, sizes["N"])))
 
     def _load(self, height: int, width: int, *, batch: int) -> None:
         """Load the first engines that accept frames of a size."""
@@ -331,10 +394,12 @@ class TensorRTEngine(Engine):
         queue_of = {graph: self._queue[name] for graph, name in _QUEUE_OF.items()}
         rejected: EngineError | None = None
         for candidate in self._plans.candidates(height, width, batch=batch):
-            if not candidate.engine_set.profile.covers(height, width, batch=batch):
+            if not candidate.engine_set.profile.covers(height, width):
                 continue
             try:
                 self._launches.load(self._runtime, candidate, queue_of=queue_of)
+                if candidate.check is not None:
+                    candidate.check(self)
             except DeviceMemoryError:
                 raise  # other engines are not smaller
             except EngineError as error:

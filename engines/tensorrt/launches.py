@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from rbvsr_deploy.bundle.engine_sets import Shapes
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.engines.cuda.buffers import ALIGNMENT, DeviceArray, DevicePool, Loan
 from rbvsr_deploy.engines.cuda.driver import CudaDriver
@@ -22,7 +23,7 @@ from rbvsr_deploy.engines.tensorrt.base import Candidate, Executable, Runtime
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS, graph_names
 
-__all__ = ["Launches"]
+__all__ = ["Launches", "frames_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,13 @@ _MOST_GRAPHS = 64
 _MOST_REFUSALS = 6
 """Attempts to capture a step before giving up. After each, twice as many launches pass before the
 next one: TensorRT-RTX refuses while it compiles kernels."""
+
+
+def frames_of(graph: str, count: int) -> int:
+    """Return the batch that a number of inputs belongs to: ``flow`` has two pairs for each frame,
+    and the recurrent steps take one frame at a time.
+    """
+    return {"flow": -(-count // 2), "backward": 1, "forward": 1}.get(graph, count)
 
 
 @dataclass
@@ -149,17 +157,37 @@ class Launches:
         free_each(self._graphs, self._driver.destroy_graph)
 
     def covers(self, graph: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Return whether the loaded set accepts inputs of these shapes."""
+        """Return whether the loaded set accepts inputs of these shapes, as many at a time as
+        :meth:`most_frames` says.
+        """
         if self.candidate is None:
             return False
         if self._loaded[graph].shapes == shapes:
             return True
-        profile = self.candidate.engine_set.profile
-        limits = profile.shapes(GRAPHS[graph], channels=self._network.channels)
-        return all(
+        limits = self._limits(graph)
+        frames = frames_of(graph, shapes[GRAPHS[graph].inputs[0].name][0])
+        return frames <= self.candidate.engine_set.profile.batch and all(
             least <= size <= most
             for name, shape in shapes.items()
-            for least, size, most in zip(limits[name][0], shape, limits[name][2], strict=True)
+            for least, size, most in zip(
+                limits[name][0][1:], shape[1:], limits[name][2][1:], strict=True
+            )
+        )
+
+    def most_frames(self, graph: str) -> int:
+        """Return how many frames the loaded set takes at once."""
+        return self._limits(graph)[GRAPHS[graph].inputs[0].name][2][0]
+
+    def most_rows(self, graph: str) -> int:
+        """Return how many rows of (N, C, H, W) the loaded set takes at once."""
+        return self._limits(graph)[GRAPHS[graph].inputs[0].name][2][2]
+
+    def _limits(self, graph: str) -> dict[str, Shapes]:
+        assert self.candidate is not None
+        return self.candidate.engine_set.profile.shapes(
+            GRAPHS[graph],
+            channels=self._network.channels,
+            head_channels=self._network.head_channels,
         )
 
     def run(

@@ -7,10 +7,12 @@ float32 without a warning.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rbvsr_deploy.bundle.onnx_reader import read_graph
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import Precision
@@ -19,11 +21,12 @@ __all__ = ["check_network"]
 
 
 def check_network(
-    tensorrt: TensorRT, network: Any, *, graph: str, precision: Precision
+    tensorrt: TensorRT, network: Any, model: bytes, *, graph: str, precision: Precision
 ) -> dict[str, int]:
     """Check a parsed network.
 
-    Every sampling layer is bilinear with aligned corners and has a float32 input and coordinates.
+    Every sampling layer is bilinear, pads and aligns the corners as a node of the graph does, and
+    has a float32 input and coordinates.
     Every convolution runs in the bundle's float type, or in int8 if its input comes from a
     dequantise layer. In a float16 network no layer is float32 without a reason: connected float32
     layers form a region, and each region must contain a sampling layer or an input or output that
@@ -32,6 +35,7 @@ def check_network(
     Args:
         tensorrt: the flavour that parsed it.
         network: its ``INetworkDefinition``.
+        model: the serialised graph that was parsed.
         graph: its name.
         precision: of the bundle.
 
@@ -52,7 +56,7 @@ def check_network(
     for layer in layers:
         kind, dtype = layer.type.name, _dtype(layer.get_output(0))
         if kind == "GRID_SAMPLE":
-            _check_sampling(tensorrt, layer, graph=graph)
+            _check_sampling(tensorrt, layer, _sampling_of(model), graph=graph)
         if kind in ("CONVOLUTION", "DECONVOLUTION"):
             if dtype != precision:
                 raise EngineError(
@@ -67,18 +71,36 @@ def check_network(
     return dict(sorted(table.items()))
 
 
-def _check_sampling(tensorrt: TensorRT, layer: Any, *, graph: str) -> None:
+@functools.lru_cache(maxsize=2)
+def _sampling_of(model: bytes) -> frozenset[str]:
+    """Describe the sampling of all GridSample nodes of a serialised graph."""
+    nodes = read_graph(model).nodes
+    return frozenset(_described(n.attributes) for n in nodes if n.operator == "GridSample")
+
+
+def _described(attributes: Mapping[str, Any]) -> str:
+    """Describe the sampling of a GridSample node."""
+    aligned = "aligned" if attributes.get("align_corners", 0) else "not aligned"
+    return f"{attributes.get('padding_mode', 'zeros')} outside and corners {aligned}"
+
+
+def _check_sampling(tensorrt: TensorRT, layer: Any, written: frozenset[str], *, graph: str) -> None:
     module = tensorrt.module
     name = layer.name
     dtypes = [_dtype(tensor) for tensor in _inputs(layer)]
     layer.__class__ = module.IGridSampleLayer  # the bindings return only the base class
-    mode, aligned = layer.interpolation_mode, layer.align_corners
-    if mode != module.InterpolationMode.LINEAR or not aligned:
-        corners = "aligned" if aligned else "not aligned"
+    mode, padding = layer.interpolation_mode, layer.sample_mode.name.lower()
+    read = _described(
+        {
+            "padding_mode": {"fill": "zeros", "clamp": "border"}.get(padding, padding),
+            "align_corners": layer.align_corners,
+        }
+    )
+    if mode != module.InterpolationMode.LINEAR or read not in written:
         raise EngineError(
             f"graph '{graph}': TensorRT {tensorrt.version} reads the sampling '{name}' as "
-            f"{mode.name.lower()} with corners {corners}, but it must be linear with aligned "
-            "corners: export with opset 17, 18 or 19"
+            f"{mode.name.lower()} with {read}, but it must be linear with "
+            f"{' or '.join(sorted(written))}: export with opset 17, 18 or 19"
         )
     if dtypes != ["float32", "float32"]:
         raise EngineError(

@@ -11,14 +11,18 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
+from rbvsr_deploy.bundle.engine_sets import INTERFACE, EngineSet, ShapeProfile
+from rbvsr_deploy.engines.base import Engine, Network
 from rbvsr_deploy.engines.tensorrt.base import Candidate
 from rbvsr_deploy.engines.tensorrt.build import (
+    JETSON,
     BuildOptions,
     Progress,
     build_engine_set,
@@ -33,6 +37,9 @@ from rbvsr_deploy.engines.tensorrt.cache import (
     write_cached,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
+from rbvsr_deploy.engines.tensorrt.values import compare_values
+from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import GRAPHS
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver, Gpu
@@ -41,7 +48,10 @@ __all__ = ["MachinePlans", "fits", "fits_machine", "profile_for"]
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_LEAST_BAND = 12
+"""Rows, with those above and below, of the smallest band that memory is planned for."""
+
+_FORMAT = 2
 """Version of cached sets; increase it to recompile graphs that have not changed."""
 
 
@@ -86,28 +96,33 @@ class MachinePlans:
 
     def candidates(self, height: int, width: int, *, batch: int) -> Iterator[Candidate]:
         sets = self._bundle.manifest.engine_sets
+        # Before 10.1, engines have the batch that fits into memory, and larger ones run in parts.
+        least = batch if self._tensorrt.scratch_by_shape else 1
         held = [s for s in sets if fits_machine(s, self._tensorrt, self._gpu)]
-        for engine_set in _covering(held, height, width, batch=batch):
+        for engine_set in _covering(held, height, width, batch=least):
             yield Candidate(engine_set, self._bundle.plans(engine_set), "from the bundle")
 
         cached = dict(self._cached())
         by_set = {engine_set.name: path for path, (engine_set, _) in cached.items()}
         kept = [engine_set for engine_set, _ in cached.values()]
         refused = []
-        for engine_set in _covering(kept, height, width, batch=batch):
+        for engine_set in _covering(kept, height, width, batch=least):
             path = by_set[engine_set.name]
-            yield Candidate(engine_set, cached[path][1], "compiled earlier, from the cache")
+            plans = cached[path][1]
+            check = None if engine_set.psnr else self._check(path, engine_set, plans)
+            yield Candidate(engine_set, plans, "compiled earlier, from the cache", check)
             refused.append(path)
 
         # The caller asked for more, so none of these could be loaded.
         for path in refused:
             remove_cached(path)
         beside = [engine_set.profile for engine_set in (*held, *kept)]
+        network = Network.of(self._bundle.manifest)
         profile = (
-            profile_for(height, width, batch=batch, beside=beside)
+            profile_for(height, width, batch=batch, network=network, beside=beside)
             if self._tensorrt.scratch_by_shape
-            else ShapeProfile(
-                (min(64, height), min(64, width)), (height, width), (height, width), batch
+            else _profile_of_size(
+                height, width, batch=batch, network=network, memory=self._gpu.total_memory
             )
         )
         self._report(
@@ -123,8 +138,27 @@ class MachinePlans:
             options=self._options,
             progress=self._progress,
         )
-        write_cached(self._folder / f"{profile}.engines", _packed(engine_set, plans))
-        yield Candidate(engine_set, plans, "compiled now")
+        path = self._folder / f"{profile}.engines"
+        write_cached(path, _packed(engine_set, plans))
+        check = self._check(path, engine_set, plans)
+        yield Candidate(engine_set, plans, "compiled now", check)
+
+    def _check(
+        self, path: Path, engine_set: EngineSet, plans: Mapping[str, bytes]
+    ) -> Callable[[Engine], None]:
+        """Return a function that compares engines with the CPU, once: it keeps the result in the
+        cache, or removes the engines from it if they compute wrong values.
+        """
+
+        def check(engine: Engine) -> None:
+            try:
+                figures = compare_values(engine, self._bundle, engine_set.profile)
+            except EngineError:
+                remove_cached(path)
+                raise
+            write_cached(path, _packed(replace(engine_set, psnr=figures), plans))
+
+        return check
 
     def _cached(self) -> Iterator[tuple[Path, tuple[EngineSet, dict[str, bytes]]]]:
         for path in sorted(self._folder.glob("*.engines")):
@@ -165,7 +199,7 @@ def fits(
     theirs, ours = _numbers(engine_set.version), _numbers(version)
     versions = theirs <= ours if engine_set.version_compatible else theirs == ours
     if engine_set.hardware_compatible:
-        gpus = _numbers(compute_capability) >= (8, 0)
+        gpus = _numbers(compute_capability) >= (8, 0) and compute_capability not in JETSON
     else:
         gpus = engine_set.compute_capability == compute_capability
     # TensorRT-RTX engines are the same on Windows and Linux.
@@ -173,7 +207,8 @@ def fits(
         platforms = engine_set.platform.split("-")[1] == platform.split("-")[1]
     else:
         platforms = engine_set.platform == platform
-    return engine_set.flavour == flavour and versions and gpus and platforms
+    same = engine_set.flavour == flavour and engine_set.interface == INTERFACE
+    return same and versions and gpus and platforms
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -181,31 +216,66 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def profile_for(
-    height: int, width: int, *, batch: int, beside: Iterable[ShapeProfile] = ()
+    height: int,
+    width: int,
+    *,
+    batch: int,
+    network: Network | None = None,
+    beside: Iterable[ShapeProfile] = (),
 ) -> ShapeProfile:
     """Return a profile tuned for a size and wide enough for most others.
 
     Args:
         height, width, batch: must be covered.
+        network: that will be run; ``None`` for any.
         beside: profiles that do not cover them; the new one covers all their sizes too, so that
             a user who changes sizes does not recompile repeatedly.
     """
     usual = ShapeProfile()
     profiles = [*beside, usual]
     smallest, largest = zip(*((p.min_size, p.max_size) for p in profiles), strict=True)
-    return ShapeProfile(
-        min_size=(
-            min(height, *(h for h, _ in smallest)),
-            min(width, *(w for _, w in smallest)),
-        ),
-        opt_size=(height, width),
-        # Portrait as well as landscape.
-        max_size=(
+    least = (
+        min(height, *(h for h, _ in smallest)),
+        min(width, *(w for _, w in smallest)),
+    )
+    # Portrait as well as landscape, and at least the size itself if a GPU cannot address the rest.
+    largest_sizes = (
+        (
             max(height, usual.max_size[1], *(h for h, _ in largest)),
             max(width, *(w for _, w in largest)),
         ),
-        batch=max(batch, *(p.batch for p in profiles)),
+        (height, width),
     )
+    frames = max(batch, *(p.batch for p in profiles))
+    wide, exact = (ShapeProfile(least, (height, width), most, frames) for most in largest_sizes)
+    return wide if _is_addressable(wide, network) else exact
+
+
+def _is_addressable(profile: ShapeProfile, network: Network | None) -> bool:
+    """Return whether a GPU can address one of a profile's largest frames in every graph."""
+    channels = 64 if network is None else network.channels
+    try:
+        for spec in GRAPHS.values():
+            profile.shapes(spec, channels=channels)
+    except ValueError:
+        return False
+    return True
+
+
+def _profile_of_size(
+    height: int, width: int, *, batch: int, network: Network, memory: int
+) -> ShapeProfile:
+    """Return a profile of one size, for a TensorRT that takes scratch memory for the largest
+    shapes: its batch and band are as large as a sixth of the GPU's memory allows, and the memory
+    plan follows them.
+    """
+    # ``reconstruct`` holds three of its widest maps at once.
+    row = 3 * network.head_channels * np.dtype(network.precision).itemsize * width
+    rows = max(_LEAST_BAND, memory // 6 // row)
+    frames = max(1, min(batch, rows // height))
+    least = min(64, height), min(64, width)
+    band = None if rows >= height else rows
+    return ShapeProfile(least, (height, width), (height, width), frames, band)
 
 
 def _covering(sets: Iterable[EngineSet], height: int, width: int, *, batch: int) -> list[EngineSet]:

@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rbvsr_deploy.graphs import SCALE, GraphSpec
+from rbvsr_deploy.graphs import MOST_VALUES, SCALE, GraphSpec, most_frames, widest_map
 
-__all__ = ["EngineSet", "Flavour", "ShapeProfile", "Shapes"]
+__all__ = ["INTERFACE", "EngineSet", "Flavour", "ShapeProfile", "Shapes"]
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Smallest, usual and largest shape of an input."""
+
+INTERFACE = 2
+"""Version of what the runtime expects of engines: their graphs' inputs and outputs, and how these
+are stored. Engines of version 1 take all states as (N, C, H, W), later ones those in float16 as
+(N, H, W, C).
+"""
 
 _STEPS = ("backward", "forward")
 _IN_BANDS = ("reconstruct", "emit")
@@ -33,10 +39,12 @@ class ShapeProfile:
     max_size: tuple[int, int] = (720, 1280)
     batch: int = 4
     """Largest and usual number of frames per run of the graphs without recurrence."""
+    band: int | None = None
+    """Most rows per run of ``reconstruct`` and ``emit``; ``None`` for whole frames."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"the batch must be 1 or more, got {self.batch}")
+        if self.batch < 1 or (self.band is not None and self.band < 1):
+            raise ValueError(f"the batch and the band must be 1 or more, got {self}")
         for least, usual, most in zip(self.min_size, self.opt_size, self.max_size, strict=True):
             if not 1 <= least <= usual <= most:
                 raise ValueError(
@@ -46,7 +54,8 @@ class ShapeProfile:
 
     def __str__(self) -> str:
         sizes = (f"{w}x{h}" for h, w in (self.min_size, self.opt_size, self.max_size))
-        return f"{'_'.join(sizes)}-b{self.batch}"
+        rows = "" if self.band is None else f"-r{self.band}"
+        return f"{'_'.join(sizes)}-b{self.batch}{rows}"
 
     def covers(self, height: int, width: int, *, batch: int = 1) -> bool:
         """Return whether the profile covers a batch of frames of a size."""
@@ -56,22 +65,53 @@ class ShapeProfile:
         )
         return all(within) and batch <= self.batch
 
-    def shapes(self, spec: GraphSpec, *, channels: int) -> dict[str, Shapes]:
+    def shapes(
+        self, spec: GraphSpec, *, channels: int, head_channels: int | None = None
+    ) -> dict[str, Shapes]:
         """Return the shapes of a graph's inputs by input name.
 
-        The recurrent steps take one frame at a time. ``reconstruct`` and ``emit`` also run on bands
-        of a frame, which may be a single row high.
+        The recurrent steps take one frame at a time, and ``flow`` two pairs for each frame of a
+        batch: one for each direction. ``reconstruct`` and ``emit`` also run on bands
+        of a frame, which may be a single row high. No map of the graph has more than
+        :data:`~rbvsr_deploy.graphs.MOST_VALUES` values: where the largest frames are too large for
+        the batch, the graph takes fewer of them, and ``reconstruct`` and ``emit`` fewer rows.
+
+        Args:
+            spec: of the graph.
+            channels: C.
+            head_channels: see :func:`rbvsr_deploy.graphs.head_channels`; if ``None``, those of the
+                published head.
+
+        Raises:
+            ValueError: one of the largest frames is too large for the graph.
         """
+        head = SCALE**2 * channels if head_channels is None else head_channels
+        widest = widest_map(spec.name, channels=channels, head_channels=head)
+        batch, rows = self._most_at_once(spec.name, widest)
         found: dict[str, list[tuple[int, ...]]] = {item.name: [] for item in spec.inputs}
         for which, (height, width) in enumerate((self.min_size, self.opt_size, self.max_size)):
-            rows = 1 if which == 0 and spec.name in _IN_BANDS else height
-            batch = 1 if which == 0 or spec.name in _STEPS else self.batch
-            sizes = {"N": batch, "C": channels, "H": rows, "W": width}
-            sizes |= {"4H": SCALE * rows, "4W": SCALE * width}
+            least = 1 if which == 0 and spec.name in _IN_BANDS else height
+            sizes = {"N": 1 if which == 0 else batch, "C": channels}
+            sizes |= {"H": min(least, rows), "W": width}
+            sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * width}
             for item in spec.inputs:
                 shape = (size if isinstance(size, int) else sizes[size] for size in item.shape)
                 found[item.name].append(tuple(shape))
         return {name: (shapes[0], shapes[1], shapes[2]) for name, shapes in found.items()}
+
+    def _most_at_once(self, graph: str, widest: int) -> tuple[int, int]:
+        """Return the most frames of the largest width, and the most rows, per run of a graph."""
+        rows, width = self.max_size
+        if graph in _IN_BANDS:
+            rows = min(rows, self.band or rows, MOST_VALUES // (widest * width))
+        most = most_frames(graph, max(1, rows), width, widest=widest)
+        if min(most, rows) < 1:
+            raise ValueError(
+                f"frames of {width}x{self.max_size[0]} are too large for a GPU: a map of the graph "
+                f"'{graph}' would have more than {MOST_VALUES} values"
+            )
+        frames = 2 * self.batch if graph == "flow" else self.batch
+        return 1 if graph in _STEPS else min(frames, most), rows
 
 
 @dataclass(frozen=True)
@@ -94,6 +134,12 @@ class EngineSet:
     """Number of layers per graph, layer kind and type (such as "CONVOLUTION float16") in the
     parsed network.
     """
+    psnr: Mapping[str, float] = field(default_factory=dict)
+    """PSNR in dB of every graph's outputs against those of ONNX Runtime on the CPU; empty if the
+    engines were not run where they were compiled.
+    """
+    interface: int = INTERFACE
+    """See :data:`INTERFACE`; engines of another version are not used."""
     signature: str = ""
     """Signature of the user who compiled it, in hexadecimal, from
     ``engines/tensorrt/signing.py``; empty if unsigned.
@@ -120,5 +166,13 @@ class EngineSet:
         profile = values["profile"]
         names = ("min_size", "opt_size", "max_size")
         smallest, usual, largest = ((int(h), int(w)) for h, w in (profile[name] for name in names))
-        sizes = ShapeProfile(smallest, usual, largest, batch=int(profile["batch"]))
-        return cls(**{**values, "profile": sizes})
+        band = profile.get("band")
+        sizes = ShapeProfile(
+            smallest,
+            usual,
+            largest,
+            batch=int(profile["batch"]),
+            band=None if band is None else int(band),
+        )
+        interface = int(values.get("interface", 1))
+        return cls(**{**values, "profile": sizes, "interface": interface})

@@ -155,6 +155,7 @@ class _Profile(_Strict):
     opt_size: tuple[_Size, _Size]
     max_size: tuple[_Size, _Size]
     batch: _Size
+    band: _Size | None = None
 
 
 class _EngineSet(_Strict):
@@ -166,6 +167,8 @@ class _EngineSet(_Strict):
     version_compatible: bool = False
     hardware_compatible: bool = False
     layers: dict[str, dict[str, _Count]] = {}
+    psnr: dict[str, float] = {}
+    interface: _Count = 1
     signature: str = ""
 
 

@@ -125,9 +125,10 @@ READING = (
 _OUTPUT = (
     click.Option(
         ["-o", "--output"],
-        type=PATH,
-        help="Video, image or image folder to write; with several inputs, the folder for all "
-        "outputs; - writes y4m to standard output.  [default: <name>_x4 next to INPUT]",
+        metavar="PATH",
+        help="Video, image or image folder to write. An existing folder, or a name that ends in /, "
+        "is the folder that the outputs go into, under their default names; with several inputs it "
+        "always is. - writes y4m to standard output.  [default: <name>_x4 next to INPUT]",
     ),
     click.Option(["--overwrite"], is_flag=True, help="Replace existing outputs."),
 )
@@ -168,8 +169,8 @@ DEVICE = click.Option(
     ["--device"],
     metavar="NAME",
     default="auto",
-    help="Device to run on: auto (the best available), tensorrt, cuda, cpu, or an ONNX Runtime "
-    "execution provider.",
+    help="Device to run on: auto (the best available), tensorrt, cuda, cpu, openvino, webgpu, or "
+    "another of those that `rbvsr info --devices` lists.",
 )
 
 TRUST_ENGINES = click.Option(

@@ -21,20 +21,26 @@ from rbvsr_deploy.commands._common import (
 )
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.bundle import Manifest
+    from rbvsr_deploy.bundle import Bundle, Manifest
     from rbvsr_deploy.bundle.engine_sets import EngineSet
 
 __all__ = ["info"]
 
 
 @click.command(cls=Command)
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--devices", is_flag=True, help="Show what this machine can run bundles on instead.")
 @JSON
 @VERBOSE
 @VERSION
-def info(bundle: Path, as_json: bool, verbose: bool) -> None:
-    """Show the network, graphs and engines in a bundle."""
+def info(bundle: Path | None, devices: bool, as_json: bool, verbose: bool) -> None:
+    """Show the network, graphs and engines in a bundle, or the devices of this machine."""
+    if devices == (bundle is not None):
+        raise click.UsageError("name a bundle to show, or give --devices, and not both")
     with command_errors(verbose=verbose):
+        if bundle is None:
+            _show_devices(as_json=as_json)
+            return
         from rbvsr_deploy.bundle import open_bundle
 
         opened = open_bundle(bundle)
@@ -45,6 +51,35 @@ def info(bundle: Path, as_json: bool, verbose: bool) -> None:
         for engine_set in opened.manifest.engine_sets:
             plans = opened.plans(engine_set)
             _show_engine_set(engine_set, {k: len(plan) for k, plan in plans.items()}, verbose)
+        _show_placements(opened)
+
+
+def _show_devices(*, as_json: bool) -> None:
+    """Show every device by the name that ``--device`` takes, and why others cannot be used."""
+    from rbvsr_deploy.engines.devices import find_devices
+
+    found = find_devices()
+    if as_json:
+        show_json([dataclasses.asdict(device) for device in found])
+        return
+    for device in found:
+        hardware = f" on {device.hardware}" if device.hardware else ""
+        usable = f"{device.software}{hardware}"
+        show(f"{device.name:>12}  {f'not usable: {device.missing}' if device.missing else usable}")
+
+
+def _show_placements(bundle: Bundle) -> None:
+    """Show what was measured to be the fastest on this machine."""
+    from rbvsr_deploy.engines.placement import kept_placements
+
+    for placement in kept_placements(bundle):
+        height, width = placement.size
+        show(f"{'placement':>11}  at {width}x{height}: {placement.machine}")
+        for graph, name in placement.chosen.items():
+            times = ", ".join(f"{n} {ms:.1f} ms" for n, ms in placement.milliseconds[graph].items())
+            reasons = "; ".join(f"{n} {why}" for n, why in placement.refused[graph].items())
+            why = "; ".join(part for part in (times, reasons) if part) or "as requested"
+            show(f"{'':>11}  {graph} on {name} ({why})")
 
 
 def _show_manifest(path: Path, manifest: Manifest, sha256: str) -> None:

@@ -31,7 +31,7 @@ from rbvsr_deploy.commands._run_options import (
 )
 
 if TYPE_CHECKING:
-    from rbvsr_deploy.jobs.batch import Failure
+    from rbvsr_deploy.jobs.batch import Failure, Skipped
     from rbvsr_deploy.jobs.preview import Preview
     from rbvsr_deploy.jobs.summary import Summary
 
@@ -65,7 +65,7 @@ _PASSED_ON = ("scene_cuts", "scene_list", "before_after", "overwrite", "keep_job
 @VERSION
 def run(
     inputs: tuple[Path, ...],
-    output: Path | None,
+    output: str | None,
     engine_path: Path | None,
     device: str,
     trust_engines: bool,
@@ -88,14 +88,17 @@ def run(
             Failure,
             first_frame_size,
             output_folder,
+            output_for,
             outputs_for,
             upscale_each,
+            was_finished,
+            without_own_outputs,
         )
         from rbvsr_deploy.jobs.preview import write_preview
         from rbvsr_deploy.jobs.upscale_file import upscale_file
         from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
         from rbvsr_deploy.runtime.stream import Settings
-        from rbvsr_deploy.video import ReadOptions, WriteOptions, default_output
+        from rbvsr_deploy.video import ReadOptions, WriteOptions
 
         settings = Settings(**values_of(NETWORK, options))
         reading = ReadOptions(**values_of(READING, options))
@@ -117,14 +120,27 @@ def run(
                     **others,
                 )
 
+        def is_finished(path: Path, target: Path) -> bool:
+            return not options["overwrite"] and was_finished(path, target, reading)
+
         several = len(inputs) > 1
-        outputs = outputs_for(inputs, output) if several else [output or default_output(inputs[0])]
+        paths = list(inputs)
+        left_out: list[Skipped] = []
+        if several:
+            folder = None if output is None else Path(output)
+            paths, left_out = without_own_outputs(inputs, folder)
+            outputs = outputs_for(paths, folder)
+            for skipped in left_out:
+                report(f"Left out: {skipped.input}: {skipped.skipped}")
+        else:
+            target, folder = output_for(inputs[0], output)
+            outputs = [target]
         with CompileDisplay() as compiling:
             engine = open_engine(
                 engine_path or DEFAULT_BUNDLE,
                 device=device,
                 trust_engines=trust_engines,
-                size=lambda: first_frame_size(inputs, reading),
+                size=lambda: first_frame_size(paths, reading),
                 report=report,
                 progress=compiling,
             )
@@ -146,17 +162,19 @@ def run(
                     )
                 _show_preview(shown, as_json=as_json)
                 return
-            if several:
-                with output_folder(output):
-                    results = upscale_each(inputs, outputs, upscale=upscale, report=report)
-            else:
-                results = [upscale(inputs[0], outputs[0])]
+            with output_folder(folder):
+                if several:
+                    results = upscale_each(
+                        paths, outputs, upscale=upscale, report=report, is_finished=is_finished
+                    )
+                else:
+                    results = [upscale(paths[0], outputs[0])]
         if as_json:
-            listed = [dataclasses.asdict(result) for result in results]
+            listed = [dataclasses.asdict(result) for result in (*results, *left_out)]
             show_json(listed if several else listed[0])
         else:
             # With -o -, standard output carries the video.
-            _show(results, err=output == Path("-"))
+            _show(results, err=output == "-")
         if any(isinstance(result, Failure) for result in results):
             sys.exit(1)
 
@@ -165,7 +183,7 @@ def _check_usage(ctx: click.Context) -> None:
     """Raise click.UsageError for options that cannot be combined."""
     options = ctx.params
     inputs, output = options["inputs"], options["output"]
-    reads, writes = Path("-") in inputs, output == Path("-")
+    reads, writes = Path("-") in inputs, output == "-"
     if options["preview"] is not None:
         for name, option in _NOT_FOR_PREVIEWS.items():
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -208,14 +226,16 @@ def _show_preview(preview: Preview, *, as_json: bool) -> None:
     )
 
 
-def _show(results: Sequence[Summary | Failure], *, err: bool) -> None:
-    from rbvsr_deploy.jobs.batch import Failure
+def _show(results: Sequence[Summary | Failure | Skipped], *, err: bool) -> None:
+    from rbvsr_deploy.jobs.batch import Failure, Skipped
 
     failed = 0
     for result in results:
         if isinstance(result, Failure):
             failed += 1
             show(f"{result.input}: failed: {result.error}", err=err)
+        elif isinstance(result, Skipped):
+            show(f"{result.input}: skipped: {result.skipped}", err=err)
         else:
             _show_summary(result, err=err)
     if failed:
@@ -232,7 +252,8 @@ def _show_summary(summary: Summary, *, err: bool) -> None:
     show(
         f"{summary.output}: {summary.frames} frames of {summary.width}x{summary.height} in "
         f"{len(scenes)} scene{'s' * (len(scenes) != 1)}, cleaned {times} "
-        f"time{'s' * (times != '1')}{_show_excerpt(summary)}{_show_damage(summary)}; "
+        f"time{'s' * (times != '1')}{_show_excerpt(summary)}{_show_damage(summary)}"
+        f"{_show_changes(summary)}; "
         f"{made} frames in {total:.1f} s{rate}",
         err=err,
     )
@@ -243,6 +264,12 @@ def _show_damage(summary: Summary) -> str:
     lost, damaged = summary.lost_frames, summary.damaged_frames
     parts = [f"{lost} lost to damage"] * bool(lost) + [f"{damaged} damaged"] * bool(damaged)
     return "".join(f", {part}" for part in parts)
+
+
+def _show_changes(summary: Summary) -> str:
+    """Count what was converted and dropped, for the line about the run; each is reported before."""
+    counts = {"converted": len(summary.converted), "dropped": len(summary.dropped)}
+    return "".join(f", {number} {name}" for name, number in counts.items() if number)
 
 
 def _show_excerpt(summary: Summary) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.jobs.identity import image_record
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
 from rbvsr_deploy.runtime.scenes import SceneCuts
@@ -23,6 +24,7 @@ from rbvsr_deploy.runtime.stream import Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
 from rbvsr_deploy.video import Frame, Sink, Source
+from rbvsr_deploy.video.image_metadata import ImageMetadata
 
 __all__ = ["Progress", "Run"]
 
@@ -36,7 +38,10 @@ Progress = Callable[[Stage, int, int | None], None]
 # video, and closer at the end of a scene, where a key frame is due anyway.
 _SEGMENT, _SHORTEST_SEGMENT = 120, 48
 
-_READ_AHEAD, _WRITE_BEHIND = 8, 4
+# Bytes of frames that wait for the network and for the encoder. No frame comes out while a scene is
+# cleaned and its backward branch runs, and then they come all at once: with a few frames in each
+# queue, decoding and encoding of long scenes would alternate with the network.
+_READ_AHEAD = _WRITE_BEHIND = 256 * 2**20
 
 _SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_segment``
 
@@ -48,6 +53,8 @@ class _FrameInfo(NamedTuple):
     duration: int
     name: str | None
     opacity: Image | None
+    captions: bytes | None
+    metadata: ImageMetadata | None
 
 
 class Run:
@@ -103,6 +110,7 @@ class Run:
         self._recorded = len(self.scenes)  # scenes in the notes of finished segments
         self._done: dict[Stage, int] = {}
         self._waiting: deque[_FrameInfo] = deque()  # of the frames inside the stream
+        self._read, self._ended = self.resumed, False  # what the stream has taken
         self.stream = Stream(
             engine,
             settings,
@@ -113,7 +121,7 @@ class Run:
             progress=self._count,
             on_scene=self._on_scene,
         )
-        report(f"Memory: {show_bytes(self.stream.memory)} for {self.stream.plan}")
+        logger.info("Memory: %s for %s", show_bytes(self.stream.memory), self.stream.plan)
         if self.resumed:
             report(f"Continuing: {self.resumed} frames are done already")
 
@@ -125,9 +133,15 @@ class Run:
             ReadAhead(
                 self._cuts.mark(self._source, skip=self.resumed),
                 depth=_READ_AHEAD,
+                size=lambda item: item[0].nbytes,
                 interrupt=self._source.interrupt,
             ) as reader,
-            WriteBehind(self._write, depth=_WRITE_BEHIND, interrupt=self._sink.interrupt) as writer,
+            WriteBehind(
+                self._write,
+                depth=_WRITE_BEHIND,
+                size=lambda item: item[0].nbytes,
+                interrupt=self._sink.interrupt,
+            ) as writer,
         ):
             for upscaled_frames in self._steps(reader):
                 while True:
@@ -152,8 +166,18 @@ class Run:
     def _steps(self, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Iterator[UpscaledFrame]]:
         """Yield, for each frame and for the end, the upscaled frames that are ready then."""
         for frame, cut in frames:
-            self._waiting.append(_FrameInfo(frame.pts, frame.duration, frame.name, frame.opacity))
+            info = _FrameInfo(
+                pts=frame.pts,
+                duration=frame.duration,
+                name=frame.name,
+                opacity=frame.opacity,
+                captions=frame.captions,
+                metadata=frame.metadata,
+            )
+            self._waiting.append(info)
+            self._read += 1
             yield self.stream.push(frame.image, cut=cut)
+        self._ended = True
         yield self.stream.flush()
 
     def _segment_end(self, upscaled: UpscaledFrame) -> _SegmentEnd | None:
@@ -167,7 +191,12 @@ class Run:
     def _segment(self, state: StreamState) -> _SegmentEnd:
         self._segment_start = self.frames
         recorded, self._recorded = self._recorded, len(self.scenes)
-        note = {"scenes": [dataclasses.asdict(scene) for scene in self.scenes[recorded:]]}
+        note: dict[str, Any] = {
+            "scenes": [dataclasses.asdict(scene) for scene in self.scenes[recorded:]]
+        }
+        # Frames depend on later ones of their scene.
+        if (images := image_record(self._source, self._read, ended=self._ended)) is not None:
+            note["images"] = images
         return note, state.to_bytes()
 
     def _write(self, item: tuple[Frame, _SegmentEnd | None]) -> None:

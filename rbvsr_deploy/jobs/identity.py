@@ -8,18 +8,20 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
-from rbvsr_deploy.video import ReadOptions, is_pipe
+from rbvsr_deploy.video import ImageSource, ReadOptions, Source, is_pipe
+from rbvsr_deploy.video.input_files import sampled
 
-__all__ = ["job_identity"]
+__all__ = ["has_same_images", "image_record", "job_identity"]
 
 
-_SAME_OUTPUT_SINCE = "0.1.0"
+_SAME_OUTPUT_SINCE = "0.3.0"
 """The first version with the same output as this one: its unfinished jobs are continued. Set it to
-the current version in any change that alters frames or packets.
+the coming version in any change that alters frames or packets.
 """
 
 
@@ -29,8 +31,9 @@ def job_identity(
     """Return everything the output depends on, by readable names; the sink adds its own part.
 
     Args:
-        path: the input.
-        engine: identified by its network, its version and its device.
+        path: the input. Of an image folder only the name belongs to the identity: segments record
+            which images they were made of, see :func:`image_record`.
+        engine: identified by its network, its version, its device and its placement.
         settings: settings of the stream; the memory limit is left out, as it does not affect the
             output.
         reading: options for reading the input.
@@ -42,7 +45,7 @@ def job_identity(
     described = engine.describe()
     threshold = settings.refine_threshold
     return {
-        "input": "standard input" if is_pipe(path) else _fingerprint(path),
+        "input": "standard input" if is_pipe(path) else _input(path),
         **{
             f"option {name}": "not given" if value is None else str(value)
             for name, value in dataclasses.asdict(reading).items()
@@ -51,6 +54,7 @@ def job_identity(
         },
         "model": f"{described.model} ({described.weights[:16]})",
         "engine": f"{described.engine} {described.version} on {described.device}",
+        **({"placement": described.placement} if described.placement else {}),
         "version of rbvsr-deploy": _SAME_OUTPUT_SINCE,
         "scene cuts": cuts.identity,
         "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),
@@ -63,18 +67,45 @@ def job_identity(
     }
 
 
-def _fingerprint(path: Path) -> str:
-    """Hash the name, size and modification time of a file, or of all files of a folder; for a file,
-    also its first and last megabyte. Reading all of a long film would take minutes.
+def image_record(source: Source, frames: int, *, ended: bool) -> dict[str, Any] | None:
+    """Return a record of the first images of a folder, for the note of a segment made of them.
+
+    Args:
+        source: the input.
+        frames: number of images that the segment depends on, from the first one on.
+        ended: whether it also depends on these being all.
+
+    Returns:
+        ``None`` if the input is not an image folder.
     """
-    digest, size = hashlib.sha256(), 0
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        status = file.lstat()
-        size += status.st_size
-        digest.update(os.fsencode(f"{file.name} {status.st_size} {status.st_mtime_ns}"))
-    if not path.is_dir():
-        with path.open("rb") as opened:
-            digest.update(opened.read(2**20))
-            opened.seek(max(0, path.stat().st_size - 2**20))
-            digest.update(opened.read(2**20))
-    return f"{path.name} of {size} bytes ({digest.hexdigest()[:16]})"
+    if not isinstance(source, ImageSource):
+        return None
+    digest = source.files.digest(frames, are_all=ended)
+    return {"frames": frames, "ended": ended, "sha256": digest}
+
+
+def has_same_images(source: Source, record: object) -> bool:
+    """Return whether the images of a record from :func:`image_record` are still those of a source.
+
+    Raises:
+        KeyError, TypeError: the record is malformed.
+        MediaError: an image cannot be read.
+    """
+    if not isinstance(source, ImageSource):
+        return True
+    if not isinstance(record, dict) or type(record["frames"]) is not int:
+        return False
+    found = image_record(source, record["frames"], ended=record["ended"] is True)
+    return found is not None and found["sha256"] is not None and found == record
+
+
+def _input(path: Path) -> str:
+    """Describe a folder by its name, and a file by its name and a checksum of its size,
+    modification time and samples of its content.
+    """
+    if path.is_dir():
+        return f"the image folder {path.name}"
+    status = path.lstat()
+    digest = hashlib.sha256(os.fsencode(f"{path.name} {status.st_size} {status.st_mtime_ns}"))
+    digest.update(sampled(path))
+    return f"{path.name} of {status.st_size} bytes ({digest.hexdigest()[:16]})"

@@ -181,6 +181,11 @@ def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str,
     rate = [("Frames/s", f"{done / total:.2f}")] if done else []
     counts = (("Lost to damage", summary.lost_frames), ("Damaged", summary.damaged_frames))
     damage = [(name, str(number)) for name, number in counts if number]
+    changes = [
+        (name, f"{change.what}: {change.reason}")
+        for name, listed in (("Converted", summary.converted), ("Dropped", summary.dropped))
+        for change in listed
+    ]
     if summary.resumed_frames:
         seconds += f" for {done} frames; an earlier run had made {summary.resumed_frames}"
     before = f"{summary.width // 4}×{summary.height // 4}"
@@ -191,6 +196,7 @@ def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str,
         ("Engine", str(summary.engine)),
         ("Frames", str(summary.frames)),
         *damage,
+        *changes,
         ("Scenes", str(len(summary.scenes))),
         ("Seconds", seconds),
         *rate,

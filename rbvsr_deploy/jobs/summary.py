@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.stream import SceneRecord
+from rbvsr_deploy.video.changes import Change
 
 __all__ = ["Summary"]
 
@@ -40,6 +41,12 @@ class Summary:
     """
     damaged_frames: int = 0
     """Number of frames of the output whose input frames were damaged."""
+    kept: list[Change] = field(default_factory=list)
+    """What the output keeps of the input besides its frames, such as audio streams."""
+    converted: list[Change] = field(default_factory=list)
+    """What the output keeps in another form."""
+    dropped: list[Change] = field(default_factory=list)
+    """What of the input is not in the output."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``read``, ``network`` and ``write``: time that each was busy, all at once; ``waited``: time
     that the network waited for the other two; ``total``: from start to end.

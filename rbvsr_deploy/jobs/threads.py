@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -24,15 +25,43 @@ _POLL = 0.1  # seconds between checks whether a waiting thread should stop
 _END = object()
 
 
+class _SizedQueue(queue.Queue[Any]):
+    """A queue that is full once the sizes of its items add up to ``maxsize``."""
+
+    def __init__(self, maxsize: int, *, size: Callable[[Any], int]) -> None:
+        self._size_of = size
+        super().__init__(maxsize)
+
+    # The four methods that queue.Queue has for other organisations of its items.
+    def _init(self, maxsize: int) -> None:
+        self._items: deque[tuple[Any, int]] = deque()
+        self._total = 0
+
+    def _qsize(self) -> int:
+        return self._total
+
+    def _put(self, item: Any) -> None:
+        size = 1 if item is _END else max(1, self._size_of(item))
+        self._items.append((item, size))
+        self._total += size
+
+    def _get(self) -> Any:
+        item, size = self._items.popleft()
+        self._total -= size
+        return item
+
+
 class _Thread:
     """Connects a thread and its caller through a queue."""
 
-    def __init__(self, *, depth: int, name: str, interrupt: Callable[[], None]) -> None:
+    def __init__(
+        self, *, depth: int, size: Callable[[Any], int], name: str, interrupt: Callable[[], None]
+    ) -> None:
         self.seconds = 0.0
         """Time the thread has worked, excluding waits."""
         self.waited = 0.0
         """Time the caller has waited for the thread."""
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        self._queue = _SizedQueue(depth, size=size)
         self._stop = threading.Event()
         self._left = False  # the context, so that items in the queue are discarded
         self._interrupt = interrupt
@@ -99,7 +128,8 @@ class _Thread:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left = True
+        # After an error elsewhere, results that are complete are still written.
+        self._left = kind is not None and not issubclass(kind, Exception)
         self._stop.set()
         if kind is not None:
             self._interrupt()
@@ -111,14 +141,20 @@ class ReadAhead(_Thread, Generic[T]):
 
     Args:
         items: used only by the thread; not closed.
-        depth: largest number of items in the queue.
+        depth: sum of the sizes of the items in the queue from which on the thread waits.
+        size: returns the size of an item, such as its bytes; at least 1.
         interrupt: called when an error ends the work, to end a wait for the next item.
     """
 
     def __init__(
-        self, items: Iterable[T], *, depth: int, interrupt: Callable[[], None] = lambda: None
+        self,
+        items: Iterable[T],
+        *,
+        depth: int,
+        size: Callable[[T], int] = lambda item: 1,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(depth=depth, name="reader", interrupt=interrupt)
+        super().__init__(depth=depth, size=size, name="reader", interrupt=interrupt)
         self._items = iter(items)
 
     def _work(self) -> None:
@@ -145,7 +181,8 @@ class WriteBehind(_Thread, Generic[T]):
 
     Args:
         consume: called in the thread with one item after the other.
-        depth: largest number of items in the queue.
+        depth: sum of the sizes of the items in the queue from which on :meth:`put` waits.
+        size: returns the size of an item, such as its bytes; at least 1.
         interrupt: called when an error ends the work, to end a wait of the function.
     """
 
@@ -154,9 +191,10 @@ class WriteBehind(_Thread, Generic[T]):
         consume: Callable[[T], None],
         *,
         depth: int,
+        size: Callable[[T], int] = lambda item: 1,
         interrupt: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(depth=depth, name="writer", interrupt=interrupt)
+        super().__init__(depth=depth, size=size, name="writer", interrupt=interrupt)
         self._consume = consume
 
     def _work(self) -> None:

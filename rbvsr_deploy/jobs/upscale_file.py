@@ -17,7 +17,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.before_after import check_apart, check_before_after, write_before_after
 from rbvsr_deploy.jobs.frames import Progress, Run
-from rbvsr_deploy.jobs.identity import job_identity
+from rbvsr_deploy.jobs.identity import has_same_images, job_identity
 from rbvsr_deploy.jobs.page import check_report_page, write_report_page
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.runtime.scenes import SceneCuts
@@ -96,6 +96,8 @@ def upscale_file(
                 overwrite=overwrite,
                 keep=keep_job,
                 resume=not is_pipe(path),
+                still_valid=lambda part: has_same_images(source, part.note.get("images")),
+                verify=source.files.check if source.files is not None else lambda: None,
             )
             stack.enter_context(job)
         sink = stack.enter_context(
@@ -134,6 +136,9 @@ def upscale_file(
         excerpt=_excerpt(reading),
         lost_frames=source.lost_frames,
         damaged_frames=source.damaged_frames,
+        kept=source.changes.kept,
+        converted=source.changes.converted,
+        dropped=source.changes.dropped,
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
     if page is not None:

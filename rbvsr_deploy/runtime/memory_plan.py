@@ -13,11 +13,18 @@ import numpy as np
 
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.errors import DeviceMemoryError, RbvsrError
+from rbvsr_deploy.graphs import most_frames, widest_map
 from rbvsr_deploy.units import show_bytes
 
-__all__ = ["MemoryBudget", "MemoryPlan", "choose_plan"]
+__all__ = ["HALO", "MemoryBudget", "MemoryPlan", "choose_plan"]
 
 logger = logging.getLogger(__name__)
+
+HALO = 2
+"""Rows of the input that an output row depends on above and below: four 3x3 convolutions, one on
+the input's rows, one on rows of half their height, two on rows of a quarter, and bilinear
+interpolation (one row).
+"""
 
 # Maps of C channels that a step of the trunks or a cleaning pass holds at once, and maps of
 # ``head_channels`` that ``reconstruct`` holds. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for
@@ -91,6 +98,7 @@ def choose_plan(
     ahead: int = 0,
     on_cpu: bool,
     deep: bool = False,
+    most: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Return the plan that makes the most of some memory.
 
@@ -102,32 +110,54 @@ def choose_plan(
         ahead: number of frames after those that are used again and again.
         on_cpu: True if the device is the CPU.
         deep: True for 16-bit output, which leaves the device in floating point.
+        most: most frames per run, and most rows per run of ``reconstruct``, that the engine takes;
+            ``None`` for any number.
 
     Raises:
-        RbvsrError: even one frame at a time does not fit.
+        RbvsrError: even one frame at a time does not fit, or has more values than a GPU can
+            address.
     """
     item = np.dtype(network.precision).itemsize
     pixels = height * width
     frame, flow = 3 * item * pixels, 2 * 4 * pixels
     state = network.channels * item * pixels
     # Held for every frame of a batch: its block (three at once, on a GPU for each branch) with two
-    # flows, its forward states (three buffers, on a GPU two more where backward states are
-    # computed), the widest maps, the upscaled frame in floating point and in bytes; and two
-    # upscaled frames being downloaded.
+    # flows, a copy of its neighbour, its forward states (three buffers, on a GPU two more where
+    # backward states are computed), the widest maps, the upscaled frame in floating point and in
+    # bytes; and two upscaled frames being downloaded.
     sample = item + 2 if deep else 1
     blocks, buffers = (3, 3) if on_cpu else (6, 5)
-    block = blocks * (frame + 2 * flow) + 2 * 16 * 3 * sample * pixels
+    block = blocks * (frame + 2 * flow) + frame + 2 * 16 * 3 * sample * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
     steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
 
     def fixed(batch: int, rows: int) -> int:
         return steps + batch * (block + buffers * state + head * rows // height)
 
-    batch, band = 1 if on_cpu else min(_GPU_BATCH, longest), height
-    while batch > 1 and fixed(batch, band) > memory // 2:
+    def fits(batch: int, rows: int) -> bool:
+        """Return whether a batch takes at most half of the memory, and a GPU can address it."""
+        if on_cpu:
+            return fixed(batch, rows) <= memory // 2
+        pairs = 2 * batch
+        within_halo = min(height, rows + 2 * HALO)
+        runs = [("clean", batch, height), ("flow", pairs, height), ("backward", 1, height)]
+        return fixed(batch, rows) <= memory // 2 and all(
+            frames <= most_frames(graph, high, width, widest=_widest(network, graph))
+            for graph, frames, high in (*runs, ("reconstruct", batch, within_halo))
+        )
+
+    most_batch, most_rows = most or (_GPU_BATCH, height)
+    batch, band = 1 if on_cpu else min(_GPU_BATCH, longest, most_batch), height
+    while batch > 1 and not fits(batch, band):
         batch -= 1
-    while band > _LEAST_BAND and fixed(batch, band) > memory // 2:
+    while band > _LEAST_BAND and (
+        not fits(batch, band) or min(height, band + 2 * HALO) > most_rows
+    ):
         band = -(-band // 2)
+    if not (on_cpu or most_frames("backward", height, width, widest=_widest(network, "backward"))):
+        raise RbvsrError(
+            f"{width}x{height} has more values than a GPU can address: scale the input down"
+        )
     room = memory - fixed(batch, band)
     if room < state:
         least = fixed(1, min(_LEAST_BAND, height)) + state
@@ -141,3 +171,7 @@ def choose_plan(
     window = min(longest, max(1, room // (state + frame)))
     in_memory = (room - window * state) // frame
     return MemoryPlan(window=window, batch=min(batch, window), band=band, in_memory=in_memory)
+
+
+def _widest(network: Network, graph: str) -> int:
+    return widest_map(graph, channels=network.channels, head_channels=network.head_channels)

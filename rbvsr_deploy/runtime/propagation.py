@@ -26,15 +26,10 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
 from rbvsr_deploy.runtime.finite import begin_check, check_finite
+from rbvsr_deploy.runtime.memory_plan import HALO
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
 __all__ = ["HALO", "propagate"]
-
-HALO = 2
-"""Rows of the input that an output row depends on above and below: four 3x3 convolutions, one on
-the input's rows, one on rows of half their height, two on rows of a quarter, and bilinear
-interpolation (one row).
-"""
 
 
 def propagate(

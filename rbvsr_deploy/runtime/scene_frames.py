@@ -137,23 +137,33 @@ class SceneFrames:
         """Return the flow (1, 2, H, W) from frame i to the next one (step 1) or the previous one
         (step -1).
 
-        The flows within a block are computed at once; the one out of it on request, as the next
-        frame may arrive only after the block was first used.
+        Both branches come into a block from outside, so that all its flows are computed at once.
+        Where the frame outside has not arrived yet, or is not asked for, the flow to it follows
+        later.
         """
         block = self._block(i)
         count, offset = block.stop - block.start, i - block.start
-        last = count - 1
-        inner, crossing = ((0, last), last) if step == 1 else ((1, count), 0)
+        crossing = count - 1 if step == 1 else 0
+        crosses = offset == crossing and step not in block.crossed
+        outside = self.frames(i + step, i + step + 1) if crosses else None
         flows = block.flows.get(step)
         if flows is None:
             flows = self._engine.empty((count, 2, *self._context.size), dtype="float32")
             block.flows[step] = flows
-            if last > 0:
-                neighbours = self._engine.slice(block.frames, inner[0] + step, inner[1] + step)
-                self._compute(flows, block, inner, neighbours=neighbours)
-        if offset == crossing and step not in block.crossed:
-            neighbours = self.frames(i + step, i + step + 1)
-            self._compute(flows, block, (offset, offset + 1), neighbours=neighbours)
+            if count > 1:
+                first, stop = (0, count - 1) if step == 1 else (1, count)
+                within = self._engine.slice(block.frames, first + step, stop + step)
+                joined = None
+                if crosses:
+                    parts = [within, outside] if step == 1 else [outside, within]
+                    joined = self._engine.join(parts)
+                if joined is None:
+                    self._compute(flows, block, (first, stop), neighbours=within)
+                else:
+                    self._compute(flows, block, (0, count), neighbours=joined)
+                    block.crossed.add(step)
+        if crosses and step not in block.crossed:
+            self._compute(flows, block, (offset, offset + 1), neighbours=outside)
             block.crossed.add(step)
         return self._engine.slice(flows, offset, offset + 1)
 

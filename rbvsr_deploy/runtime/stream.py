@@ -90,6 +90,7 @@ class Stream(Closing):
             ahead=settings.lookahead or 0,
             on_cpu=on_cpu,
             deep=deep,
+            most=engine.most_at_once(*size),
         )
         self._context = Context(
             engine,

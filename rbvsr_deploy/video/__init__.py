@@ -18,8 +18,8 @@ PyAV is imported when the first file is opened, not when this package is importe
 from __future__ import annotations
 
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.images import ImageSource
+from rbvsr_deploy.video.images.sink import ImageSink
+from rbvsr_deploy.video.images.source import ImageSource
 from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
 from rbvsr_deploy.video.options import Alpha, ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import is_pipe

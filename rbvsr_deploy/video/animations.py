@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -16,16 +15,19 @@ import numpy as np
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.base import Frame, Source
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
 
-__all__ = ["WebPAnimation", "is_animated", "is_webp"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["WebPAnimation", "is_animated", "is_webp", "refuse_heif"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WEBP_ANIMATION = 0x02  # bit of the flags in the VP8X chunk
+_AVIF_SEQUENCE = b"ftypavis"
+# Brands of files whose main content is an image; sequences ("msf1", "hevc") are videos.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avci", b"jpeg", b"1pic")
 _SHORTEST = 10  # milliseconds, the same minimum as in browsers
 _AT_ONCE = 32  # frames held in memory
 
@@ -43,12 +45,14 @@ class WebPAnimation(Source):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
+        self.files = InputFiles(path, [path], whole=False)
+        self.files.opened()
         self._options = options
         self.time_base = Fraction(1, 1000)
         self.sample_aspect = None
         self.colour = RGB_COLOUR
         self.depth = 8
-        self._frames = _read_webp(path)
+        self._frames = _read_webp(path, self.changes)
         self._first = next(self._frames)
         self.height, self.width = self._first[0].shape[:2]
         self.rate = 1 / (self._first[1] * self.time_base)
@@ -68,7 +72,7 @@ class WebPAnimation(Source):
             stamp += duration
 
 
-def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
+def _read_webp(path: Path, changes: Changes) -> Iterator[tuple[Image, int]]:
     """Yield every frame as RGB with its duration in milliseconds."""
     import cv2
 
@@ -80,7 +84,7 @@ def _read_webp(path: Path) -> Iterator[tuple[Image, int]]:
             raise MediaError(f"cannot read {path} from frame {start + 1} onwards: it is damaged")
         for frame, duration in zip(animation.frames, animation.durations, strict=True):
             if frame.shape[2] == 4 and start == 0 and frame[..., 3].min() < 255:
-                logger.warning("%s is partly transparent; its alpha channel is dropped", path)
+                changes.drop("alpha channel", "that of animated WebP is not read")
             yield np.ascontiguousarray(frame[..., 2::-1]), max(int(duration), _SHORTEST)
         start += len(animation.frames)
 
@@ -96,8 +100,27 @@ def _count_webp(path: Path) -> int:
     return int(cv2.imcount(str(path)))
 
 
+def refuse_heif(path: Path) -> None:
+    """Refuse a HEIF image such as HEIC: FFmpeg would read only one of its tiles.
+
+    Raises:
+        MediaError: it is a HEIF image, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {error.strerror}") from error
+    if start[4:8] == b"ftyp" and start[8:] in _HEIF_BRANDS:
+        raise MediaError(
+            f"{path} is a HEIF image ({start[8:].decode()}), which is not supported: convert it to "
+            "PNG or JPEG"
+        )
+
+
 def is_animated(path: Path) -> bool:
-    """Return whether a file is a PNG or WebP with several frames, which is handled as a video.
+    """Return whether a file is a PNG, WebP or AVIF with several frames, which is handled as a
+    video.
 
     Raises:
         MediaError: the file cannot be read.
@@ -108,7 +131,7 @@ def is_animated(path: Path) -> bool:
             if start.startswith(_PNG):
                 file.seek(len(_PNG))
                 return _png_is_animated(file)
-            return _webp_is_animated(start)
+            return _webp_is_animated(start) or start[4:12] == _AVIF_SEQUENCE
     except OSError as error:
         raise MediaError(f"cannot read {path}: {error.strerror}") from error
 

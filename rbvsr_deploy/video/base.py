@@ -7,16 +7,20 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.closing import Closing
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.pyav import media_errors
 
 if TYPE_CHECKING:
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video.colour.colour import Colour
     from rbvsr_deploy.video.colour.hdr import HdrMetadata
+    from rbvsr_deploy.video.image_metadata import ImageMetadata
+    from rbvsr_deploy.video.input_files import InputFiles
     from rbvsr_deploy.video.staging.job import Job
     from rbvsr_deploy.video.staging.parts import SegmentRecord
 
@@ -37,14 +41,21 @@ class Frame:
     opacity: Image | None = None
     """Alpha channel, ``(H, W, 1)`` with the image's dtype, in sources and sinks that keep it;
     ``None``: opaque."""
+    captions: bytes | None = None
+    """Closed captions of a video (CTA-708), in triplets of bytes; ``None``: it has none."""
+    metadata: ImageMetadata | None = None
+    """What an image file holds besides its pixels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.image.nbytes + (0 if self.opacity is None else self.opacity.nbytes)
 
 
 @dataclass(frozen=True)
 class Excerpt:
     """A part of an input. Its frames have timestamps that are relative to its start."""
 
-    start: Fraction
-    """Time on the input's clock that becomes 0, in seconds."""
     offset: Fraction
     """Seconds from the first frame of the input to the first frame of the excerpt."""
 
@@ -80,12 +91,25 @@ class Source(Closing):
     """FFmpeg's name of the pixel format of a video."""
     keeps_opacity = False
     """True if frames can have an alpha channel."""
+    keeps_captions = False
+    """True if the output keeps closed captions; set by the sink."""
     hdr: HdrMetadata | None = None
     """Static HDR metadata of a video."""
     notes: tuple[str, ...] = ()
     """Assumptions made about the input, one sentence each, for the user."""
+    origin = Fraction(0)
+    """Time in seconds on the input's clock that is 0 for the frames."""
+    first_time = Fraction(0)
+    """Time of the first frame in seconds, 0 or later."""
     excerpt: Excerpt | None = None
     """The part of the input that is read; ``None``: all of it."""
+    files: InputFiles | None = None
+    """The files that are read; ``None``: standard input."""
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What of the input the output keeps, converts and drops, as far as it is known by now."""
+        return Changes()
 
     @property
     def lost_frames(self) -> int:

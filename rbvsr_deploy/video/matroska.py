@@ -60,9 +60,12 @@ def write_sample_aspect(path: Path, aspect: Fraction) -> bool:
         data = bytearray(file.read(_HEAD))
         for entry, video, tracks in _video_entries(data):
             settings = {child.number: child for child in _children(data, video)}
-            pixels = settings[_PIXEL_WIDTH]
-            width = int.from_bytes(data[pixels.content : pixels.end], "big")
-            shown = round(width * aspect).to_bytes(4, "big").lstrip(b"\0")
+            if (pixels := settings.get(_PIXEL_WIDTH)) is None:
+                return False
+            width = round(int.from_bytes(data[pixels.content : pixels.end], "big") * aspect)
+            if not 0 < width < 2**32:
+                return False
+            shown = width.to_bytes(4, "big").lstrip(b"\0")
             new = _DISPLAY_WIDTH.to_bytes(2, "big") + bytes([0x80 | len(shown)]) + shown
             assert entry.end is not None
             assert video.end is not None

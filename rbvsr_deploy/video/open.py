@@ -8,12 +8,13 @@ from typing import Literal
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import is_same_place
-from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp
+from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp, refuse_heif
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.encoding.encoder import CONTAINERS, choose_encoder
-from rbvsr_deploy.video.image_sink import ImageSink
-from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, ImageSource, is_image
+from rbvsr_deploy.video.images.files import ALPHA_SUFFIXES, IMAGE_SUFFIXES, is_image
+from rbvsr_deploy.video.images.sink import ImageSink
+from rbvsr_deploy.video.images.source import ImageSource
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
 from rbvsr_deploy.video.staging.job import Job
@@ -55,6 +56,7 @@ def open_source(path: Path, options: ReadOptions = _DEFAULT_READING) -> Source:
         )
     if path.stat().st_size == 0:
         raise MediaError(f"the input {path} is empty: give a complete video or image")
+    refuse_heif(path)
     # Raw Motion JPEG starts with the same bytes as a single JPEG.
     if not is_image(path) or path.suffix.lower() in (".mjpeg", ".mjpg"):
         return VideoSource(path, options)
@@ -82,17 +84,22 @@ def default_output(path: Path) -> Path:
         path: the input, which need not exist.
 
     Returns:
-        A folder for a folder and an image for an image. A video gets the same container if that can
-        hold the output, otherwise Matroska, which can hold any codec. An animated image counts as a
-        video.
+        A folder for a folder and an image for an image, as PNG if its own format cannot be written.
+        A video gets the same container if that can hold the output, otherwise Matroska, which can
+        hold any codec. An animated image counts as a video.
     """
     path = Path(path)
     if path.is_dir():
         path = path if path.name not in ("", "..") else path.resolve()
         return path.with_name(f"{path.name}_x4")
     suffix = path.suffix
-    animated = suffix.lower() in IMAGE_SUFFIXES and path.is_file() and is_animated(path)
-    if animated or (suffix.lower() not in IMAGE_SUFFIXES and suffix.lower() not in CONTAINERS):
+    if suffix.lower() not in CONTAINERS and path.is_file():
+        writable = suffix.lower() in IMAGE_SUFFIXES
+        if not is_image(path) or is_animated(path):
+            suffix = suffix if writable and not is_animated(path) else ".mkv"
+        elif not writable:
+            suffix = ".png"
+    elif suffix.lower() not in (*CONTAINERS, *IMAGE_SUFFIXES):
         suffix = ".mkv"
     return path.with_name(f"{path.stem}_x4{suffix}")
 
@@ -169,7 +176,14 @@ def open_sink(
             f"the output {path} can hold only one image, and the input has more: "
             "give a folder or a video"
         )
-    return ImageSink(path, width=width, height=height, folder=kind == "folder", job=job)
+    return ImageSink(
+        path,
+        width=width,
+        height=height,
+        folder=kind == "folder",
+        job=job,
+        changes=source.changes,
+    )
 
 
 def _image_source(path: Path, options: ReadOptions) -> ImageSource:

@@ -25,7 +25,7 @@ from rbvsr_deploy.video.colour.planes import planes_of
 from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
+from rbvsr_deploy.video.timing.timestamps import NOTABLE_SHIFT
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
@@ -135,10 +135,8 @@ class PipeSink(Sink):
         if source.keeps_opacity:
             raise no_room_for_opacity("y4m")
         if source.depth > 8 and pix_fmt is None:
-            logger.warning(
-                "%s has %d bits per sample, which are rounded to the 8 of yuv420p",
-                source.path,
-                source.depth,
+            source.changes.convert(
+                f"{source.depth} bits per sample", "rounded to 8 bits, as y4m is written in yuv420p"
             )
         if os.isatty(1):
             raise MediaError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,12 +57,27 @@ def open_input(
     return opened
 
 
-def open_output(path: Path, *, container: str, options: dict[str, str]) -> OutputContainer:
-    """Open a media file for writing in the format that FFmpeg calls ``container``."""
+def open_output(
+    path: Path, *, container: str, options: dict[str, str], any_codec: bool = False
+) -> OutputContainer:
+    """Open a media file for writing.
+
+    Args:
+        path: the file.
+        container: FFmpeg's name of the format.
+        options: options of the muxer.
+        any_codec: whether to take codecs that FFmpeg's muxer writes but does not list. PyAV goes by
+            the list; FFmpeg's "tee" muxer has none, and passes on everything but chapters.
+    """
     import av
 
+    url = _url(path)
+    if any_codec:
+        settings = ":".join(f"{name}={value}" for name, value in options.items())
+        url = f"[f={container}:{settings}]" + re.sub(r"([\\\\'|\[\]\s])", r"\\\1", url)
+        container, options = "tee", {}
     return av.open(
-        _url(path),
+        url,
         "w",
         format=container,
         container_options=options,

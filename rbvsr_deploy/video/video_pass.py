@@ -13,7 +13,9 @@ from rbvsr_deploy.video.damage import Damage
 from rbvsr_deploy.video.decoder import decoder_for
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
-from rbvsr_deploy.video.seeking import packets_around
+from rbvsr_deploy.video.side_data import SideDataWatch
+from rbvsr_deploy.video.timing.file_clock import FileClock
+from rbvsr_deploy.video.timing.seeking import packets_around
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -33,10 +35,15 @@ class VideoPass:
         options: how to read the file.
         rate: average frames per second.
         time_base: seconds per tick.
+        side_data: looks at every packet and frame.
         target: a time in ticks; decoding starts at the last key frame before it. ``None``: at the
             start.
     """
 
+    clock: FileClock
+    """Clock of the file."""
+    sample_aspect: Fraction | None = None
+    """Pixel aspect ratio of the frames decoded last, if the codec states one."""
     damage: Damage
     """Damage found so far."""
     packets = 0
@@ -55,6 +62,7 @@ class VideoPass:
         options: ReadOptions,
         rate: Fraction,
         time_base: Fraction,
+        side_data: SideDataWatch,
         target: Fraction | None = None,
     ) -> None:
         self._container = container
@@ -63,6 +71,8 @@ class VideoPass:
         self._options = options
         self._period = 1 / (rate * time_base)
         self._target = target
+        self._side_data = side_data
+        self.clock = FileClock(container)
         self.damage = Damage(
             path, time_base=time_base, rate=rate, strict=options.strict, from_start=target is None
         )
@@ -89,13 +99,16 @@ class VideoPass:
                 if packet.pos is not None:
                     self.read_to = packet.pos + packet.size
                 self.damage.packet(packet)
+                self._side_data.packet(packet)
                 try:
                     decoded = context.decode(packet)
-                except (av.InvalidDataError, av.ArgumentError) as error:
+                except av.FFmpegError as error:
                     self.damage.refused(error)
                     continue
+                self.sample_aspect = context.sample_aspect_ratio or None
                 for frame in decoded:
                     self.damage.frame(frame)
+                    self._side_data.frame(frame)
                     frames += 1
                     yield frame
         if not frames and self._target is None:
@@ -112,10 +125,10 @@ class VideoPass:
     def _demuxed(self) -> Iterator[Packet[VideoStream]]:
         if self._target is not None:
             yield from packets_around(
-                self._container, self._stream, target=self._target, period=self._period
+                self.clock, self._stream, target=self._target, period=self._period
             )
             return
-        for packet in self._container.demux(self._stream):
+        for packet in self.clock.packets([self._stream]):
             if self.first_stamp is None:
                 self.first_stamp = packet.dts
             yield packet

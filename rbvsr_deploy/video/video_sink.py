@@ -10,24 +10,30 @@ from typing import Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
+from rbvsr_deploy.video.encoding.captions import CAPTIONED
 from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
 from rbvsr_deploy.video.encoding.encoder_settings import Encoder
 from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
 from rbvsr_deploy.video.encoding.part_encoder import SegmentEncoder
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
+from rbvsr_deploy.video.image_metadata import report_metadata
 from rbvsr_deploy.video.matroska import write_sample_aspect
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.staging.parts import SegmentRecord
 from rbvsr_deploy.video.staging.publish import sync
-from rbvsr_deploy.video.timestamps import NOTABLE_SHIFT
+from rbvsr_deploy.video.timing.output_time import output_shift
+from rbvsr_deploy.video.timing.timestamps import NOTABLE_SHIFT
 
 __all__ = ["VideoSink"]
 
 logger = logging.getLogger(__name__)
 
+_BESIDE = ("left_right", "right_left", "col_interleaved_lr", "col_interleaved_rl")
+_BELOW = ("top_bottom", "bottom_top", "row_interleaved_lr", "row_interleaved_rl")
+"""Layouts of two views in one frame, by Matroska's names in FFmpeg."""
 _MOST_REORDERED = 64
 """Maximum reordering delay of any encoder, in packets; H.264 and HEVC allow 16."""
 
@@ -79,6 +85,8 @@ class VideoSink(Sink):
             colour=source.colour,
             constant_rate=constant_rate,
         )
+        source.keeps_captions = encoder.name in CAPTIONED
+        self._shift = output_shift(source, container=container, constant_rate=constant_rate)
         # Some formats depend on the suffix.
         self._joined = f"joined{path.suffix}"
         self._warned = False
@@ -92,13 +100,23 @@ class VideoSink(Sink):
             trial_path = job.storage.emptied(self._joined)
             try:
                 with Assembly(
-                    trial_path, settings=self._settings, source=source, options=options
+                    trial_path,
+                    settings=self._settings,
+                    source=source,
+                    options=options,
+                    shift=self._shift,
                 ) as trial:
                     self._extradata = trial.extradata.hex()
+                    trial.try_out()
             finally:
                 job.storage.remove(self._joined)
         job.start(
-            {**self._settings.identity(), "encoder's header": self._extradata},
+            {
+                **self._settings.identity(),
+                "encoder's header": self._extradata,
+                # Named only where it is new: older work on other files can be continued.
+                **({"start of time": str(source.origin)} if source.origin else {}),
+            },
             fits=self._is_plausible,
         )
         self._frames = sum(segment.frames for segment in job.segments)
@@ -114,12 +132,15 @@ class VideoSink(Sink):
                     path=self.job.next_segment(".packets"),
                     conversions=self._conversions,
                 )
+            if frame.metadata is not None:
+                report_metadata(self._source.changes, frame.metadata, name=None)
             scale = self._source.time_base / self._settings.time_base
             self._part.encode(
                 frame.image,
                 pts=self._stamp(frame),
                 duration=round(frame.duration * scale),
                 opacity=frame.opacity,
+                captions=frame.captions,
             )
         self._frames += 1
 
@@ -160,8 +181,8 @@ class VideoSink(Sink):
                 settings=self._settings,
                 source=self._source,
                 options=self._options,
+                shift=self._shift,
                 end=end_of_presentation(files[-1], usual=1 / (rate * base)) * base,
-                reported=True,
             ) as assembly:
                 assembly.write(
                     files,
@@ -169,7 +190,8 @@ class VideoSink(Sink):
                     name=self.path,
                 )
                 assembly.finish()
-            self._write_sample_aspect(joined)
+                self._write_sample_aspect(joined)
+                assembly.check(joined, name=self.path)
             sync(joined)
             self.job.publish(joined)
         self.close()
@@ -197,14 +219,18 @@ class VideoSink(Sink):
     def _write_sample_aspect(self, joined: Path) -> None:
         """Write the sample aspect ratio where neither the codec nor FFmpeg's muxer does."""
         aspect = self._settings.sample_aspect
-        if aspect is None or aspect == 1:
+        if aspect is None:
             return
         with open_input(joined) as joined_file:
-            written = joined_file.streams.video[0].sample_aspect_ratio
+            video = joined_file.streams.video[0]
+            written = video.sample_aspect_ratio or 1
+            stereo = video.metadata.get("stereo_mode", "")
         if written == aspect:
             return
+        # Matroska has the size of one view, FFmpeg has that of both.
+        own = aspect * (Fraction(1, 2) if stereo in _BESIDE else 2 if stereo in _BELOW else 1)
         container = self._settings.container
-        if container not in ("matroska", "webm") or not write_sample_aspect(joined, aspect):
+        if container not in ("matroska", "webm") or not write_sample_aspect(joined, own):
             logger.warning(
                 "%s cannot record that pixels are %s times as wide as high: players will show it "
                 "too narrow or too wide; use an output name ending in .mp4",
@@ -218,7 +244,7 @@ class VideoSink(Sink):
         exact = (
             Fraction(self._next_pts)
             if frame.pts is None
-            else frame.pts * self._source.time_base / time_base
+            else (frame.pts * self._source.time_base + self._shift) / time_base
         )
         pts = round(exact)
         if pts < self._next_pts and self._frames:

@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.pixels import eight_bits, sixteen_bits
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
 from rbvsr_deploy.video.colour.colour import colour_of, depth_of, has_alpha, untagged_colour
-from rbvsr_deploy.video.colour.conversion import opacity_of, to_rgb
-from rbvsr_deploy.video.colour.hdr import TRANSFERS, dynamic_metadata, hdr_metadata
+from rbvsr_deploy.video.colour.conversion import opacity_of, resized, to_rgb
+from rbvsr_deploy.video.colour.hdr import TRANSFERS, hdr_metadata
 from rbvsr_deploy.video.colour.opacity import keeps_opacity
 from rbvsr_deploy.video.colour.orientation import orientation_of, upright
 from rbvsr_deploy.video.completeness import cut_off, refuse_cut_off
 from rbvsr_deploy.video.decoder import first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
-from rbvsr_deploy.video.timestamps import Clock, Discontinuity
+from rbvsr_deploy.video.side_data import (
+    SideDataWatch,
+    captions_of,
+    describe_streams,
+    stream_side_data,
+)
+from rbvsr_deploy.video.stream_choice import (
+    average_rate,
+    choose_video,
+    codec_name,
+    describe,
+    is_cover,
+)
+from rbvsr_deploy.video.timing.timestamps import Clock
 from rbvsr_deploy.video.video_pass import VideoPass
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
-    from av.video.stream import VideoStream
+
+    from rbvsr_deploy.pixels import Image
+    from rbvsr_deploy.video.colour.colour import Colour
 
 logger = logging.getLogger(__name__)
 
-_FALLBACK_RATE, _FASTEST = Fraction(25), 500
 # FFmpeg renders any text file as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
-_DISCONTINUOUS = 0x0200  # AVFMT_TS_DISCONT
+_CROPPING = "Frame Cropping"  # FFmpeg's name of this side data of a stream
 _DEFAULT_READING = ReadOptions()
 
 
 class VideoSource(Source):
-    """Reads the first video stream of a file that is not cover art.
+    """Reads the main video stream of a file, see ``choose_video``.
+
+    Frames have the size, bit depth, matrix and range of the first one: others are converted.
 
     Args:
         path: an existing file.
@@ -61,20 +80,28 @@ class VideoSource(Source):
     """FFmpeg's disposition flags of the video stream, such as "default"."""
     audio_rates: tuple[int, ...]
     """Sample rates of the audio streams in hertz."""
+    audio_codecs: tuple[str, ...]
+    """FFmpeg's names of the codecs of the audio streams."""
+    has_chapters: bool
+    """Whether the file has chapters."""
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path
         self._options = options
+        self.files = InputFiles(path, [path], whole=False) if self.reopenable else None
         self._late: int | None = None  # delay of AVI frames in ticks
         not_media = "not a complete video, image or image folder"
+        if self.files is not None:
+            self.files.opened()
         with media_errors(f"{path} is {not_media}"):
             self._container = self.open_container()
         try:
             if self._container.format.name in _TEXT_FORMATS:
                 raise MediaError(f"{path} is text, {not_media}")
-            self._stream = _pick_stream(self._container, path=path)
+            self._stream = choose_video(self._container, path=path)
             self.stream_index = self._stream.index
-            self.rate = _rate(self._stream)
+            self.rate = average_rate(self._stream)
+            self._take_stock()
             if self.reopenable:
                 refuse_cut_off(
                     self._container,
@@ -123,14 +150,24 @@ class VideoSource(Source):
         self._decoder.close()
         self._container.close()
 
-    @property
-    def discontinuities(self) -> list[Discontinuity]:
-        """Return the jumps of the file's clock so far."""
-        return self._clock.discontinuities
-
     def open_container(self) -> InputContainer:
         """Open the file for one more pass; only where it is :attr:`reopenable`."""
         return open_input(self.path, playlists=self._options.allow_playlists)
+
+    def _take_stock(self) -> None:
+        """Look at what the file has besides frames."""
+        found = stream_side_data(describe_streams(self._container), self.stream_index)
+        left, right, top, bottom = map(int, found.get(_CROPPING, "0/0/0/0").split("/"))
+        self._crop = top, bottom, left, right
+        for other in self._container.streams.video:
+            if other.index != self.stream_index and not is_cover(other):
+                self.changes.drop(describe(other), "only one video stream is upscaled")
+        # Matroska keeps it as a tag, which is copied.
+        stereo = "stereo_mode" in self._stream.metadata
+        self._side_data = SideDataWatch(
+            self.changes, ignored=frozenset({"stereoscopic layout"} if stereo else ())
+        )
+        self._side_data.stream(found)
 
     def _describe(self, first: VideoFrame) -> None:
         """Set the properties of the whole video from its first frame."""
@@ -138,14 +175,18 @@ class VideoSource(Source):
         self.tags = {name: text for name, text in stream.metadata.items() if name != "rotate"}
         self.disposition = stream.disposition.value
         self.audio_rates = tuple(audio.sample_rate for audio in self._container.streams.audio)
+        self.audio_codecs = tuple(codec_name(s) or "" for s in self._container.streams.audio)
+        self.has_chapters = bool(self._container.chapters())
         self.colour = colour_of(first)
         self.hdr = hdr_metadata(first)
         self.notes = tuple(self._assumptions(first))
         self.depth = depth_of(first.format)
         self.codec, self.pix_fmt = stream.codec_context.name, first.format.name
+        self._stored = first.width, first.height
+        self._aspect = self._pass.sample_aspect
         with media_errors(f"cannot convert the video of {self.path} to RGB"):
             orientation = orientation_of(first)
-            image = upright(to_rgb(first, colour=self.colour), orientation)
+            image = upright(self._cropped(to_rgb(first, colour=self.colour)), orientation)
         self.height, self.width = image.shape[:2]
         on_its_side = orientation is not None and orientation[0] == 0
         aspect = stream.sample_aspect_ratio or None
@@ -158,9 +199,9 @@ class VideoSource(Source):
         # The VP8 and VP9 decoders ignore the alpha channel, which Matroska stores separately.
         readable = has_alpha(first.format)
         if readable or stream.metadata.get("alpha_mode") == "1":
-            self.keeps_opacity = keeps_opacity(self.path, self._options.alpha, readable=readable)
-        if (dynamic := dynamic_metadata(first)) is not None:
-            logger.warning("the %s metadata of %s cannot be kept", dynamic, self.path)
+            self.keeps_opacity = keeps_opacity(
+                self.path, self._options.alpha, changes=self.changes, readable=readable
+            )
 
     def _assumptions(self, first: VideoFrame) -> Iterator[str]:
         untagged = untagged_colour(first, read_as=self.colour)
@@ -184,8 +225,16 @@ class VideoSource(Source):
     def _requested(self) -> Generator[tuple[VideoFrame, int], None, None]:
         """Yield the requested frames with their timestamps."""
         frames = self._stamped()
+        ticks: int | None = None
         if not self._options.is_excerpt:
-            yield from frames
+            for frame, stamp in frames:
+                if ticks is None:
+                    # Never after the first frame, whose time may be a guess.
+                    ticks = math.floor(self._pass.clock.origin / self.time_base)
+                    ticks = min(ticks, stamp) if ticks else 0
+                    self.origin = ticks * self.time_base
+                    self.first_time = (stamp - ticks) * self.time_base
+                yield frame, stamp - ticks
         else:
             first = next(frames)
             zero = first[1]
@@ -205,20 +254,20 @@ class VideoSource(Source):
             for frame, stamp in cut_out(timed, self._options, path=self.path):
                 if begin is None:
                     begin = stamp
-                    self.excerpt = Excerpt(
-                        start=begin * self.time_base, offset=(begin - zero) * self.time_base
-                    )
+                    self.origin = begin * self.time_base
+                    self.excerpt = Excerpt(offset=(begin - zero) * self.time_base)
                 yield frame, stamp - begin
         self._clock.report()
+        if self._pass.clock.jumps:
+            self.changes.convert(
+                "timestamps",
+                f"the clock of {self.path} jumps {self._pass.clock.jumps} times; the times after a "
+                "jump continue those before it",
+            )
 
     def _stamped(self, *, target: Fraction | None = None) -> Iterator[tuple[VideoFrame, int]]:
         """Yield all frames with their timestamps; with a target, from shortly before it on."""
-        self._clock = Clock(
-            self.path,
-            time_base=self.time_base,
-            rate=self.rate,
-            discontinuous=bool(self._container.format.flags & _DISCONTINUOUS),
-        )
+        self._clock = Clock(self.path, time_base=self.time_base, rate=self.rate)
         self._decoder = self._decode(target=target)
         frames = self._clock.read(self._fields.over(self._decoder))
         return self._without_delay(frames) if self._container.format.name == "avi" else frames
@@ -246,7 +295,7 @@ class VideoSource(Source):
             self._container.close()
             with media_errors(f"cannot read {self.path} a second time"):
                 self._container = self.open_container()
-            self._stream = _pick_stream(self._container, path=self.path)
+            self._stream = choose_video(self._container, path=self.path)
             frames = self._stamped(target=goal)
             first = next(frames, None)
             # In some streams, decoders give frames only some time after a key frame.
@@ -262,6 +311,7 @@ class VideoSource(Source):
             options=self._options,
             rate=self.rate,
             time_base=self.time_base,
+            side_data=self._side_data,
             target=None if target is None else target + (self._late or 0),
         )
         yield from self._pass.frames()
@@ -276,39 +326,78 @@ class VideoSource(Source):
     def _frame(self, decoded: VideoFrame, *, number: int, stamp: int) -> Frame:
         with media_errors(f"cannot convert frame {number} of {self.path} to RGB"):
             orientation = orientation_of(self._default_first or decoded)
-            image = upright(to_rgb(decoded, colour=self.colour), orientation)
+            duration = max(decoded.duration, 0)
+            colour = self._colour_now(decoded)
+            captions = self._captions(decoded)
+            decoded = self._resized(decoded, number=number)
+            image = upright(self._cropped(to_rgb(decoded, colour=colour)), orientation)
             opacity = opacity_of(decoded) if self.keeps_opacity else None
             if opacity is not None:
-                opacity = upright(opacity, orientation)
+                opacity = upright(self._cropped(opacity), orientation)
+        self._check_aspect()
         if image.shape[:2] != (self.height, self.width):
             raise MediaError(
                 f"frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, but the "
-                f"frames before it are {self.width}x{self.height}: split the video where its size "
-                "changes"
+                f"frames before it are {self.width}x{self.height}: split the video where its "
+                "rotation changes"
             )
-        duration = max(decoded.duration, 0)
-        return Frame(image=image, pts=stamp, duration=duration, opacity=opacity)
+        in_depth = eight_bits if self.depth <= 8 else sixteen_bits
+        return Frame(
+            image=in_depth(image),
+            pts=stamp,
+            duration=duration,
+            opacity=None if opacity is None else in_depth(opacity),
+            captions=captions,
+        )
 
+    def _captions(self, frame: VideoFrame) -> bytes | None:
+        captions = captions_of(frame)
+        if captions is not None and self.keeps_captions:
+            self.changes.keep("closed captions", "written with the frames")
+        elif captions is not None:
+            self.changes.drop("closed captions", "only libx264 and libx265 can be given them")
+        return captions
 
-def _rate(stream: VideoStream) -> Fraction:
-    """Return the average frames per second.
+    def _colour_now(self, frame: VideoFrame) -> Colour:
+        """Return the colour description of a frame, and report what differs from the first one."""
+        colour = colour_of(frame, matrix_if_unknown=self.colour.matrix)
+        if (colour.matrix, colour.range) != (self.colour.matrix, self.colour.range):
+            self.changes.convert(
+                "colour matrix and range",
+                "they change within the video; all frames get those of the first",
+            )
+        if (colour.primaries, colour.transfer) != (self.colour.primaries, self.colour.transfer):
+            self.changes.drop(
+                "later colour primaries and transfer",
+                "they change within the video; the output is tagged with those of the first frame",
+            )
+        return colour
 
-    With a variable frame rate, the codec's and the guessed rate can be that of the stream's clock.
-    """
-    rates = (stream.average_rate, stream.codec_context.framerate, stream.guessed_rate)
-    return next((rate for rate in rates if rate and rate <= _FASTEST), _FALLBACK_RATE)
+    def _resized(self, frame: VideoFrame, *, number: int) -> VideoFrame:
+        """Return a frame in the size of the first one, as which it is stored and shown."""
+        if (frame.width, frame.height) == self._stored:
+            return frame
+        width, height = self._stored
+        self.changes.convert(
+            "frame size",
+            f"it changes within the video, to {frame.width}x{frame.height} at frame {number}; all "
+            f"frames get the {width}x{height} of the first",
+        )
+        return resized(frame, width=width, height=height)
 
+    def _cropped(self, image: Image) -> Image:
+        """Return the part of a stored frame that the container says to show."""
+        top, bottom, left, right = self._crop
+        height, width = image.shape[:2]
+        cropped = image[top : height - bottom, left : width - right]
+        return cropped if cropped.size else image
 
-def _pick_stream(container: InputContainer, *, path: Path) -> VideoStream:
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise MediaError(
-                    f"the codec of {path} is not supported by this build of FFmpeg: re-encode it"
-                )
-            return stream
-    kinds = ", ".join(sorted({stream.type for stream in container.streams}))
-    found = f"no video stream, only {kinds}" if kinds else "no streams"
-    raise MediaError(f"{path} has {found}: give a file with video")
+    def _check_aspect(self) -> None:
+        aspect = self._pass.sample_aspect
+        if aspect is not None and self._aspect is not None and aspect != self._aspect:
+            self.changes.drop(
+                "later pixel aspect ratios",
+                f"it changes from {self._aspect} to {aspect} within the video; the output keeps "
+                "the first",
+            )
+        self._aspect = self._aspect or aspect

@@ -386,7 +386,7 @@ def test_no_scene_cuts(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_verbose_reports_scenes(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    """-v shows the decision of refinement for each scene; the memory plan is always shown."""
+    """-v shows the decision of refinement for each scene, and the memory plan."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "-v", "--memory", "300MiB")
     done = subprocess.run(  # logging goes to the real standard error
         [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"]

@@ -47,6 +47,30 @@ def test_the_reader_is_only_so_far_ahead() -> None:
     assert len(read) == 5
 
 
+def test_depth_counts_the_sizes_of_items() -> None:
+    """Items of size 4 fill a queue of depth 10 with three; the end of the items needs no room."""
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(6):
+            read.append(i)
+            yield i
+
+    with ReadAhead(items(), depth=10, size=lambda item: 4) as reader:
+        deadline = time.monotonic() + 10
+        while len(read) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)  # time enough to read more
+        assert len(read) == 4  # the fourth waits for room
+        assert list(reader) == [0, 1, 2, 3, 4, 5]
+
+
+def test_items_without_size_pass() -> None:
+    """Every item counts at least 1: a queue of empty ones is neither endless nor empty."""
+    with ReadAhead(range(100), depth=3, size=lambda item: 0) as reader:
+        assert list(reader) == list(range(100))
+
+
 def test_both_sides_work_at_once() -> None:
     """While the first item is consumed, the next can be put without waiting."""
     consuming, proceed = threading.Event(), threading.Event()

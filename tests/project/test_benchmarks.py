@@ -310,3 +310,22 @@ def test_default_model_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
     again = run_benchmark(program, tiny_bundle, *options, "--single-frames", result=result)
     assert again["bicubic"] == first["bicubic"]
     assert again["models"][name]["scores"]["clean"] != scores["clean"]
+
+
+def test_end_to_end_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """The command of this environment is compared with itself in this source tree."""
+    options = ["--engine", str(tiny_bundle), "--device", "cpu", "--frames", "2"]
+    result = run_benchmark(
+        "end_to_end.py command",
+        f"tree={','.join([sys.executable, str(ROOT), *options])}",
+        "--clip",
+        sample,
+        "--repeats",
+        1,
+        result=tmp_path / "end_to_end.json",
+    )
+    (run,) = result["runs"]["tree"]
+    assert run["frames"] == 2
+    assert run["seconds"] > run["stages"]["network"] > 0
+    assert run["cpu_seconds"] > 0
+    assert run["peak_mib"] > 50

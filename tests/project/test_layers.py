@@ -41,7 +41,10 @@ LAYERS = (
 )
 """Layers from bottom to top: a module imports from its own layer and lower ones only."""
 
-NEEDS_TORCH = ("model", "checkpoint", "graph_modules", "export", "engines.pytorch", "training")
+NEEDS_TORCH = (
+    *("model", "checkpoint", "checkpoint_file", "graph_modules"),
+    *("export", "engines.pytorch", "training"),
+)
 """Modules that require torch."""
 
 ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")

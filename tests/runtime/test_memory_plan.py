@@ -34,7 +34,8 @@ def test_more_memory_is_never_used_worse() -> None:
         assert more.band >= less.band
         assert more.batch >= less.batch
     assert plans[0].band < 720
-    assert plans[-1] == MemoryPlan(window=300, batch=4, band=720, in_memory=plans[-1].in_memory)
+    # Four frames of this size would have more values than a GPU can address.
+    assert plans[-1] == MemoryPlan(window=300, batch=2, band=720, in_memory=plans[-1].in_memory)
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,45 @@ def test_flows_to_frames_that_arrive_later(context: Context) -> None:
     frames.add(3, block(57.0), count=1)
     assert frames.flow(2, step=1)[0, 0, 0, 0] == 7.0
     assert frames.flow(3, step=-1)[0, 0, 0, 0] == -7.0
+
+
+class CountingEngine(ArithmeticEngine):
+    """Records the number of pairs of every call of ``flow``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[int] = []
+
+    def run(self, graph: str, **arrays: Any) -> tuple[Any, ...]:
+        if graph == "flow":
+            self.pairs.append(len(arrays["reference"]))
+        return super().run(graph, **arrays)
+
+    def join(self, arrays: Sequence[Any]) -> Any:
+        return np.concatenate(arrays)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(12, 4), (10, 4), (9, 2), (5, 1), (3, 4)])
+@pytest.mark.parametrize("in_memory", [0, 100])
+def test_flow_runs_once_per_block(count: int, batch: int, in_memory: int) -> None:
+    """Each direction of a block is one call of the same shape: only the block at the end of the
+    scene, which has no frame beyond it, and an incomplete one have fewer pairs.
+    """
+    engine = CountingEngine()
+    plan = MemoryPlan(window=4, batch=batch, band=1, in_memory=in_memory)
+    values = [float(7 * i * i) for i in range(count)]
+    with Context(engine, Settings(), size=(1, 1), budget=MemoryBudget(plan)) as context:
+        frames = SceneFrames(context)
+        for i in range(0, count, batch):
+            some = values[i : i + batch]
+            frames.add(i, block(*some), count=len(some))
+        for i in reversed(range(count - 1)):
+            assert frames.flow(i, step=1)[0, 0, 0, 0] == values[i + 1] - values[i]
+        for i in range(1, count):
+            assert frames.flow(i, step=-1)[0, 0, 0, 0] == values[i - 1] - values[i]
+    sizes = [min(batch, count - i) for i in range(0, count, batch)]
+    later, earlier = [*sizes[:-1], sizes[-1] - 1], [sizes[0] - 1, *sizes[1:]]
+    assert engine.pairs == [n for n in (*reversed(later), *earlier) if n]
 
 
 def test_as_many_frames_as_planned_stay_on_the_device() -> None:

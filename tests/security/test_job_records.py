@@ -242,8 +242,19 @@ class TestRun:
 
     def test_note_without_scenes(self, folder: Path) -> None:
         place = self.stopped(folder)
-        edit(place / "part-000001.json", lambda r: r["note"].clear(), seal="missing")
+        edit(place / "part-000001.json", lambda r: r["note"].pop("scenes"), seal="missing")
         self.assert_refused(folder)
+
+    @pytest.mark.parametrize(
+        "images",
+        [None, [], {}, {"frames": "60", "ended": False, "sha256": ""}, {"frames": 61},
+         {"frames": 10**9, "ended": False, "sha256": None}, {"frames": -1, "ended": False}],
+    )  # fmt: skip
+    def test_images(self, folder: Path, images: object) -> None:
+        """A segment made of unknown images is made again."""
+        place = self.stopped(folder)
+        edit(place / "part-000001.json", lambda r: r["note"].update(images=images), seal="renewed")
+        assert self.run(folder, ArithmeticEngine()).resumed_frames == 0
 
     def test_no_state(self, folder: Path) -> None:
         place = self.stopped(folder)

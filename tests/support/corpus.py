@@ -37,6 +37,16 @@ _STEADY: dict[str, Any] = {
     "stamps": list(range(FRAMES)),
 }
 
+_BROADCAST: dict[str, Any] = {
+    "rate": Fraction(25),
+    "time_base": Fraction(1, 90_000),
+    "options": {"mpegts_copyts": "1"},
+}
+_LATE = {**_BROADCAST, "stamps": [40_000 * 90_000 + 3600 * n for n in range(FRAMES)]}
+"""The clock of a transport stream, which has run for half a day."""
+_WRAPS = {**_BROADCAST, "stamps": [2**33 + 3600 * (n - FRAMES // 2) for n in range(FRAMES)]}
+"""The same, which wraps around in the middle."""
+
 if TYPE_CHECKING:
     _Packet = av.Packet[Any]  # generic in the stubs only
 
@@ -106,6 +116,12 @@ def make_seeds(folder: Path) -> dict[str, Path]:
         ("prores", ".mov", {"codec": "prores_ks", "pix_fmt": "yuv422p10le", **sized}),
         ("raw", ".h264", {**_STEADY, **sized}),
         ("gif", ".gif", {"codec": "gif", "pix_fmt": "rgb8", **_STEADY, **sized}),
+        ("msmpeg4", ".avi", {"codec": "msmpeg4", **_STEADY, **sized}),
+        ("h263", ".mov", {"codec": "h263", **_STEADY, "size": (176, 144)}),
+        ("wmv2", ".wmv", {"codec": "wmv2", **_STEADY, **sized}),
+        ("svq1", ".mov", {"codec": "svq1", "pix_fmt": "yuv410p", **_STEADY, **sized}),
+        ("late", ".ts", {"audio": "mp2", **_LATE, **sized}),
+        ("wraps", ".ts", {"audio": "mp2", **_WRAPS, **sized}),
     ):
         path = folder / f"{name}{suffix}"
         seeds[path.name] = video(path, **options)

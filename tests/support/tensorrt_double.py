@@ -21,10 +21,10 @@ from rbvsr_deploy.bundle import Bundle, Manifest, Weights, graph_io, open_bundle
 from rbvsr_deploy.bundle.engine_sets import EngineSet, Flavour, ShapeProfile
 from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.engines.onnx_runtime import import_onnxruntime
-from rbvsr_deploy.engines.tensorrt.base import Candidate
+from rbvsr_deploy.engines.tensorrt.base import Candidate, states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.errors import EngineError
-from rbvsr_deploy.graphs import GRAPHS, Precision
+from rbvsr_deploy.graphs import GRAPHS, STATES, Precision
 from tests.support.cuda_double import DriverDouble, GpuMisuseError
 
 ENGINE_SET = EngineSet(
@@ -94,8 +94,11 @@ class ExecutableDouble:
         assert size >= self.scratch_bytes()
 
         def array(name: str) -> Any:
-            content = self._driver.bytes_at(addresses[name], sizes[name])
-            return content.view(dtypes[name]).reshape(shapes[name])
+            content = self._driver.bytes_at(addresses[name], sizes[name]).view(dtypes[name])
+            if name in STATES and states_are_channels_last(precision, self._runtime.channels):
+                n, channels, height, width = shapes[name]
+                return content.reshape(n, height, width, channels).transpose(0, 3, 1, 2)
+            return content.reshape(shapes[name])
 
         def work() -> None:
             self._driver.bytes_at(address, size)[:] = 0xAA

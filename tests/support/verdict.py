@@ -74,19 +74,20 @@ def violations(outcome: Outcome, *, path: Path) -> list[str]:
 def decodable(path: Path) -> int:
     """Return how many frames plain PyAV decodes from a video or from the files of a folder.
 
-    As in players, packets that cannot be decoded are skipped.
+    As in players, packets that cannot be decoded are skipped, whatever error the decoder gives.
     """
     if path.is_dir():
         return sum(decodable(file) for file in path.iterdir() if file.is_file())
     frames = 0
-    if is_image(path):
-        return 1  # PyAV opens some images as videos
+    # PyAV opens some images as videos; raw Motion JPEG begins like a JPEG.
+    if is_image(path) and path.suffix not in (".mjpeg", ".mjpg"):
+        return 1
     try:
         with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
             for packet in container.demux(video=0):
                 try:
                     frames += len(packet.decode())
-                except (av.InvalidDataError, av.ArgumentError):
+                except av.FFmpegError:
                     continue
     except (av.FFmpegError, IndexError):
         pass

@@ -186,7 +186,7 @@ class TestInput:
         with av.open(str(path), "w") as container:
             stream = media._add_audio(container, "aac")
             media._write_audio(container, stream, start=Fraction(0))
-        with pytest.raises(MediaError, match="no video stream, only audio"):
+        with pytest.raises(MediaError, match="no video stream, only one audio stream"):
             open_source(path)
 
     def test_no_stream(self, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_ten_bits_at_both_ends(upscale: Upscale) -> None:
     assert len(set(luma.tolist()) - set(range(0, 1024, 4))) > 0
     done = upscale("-", "-o", "-", data=header + frame)
     assert done.returncode == 0, done.stderr
-    assert b"has 10 bits per sample, which are rounded to the 8 of yuv420p" in done.stderr
+    assert b"Converted: 10 bits per sample: rounded to 8 bits" in done.stderr
     assert frames_of(done.stdout)[0].format.name == "yuv420p"
 
 

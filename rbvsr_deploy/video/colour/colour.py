@@ -23,6 +23,9 @@ BT2020 = 9
 LIMITED = 1
 FULL = 2
 
+# 576 lines are PAL; 1024 samples across are its widest form with square pixels.
+_WIDEST_SD, _HIGHEST_SD = 1024, 576
+
 LUMA_WEIGHTS = {
     BT709: (0.2126, 0.0722),
     4: (0.30, 0.11),
@@ -58,22 +61,22 @@ def colour_of(frame: VideoFrame, *, matrix_if_unknown: int | None = None) -> Col
 
     Args:
         frame: a decoded frame.
-        matrix_if_unknown: matrix to assume for an untagged frame; ``None`` guesses from the height
-            as players do: BT.709 for 720 lines or more, BT.601 below.
+        matrix_if_unknown: matrix to assume for an untagged frame; ``None`` guesses from the size as
+            players do: BT.709 if it is more than 1024 wide or 576 high, otherwise BT.601.
     """
     matrix = frame.colorspace
     if frame.format.is_rgb:
         return RGB_COLOUR
     if matrix not in LUMA_WEIGHTS:
-        guess = matrix_if_unknown or (BT709 if frame.height >= 720 else BT601)
+        guess = matrix_if_unknown or (BT709 if _is_hd(frame) else BT601)
         if matrix not in (UNKNOWN, RGB_MATRIX):
             logger.warning("colour matrix %d is not supported; using %d instead", matrix, guess)
         matrix = guess
-    # The yuvj formats are full range by definition, whatever the tag says; grey is by default.
-    full = (
-        frame.color_range == FULL
-        or frame.format.name.startswith("yuvj")
-        or (frame.color_range != LIMITED and is_grey(frame.format))
+    # The yuvj formats are full range by default, and so is grey. A decoder keeps its first format
+    # when the range changes within a video.
+    full = frame.color_range == FULL or (
+        frame.color_range != LIMITED
+        and (frame.format.name.startswith("yuvj") or is_grey(frame.format))
     )
     return Colour(
         matrix=matrix,
@@ -98,15 +101,19 @@ def untagged_colour(frame: VideoFrame, *, read_as: Colour) -> str | None:
     missing, assumed = [], []
     if frame.colorspace not in LUMA_WEIGHTS and not is_grey(frame.format):
         missing.append("colour matrix")
-        high = read_as.matrix == BT709
-        lines = "720 lines or more" if high else "fewer than 720 lines"
-        assumed.append(f"{'BT.709' if high else 'BT.601'} ({lines})")
+        name = "BT.709" if read_as.matrix == BT709 else "BT.601"
+        assumed.append(f"{name} (for {frame.width}x{frame.height})")
     if frame.color_range not in (LIMITED, FULL) and not frame.format.name.startswith("yuvj"):
         missing.append("range")
         assumed.append("full range" if read_as.range == FULL else "limited range")
     if not missing:
         return None
     return f"no {' or '.join(missing)} tag: assuming {' and '.join(assumed)}"
+
+
+def _is_hd(frame: VideoFrame) -> bool:
+    """Return whether a frame is larger than any of standard definition."""
+    return frame.width > _WIDEST_SD or frame.height > _HIGHEST_SD
 
 
 def is_grey(video_format: VideoFormat) -> bool:

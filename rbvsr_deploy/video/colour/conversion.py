@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from numpy.typing import NDArray
 
-__all__ = ["from_rgb", "opacity_of", "to_rgb"]
+__all__ = ["from_rgb", "opacity_of", "resized", "to_rgb"]
 
 # SWS_BICUBIC, SWS_ACCURATE_RND and full chroma interpolation for input and output. Without them,
 # swscale takes the nearest chroma sample and rounds coarsely. PyAV names the flags only from 18 on.
@@ -49,6 +49,9 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Imag
     """
     video_format = frame.format
     depth = depth_of(video_format)
+    if video_format.name.startswith("yuvj") and colour.range == LIMITED:
+        frame = _renamed(frame)  # swscale takes these formats for full range, whatever the tag
+        video_format = frame.format
     if not video_format.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     if is_grey(video_format):
@@ -67,6 +70,12 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Imag
         return _transformed(gbr[..., [2, 0, 1]], _scaling(WHITE / (2**depth - 1)))
     yuv = _reformatted(frame, f"yuv444p{depth}le")
     return _transformed(_samples(yuv), _rgb_of_yuv(colour, depth=depth))
+
+
+def resized(frame: VideoFrame, *, width: int, height: int) -> VideoFrame:
+    """Return a decoded frame scaled by bicubic interpolation, in the same pixel format."""
+    # Before the conversion, swscale takes the tags of the frame for those of the result.
+    return frame.reformat(width=width, height=height, interpolation=_ACCURATE)
 
 
 def opacity_of(frame: VideoFrame) -> Image | None:
@@ -121,6 +130,16 @@ def from_rgb(
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
     return frame
+
+
+def _renamed(frame: VideoFrame) -> VideoFrame:
+    """Return a frame of one of the yuvj formats with the same samples in the format without j."""
+    from av import VideoFrame
+
+    renamed = VideoFrame(frame.width, frame.height, frame.format.name.replace("yuvj", "yuv"))
+    for new, old in zip(planes_of(renamed), planes_of(frame), strict=True):
+        new[...] = old
+    return renamed
 
 
 def _reformatted(frame: VideoFrame, pix_fmt: str) -> VideoFrame:

@@ -11,17 +11,10 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.sidedata.sidedata import SideData
 
-__all__ = ["TRANSFERS", "HdrMetadata", "dynamic_metadata", "hdr_metadata", "options_for"]
+__all__ = ["TRANSFERS", "HdrMetadata", "hdr_metadata", "options_for"]
 
 TRANSFERS = {16: "PQ", 18: "HLG"}
 """Names of the HDR transfer characteristics, by H.273 code."""
-# PyAV's names for per-frame metadata, and their common names. No encoder accepts these.
-_DYNAMIC = {
-    "DOVI_METADATA": "Dolby Vision",
-    "DOVI_RPU_BUFFER": "Dolby Vision",
-    "DYNAMIC_HDR_PLUS": "HDR10+",
-    "DYNAMIC_HDR_VIVID": "HDR Vivid",
-}
 # Encoders that accept static metadata: the option, and the parameters within it.
 _PARAMETERS = {
     "libx264": ("x264-params", "mastering-display", "cll"),
@@ -57,12 +50,6 @@ def hdr_metadata(frame: VideoFrame) -> HdrMetadata | None:
         most, mean = np.frombuffer(data, np.uint32)[:2]
         light = int(most), int(mean)
     return HdrMetadata(display, light) if display or light else None
-
-
-def dynamic_metadata(frame: VideoFrame) -> str | None:
-    """Return the common names of the per-frame HDR metadata of a decoded frame, if any."""
-    kinds = {text for name, text in _DYNAMIC.items() if _side_data(frame, name) is not None}
-    return " and ".join(sorted(kinds)) or None
 
 
 def options_for(codec: str, metadata: HdrMetadata) -> dict[str, str]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.options import Alpha
 
 __all__ = ["keeps_opacity", "no_room_for_opacity"]
 
-logger = logging.getLogger(__name__)
 
-
-def keeps_opacity(path: Path, alpha: Alpha, *, readable: bool = True) -> bool:
-    """Return whether to keep the alpha channel of an input; warn if it is dropped.
+def keeps_opacity(path: Path, alpha: Alpha, *, changes: Changes, readable: bool = True) -> bool:
+    """Return whether to keep the alpha channel of an input; report it if it is dropped.
 
     Args:
         path: the input, for messages.
         alpha: the requested handling.
+        changes: the source's list.
         readable: whether the alpha channel can be decoded.
 
     Raises:
@@ -34,7 +33,7 @@ def keeps_opacity(path: Path, alpha: Alpha, *, readable: bool = True) -> bool:
             "images"
         )
     if alpha == "drop":
-        logger.warning("%s may be partly transparent; its alpha channel is dropped", path)
+        changes.drop("alpha channel", "the network upscales RGB only; it can be kept on request")
     return alpha == "keep"
 
 

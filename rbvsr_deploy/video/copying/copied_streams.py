@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
 from rbvsr_deploy.video.copying.packet_copy import (
     NO_DECODER,
+    UNLISTED_AUDIO,
     CoverAttachment,
     PacketCopy,
-    codec_name,
     copy_tags,
-    is_cover,
     portable_tags,
 )
 from rbvsr_deploy.video.copying.text_subtitles import ConvertedText
 from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.copying.transcoded_audio import TranscodedAudio
+from rbvsr_deploy.video.copying.trials import MakeWriter, StreamWriter, Trials
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, reason
-from rbvsr_deploy.video.seeking import has_index
-from rbvsr_deploy.video.timestamps import Follower
+from rbvsr_deploy.video.staging.read_back import Ledger
+from rbvsr_deploy.video.stream_choice import codec_name, describe, is_cover
+from rbvsr_deploy.video.timing.file_clock import FileClock
+from rbvsr_deploy.video.timing.seeking import has_index
 
 if TYPE_CHECKING:
     from av import Packet
+    from av.audio.stream import AudioStream
     from av.container import OutputContainer
     from av.container.core import Chapter
     from av.stream import Stream
+    from av.subtitles.stream import SubtitleStream
 
     from rbvsr_deploy.video.video_source import VideoSource
 
@@ -47,17 +50,6 @@ _DISCARD_ALL = 48  # AVDISCARD_ALL
 _TIMECODES = ("matroska", "mov", "mp4")
 
 
-class _StreamWriter(Protocol):
-    """Converts the packets of one stream for the output."""
-
-    output: Stream
-
-    @property
-    def damage(self) -> str | None: ...
-
-    def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]: ...
-
-
 class CopiedStreams:
     """Copies the other streams, chapters and tags of a video source into the output.
 
@@ -68,9 +60,10 @@ class CopiedStreams:
     Args:
         source: the video source.
         target: the output, to which streams are added; its header must not be written yet.
-        window: the time span of the source to copy; ``None``: everything.
+        container: FFmpeg's name of the output's format.
+        window: the time span of the source to copy.
         options: whether to keep audio and subtitles.
-        reported: whether the user already knows which streams are left out or converted.
+        ledger: records the packets that are written.
     """
 
     def __init__(
@@ -78,26 +71,29 @@ class CopiedStreams:
         source: VideoSource,
         *,
         target: OutputContainer,
-        window: TimeWindow | None,
+        container: str,
+        window: TimeWindow,
         options: WriteOptions,
-        reported: bool,
+        ledger: Ledger,
     ) -> None:
         self._path = source.path
-        self._reported = reported
+        self._changes = source.changes
         self._target = target
+        self._container_name = container
         self._window = window
         self._options = options
-        self._writers: dict[int, _StreamWriter] = {}
-        self._clocks: defaultdict[int, Follower] = defaultdict(
-            lambda: Follower(source.discontinuities)
-        )
+        self._ledger = ledger
+        self._writers: dict[int, StreamWriter] = {}
+        self._times: dict[int, Fraction] = {}  # of the last packet written to each stream
+        self._refused: Counter[int] = Counter()
         with media_errors(f"cannot read {source.path}"):
             self._container = source.open_container()
         target.metadata.update(portable_tags(self._container.metadata))
         target.set_chapters(_chapters(self._container.chapters(), window))
-        for stream in self._container.streams:
-            if stream.index != source.stream_index:
-                self._add(stream)
+        others = [s for s in self._container.streams if s.index != source.stream_index]
+        with Trials(source, {stream.index for stream in others}, container=container) as trials:
+            for stream in others:
+                self._add(stream, trials)
         self._packets = self._convert()
         self._held = next(self._packets, None)
 
@@ -124,32 +120,35 @@ class CopiedStreams:
         self._packets.close()
         self._container.close()
 
-    def _add(self, stream: Stream) -> None:
+    def _add(self, stream: Stream, trials: Trials) -> None:
         if (stream.type == "audio" and not self._options.audio) or (
             stream.type == "subtitle" and not self._options.subtitles
         ):
             return
-        container = self._target.format.name
+        container = self._container_name
         if stream.type == "data" and (
             _is_chapter_list(stream) or ("timecode" in stream.metadata and container in _TIMECODES)
         ):
             return  # the muxer writes it from the chapters, or from the video's tag
         if stream.type == "video" and not is_cover(stream):
-            self._report("%s is left out: only one video stream is upscaled", _describe(stream))
-            return
+            return  # reported by the source
         problem = None
-        for open_writer in self._candidates(stream):
-            found = _problem(open_writer, container=container)
+        unlisted = self._target.format.name != container
+        for make in self._candidates(stream, trials):
+            # Such outputs cannot be tried in memory.
+            untried = unlisted and codec_name(stream) in UNLISTED_AUDIO
+            found = None if untried else trials.problem(make, stream.index, self._window)
             if found is None:
-                writer = open_writer(self._target)
+                writer = make(stream, self._target, self._window)
                 copy_tags(stream, writer.output, container=container)
                 self._writers[stream.index] = writer
-                if problem is not None:
-                    self._report(
-                        "%s is converted to %s: %s cannot hold it unchanged",
-                        _describe(stream),
-                        getattr(writer, "description", ""),
-                        container,
+                if problem is None:
+                    self._changes.keep(describe(stream), "copied")
+                else:
+                    self._changes.convert(
+                        describe(stream),
+                        f"to {getattr(writer, 'description', '')}, as {container} cannot hold it "
+                        "unchanged",
                     )
                 return
             problem = problem or found
@@ -157,25 +156,22 @@ class CopiedStreams:
             problem = f"{container} cannot hold it ({problem})"
             if container != "matroska" and stream.type != "data":
                 problem += "; .mkv can"
-        self._report("%s is left out: %s", _describe(stream), problem)
+        self._changes.drop(describe(stream), problem or "")
 
-    def _candidates(self, stream: Stream) -> list[Callable[[OutputContainer], _StreamWriter]]:
+    def _candidates(self, stream: Stream, trials: Trials) -> list[MakeWriter]:
         """Return the writers to try for a stream, the best one first."""
-        from av.audio.stream import AudioStream
-        from av.subtitles.stream import SubtitleStream
-
-        window = self._window
-        if is_cover(stream) and self._target.format.name == "matroska":
-            return [lambda target: CoverAttachment(stream, target, self._path)]
-        candidates: list[Callable[[OutputContainer], _StreamWriter]] = [
-            lambda target: PacketCopy(stream, target, window)
+        if is_cover(stream) and self._container_name == "matroska":
+            return [lambda stream, target, window: CoverAttachment(stream, target, self._path)]
+        begin = trials.begin(stream.index, start=self._window.start)
+        candidates: list[MakeWriter] = [
+            lambda stream, target, window: PacketCopy(stream, target, window, begin=begin)
         ]
         if codec_name(stream) is None:  # it cannot be decoded either
             return candidates
-        if isinstance(stream, AudioStream):
-            candidates.append(lambda target: TranscodedAudio(stream, target, window))
-        if isinstance(stream, SubtitleStream):
-            candidates.append(lambda target: ConvertedText(stream, target, window))
+        if stream.type == "audio":
+            candidates += [_transcoded, _mixed_down]
+        if stream.type == "subtitle":
+            candidates.append(_converted_text)
         return candidates
 
     def _convert(self) -> Generator[tuple[int, Packet[Any]], None, None]:
@@ -184,11 +180,16 @@ class CopiedStreams:
             yield from self._converted(packet.stream.index, packet)
         for index in list(self._writers):
             yield from self._converted(index, None)
+        for index, number in self._refused.items():
+            self._changes.drop(
+                f"some packets of {describe(self._container.streams[index])}",
+                f"{number} are damaged, or their times go back",
+            )
         for index, writer in self._writers.items():
             if writer.damage is not None:
                 logger.warning(
                     "%s of %s is damaged; %s",
-                    _describe(self._container.streams[index]),
+                    describe(self._container.streams[index]),
                     self._path,
                     writer.damage,
                 )
@@ -216,11 +217,11 @@ class CopiedStreams:
         if not streams:
             return
         pending = {stream.index for stream in streams if not is_cover(stream)}
-        end = None if self._window is None else self._window.source_end
+        end = self._window.source_end
         with media_errors(f"cannot read {self._path} any further"):
             self._skip_to_window()
-            for packet in self._container.demux(streams):
-                if packet.size and self._clocks[packet.stream.index].move(packet):
+            for packet in FileClock(self._container).packets(streams):
+                if packet.size:
                     yield packet  # the final flush packets are empty
                 if end is not None and packet.size and _seconds(packet) >= end:
                     pending.discard(packet.stream.index)
@@ -230,7 +231,7 @@ class CopiedStreams:
     def _skip_to_window(self) -> None:
         import av
 
-        if self._window is None or self._window.start <= _BEFORE:
+        if self._window.start <= _BEFORE:
             return
         if has_index(self._container):
             with contextlib.suppress(av.FFmpegError):  # if seeking fails, read from the start
@@ -239,48 +240,42 @@ class CopiedStreams:
     def _write(self, index: int, packet: Packet[Any]) -> None:
         import av
 
+        time = _seconds(packet)
         if index not in self._writers:
             return
-        with media_errors(f"cannot write the output ({_describe(self._container.streams[index])})"):
+        if time < self._times.get(index, time):  # no format can hold it
+            self._refused[index] += 1
+            return
+        self._times[index] = time
+        with media_errors(f"cannot write the output ({describe(self._container.streams[index])})"):
             try:
+                self._ledger.note(packet)
                 self._target.mux_one(packet)
             except (av.InvalidDataError, av.ArgumentError) as error:
-                # The muxer parses packets of some codecs; a bad one must not stop the video.
-                self._abandon(index, error)
+                # The muxer parses packets of some codecs; a bad one must not stop the others.
+                logger.debug("refused packet: %s", reason(error))
+                self._refused[index] += 1
 
     def _abandon(self, index: int, error: Exception) -> None:
         stream = self._container.streams[index]
-        logger.warning("the rest of %s is left out: %s", _describe(stream), reason(error))
+        self._changes.drop(f"the rest of {describe(stream)}", reason(error))
         self._writers.pop(index, None)
 
-    def _report(self, message: str, *values: object) -> None:
-        logger.log(logging.DEBUG if self._reported else logging.WARNING, message, *values)
+
+def _transcoded(stream: Stream, target: OutputContainer, window: TimeWindow) -> StreamWriter:
+    return TranscodedAudio(cast("AudioStream", stream), target, window)
 
 
-def _problem(
-    open_writer: Callable[[OutputContainer], _StreamWriter], *, container: str
-) -> str | None:
-    """Return why the container cannot hold a stream, found by trying; ``None`` if it can."""
-    import av
-
-    try:
-        trial = av.open(io.BytesIO(), "w", format=container)
-        try:
-            open_writer(trial)
-            trial.start_encoding()
-        finally:
-            # In some formats, a file without packets is invalid; only the header matters here.
-            with contextlib.suppress(Exception):
-                trial.close()
-    except (av.FFmpegError, ValueError) as error:
-        return reason(error)
-    return None
+def _mixed_down(stream: Stream, target: OutputContainer, window: TimeWindow) -> StreamWriter:
+    return TranscodedAudio(cast("AudioStream", stream), target, window, mix_down=True)
 
 
-def _chapters(chapters: list[Chapter], window: TimeWindow | None) -> list[Chapter]:
+def _converted_text(stream: Stream, target: OutputContainer, window: TimeWindow) -> StreamWriter:
+    return ConvertedText(cast("SubtitleStream", stream), target, window)
+
+
+def _chapters(chapters: list[Chapter], window: TimeWindow) -> list[Chapter]:
     """Return the chapters that overlap the window, clipped to it."""
-    if window is None:
-        return chapters
     kept: list[Chapter] = []
     for chapter in chapters:
         base = chapter["time_base"] or Fraction(1)
@@ -298,12 +293,6 @@ def _is_chapter_list(stream: Stream) -> bool:
     FFmpeg reads it with the header and discards its packets; PyAV 17 does not expose this.
     """
     return getattr(stream, "discard", None) == _DISCARD_ALL
-
-
-def _describe(stream: Stream) -> str:
-    codec = codec_name(stream)
-    language = f", {stream.language}" if stream.language else ""
-    return f"{stream.type} stream {stream.index} ({codec or 'unknown codec'}{language})"
 
 
 def _seconds(packet: Packet[Any]) -> Fraction:

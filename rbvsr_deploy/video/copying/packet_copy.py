@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.copying.transcoded_audio import named_layout
 from rbvsr_deploy.video.pyav import open_input
+from rbvsr_deploy.video.stream_choice import codec_name, is_cover
 
 if TYPE_CHECKING:
     from av import Packet
-    from av.codec.context import CodecContext
     from av.container import OutputContainer
     from av.stream import Disposition, Stream
 
 __all__ = [
     "NO_DECODER",
+    "UNLISTED_AUDIO",
     "CoverAttachment",
     "PacketCopy",
-    "codec_name",
     "copy_tags",
-    "is_cover",
     "portable_tags",
 ]
 
@@ -42,6 +42,8 @@ _TS_CODECS = frozenset(
 )
 # Codecs, besides PCM, that FFmpeg reads back from an AVI unchanged.
 _AVI_CODECS = frozenset({"aac", "ac3", "dts", "mp2", "mp3", "wmav1", "wmav2", "wmapro"})
+UNLISTED_AUDIO = frozenset({"wmav1", "wmav2", "wmapro", "wmalossless", "adpcm_ms", "adpcm_ima_wav"})
+"""Codecs that Matroska holds as in an AVI, which FFmpeg writes without saying so in its list."""
 NO_DECODER = "this build of FFmpeg does not support its codec"
 
 _EMPTY_TEXT = 2  # bytes: only the length field
@@ -79,7 +81,8 @@ class PacketCopy:
     Args:
         source: the stream to copy.
         target: the output, to which a stream is added.
-        window: the time span of the source to copy; ``None``: everything.
+        window: the time span of the source to copy.
+        begin: when the stream begins in the output, in seconds.
 
     Raises:
         av.FFmpegError, ValueError: the container cannot hold the stream.
@@ -89,10 +92,17 @@ class PacketCopy:
     """The stream that was added."""
     damage = None
 
-    def __init__(self, source: Stream, target: OutputContainer, window: TimeWindow | None) -> None:
+    def __init__(
+        self,
+        source: Stream,
+        target: OutputContainer,
+        window: TimeWindow,
+        *,
+        begin: Fraction = Fraction(0),
+    ) -> None:
         from av.audio.stream import AudioStream
 
-        _check_supported(source, container=target.format.name)
+        _check_supported(source, container=target.format.name, begin=begin)
         self._window = None if is_cover(source) else window
         self._clip = source.type == "subtitle"
         # In MP4, each text is followed by an empty one, which the muxer writes itself.
@@ -163,23 +173,6 @@ def portable_tags(tags: dict[str, str]) -> dict[str, str]:
     }
 
 
-def is_cover(stream: Stream) -> bool:
-    """Return whether a stream is a cover image."""
-    from av.stream import Disposition
-
-    return bool(stream.disposition & Disposition.attached_pic)
-
-
-def codec_name(stream: Stream) -> str | None:
-    """Return the FFmpeg name of a stream's codec, or the file name of an attachment.
-
-    Returns:
-        The codec's name, not that of a decoder; ``None`` without a decoder.
-    """
-    context: CodecContext | None = stream.codec_context
-    return getattr(stream, "name", None) if context is None else context.codec.canonical_name
-
-
 def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
     """Copy language, title, other tags and the disposition of a stream to its copy."""
     tags = portable_tags(source.metadata)
@@ -191,7 +184,7 @@ def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
     output.disposition = cast("Disposition", source.disposition.value)  # PyAV 17 expects an int
 
 
-def _check_supported(stream: Stream, *, container: str) -> None:
+def _check_supported(stream: Stream, *, container: str, begin: Fraction) -> None:
     codec = codec_name(stream) or ""
     if not codec and stream.type not in ("data", "attachment"):
         raise ValueError(NO_DECODER)
@@ -203,7 +196,5 @@ def _check_supported(stream: Stream, *, container: str) -> None:
         or (container in ("mp4", "mov") and stream.type == "data" and codec not in _MP4_DATA_CODECS)
     ):
         raise ValueError("the codec has no identifier there")
-    if container == "avi" and stream.start_time is not None and stream.time_base is not None:
-        start = stream.start_time * stream.time_base
-        if abs(start) > _NOTABLE_SHIFT:
-            raise ValueError(f"audio must start at 0 s, not at {float(start):.3f} s")
+    if container == "avi" and begin > _NOTABLE_SHIFT:
+        raise ValueError(f"audio must start at 0 s, not at {float(begin):.3f} s")

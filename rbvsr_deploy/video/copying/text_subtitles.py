@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.pyav import reason
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.stream import Stream
     from av.subtitles.stream import SubtitleStream
+    from av.subtitles.subtitle import SubtitleSet
 
 __all__ = ["ConvertedText"]
 
@@ -22,6 +23,18 @@ logger = logging.getLogger(__name__)
 
 # Containers that support text subtitles, and the encoder for their format.
 _TEXT_FORMATS = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
+
+
+_LINE_BREAK = r"{\r}\N"
+
+
+class _Line(NamedTuple):
+    """Holds a line that is visible now; times are in ticks."""
+
+    begin: int
+    end: int
+    text: SubtitleSet
+    time_base: Fraction
 
 
 class ConvertedText:
@@ -32,7 +45,7 @@ class ConvertedText:
     Args:
         source: the stream to convert.
         target: the output, to which a stream is added.
-        window: the time span of the source to convert; ``None``: everything.
+        window: the time span of the source to convert.
 
     Raises:
         av.FFmpegError, ValueError: the subtitles are not text, or the container does not support
@@ -42,9 +55,7 @@ class ConvertedText:
     output: Stream
     """The stream that was added."""
 
-    def __init__(
-        self, source: SubtitleStream, target: OutputContainer, window: TimeWindow | None
-    ) -> None:
+    def __init__(self, source: SubtitleStream, target: OutputContainer, window: TimeWindow) -> None:
         decoder = source.codec_context
         if not decoder.codec.text_sub:
             raise ValueError("its subtitles are bitmaps")
@@ -62,6 +73,10 @@ class ConvertedText:
         self._encoder.time_base = self._stream.time_base = base
         self.output = self._stream
         self._damaged = 0
+        # MP4 shows one text at a time: lines that overlap become several texts.
+        self._one_at_a_time = name == "mov_text"
+        self._shown: list[_Line] = []
+        self._position = 0
 
     @property
     def description(self) -> str:
@@ -81,21 +96,63 @@ class ConvertedText:
         """
         import av
 
-        if packet is None or not packet.size:
+        if packet is None:
+            yield from self._texts(None)
             return
-        if self._window is not None and not self._window.place(packet, clip=True):
+        if not packet.size:
+            return
+        if not self._window.place(packet, clip=True):
             return
         try:
             text = self._decoder.decode2(packet)
             if text is None:
+                return
+            begin, duration = packet.pts or 0, packet.duration or 0
+            if self._one_at_a_time and duration:
+                yield from self._texts(begin)
+                self._shown.append(_Line(begin, begin + duration, text, packet.time_base))
                 return
             converted = self._encoder.encode_subtitle(text)
         except av.FFmpegError as error:
             self._damaged += 1
             logger.debug("unreadable subtitle: %s", reason(error))
             return
-        converted.stream = self._stream
-        converted.time_base = packet.time_base
-        converted.pts = converted.dts = packet.pts
-        converted.duration = packet.duration
-        yield converted
+        yield self._placed(converted, begin, duration, packet.time_base)
+
+    def _texts(self, until: int | None) -> Iterator[Packet[Any]]:
+        """Yield texts up to a time, each with all the lines that are visible while it is shown."""
+        while self._shown:
+            begin = max(self._position, self._shown[0].begin)
+            end = min(line.end for line in self._shown)
+            end = end if until is None else min(end, until)
+            if until is not None and begin >= until:
+                return
+            if end > begin:
+                text = _joined([line.text for line in self._shown])
+                converted = self._encoder.encode_subtitle(text)
+                yield self._placed(converted, begin, end - begin, self._shown[0].time_base)
+            self._position = max(begin, end)
+            self._shown = [line for line in self._shown if line.end > self._position]
+
+    def _placed(
+        self, packet: Packet[Any], pts: int, duration: int, time_base: Fraction
+    ) -> Packet[Any]:
+        packet.stream = self._stream
+        packet.time_base = time_base
+        packet.pts = packet.dts = pts
+        packet.duration = duration
+        return packet
+
+
+def _joined(texts: list[SubtitleSet]) -> SubtitleSet:
+    """Return one text with the lines of several, one below the other."""
+    from av.subtitles.subtitle import AssSubtitle, SubtitleSet
+
+    if len(texts) == 1:
+        return texts[0]
+    events = [part.ass for text in texts for part in text if isinstance(part, AssSubtitle)]
+    # The ninth field of an event is its text; {\r} ends the styles of the line before.
+    lines = [event.decode(errors="replace").split(",", 8)[-1] for event in events]
+    return SubtitleSet.create(
+        f"0,0,Default,,0,0,0,,{_LINE_BREAK.join(lines)}".encode(), start=0, end=0, pts=0
+    )

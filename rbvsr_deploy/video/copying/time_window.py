@@ -1,4 +1,4 @@
-"""Maps packet times of a source to those of an excerpt, for the streams that are copied."""
+"""Maps packet times of a source to those of the output, for the streams that are copied."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ __all__ = ["TimeWindow"]
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """Describes the time span of the source that goes into an excerpt."""
+    """Describes the time span of the source that goes into the output."""
 
     start: Fraction
     """Time in seconds on the source's clock that becomes 0 in the output."""
     end: Fraction | None
-    """End of the last frame, in seconds on the output's clock; ``None``: not known yet."""
+    """End of the excerpt, in seconds on the output's clock; ``None``: no end, or not known yet."""
     holds_negative: bool
     """True if the output can hold packets that begin before 0 and end after it."""
+    preroll: Fraction = Fraction(0)
+    """Seconds of audio and data before 0 to keep, for decoders to warm up."""
 
     @property
     def source_end(self) -> Fraction | None:
@@ -42,7 +44,8 @@ class TimeWindow:
         stamp = packet.pts if packet.pts is not None else packet.dts
         begin = (stamp or 0) * base - self.start
         end = begin + (packet.duration or 0) * base
-        if (self.end is not None and begin >= self.end) or (begin < 0 and end <= 0):
+        before = Fraction(0) if clip else self.preroll
+        if (self.end is not None and begin >= self.end) or (begin < 0 and end <= -before):
             return False
         if clip:
             last = end if self.end is None else min(end, self.end)

@@ -45,7 +45,8 @@ class TranscodedAudio:
     Args:
         source: the stream to re-encode.
         target: the output, to which a stream is added.
-        window: the time span of the source to encode, exact to the sample; ``None``: everything.
+        window: the time span of the source to encode, exact to the sample.
+        mix_down: whether to mix the channels to the usual layout for their number, at most 7.1.
 
     Raises:
         av.FFmpegError, ValueError: here and in ``convert``: the encoder does not support the audio.
@@ -55,7 +56,12 @@ class TranscodedAudio:
     """The stream that was added."""
 
     def __init__(
-        self, source: AudioStream, target: OutputContainer, window: TimeWindow | None
+        self,
+        source: AudioStream,
+        target: OutputContainer,
+        window: TimeWindow,
+        *,
+        mix_down: bool = False,
     ) -> None:
         from av.audio.layout import AudioLayout
         from av.codec import Codec
@@ -67,7 +73,10 @@ class TranscodedAudio:
         self._rate = _rate(context.sample_rate, Codec(name, "w").audio_rates or ())
         self._stream = cast("AudioStream", target.add_stream(name, rate=self._rate))
         encoder = self._stream.codec_context
-        encoder.layout = AudioLayout(_layout(context.layout, opus=name == "libopus"))
+        layout = _layout(context.layout, opus=name == "libopus")
+        if mix_down:
+            layout = _DEFAULT_LAYOUTS[min(context.layout.nb_channels, len(_DEFAULT_LAYOUTS)) - 1]
+        encoder.layout = AudioLayout(layout)
         channels = encoder.layout.nb_channels
         encoder.bit_rate = channels * min(_BIT_RATE, _BITS_PER_SAMPLE * self._rate)
         encoder.time_base = self._stream.time_base = Fraction(1, self._rate)
@@ -113,7 +122,7 @@ class TranscodedAudio:
 
     def _is_before(self, packet: Packet[Any]) -> bool:
         """Return whether a packet is so far before the window that it need not be decoded."""
-        if self._window is None or packet.pts is None:
+        if packet.pts is None:
             return False
         return packet.pts * packet.time_base < self._window.start - _PREROLL
 
@@ -151,7 +160,7 @@ class TranscodedAudio:
         import av
 
         assert self._graph is not None
-        shift = 0 if self._window is None else self._samples(self._window.start)
+        shift = self._samples(self._window.start)
         while True:
             try:
                 frame = cast("AudioFrame", self._graph.pull())
@@ -166,7 +175,7 @@ class TranscodedAudio:
 
         encoder = self._stream.codec_context
         # In a container without timestamps, playback begins with the first sample.
-        start = 0 if self._window is None else self._samples(self._window.start)
+        start = self._samples(self._window.start)
         first = f":first_pts={start}" if self._timeless else ""
         graph = Graph()
         chain = [
@@ -185,11 +194,10 @@ class TranscodedAudio:
                 channel_layouts=encoder.layout.name,
             ),
         ]
-        if self._window is not None:
-            limits = f"start_pts={start}"
-            if self._window.source_end is not None:
-                limits += f":end_pts={self._samples(self._window.source_end)}"
-            chain.append(graph.add("atrim", limits))
+        limits = f"start_pts={start}"
+        if self._window.source_end is not None:
+            limits += f":end_pts={self._samples(self._window.source_end)}"
+        chain.append(graph.add("atrim", limits))
         chain.append(graph.add("abuffersink"))
         graph.link_nodes(*chain).configure()
         return graph

@@ -149,12 +149,8 @@ def _pix_fmt_for(source: Source | None, formats: list[str], *, codec: str, chose
     pix_fmt = closest(formats, depth=wanted, like=like, alpha=alpha) or formats[0]
     kept = depth_of(VideoFormat(pix_fmt, 16, 16))
     if source is not None and kept < min(depth, _DELIVERED_DEPTH):
-        logger.warning(
-            "%s has %d bits per sample; the output is rounded to the %d bits of %s",
-            source.path,
-            depth,
-            kept,
-            pix_fmt,
+        source.changes.convert(
+            f"{depth} bits per sample", f"rounded to {kept} bits, as {codec} writes {pix_fmt}"
         )
     return pix_fmt
 

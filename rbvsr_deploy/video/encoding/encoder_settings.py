@@ -165,11 +165,11 @@ def _hdr_options(codec: str, *, source: Source | None) -> dict[str, str]:
         return {}
     options = options_for(codec, source.hdr)
     if not options:
-        logger.warning(
-            "the HDR display metadata of %s is lost: %s cannot write it, libx265 and libsvtav1 can",
-            source.path,
-            codec,
+        source.changes.drop(
+            "HDR display metadata", f"{codec} cannot write it, libx265 and libsvtav1 can"
         )
+    else:
+        source.changes.keep("HDR display metadata", f"written by {codec}")
     return options
 
 

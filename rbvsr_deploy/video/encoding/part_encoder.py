@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.encoding.captions import CAPTIONED, with_captions
 from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.packets import PacketWriter, StoredPacket, reordered
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
@@ -43,10 +44,17 @@ class SegmentEncoder:
         self._settings = settings
         self._output, self._stream = settings.standalone_stream()
         self._stamps: list[int] = []
+        self._captions: dict[int, bytes] = {}  # by time, of the frames inside the encoder
         self._writer = PacketWriter(path)
 
     def encode(
-        self, image: Image, *, pts: int, duration: int, opacity: Image | None = None
+        self,
+        image: Image,
+        *,
+        pts: int,
+        duration: int,
+        opacity: Image | None = None,
+        captions: bytes | None = None,
     ) -> None:
         """Take one frame; it is encoded once it is converted.
 
@@ -55,7 +63,10 @@ class SegmentEncoder:
             pts: presentation time in ticks of the settings' time base.
             duration: duration in the same ticks; 0: unknown.
             opacity: ``(H, W, 1)`` alpha of the same dtype, if the pixel format has alpha.
+            captions: closed captions of the frame, which only some encoders can take.
         """
+        if captions is not None and self._settings.encoder.name in CAPTIONED:
+            self._captions[pts] = captions
         self.frames += 1
         for converted in self._conversions.add(image, (pts, duration), opacity=opacity):
             self._encode_at(*converted)
@@ -99,11 +110,15 @@ class SegmentEncoder:
                 )
             scale = Fraction(packet.time_base) / self._settings.time_base
             self._stamps.append(round(pts * scale))
+            data, captions = bytes(packet), self._captions.pop(self._stamps[-1], None)
+            if captions is not None:
+                hevc = self._settings.encoder.name == "libx265"
+                data = with_captions(data, captions, hevc=hevc)
             self._writer.write(
                 StoredPacket(
                     pts=self._stamps[-1],
                     duration=round((packet.duration or 0) * scale),
                     is_keyframe=packet.is_keyframe,
-                    data=bytes(packet),
+                    data=data,
                 )
             )

@@ -69,6 +69,8 @@ class StreamSettings:
             context.codec_tag = "hvc1"
         context.time_base = stream.time_base = self.time_base
         context.flags |= Flags.frame_duration
+        if output.format.name == "tee":  # see open_output
+            context.flags |= Flags.global_header
         context.thread_count = self.encoder.threads
         if self.sample_aspect is not None:
             context.sample_aspect_ratio = self.sample_aspect

@@ -7,7 +7,7 @@
         job.json             identity of the work: with another input or option, it starts over
         part-000001.packets  the sink's data of a segment
         part-000001.json     record of a finished segment, written last and atomically
-        part-000001.state    the caller's attachment, for the last segment only
+        part-000001.state    the caller's attachment; large ones for the last segment only
 
 Other files that an interrupted run leaves there are removed by the next run. A folder that holds
 anything else is refused, see ``job_folder``.
@@ -43,6 +43,8 @@ _LARGEST_RECORD = 2**24
 """Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
 _SHOWN = {"picture size": "image size"}
 """Key of an identity, as in job folders since the first version -> its name in messages."""
+_SMALL = 2**16
+"""Attachments of up to so many bytes are kept for every segment, in case later ones are lost."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -66,6 +68,9 @@ class Job(Closing):
         keep: whether to keep the folder after success.
         resume: whether to use finished segments of an earlier run, and to leave those of this
             run to a later one.
+        still_valid: returns whether what a finished segment was made of is the same as now. It may
+            raise KeyError, TypeError, ValueError or MediaError instead of returning false.
+        verify: called right before the output is published; an error prevents that.
 
     Raises:
         MediaError: the output's folder is missing or not writable, another run works on the same
@@ -91,6 +96,8 @@ class Job(Closing):
         overwrite: bool = False,
         keep: bool = False,
         resume: bool = True,
+        still_valid: Callable[[SegmentRecord], bool] = lambda part: True,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
         self.output = output
         self.overwrite = overwrite
@@ -100,6 +107,8 @@ class Job(Closing):
         self._identity = dict(identity)
         self._keep = keep
         self._resume = resume
+        self._still_valid = still_valid
+        self._verify = verify
         self._started = self._published = False
         check_place(output)
         target = Path(os.path.abspath(output))
@@ -185,7 +194,8 @@ class Job(Closing):
             note: JSON-serialisable data of the caller, available after a resume.
             media: JSON-serialisable data of the sink, available after a resume.
             files: the files of the segment, already synced to disk.
-            attachment: binary data of the caller; replaces that of the previous segment.
+            attachment: binary data of the caller; replaces that of the previous segment if that
+                is large.
 
         Raises:
             TypeError: the note is not JSON-serialisable.
@@ -208,7 +218,7 @@ class Job(Closing):
             data = record.to_bytes()
             self.storage.write(self._next(".json"), data)
             before = self.segments[-1].attachment if self.segments else None
-            if before is not None:
+            if before is not None and before.size > _SMALL:
                 self.storage.remove(before.name)
         # As after a resume: tuples have become lists.
         self.segments.append(SegmentRecord.from_bytes(data))
@@ -239,6 +249,7 @@ class Job(Closing):
         try:
             self.storage.check()
             self.check(folder=finished.is_dir())
+            self._verify()
             if self._keep:
                 finished = self._copied(finished)
             else:
@@ -341,6 +352,13 @@ class Job(Closing):
                     self.output,
                 )
                 break
+            if not self._is_still_valid(record):
+                logger.warning(
+                    "the input of segment %d of the unfinished %s has changed: resuming before it",
+                    len(segments) + 1,
+                    self.output,
+                )
+                break
             segments.append(record)
         # Work cannot resume after a segment whose attachment is lost.
         while segments and not (
@@ -349,14 +367,22 @@ class Job(Closing):
             segments.pop()
         return segments
 
+    def _is_still_valid(self, record: SegmentRecord) -> bool:
+        try:
+            return self._still_valid(record)
+        except (*_NOT_A_RECORD, MediaError):
+            return False
+
     def _tidy(self) -> None:
         """Remove all files that do not belong to finished segments."""
         kept: set[str] = set()
         if self.segments:
             kept.add(JOURNAL)
             kept.update(f"part-{number:06d}.json" for number in range(1, len(self.segments) + 1))
-            kept.update(file.name for segment in self.segments for file in segment.files)
-            if (last := self.segments[-1].attachment) is not None:
+            kept.update(file.name for part in self.segments for file in part.files)
+            attachments = [part.attachment for part in self.segments]
+            kept.update(a.name for a in attachments if a is not None and a.size <= _SMALL)
+            if (last := attachments[-1]) is not None:
                 kept.add(last.name)
         with self._writing():
             self.storage.clear(kept)

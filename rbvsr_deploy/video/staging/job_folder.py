@@ -204,8 +204,10 @@ class JobFolder:
     def close(self) -> None:
         """Release the folder; calling it again does nothing."""
         for handle in (self._lock, self._handle):
+            # A failing close closes nevertheless, and nothing of value was written through these.
             if handle is not None:
-                os.close(handle)
+                with contextlib.suppress(OSError):
+                    os.close(handle)
         self._lock = self._handle = None
 
     def _take(self) -> bool:

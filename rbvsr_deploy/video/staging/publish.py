@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from rbvsr_deploy.files import can_open_folders, is_special
 from rbvsr_deploy.video.pyav import reason
 
 __all__ = ["check_place", "check_target", "put_in_place", "sync"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
@@ -83,7 +86,12 @@ def put_in_place(finished: Path, *, target: Path) -> None:
         if finished.is_dir() and target.is_dir() and not can_open_folders():
             target.rmdir()  # Windows does not replace it, even though it is empty
         os.replace(finished, target)
-    sync(target.parent)
+    try:
+        sync(target.parent)
+    except OSError as error:
+        logger.warning(
+            "%s is complete, but may be lost in a power failure: %s", target, reason(error)
+        )
 
 
 def sync(path: Path) -> None:

@@ -179,7 +179,7 @@ def cache_files() -> list[Path]:
         ("tensorrt-rtx", "9.0", GPU, False, "compiles for the compute capabilities 7.5, "),
         ("tensorrt-rtx", "8.9", None, True, "has no hardware-compatible engines: "),
         ("tensorrt", "8.9", None, False, "compiles on the GPU that will run the engines"),
-        ("tensorrt", "8.7", ORIN, True, "no hardware-compatible engines: compile on the device"),
+        ("tensorrt", "8.7", replace(GPU, compute_capability="8.7"), True, "engines on Jetson"),
         ("tensorrt", "8.6", GPU, False, "which is Ada of a test of compute capability 8.9, not"),
     ],
 )

@@ -28,6 +28,7 @@ from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt import launches
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
+from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.stream import Settings, Stream
@@ -302,7 +303,7 @@ def test_branches_of_a_short_scene_run_side_by_side(bundle: Bundle, driver: Driv
         log = [operation for operation in driver.log if operation.name in ("backward", "forward")]
     assert [operation.name for operation in log] == ["backward", "forward"] * 16
     for one, other in itertools.combinations(range(32), 2):
-        if log[one].name != log[other].name and other - one < 12:
+        if log[one].name != log[other].name and other - one < 10:
             assert not log[other].is_after(log[one]), (one, other)
 
 
@@ -648,3 +649,28 @@ def test_a_failed_launch_leaves_the_engine_usable(bundle: Bundle) -> None:
             np.testing.assert_array_equal(engine.download(state), wanted_state(1))
             np.testing.assert_array_equal(engine.download(steps(engine, 3)), wanted_state(3))
         check_closed(engine, driver)
+
+
+def test_batches_that_are_too_large_to_address_run_in_parts(
+    bundle: Bundle, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a graph takes fewer frames than the batch, the values are the same."""
+    most = 2 * 48 * 6 * 7  # of two frames of the head
+    for module in ("graphs", "bundle.engine_sets"):
+        monkeypatch.setattr(f"rbvsr_deploy.{module}.MOST_VALUES", 10**6)
+    profile = ShapeProfile((1, 1), (6, 7), (6, 7), batch=4)
+    rng = np.random.default_rng(0)
+    values = {
+        item.name: rng.random((4, 3 if item.name == "frame" else 2, 6, 7), np.float32)
+        for item in GRAPHS["reconstruct"].inputs
+    }
+    pictures = []
+    for limit in (10**6, most):
+        monkeypatch.setattr("rbvsr_deploy.graphs.MOST_VALUES", limit)
+        plans = PlansDouble(lambda *_: [candidate(bundle, profile=profile)])
+        with open_double(bundle, DriverDouble(), plans=plans) as engine:
+            arrays = {name: engine.upload(array) for name, array in values.items()}
+            (picture,) = engine.run("reconstruct", **arrays)
+            pictures.append(engine.download(picture).copy())
+            assert engine._launches.most_frames("reconstruct") == (4 if limit > most else 2)
+    np.testing.assert_array_equal(*pictures)

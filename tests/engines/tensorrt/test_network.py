@@ -19,14 +19,22 @@ from rbvsr_deploy.graphs import Precision
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
-def table(model: bytes, *, graph: str = "made up", precision: Precision) -> dict[str, int]:
-    """Parse with TensorRT-RTX, which needs no GPU for that, and check."""
+def table(
+    model: bytes,
+    *,
+    graph: str = "made up",
+    precision: Precision,
+    misread: bytes | None = None,
+) -> dict[str, int]:
+    """Parse with TensorRT-RTX, which needs no GPU for that, and check; ``misread`` is the graph
+    that a faulty parser would make of it.
+    """
     rtx = load_flavour("tensorrt-rtx")
     builder = rtx.module.Builder(rtx.logger)
     network = rtx.create_network(builder)
     parser = rtx.module.OnnxParser(network, rtx.logger)
-    assert parser.parse(model), rtx.logger.errors
-    return check_network(rtx, network, graph=graph, precision=precision)
+    assert parser.parse(misread or model), rtx.logger.errors
+    return check_network(rtx, network, model, graph=graph, precision=precision)
 
 
 def model(
@@ -54,10 +62,18 @@ def model(
     return bytes(onnx_model.SerializeToString())
 
 
-def sampling(*, mode: str, aligned: int = 1, opset: int = 17, dtype: int = FLOAT) -> bytes:
+def sampling(
+    *, mode: str, aligned: int = 0, padding: str = "zeros", opset: int = 17, dtype: int = FLOAT
+) -> bytes:
     """Build a model with one GridSample."""
     node = helper.make_node(
-        "GridSample", ["image", "grid"], ["out"], name="warp", mode=mode, align_corners=aligned
+        "GridSample",
+        ["image", "grid"],
+        ["out"],
+        name="warp",
+        mode=mode,
+        align_corners=aligned,
+        padding_mode=padding,
     )
     return model([node], {"image": dtype, "grid": dtype}, {"out": dtype}, {}, opset=opset)
 
@@ -110,19 +126,40 @@ def test_bilinear_sampling_passes() -> None:
     assert table(sampling(mode="linear", opset=20), precision="float32")
 
 
+def test_sampling_of_earlier_bundles_passes() -> None:
+    """Bundles of versions before 0.3 align the corners, and flow pads with the border."""
+    earlier = sampling(mode="bilinear", aligned=1, padding="border")
+    assert table(earlier, precision="float32") == {"GRID_SAMPLE float32": 1}
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (sampling(mode="bilinear", aligned=1), "with zeros outside and corners aligned"),
+        (sampling(mode="bilinear", padding="border"), "with border outside and corners not"),
+        (sampling(mode="bilinear", padding="reflection"), "with reflect outside and corners not"),
+    ],
+    ids=["corners", "border", "reflection"],
+)
+def test_sampling_that_is_misread_is_rejected(read: bytes, words: str) -> None:
+    """A parser that reads other corners or padding than the graph has is detected."""
+    with pytest.raises(EngineError, match="zeros outside and corners not aligned: exp") as caught:
+        table(sampling(mode="bilinear"), misread=read, precision="float32")
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("graph", "words"),
     [
-        (sampling(mode="nearest"), "reads the sampling 'warp' as nearest with corners aligned"),
-        (sampling(mode="nearest", opset=20), "as nearest with corners aligned"),
-        (sampling(mode="bilinear", aligned=0), "as linear with corners not aligned"),
-        (sampling(mode="bicubic"), "as cubic with corners aligned"),
+        (sampling(mode="nearest"), "reads the sampling 'warp' as nearest with zeros outside"),
+        (sampling(mode="nearest", opset=20), "as nearest with zeros outside"),
+        (sampling(mode="bicubic"), "as cubic with zeros outside"),
         (
             sampling(mode="bilinear", dtype=HALF),
             "'warp' has inputs of type float16 and float16, but both",
         ),
     ],
-    ids=["nearest", "nearest of opset 20", "corners", "cubic", "float16 coordinates"],
+    ids=["nearest", "nearest of opset 20", "cubic", "float16 coordinates"],
 )
 def test_other_sampling_is_rejected(graph: bytes, words: str) -> None:
     """A parser that misreads the mode is detected; the message names graph and layer."""

@@ -22,6 +22,7 @@ from rbvsr_deploy.engines.tensorrt.build import BuildOptions, this_platform
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
 from rbvsr_deploy.engines.tensorrt.plans import MachinePlans, fits, profile_for
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.graphs import GRAPHS
 from tests.support.tensorrt_bindings import bindings
 
 GPU = Gpu("Ada of a test", "8.9", "12.6", 2**34)
@@ -150,6 +151,16 @@ def test_before_ampere_nothing_is_hardware_compatible() -> None:
     asked = {"flavour": made.flavour, "version": made.version, "platform": made.platform}
     assert fits(made, compute_capability="12.0", **asked)
     assert not fits(made, compute_capability="7.5", **asked)
+    assert not fits(made, compute_capability="8.7", **asked)  # Jetson Orin
+
+
+def test_engines_of_an_earlier_interface_are_not_used() -> None:
+    """They would read states in another order."""
+    made = engine_set()
+    asked = {"flavour": made.flavour, "version": made.version, "platform": made.platform}
+    old = EngineSet.from_dict({k: v for k, v in made.as_dict().items() if k != "interface"})
+    assert fits(made, compute_capability="8.9", **asked)
+    assert not fits(old, compute_capability="8.9", **asked)
 
 
 def test_the_bundles_nearest_set_comes_first(bundle: Bundle, compiler: Compiler) -> None:
@@ -265,6 +276,25 @@ def test_8_6_compiles_for_the_size_alone(bundle: Bundle, compiler: Compiler) -> 
     plans = machine(bundle, tensorrt=TensorRT("tensorrt", bindings("8.6.1")))
     first(plans, 90, 160, batch=2)
     assert compiler.profiles == [ShapeProfile((64, 64), (90, 160), (90, 160), batch=2)]
+
+
+def test_8_6_compiles_for_what_fits_into_memory(bundle: Bundle, compiler: Compiler) -> None:
+    """On a small GPU, its batch and its bands are smaller than asked for, and the set is reused."""
+    published = {**bundle.manifest.model, "mid_channels": 64, "single_shuffle": False}
+    large = replace(bundle, manifest=replace(bundle.manifest, model=published))
+    for _ in range(2):
+        plans = machine(
+            large,
+            gpu=replace(GPU, total_memory=8 * 2**30),
+            tensorrt=TensorRT("tensorrt", bindings("8.6.1")),
+        )
+        first(plans, 480, 854)
+    (profile,) = compiler.profiles
+    assert (profile.max_size, profile.batch) == ((480, 854), 1)
+    assert profile.band is not None
+    assert 100 < profile.band < 480
+    shapes = profile.shapes(GRAPHS["reconstruct"], channels=64)
+    assert shapes["frame"][1:] == ((1, 3, profile.band, 854),) * 2
 
 
 def test_compiling_is_announced_and_real(bundle: Bundle, cache: Path) -> None:

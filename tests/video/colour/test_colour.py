@@ -160,9 +160,13 @@ def test_grey_is_full_range_unless_tagged(range_tag: int, full: bool, depth: int
     assert np.abs(image / np.iinfo(image.dtype).max - ramp[:, None]).max() <= step
 
 
-@pytest.mark.parametrize(("height", "matrix"), [(480, 6), (576, 6), (719, 6), (720, 1), (1080, 1)])
-def test_untagged_matrix_is_guessed_by_height(height: int, matrix: int) -> None:
-    frame = av.VideoFrame(16, height, "yuv420p")
+@pytest.mark.parametrize(
+    ("width", "height", "matrix"),
+    [(720, 480, 6), (1024, 576, 6), (16, 577, 1), (1026, 16, 1), (1280, 544, 1), (1920, 800, 1)],
+)
+def test_untagged_matrix_is_guessed_by_size(width: int, height: int, matrix: int) -> None:
+    """Wide films have few lines: players go by the width, too."""
+    frame = av.VideoFrame(width, height, "yuv420p")
     assert colour_of(frame) == Colour(matrix=matrix, range=1, primaries=2, transfer=2)
 
 

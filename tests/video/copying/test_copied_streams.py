@@ -70,7 +70,7 @@ def test_unsupported_audio_is_re_encoded_with_its_timing(
     # AAC spreads a click over some samples, and Matroska and FLV count milliseconds.
     assert after.clicks == pytest.approx(expected, abs=0.001)
     assert (after.codec, after.layout, after.rate) == (codec, layout, rate)
-    messages = [r.getMessage() for r in caplog.records if "is converted to" in r.getMessage()]
+    messages = [r.getMessage() for r in caplog.records if "Converted:" in r.getMessage()]
     assert len(messages) == 1
     assert "cannot hold it unchanged" in messages[0]
 
@@ -116,7 +116,7 @@ def test_bitmap_subtitles_are_copied_to_matroska_only(
     with av.open(str(through(path, tmp_path / "out.mp4"))) as container:
         assert not container.streams.subtitles
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("subtitle stream 1 (hdmv_pgs_subtitle) is left out: mp4 cannot hold")
+    assert message.startswith("Dropped: subtitle stream 1 (hdmv_pgs_subtitle): mp4 cannot hold")
     assert ".mkv" in message
 
 
@@ -135,7 +135,7 @@ def test_codec_that_ffmpeg_does_not_support_is_reported(
     result = through(path, tmp_path / "out.ts")
     with av.open(str(result)) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
-    assert "subtitle stream 2 (unknown codec, und) is left out: this build of" in caplog.text
+    assert "Dropped: subtitle stream 2 (unknown codec, und): this build of" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -161,7 +161,7 @@ def test_unsupported_cover_is_reported(
     path = write(tmp_path / "in.mp4", cover=jpeg())
     with av.open(str(through(path, tmp_path / f"out{out}"))) as container:
         assert len(container.streams) == 1
-    assert "video stream 1 (mjpeg) is left out" in caplog.text
+    assert "Dropped: video stream 1 (mjpeg)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_unsupported_timed_data_is_reported(
     path = write(tmp_path / "in.ts", Data("klv"))
     with av.open(str(through(path, tmp_path / "out.mp4"))) as container:
         assert not container.streams.data
-    assert "data stream 1 (klv) is left out: mp4 cannot hold it" in caplog.text
+    assert "Dropped: data stream 1 (klv): mp4 cannot hold it" in caplog.text
 
 
 @pytest.mark.parametrize("out", [".mov", ".mp4", ".mkv"])
@@ -211,7 +211,7 @@ def test_only_one_video_is_upscaled_and_the_other_is_reported(
                 target.mux(packet)
     with av.open(str(through(path, tmp_path / "out.mkv"))) as container:
         assert len(container.streams) == 1
-    assert "video stream 1 (mpeg4) is left out" in caplog.text
+    assert "Dropped: video stream 1 (mpeg4)" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
@@ -425,5 +425,6 @@ def test_excerpt_reads_only_what_is_near_it(
     assert heard(through(path, tmp_path / "out.mkv", reading=reading)).end == pytest.approx(
         1, abs=0.1
     )
-    assert 5 < min(times) < 20
+    # Apart from the first packet, which shows whether the container can hold the stream.
+    assert 5 < min(time for time in times if time >= 1) < 20
     assert 21 < max(times) < 32

@@ -19,7 +19,7 @@ from rbvsr_deploy.video.staging.parts import StoredFile
 from tests.support import media
 from tests.support.sinks import write_segments
 
-STATE = bytes(range(256))
+STATE = bytes(range(256)) * 300  # large enough to be kept for the last segment only
 
 
 def stored(job: Job, data: bytes) -> StoredFile:
@@ -158,6 +158,30 @@ class TestTakingOver:
         """Only the last segment has a state: without it, earlier segments are useless too."""
         damage(begun(out, parts=3).folder)
         assert continued(out).resumed_segments == 0
+
+    @pytest.mark.parametrize("lost", [1, 2, 3])
+    def test_small_states_are_kept(self, out: Path, lost: int) -> None:
+        """Work resumes after the last segment whose data and state are whole."""
+        with Job(out, identity={}) as job:
+            job.start({"codec": "c"})
+            for number in range(3):
+                files = [stored(job, b"data")]
+                state = bytes([number]) * 100
+                job.add_segment(frames=1, note={}, media={}, files=files, attachment=state)
+        (job.folder / f"part-00000{lost}.packets").unlink()
+        again = continued(out)
+        assert again.resumed_segments == lost - 1
+
+    def test_what_a_segment_was_made_of_has_changed(self, out: Path) -> None:
+        """The caller decides; what it raises about a malformed note counts as changed."""
+        begun(out, parts=3)
+        for valid, count in (
+            (lambda part: True, 3),
+            (lambda part: bool(part.note["missing"]), 0),
+        ):
+            with Job(out, identity={}, still_valid=valid) as job:
+                job.start({"codec": "c"})
+                assert job.resumed_segments == count
 
     @pytest.mark.parametrize(
         "damage",

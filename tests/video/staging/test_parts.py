@@ -162,7 +162,7 @@ class TestJoints:
         """MPEG-4 counts elapsed seconds in frame headers; segments may begin at any second."""
         path = media.make_video(
             tmp_path / "in.mkv",
-            stamps=[10_000_000 + 40 * n for n in range(6)],
+            stamps=[9_920 + 40 * n for n in range(6)],
             rate=Fraction(25),
             time_base=MILLISECONDS,
         )

@@ -158,7 +158,7 @@ def test_file_of_a_different_size_is_named(tmp_path: Path) -> None:
         list(source)
 
 
-@pytest.mark.parametrize("size", [40, 200])
+@pytest.mark.parametrize("size", [40, 120])
 def test_damaged_image(tmp_path: Path, size: int) -> None:
     write_image(tmp_path / "1.png", image=media.gradient(0))
     data = (tmp_path / "1.png").read_bytes()
@@ -189,7 +189,7 @@ def test_alpha_is_dropped_with_a_warning(
         (frame,) = source
     np.testing.assert_array_equal(frame.image, image)
     assert frame.opacity is None
-    assert caplog.text.count("its alpha channel is dropped") == (opacity < 255)
+    assert caplog.text.count("Dropped: alpha channel") == (opacity < 255)
 
 
 def test_grey_and_sixteen_bits(tmp_path: Path) -> None:

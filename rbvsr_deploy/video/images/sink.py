@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink
+from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
-from rbvsr_deploy.video.images import ALPHA_SUFFIXES, IMAGE_SUFFIXES, encode_image
+from rbvsr_deploy.video.image_metadata import report_metadata
+from rbvsr_deploy.video.images.files import (
+    ALPHA_SUFFIXES,
+    FORMATS,
+    IMAGE_SUFFIXES,
+    encode_image,
+    image_size,
+)
 from rbvsr_deploy.video.pyav import media_errors
 from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import sync
 
 __all__ = ["ImageSink"]
+
+logger = logging.getLogger(__name__)
 
 _IMAGES = "pictures"
 
@@ -29,14 +40,18 @@ class ImageSink(Sink):
         width, height: size of the images in pixels.
         folder: whether to write a folder.
         job: keeps the images until they are published.
+        changes: where to record which metadata of the images is kept.
 
     Raises:
         MediaError: the output exists or cannot be written to.
     """
 
-    def __init__(self, path: Path, *, width: int, height: int, folder: bool, job: Job) -> None:
+    def __init__(
+        self, path: Path, *, width: int, height: int, folder: bool, job: Job, changes: Changes
+    ) -> None:
         self.path = path
         self.job = job
+        self._changes = changes
         self._shape = (height, width, 3)
         self._folder = folder
         job.check(folder=folder)
@@ -64,7 +79,12 @@ class ImageSink(Sink):
             path = self._images / name
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
-            data = encode_image(frame.image, path.suffix, opacity=frame.opacity)
+            if frame.metadata is not None:
+                name_of_format = FORMATS.get(path.suffix.lower())
+                report_metadata(self._changes, frame.metadata, name=name_of_format)
+            data = encode_image(
+                frame.image, path.suffix, opacity=frame.opacity, metadata=frame.metadata
+            )
             try:
                 with self.job.storage.create(f"{_IMAGES}/{name}", mode=0o666) as file:
                     file.write(data)
@@ -100,12 +120,37 @@ class ImageSink(Sink):
         with self._writing():
             if not self.job.segments:
                 raise MediaError(f"{self.path} is not written: the input has no images")
+            names = {Path(file.name).name for part in self.job.segments for file in part.files}
             self.job.publish(self._images if self._folder else self._images / self.path.name)
+            if self._folder and self.job.overwrite:
+                self._remove_older(names)
         self.close()
 
     def close(self) -> None:
         self._closed = True
         self._open = []
+
+    def _remove_older(self, names: set[str]) -> None:
+        """Remove images of an earlier output, which have the same size, from the published folder.
+
+        Other images, which may be the user's, are left and reported.
+        """
+        others = 0
+        for path in sorted(self.path.iterdir()):
+            if path.name in names or path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            if image_size(path) == (self._shape[1], self._shape[0]):
+                path.unlink()
+            else:
+                others += 1
+        if others:
+            logger.warning(
+                "%s also holds %d image%s of other sizes, which %s left there",
+                self.path,
+                others,
+                "s" * (others > 1),
+                "are" if others > 1 else "is",
+            )
 
     def _is_plausible(self, segment: SegmentRecord) -> bool:
         """Return whether a segment has one image per frame, with unique names."""

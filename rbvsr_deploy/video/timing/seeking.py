@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from rbvsr_deploy.video.timing.file_clock import FileClock
+
 if TYPE_CHECKING:
     from av import Packet
     from av.container import InputContainer
@@ -34,14 +36,14 @@ def has_index(container: InputContainer) -> bool:
 
 
 def packets_around(
-    container: InputContainer, stream: VideoStream, *, target: Fraction, period: Fraction
+    clock: FileClock, stream: VideoStream, *, target: Fraction, period: Fraction
 ) -> Iterator[Packet[VideoStream]]:
     """Yield the packets from the last key frame that is shown at or before a time.
 
     If packet times are missing or jump, the packets start at an earlier key frame.
 
     Args:
-        container: a newly opened container.
+        clock: the clock of a newly opened file.
         stream: its video stream.
         target: the time in ticks of the stream.
         period: average duration of a frame, in the same ticks.
@@ -53,7 +55,7 @@ def packets_around(
     gap = _LONGEST_GAP / (stream.time_base or 1)
     held: list[Packet[VideoStream]] = []
     last: int | None = None
-    packets = _seek(container, stream, to=target - margin)
+    packets = _seek(clock, stream, to=target - margin)
     for packet in packets:
         stamp = _stamp(packet)
         # If only decoding times are known, frames are shown some packets later.
@@ -69,23 +71,22 @@ def packets_around(
     yield from packets
 
 
-def _seek(
-    container: InputContainer, stream: VideoStream, *, to: Fraction
-) -> Iterator[Packet[VideoStream]]:
+def _seek(clock: FileClock, stream: VideoStream, *, to: Fraction) -> Iterator[Packet[VideoStream]]:
     """Return the packets from a key frame at or before a time.
 
     Without an index, all packets are returned, which is fast as they are not decoded.
     """
     start = stream.start_time or 0
+    container = clock.container
     if to > start and has_index(container):
         container.seek(math.floor(to), stream=stream)
-        packets = container.demux(stream)
+        packets = clock.packets([stream])
         first = next(packets)
         stamp = _stamp(first)
         if first.is_keyframe and stamp is not None and stamp <= to:
             return itertools.chain((first,), packets)
         container.seek(start, stream=stream)
-    return container.demux(stream)
+    return clock.packets([stream])
 
 
 def _stamp(packet: Packet[VideoStream]) -> int | None:

@@ -1,0 +1,274 @@
+"""Decodes image files: pixels, alpha and metadata.
+
+FFmpeg decodes PNG, JPEG, WebP and BMP, also of 16 bits; OpenCV decodes TIFF of more than 8 bits;
+Pillow decodes everything else, and reads the metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rbvsr_deploy.errors import MediaError, RbvsrError
+from rbvsr_deploy.pixels import Image
+from rbvsr_deploy.video.colour.colour import BT601, colour_of
+from rbvsr_deploy.video.colour.conversion import opacity_of, to_rgb
+from rbvsr_deploy.video.colour.orientation import Orientation, exif_orientation, upright
+from rbvsr_deploy.video.image_metadata import (
+    ICC,
+    ImageMetadata,
+    metadata_of_png,
+    png_animation_length,
+    png_pixels,
+    png_size,
+    read_metadata,
+)
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.video.codeccontext import VideoCodecContext
+    from PIL.Image import Image as PillowImage
+
+__all__ = ["DecodedImage", "decode_image"]
+
+_BY_FFMPEG = {"JPEG": "mjpeg", "WEBP": "webp", "BMP": "bmp"}
+_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706  # tags of TIFF
+_GREY, _RGB = 1, 2  # photometric interpretations
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """Holds the first image of a file."""
+
+    image: Image
+    """``(H, W, 3)`` RGB, upright and contiguous: uint8, or uint16 if the file has more bits."""
+    opacity: Image | None = None
+    """Alpha channel, ``(H, W, 1)`` with the image's dtype; ``None``: opaque."""
+    metadata: ImageMetadata = field(default_factory=ImageMetadata)
+    others: int = 0
+    """Number of further images in the file, such as pages."""
+    conversions: Mapping[str, str] = field(default_factory=dict)
+    """What was converted, and how."""
+
+
+def decode_image(data: bytes, name: str, path: Path) -> DecodedImage:
+    """Decode the first image of a file.
+
+    Args:
+        data: the complete file.
+        name: Pillow's name of its format.
+        path: the file's path, for messages.
+
+    Raises:
+        MediaError: it is damaged, too large, or stored in a way that is not supported.
+    """
+    with _decoding(path):
+        if name == "PNG":
+            return _decoded_png(data, path)
+        opened = _opened(data, name)
+        if opened is not None and opened.width * opened.height > MAX_PIXELS:
+            raise _too_large(path)
+        others = 0 if opened is None else _others(opened)
+        by_pillow = opened is not None and (opened.mode == "CMYK" or (name == "WEBP" and others))
+        if name in _BY_FFMPEG and not by_pillow:
+            frame = _decoded_by_ffmpeg(data, _BY_FFMPEG[name], path)
+            metadata = ImageMetadata() if opened is None else read_metadata(opened)
+            decoded = _with_opacity(frame, exif_orientation(data), metadata)
+        elif opened is None:
+            raise MediaError(
+                f"cannot read the image {path}: it is damaged, or stored in a way that is not "
+                "supported: convert it to PNG"
+            )
+        elif name == "TIFF" and _is_deep(opened, path):
+            decoded = _decoded_by_opencv(data, opened, path)
+        else:
+            decoded = _decoded_by_pillow(opened)
+        return replace(decoded, others=others)
+
+
+def _opened(data: bytes, name: str) -> PillowImage | None:
+    """Open an image with Pillow, which reads its header; ``None`` if that is damaged."""
+    from PIL import Image as Pillow
+
+    try:
+        return Pillow.open(io.BytesIO(data), formats=(name,))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises nearly anything on foreign bytes
+        return None
+
+
+def _others(image: PillowImage) -> int:
+    with contextlib.suppress(Exception):  # as above
+        return int(getattr(image, "n_frames", 1)) - 1
+    return 0
+
+
+def _decoded_png(data: bytes, path: Path) -> DecodedImage:
+    width, height = png_size(data)
+    if width * height > MAX_PIXELS:
+        raise _too_large(path)
+    # Other chunks, which may be damaged or huge, are not needed for the pixels.
+    frame = _decoded_by_ffmpeg(png_pixels(data), "png", path)
+    decoded = _with_opacity(frame, exif_orientation(data), metadata_of_png(data))
+    return replace(decoded, others=max(0, png_animation_length(data) - 1))
+
+
+def _decoded_by_ffmpeg(data: bytes, decoder: str, path: Path) -> VideoFrame:
+    import av
+
+    context: VideoCodecContext = av.CodecContext.create(decoder, "r")  # type: ignore[assignment]
+    context.options = DECODER_LIMITS | {"err_detect": "explode"}
+    frames = context.decode(av.Packet(data)) or context.decode(None)
+    if not frames:
+        raise MediaError(f"cannot read the image {path}: it is damaged or incomplete")
+    return frames[0]
+
+
+def _with_opacity(
+    frame: VideoFrame, orientation: Orientation, metadata: ImageMetadata
+) -> DecodedImage:
+    colour = colour_of(frame, matrix_if_unknown=BT601)
+    if frame.format.name == "pal8":  # its colours may have alpha
+        frame = frame.reformat(format="rgba")
+    image, opacity = to_rgb(frame, colour=colour, is_image=True), opacity_of(frame)
+    return DecodedImage(
+        upright(image, orientation),
+        None if opacity is None else upright(opacity, orientation),
+        metadata,
+    )
+
+
+def _is_deep(image: PillowImage, path: Path) -> bool:
+    """Return whether a TIFF has more than 8 bits per sample.
+
+    Raises:
+        MediaError: it is not the whole image, or has samples that cannot be read.
+    """
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if _DNG_VERSION in tags or tags.get(_SUBFILE_TYPE, 0) & 1:
+        raise MediaError(
+            f"{path} is a camera's raw image, or begins with a thumbnail: convert it to a TIFF or "
+            "PNG image"
+        )
+    if max(tags.get(_BITS, (1,))) <= 8:
+        return False
+    if tags.get(_PHOTOMETRIC) not in (_GREY, _RGB) or image.mode == "I":
+        raise MediaError(
+            f"the samples of {path} are neither RGB nor grey, or are 32-bit integers: convert it "
+            "to RGB of 8 or 16 bits"
+        )
+    return True
+
+
+def _decoded_by_opencv(data: bytes, opened: PillowImage, path: Path) -> DecodedImage:
+    import cv2
+
+    samples = None
+    with _without_opencv_messages(), contextlib.suppress(cv2.error):
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None:
+        raise MediaError(
+            f"cannot read the image {path}: it is damaged, or stored in a way that is not "
+            "supported: convert it to RGB of 8 or 16 bits"
+        )
+    if samples.dtype.kind == "f":
+        samples = (np.nan_to_num(samples).clip(0, 1) * np.iinfo(np.uint16).max).round()
+    elif samples.dtype != np.uint16:
+        raise MediaError(f"{path} has samples of {samples.dtype}: convert it to 8 or 16 bits")
+    samples = samples.astype(np.uint16).reshape(*samples.shape[:2], -1)
+    channels = samples.shape[2]
+    image = samples[..., 2::-1] if channels >= 3 else samples[..., [0, 0, 0]]
+    return DecodedImage(
+        np.ascontiguousarray(image),
+        np.ascontiguousarray(samples[..., 3:4]) if channels == 4 else None,
+        read_metadata(opened),
+    )
+
+
+def _decoded_by_pillow(image: PillowImage) -> DecodedImage:
+    from PIL import ImageOps
+
+    metadata = read_metadata(image)  # before loading, which drops some
+    conversions = {}
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    icc = None if ICC in metadata.damaged else image.info.get("icc_profile")
+    has_alpha = image.has_transparency_data
+    if image.mode in ("CMYK", "LAB", "YCbCr") or (icc and icc[16:20] != b"RGB " and not has_alpha):
+        rgb = _in_srgb(image, icc)
+        if icc:
+            space = icc[16:20].decode("latin-1").strip()
+            conversions[ICC] = f"applied, as it is for {space} and the output is RGB"
+        image = rgb
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > np.iinfo(np.uint16).max or image.mode == "F":
+            raise ValueError("its samples are neither of 8 nor of 16 bits")
+        grey = deep.astype(np.uint16)
+        return DecodedImage(np.dstack([grey] * 3), None, metadata)
+    samples = np.array(image.convert("RGBA" if has_alpha else "RGB"))
+    return DecodedImage(
+        np.ascontiguousarray(samples[..., :3]),
+        np.ascontiguousarray(samples[..., 3:]) if has_alpha else None,
+        metadata,
+        conversions=conversions,
+    )
+
+
+def _in_srgb(image: PillowImage, icc: bytes | None) -> PillowImage:
+    """Convert an image to sRGB with its own profile or, without one, by the usual formulas."""
+    from PIL import ImageCms
+
+    target = ImageCms.createProfile("sRGB")
+    if image.mode == "LAB":
+        source: Any = ImageCms.createProfile("LAB")
+    elif icc:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    else:
+        return image.convert("RGB")
+    try:
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except ImageCms.PyCMSError as error:
+        raise ValueError(f"its colour profile cannot be applied ({error})") from error
+    assert converted is not None
+    return converted
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Raise what decoders raise on damage as ``MediaError``."""
+    try:
+        with media_errors(f"cannot read the image {path}"), warnings.catch_warnings():
+            # Pillow warns of images that are large but far from its limit, and of metadata.
+            warnings.simplefilter("ignore")
+            yield
+    except RbvsrError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on foreign bytes
+        raise MediaError(f"cannot read the image {path}: it is damaged ({error})") from error
+
+
+def _too_large(path: Path) -> MediaError:
+    return MediaError(f"cannot read the image {path}: it has more than {MAX_PIXELS:,} pixels")
+
+
+@contextlib.contextmanager
+def _without_opencv_messages() -> Iterator[None]:
+    """Keep OpenCV from printing what it thinks of a file."""
+    import cv2
+
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(0)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,311 @@
+"""Tests what image files hold besides pixels: kept in the upscaled image, or reported."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.video import ReadOptions
+from rbvsr_deploy.video.images import read_image, write_image
+from tests.support import media
+from tests.support.engine_doubles import BicubicEngine
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+PICTURE = Image.fromarray(media.gradient(0, width=24, height=16))
+HOLDS = {
+    ".png": {"icc", "exif", "xmp", "dpi"},
+    ".jpg": {"icc", "exif", "xmp", "dpi"},
+    ".tif": {"icc", "exif", "xmp", "dpi"},
+    ".webp": {"icc", "exif", "xmp"},
+    ".bmp": {"dpi"},
+}
+KINDS = {
+    "icc": "colour profile (ICC)",
+    "exif": "EXIF data",
+    "xmp": "XMP data",
+    "dpi": "resolution",
+}
+
+
+def exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0132], exif[0x0112] = "Maker", "2020:01:02 03:04:05", 6
+    exif[0x8769] = {0x9003: "2020:01:02 03:04:05", 0xA002: 24, 0xA003: 16}
+    exif[0x8825] = {1: "N", 2: (48.0, 8.0, 15.0)}
+    return exif
+
+
+def save(path: Path, **options: Any) -> Path:
+    PICTURE.save(path, **options)
+    return path
+
+
+def full(path: Path) -> Path:
+    """Save an image with everything that its format can hold."""
+    if path.suffix == ".bmp":
+        return save(path, dpi=(300, 300))
+    if path.suffix == ".png":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt("XML:com.adobe.xmp", "<x/>")
+        return save(path, icc_profile=ICC, exif=exif(), dpi=(300, 300), pnginfo=texts)
+    if path.suffix == ".tif":
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        for tag, value in (*exif().items(), (700, b"<x/>")):
+            tags[tag] = value
+        return save(path, icc_profile=ICC, tiffinfo=tags, dpi=(300, 300))
+    return save(path, icc_profile=ICC, exif=exif(), dpi=(300, 300), xmp=b"<x/>")
+
+
+def upscaled(path: Path, output: Path, **options: Any) -> Summary:
+    return upscale_file(path, output, engine=BicubicEngine(), **options)
+
+
+def found(path: Path) -> set[str]:
+    """Return what an image holds, as Pillow reads it, with the right values."""
+    with Image.open(path) as image:
+        kinds = set()
+        if "icc_profile" in image.info:
+            assert image.info["icc_profile"] == ICC
+            kinds.add("icc")
+        xmp = image.info.get("xmp", image.info.get("XML:com.adobe.xmp"))
+        if xmp:
+            assert (xmp if isinstance(xmp, bytes) else xmp.encode()) == b"<x/>"
+            kinds.add("xmp")
+        tags = image.getexif()
+        if 0x010F in tags:
+            assert (tags[0x010F], tags[0x0132]) == ("Maker", "2020:01:02 03:04:05")
+            assert tags.get(0x0112, 1) == 1  # the pixels are upright
+            details = tags.get_ifd(0x8769)
+            assert details[0x9003] == "2020:01:02 03:04:05"
+            assert (details[0xA002], details[0xA003]) == image.size
+            assert tags.get_ifd(0x8825)[1] == "N"
+            kinds.add("exif")
+        if image.info.get("dpi") == pytest.approx((300, 300), abs=0.01):
+            kinds.add("dpi")
+        return kinds
+
+
+@pytest.mark.parametrize("target", HOLDS)
+@pytest.mark.parametrize("source", HOLDS)
+def test_kept_or_reported(tmp_path: Path, source: str, target: str) -> None:
+    """What the output's format can hold is kept, and the rest is reported, once each."""
+    path = full(tmp_path / f"in{source}")
+    assert found_in_input(path) == HOLDS[source]
+    summary = upscaled(path, tmp_path / f"out{target}")
+    kept = HOLDS[source] & HOLDS[target]
+    assert found(tmp_path / f"out{target}") == kept
+    assert {change.what for change in summary.kept} >= {KINDS[kind] for kind in kept}
+    lost = {KINDS[kind] for kind in HOLDS[source] - kept}
+    assert {change.what for change in summary.dropped} == lost
+
+
+def found_in_input(path: Path) -> set[str]:
+    with Image.open(path) as image:
+        info, tags = image.info, image.getexif()
+        present = {
+            "icc": "icc_profile" in info,
+            "exif": 0x010F in tags,
+            "xmp": bool({"xmp", "XML:com.adobe.xmp"} & set(info)) or 700 in tags,
+            "dpi": info.get("dpi", (0, 0))[0] > 1,
+        }
+    return {kind for kind, there in present.items() if there}
+
+
+def test_a_video_holds_none(tmp_path: Path) -> None:
+    """A folder of images made into a video: one line for each kind, whatever the number."""
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        full(tmp_path / "in" / f"{number}.jpg")
+    summary = upscaled(tmp_path / "in", tmp_path / "out.mkv")
+    assert [change.what for change in summary.dropped] == list(KINDS.values())
+
+
+def test_an_image_without_metadata(tmp_path: Path) -> None:
+    """Nothing is added, such as a gamma that would change how viewers show it."""
+    for suffix in (".png", ".jpg", ".tif", ".webp"):
+        path = save(tmp_path / f"in{suffix}")
+        summary = upscaled(path, tmp_path / f"out{suffix}")
+        assert not (*summary.kept, *summary.converted, *summary.dropped)
+        assert found(tmp_path / f"out{suffix}") == set()
+        with Image.open(tmp_path / f"out{suffix}") as image:
+            assert not {"gamma", "chromaticity", "srgb"} & set(image.info)
+
+
+def with_chunk(data: bytes, name: bytes, content: bytes) -> bytes:
+    """Insert a chunk into a PNG."""
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return data[:33] + struct.pack(">I", len(content)) + name + content + checksum + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        (b"gAMA", struct.pack(">I", 100000), "gamma (gAMA)"),
+        (b"cICP", bytes([12, 13, 0, 1]), "colour coding (cICP)"),
+        (b"cHRM", struct.pack(">8I", *range(1, 9)), "primaries (cHRM)"),
+        (b"sRGB", b"\1", "sRGB tag"),
+        (b"tEXt", b"Comment\0hello", "text"),
+    ],
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_chunks_of_png(tmp_path: Path, name: bytes, content: bytes, kind: str, deep: bool) -> None:
+    """They are copied to a PNG of 8 or 16 bits, byte for byte, and reported for a JPEG."""
+    path = tmp_path / "in.png"
+    pixels = media.gradient(0, width=24, height=16)
+    write_image(path, image=pixels.astype(np.uint16) * 257 if deep else pixels)
+    path.write_bytes(with_chunk(path.read_bytes(), name, content))
+    assert [c.what for c in upscaled(path, tmp_path / "out.png").kept] == [kind]
+    data = (tmp_path / "out.png").read_bytes()
+    assert data.count(name) == 1
+    assert name + content + struct.pack(">I", zlib.crc32(name + content)) in data
+    assert read_image(tmp_path / "out.png").dtype == (np.uint16 if deep else np.uint8)
+    assert [c.what for c in upscaled(path, tmp_path / "out.jpg").dropped] == [kind]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_keep_profiles(tmp_path: Path, suffix: str) -> None:
+    """Pillow writes no RGB of 16 bits: profile and pixels are both right nevertheless."""
+    deep = np.random.default_rng(0).integers(0, 65536, (16, 24, 3)).astype(np.uint16)
+    write_image(tmp_path / "in.png", image=deep)
+    profile = b"x\0\0" + zlib.compress(ICC)
+    path = tmp_path / "in.png"
+    path.write_bytes(with_chunk(path.read_bytes(), b"iCCP", profile))
+    upscaled(path, tmp_path / f"out{suffix}")
+    assert found(tmp_path / f"out{suffix}") == {"icc"}
+    assert read_image(tmp_path / f"out{suffix}").dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (b"iCCP", b"x\0\0notzlib"),
+        (b"iCCP", b"x\0\0" + zlib.compress(b"no profile" * 20)),
+        (b"iCCP", b""),
+        (b"iCCP", b"x\0\0" + zlib.compress(bytes(2**25))),
+        (b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**27))),
+        (b"pHYs", b"\0"),
+        (b"gAMA", b""),
+    ],
+    ids=["no zlib", "no profile", "empty", "huge", "EXIF", "text bomb", "pHYs", "gAMA"],
+)
+def test_damaged_metadata_is_not_fatal(tmp_path: Path, name: bytes, content: bytes) -> None:
+    """Viewers show such images: they are upscaled, and what is lost is reported."""
+    path = save(tmp_path / "in.png")
+    pixels = read_image(path)
+    path.write_bytes(with_chunk(path.read_bytes(), name, content))
+    np.testing.assert_array_equal(read_image(path), pixels)
+    summary = upscaled(path, tmp_path / "out.png")
+    assert read_image(tmp_path / "out.png").shape == (64, 96, 3)
+    if name == b"iCCP":
+        assert [c.what for c in summary.dropped] == ["colour profile (ICC)"]
+
+
+def test_a_wrong_checksum_of_text(tmp_path: Path) -> None:
+    path = save(tmp_path / "in.png")
+    data = with_chunk(path.read_bytes(), b"tEXt", b"Comment\0hello")
+    path.write_bytes(data.replace(b"hello", b"jello"))
+    assert not upscaled(path, tmp_path / "out.png").kept
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
+def test_a_damaged_profile_elsewhere(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"in{suffix}", icc_profile=bytes(200))
+    summary = upscaled(path, tmp_path / f"out{suffix}")
+    assert [c.what for c in summary.dropped] == ["colour profile (ICC)"]
+    assert found(tmp_path / f"out{suffix}") == set()
+
+
+def test_exif_too_large_for_jpeg(tmp_path: Path) -> None:
+    tags = exif()
+    tags[0x010E] = "x" * 70_000
+    path = save(tmp_path / "in.png", exif=tags)
+    summary = upscaled(path, tmp_path / "out.jpg")
+    assert [c.what for c in summary.dropped] == ["EXIF data"]
+
+
+def test_a_profile_of_another_colour_space_is_applied(tmp_path: Path) -> None:
+    """The output is RGB: a profile for CIELAB or grey would be wrong there."""
+    lab = ImageCms.profileToProfile(
+        PICTURE, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    lab.save(tmp_path / "in.tif")
+    expected = np.asarray(PICTURE).astype(int)
+    assert np.abs(read_image(tmp_path / "in.tif").astype(int) - expected).max() <= 10
+    grey_profile = ICC[:16] + b"GRAY" + ICC[20:]
+    PICTURE.convert("L").save(tmp_path / "grey.jpg", icc_profile=grey_profile)
+    upscaled(tmp_path / "grey.jpg", tmp_path / "out.png")
+    assert found(tmp_path / "out.png") == set()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk(tmp_path: Path, suffix: str) -> None:
+    """Its fourth channel is black, not alpha."""
+    path = tmp_path / f"in{suffix}"
+    options: dict[str, Any] = {"quality": 98, "subsampling": 0} if suffix == ".jpg" else {}
+    PICTURE.convert("CMYK").save(path, **options)
+    difference = read_image(path).astype(int) - np.asarray(PICTURE)
+    assert np.abs(difference).max() <= 8
+    upscaled(path, tmp_path / "out.png", reading=ReadOptions(alpha="refuse"))
+
+
+class TestPaletteWithAlpha:
+    """A palette, and a single colour, can be transparent."""
+
+    @pytest.fixture(params=["palette", "colour", "grey"])
+    def path(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        path = tmp_path / "in.png"
+        if request.param == "palette":
+            PICTURE.quantize(16).save(path, transparency=3)
+        elif request.param == "colour":
+            PICTURE.save(path, transparency=PICTURE.getpixel((0, 0)))
+        else:
+            grey = PICTURE.convert("L")
+            grey.save(path, transparency=grey.getpixel((0, 0)))
+        return path
+
+    def test_kept(self, path: Path, tmp_path: Path) -> None:
+        upscaled(path, tmp_path / "out.png", reading=ReadOptions(alpha="keep"))
+        with Image.open(path) as image:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        with Image.open(tmp_path / "out.png") as image:
+            assert image.mode == "RGBA"
+            made = np.asarray(image)[..., 3]
+        assert alpha.min() == 0
+        assert made.reshape(16, 4, 24, 4).mean((1, 3))[alpha == 0].mean() < 120
+
+    def test_refused(self, path: Path, tmp_path: Path) -> None:
+        with pytest.raises(MediaError, match="has an alpha channel"):
+            upscaled(path, tmp_path / "out.png", reading=ReadOptions(alpha="refuse"))
+
+    def test_dropped(self, path: Path, tmp_path: Path) -> None:
+        summary = upscaled(path, tmp_path / "out.png")
+        assert [c.what for c in summary.dropped] == ["alpha channel"]
+
+
+def test_bytes_of_an_image_do_not_depend_on_the_run(tmp_path: Path) -> None:
+    for suffix in HOLDS:
+        path = full(tmp_path / f"in{suffix}")
+        for name in ("a", "b"):
+            upscaled(path, tmp_path / f"{name}{suffix}")
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_pixels_survive_a_round_trip_through_pillow(tmp_path: Path) -> None:
+    """Files are read as Pillow reads them."""
+    for suffix in (".png", ".tif", ".webp", ".bmp"):
+        image = media.gradient(1, width=9, height=5)
+        write_image(tmp_path / f"a{suffix}", image=image)
+        file = io.BytesIO((tmp_path / f"a{suffix}").read_bytes())
+        np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), image)
