@@ -61,17 +61,19 @@ check: .venv-check/installed links
 	.venv/bin/python -m pip install --quiet --no-deps mmagic==1.2.0 brisque==0.2.0  # parameters of metrics, as files
 	touch $@
 
-# Runs the GPU tests with the machine's own torch and TensorRT, if installed. Skipped tests count as failures.
-test-gpu: .venv-gpu/installed
-	RBVSR_REQUIRE_GPU=1 .venv-gpu/bin/python -m pytest -m gpu
+# Runs the GPU tests with packages for this machine's NVIDIA driver, or the machine's own TensorRT. Skipped tests count as
+# failures. TENSORRT="tensorrt-cu12<11" chooses another TensorRT; delete .venv-gpu first.
+TENSORRT ?=
 
-.venv-gpu/installed: pyproject.toml
+test-gpu: .venv-gpu/installed
+	RBVSR_REQUIRE_GPU=1 .venv-gpu/bin/python -m pytest -m gpu -W default tests/gpu $(ARGS)
+
+.venv-gpu/installed: pyproject.toml tests/gpu/packages.py
 	$(PYTHON) -m venv --system-site-packages .venv-gpu
-	.venv-gpu/bin/python -c "import torch" 2>/dev/null || .venv-gpu/bin/python -m pip install --quiet torch
-	.venv-gpu/bin/python -c "import tensorrt" 2>/dev/null \
-	    || .venv-gpu/bin/python -c "import tensorrt_rtx" 2>/dev/null \
-	    || .venv-gpu/bin/python -m pip install --quiet tensorrt
-	.venv-gpu/bin/python -m pip install --quiet --editable '.[cpu,engines,export,dev]'
+	if [ -n "$(TENSORRT)" ] || .venv-gpu/bin/python -c "import tensorrt" 2>/dev/null; \
+	then .venv-gpu/bin/python tests/gpu/packages.py --without-tensorrt; \
+	else .venv-gpu/bin/python tests/gpu/packages.py; fi > .venv-gpu/packages.txt
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[engines,export,debug,dev]' -r .venv-gpu/packages.txt $(if $(TENSORRT),"$(TENSORRT)")
 	touch $@
 
 # export, engines and training are sub-packages of rbvsr_deploy once installed. In a checkout they are separate folders,

@@ -100,13 +100,24 @@ def open_engine(
             except EngineError as error:
                 if device == "tensorrt":
                     raise
-                logger.info("%s", error)
+                logger.log(logging.WARNING if _has_gpu() else logging.INFO, "%s", error)
                 return OnnxRuntimeEngine(
                     bundle,
                     size=size,
                     beside=_why_not_tensorrt(bundle, error),
                     report=report,
                 )
+
+
+def _has_gpu() -> bool:
+    """Return whether CUDA finds a GPU: then its user wants to know why it is not used."""
+    from rbvsr_deploy.engines.cuda.open import open_driver
+
+    try:
+        open_driver()
+    except EngineError:
+        return False
+    return True
 
 
 def _why_not_tensorrt(bundle: Bundle, error: EngineError) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
@@ -87,6 +88,9 @@ class Engine(Closing):
 
     network: Network
     """The network that the graphs are from."""
+    asynchronous: ClassVar[bool] = False
+    """True if :meth:`run` returns before the device has computed: runs that do not depend on each
+    other then overlap, and a step costs less whose states are at places where earlier ones were."""
 
     @abstractmethod
     def run(
@@ -119,6 +123,16 @@ class Engine(Closing):
     @abstractmethod
     def slice(self, array: Array, start: int, stop: int) -> Array:
         """Return items ``start`` to ``stop`` along the first axis, sharing the array's memory."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the device current in this thread during several calls, which makes each cheaper."""
+        return nullcontext()
+
+    def copy(self, array: Array, *, into: Array) -> None:
+        """Copy an array into another one, or a slice of one, of the same shape and dtype; only
+        asynchronous engines are asked to.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def rows(self, array: Array, top: int, bottom: int) -> Array:

@@ -14,11 +14,19 @@ from typing import Any
 
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
-__all__ = ["failure", "free_cuda_memory", "free_host_memory", "nvml_device"]
+__all__ = [
+    "failure",
+    "free_cuda_memory",
+    "free_host_memory",
+    "free_shared_memory",
+    "nvml_device",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _UNLIMITED = 2**62
+_RESERVE = 768 * 2**20
+"""Bytes that an integrated GPU leaves to the host: libraries, decoder, encoder and desktop."""
 
 
 # Covers messages of CUDA, TensorRT, the arena of ONNX Runtime, C++ and torch on a CPU.
@@ -33,6 +41,15 @@ def failure(text: str) -> type[EngineError]:
 def free_host_memory() -> int:
     """Return the bytes of memory this process can use without swapping or being killed."""
     return min(_available(), _left_in_container())
+
+
+def free_shared_memory() -> int:
+    """Return the bytes of memory that an integrated GPU can use.
+
+    CUDA's own figure leaves out the page cache, which holds most of the memory after a video was
+    read, and which the system gives up when it is needed.
+    """
+    return max(0, free_host_memory() - _RESERVE)
 
 
 def free_cuda_memory(index: int = 0) -> int:

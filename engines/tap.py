@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class TappedEngine(Engine):
 
     def __init__(self, engine: Engine, on_run: OnRun) -> None:
         self.network = engine.network
+        self.asynchronous = engine.asynchronous  # type: ignore[misc]
         self._engine = engine
         self._on_run = on_run
 
@@ -43,6 +45,12 @@ class TappedEngine(Engine):
 
     def slice(self, array: Array, start: int, stop: int) -> Array:
         return self._engine.slice(array, start, stop)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self._engine.held()
+
+    def copy(self, array: Array, *, into: Array) -> None:
+        self._engine.copy(array, into=into)
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         return self._engine.rows(array, top, bottom)

@@ -136,21 +136,25 @@ class DevicePool:
         self._idle.clear()
 
     def _allocate(self, size: int) -> Block:
+        with self._driver.current():
+            address = self._malloc(size)
+        block = Block(address, size)
+        self._blocks.append(block)
+        return block
+
+    def _malloc(self, size: int) -> int:
         try:
-            address = self._driver.malloc(size)
+            return self._driver.malloc(size)
         except DeviceMemoryError:
             self._on_shortage()
             self.release()
             try:
-                address = self._driver.malloc(size)
+                return self._driver.malloc(size)
             except DeviceMemoryError as error:
                 raise DeviceMemoryError(
                     f"{size / 2**20:.1f} MiB were requested, but the GPU has "
                     f"{self._driver.free_memory() / 2**20:.1f} MiB free"
                 ) from error
-        block = Block(address, size)
-        self._blocks.append(block)
-        return block
 
 
 class PinnedPool:

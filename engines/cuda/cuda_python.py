@@ -1,4 +1,8 @@
-"""Implements the CUDA driver protocol with cuda-python, NVIDIA's own Python bindings."""
+"""Implements the CUDA driver protocol with cuda-python, NVIDIA's own Python bindings.
+
+It calls the driver directly, not the CUDA runtime: cuda-python contains a runtime of its own CUDA
+version, which refuses older drivers, while its bindings of the driver work with any.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from rbvsr_deploy.engines.cuda.driver import Gpu
+from rbvsr_deploy.engines.memory import free_shared_memory
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, first_line
 
 __all__ = ["CudaPythonDriver"]
 
 
 class CudaPythonDriver:
-    """A :class:`~rbvsr_deploy.engines.cuda.driver.CudaDriver` based on ``cuda.bindings.runtime``.
+    """A :class:`~rbvsr_deploy.engines.cuda.driver.CudaDriver` based on ``cuda.bindings.driver``.
+
+    It uses the GPU's primary context, as TensorRT does.
 
     Args:
         index: of the GPU.
@@ -24,139 +31,159 @@ class CudaPythonDriver:
 
     def __init__(self, index: int = 0) -> None:
         try:
-            from cuda.bindings import runtime
-        except (ImportError, OSError) as error:
+            from cuda.bindings import driver
+        except (ImportError, OSError, RuntimeError) as error:
             raise EngineError(
                 f"cuda-python is installed but does not load ({first_line(error)}): reinstall it "
                 "with pip install --force-reinstall 'rbvsr-deploy[engines]'"
             ) from error
-        self._cuda: Any = runtime
+        self._cuda: Any = driver
         self.index = index
-        self._check_driver()
-        (count,) = self._call("cudaGetDeviceCount")
+        self._start()
+        (count,) = self._call("cuDeviceGetCount")
         if not 0 <= index < count:
             raise EngineError(
                 f"GPU {index} does not exist: CUDA finds {count} on this machine, numbered from 0; "
                 "choose another, or check CUDA_VISIBLE_DEVICES"
             )
-        with self.current():
-            self._call("cudaFree", 0)  # creates the context, so that failures surface now
+        (self._device,) = self._call("cuDeviceGet", index)
+        # The context lives as long as the process: TensorRT and torch use it as well.
+        (self._context,) = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self._is_integrated = bool(self._attribute("INTEGRATED"))
 
-    def _check_driver(self) -> None:
-        (driver,), (runtime,) = (
-            self._call("cudaDriverGetVersion"),
-            self._call("cudaRuntimeGetVersion"),
-        )
-        if driver == 0:
+    def _start(self) -> None:
+        """Load and initialise the driver."""
+        try:
+            (status,) = self._cuda.cuInit(0)
+        except RuntimeError as error:  # the driver's library is missing
             raise EngineError(
                 "there is no NVIDIA driver on this machine: install one, or run on the CPU",
                 parameters=("device",),
-            )
-        # A driver runs programs built for any CUDA version with the same or an older major number.
-        if driver // 1000 < runtime // 1000:
+            ) from error
+        if status != self._cuda.CUresult.CUDA_SUCCESS:
             raise EngineError(
-                f"the NVIDIA driver is too old: it supports CUDA up to {_version(driver)}, and the "
-                f"installed cuda-python needs {runtime // 1000}.0 or newer: update the driver, or "
-                f"pip install 'cuda-bindings=={driver // 1000}.*'"
+                f"the NVIDIA driver does not start: {self._describe(status)}: check nvidia-smi, or "
+                "run on the CPU",
+                parameters=("device",),
             )
 
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        """Call a function of the CUDA runtime and return its results without the status."""
-        status, *results = getattr(self._cuda, name)(*arguments)
-        errors = self._cuda.cudaError_t
-        if status == errors.cudaSuccess:
+        """Call a function of the driver and return its results without the status."""
+        status, *results = self._try(name, *arguments)
+        errors = self._cuda.CUresult
+        if status == errors.CUDA_SUCCESS:
             return tuple(results)
-        # Clear the error; otherwise a later successful call could report it.
-        self._cuda.cudaGetLastError()
-        kind = DeviceMemoryError if status == errors.cudaErrorMemoryAllocation else EngineError
+        kind = DeviceMemoryError if status == errors.CUDA_ERROR_OUT_OF_MEMORY else EngineError
         raise kind(f"CUDA failed in {name}: {self._describe(status)}")
+
+    def _try(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+        """Call a function of the driver and return its status and results."""
+        try:
+            return tuple(getattr(self._cuda, name)(*arguments))
+        except RuntimeError as error:
+            raise EngineError(
+                f"the NVIDIA driver lacks {name} ({first_line(error)}): update the driver"
+            ) from error
 
     def _describe(self, status: Any) -> str:
         (_, name), (_, text) = (
-            self._cuda.cudaGetErrorName(status),
-            self._cuda.cudaGetErrorString(status),
+            self._cuda.cuGetErrorName(status),
+            self._cuda.cuGetErrorString(status),
         )
-        return f"{name.decode()}, {text.decode()}"
+        # A driver older than the bindings does not know every status.
+        return f"{name.decode()}, {text.decode()}" if name and text else str(status)
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(self._cuda.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        (value,) = self._call("cuDeviceGetAttribute", attribute, self._device)
+        return int(value)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        self._call("cudaSetDevice", self.index)
+        self._call("cuCtxSetCurrent", self._context)
         yield
 
     def gpu(self) -> Gpu:
-        (properties,) = self._call("cudaGetDeviceProperties", self.index)
-        (driver,) = self._call("cudaDriverGetVersion")
+        (name,) = self._call("cuDeviceGetName", 256, self._device)
+        (driver,) = self._call("cuDriverGetVersion")
+        (total,) = self._call("cuDeviceTotalMem", self._device)
+        major = self._attribute("COMPUTE_CAPABILITY_MAJOR")
+        minor = self._attribute("COMPUTE_CAPABILITY_MINOR")
         return Gpu(
-            name=properties.name.split(b"\0")[0].decode(),
-            compute_capability=f"{properties.major}.{properties.minor}",
+            name=name.split(b"\0")[0].decode(),
+            compute_capability=f"{major}.{minor}",
             driver_version=_version(driver),
-            total_memory=int(properties.totalGlobalMem),
+            total_memory=int(total),
+            is_integrated=self._is_integrated,
         )
 
     def free_memory(self) -> int:
-        free, _total = self._call("cudaMemGetInfo")
-        return int(free)
+        free, _total = self._call("cuMemGetInfo")
+        return free_shared_memory() if self._is_integrated else int(free)
 
     def malloc(self, size: int) -> int:
-        (address,) = self._call("cudaMalloc", size)
+        (address,) = self._call("cuMemAlloc", size)
         return int(address)
 
     def free(self, address: int) -> None:
-        self._call("cudaFree", address)
+        self._call("cuMemFree", address)
 
     def malloc_host(self, size: int) -> int:
-        (address,) = self._call("cudaHostAlloc", size, self._cuda.cudaHostAllocPortable)
+        (address,) = self._call("cuMemHostAlloc", size, self._cuda.CU_MEMHOSTALLOC_PORTABLE)
         return int(address)
 
     def free_host(self, address: int) -> None:
-        self._call("cudaFreeHost", address)
+        self._call("cuMemFreeHost", address)
 
-    def create_stream(self) -> int:
-        (stream,) = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
-        return int(stream)
+    def create_stream(self, *, urgent: bool = False) -> int:
+        least, greatest = self._call("cuCtxGetStreamPriorityRange")
+        flags = self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
+        priority = greatest if urgent else least
+        (stream,) = self._call("cuStreamCreateWithPriority", int(flags), priority)
+        return _handle(stream)
 
     def destroy_stream(self, stream: int) -> None:
-        self._call("cudaStreamDestroy", stream)
+        self._call("cuStreamDestroy", stream)
 
     def synchronise_stream(self, stream: int) -> None:
-        self._call("cudaStreamSynchronize", stream)
+        self._call("cuStreamSynchronize", stream)
 
     def create_event(self) -> int:
         # The host sleeps while it waits: encoding needs the CPU.
-        flags = self._cuda.cudaEventBlockingSync | self._cuda.cudaEventDisableTiming
-        (event,) = self._call("cudaEventCreateWithFlags", flags)
-        return int(event)
+        flags = self._cuda.CUevent_flags
+        (event,) = self._call(
+            "cuEventCreate",
+            int(flags.CU_EVENT_BLOCKING_SYNC) | int(flags.CU_EVENT_DISABLE_TIMING),
+        )
+        return _handle(event)
 
     def destroy_event(self, event: int) -> None:
-        self._call("cudaEventDestroy", event)
+        self._call("cuEventDestroy", event)
 
     def record(self, event: int, stream: int) -> None:
-        self._call("cudaEventRecord", event, stream)
+        self._call("cuEventRecord", event, stream)
 
     def wait(self, stream: int, event: int) -> None:
-        self._call("cudaStreamWaitEvent", stream, event, 0)
+        self._call("cuStreamWaitEvent", stream, event, 0)
 
     def synchronise(self, event: int) -> None:
-        self._call("cudaEventSynchronize", event)
+        self._call("cuEventSynchronize", event)
 
     def is_done(self, event: int) -> bool:
-        (status,) = self._cuda.cudaEventQuery(event)
-        errors = self._cuda.cudaError_t
-        if status in (errors.cudaSuccess, errors.cudaErrorNotReady):
-            return bool(status == errors.cudaSuccess)
-        raise EngineError(f"CUDA failed in cudaEventQuery: {self._describe(status)}")
+        (status,) = self._try("cuEventQuery", event)
+        errors = self._cuda.CUresult
+        if status in (errors.CUDA_SUCCESS, errors.CUDA_ERROR_NOT_READY):
+            return bool(status == errors.CUDA_SUCCESS)
+        raise EngineError(f"CUDA failed in cuEventQuery: {self._describe(status)}")
 
     def upload(self, to: int, source: int, size: int, stream: int) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", to, source, size, kind, stream)
+        self._call("cuMemcpyHtoDAsync", to, source, size, stream)
 
     def download(self, to: int, source: int, size: int, stream: int) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", to, source, size, kind, stream)
+        self._call("cuMemcpyDtoHAsync", to, source, size, stream)
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call("cudaMemcpyAsync", to, source, size, kind, stream)
+        self._call("cuMemcpyDtoDAsync", to, source, size, stream)
 
     def copy_rows(
         self,
@@ -169,32 +196,44 @@ class CudaPythonDriver:
         count: int,
         stream: int,
     ) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call(
-            "cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, width, count, kind, stream
-        )
+        copy = self._cuda.CUDA_MEMCPY2D()
+        device = self._cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcMemoryType = copy.dstMemoryType = device
+        copy.srcDevice, copy.srcPitch = source, source_pitch
+        copy.dstDevice, copy.dstPitch = to, to_pitch
+        copy.WidthInBytes, copy.Height = width, count
+        self._call("cuMemcpy2DAsync", copy, stream)
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
-        self._call("cudaMemsetAsync", address, value, size, stream)
+        self._call("cuMemsetD8Async", address, value, size, stream)
 
     def begin_capture(self, stream: int) -> None:
         # Other threads, such as torch's, may keep calling CUDA.
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", stream, mode)
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: int) -> int:
-        (captured,) = self._call("cudaStreamEndCapture", stream)
+        (captured,) = self._call("cuStreamEndCapture", stream)
         try:
-            (graph,) = self._call("cudaGraphInstantiate", captured, 0)
+            (graph,) = self._call("cuGraphInstantiate", captured, 0)
         finally:
-            self._call("cudaGraphDestroy", captured)
-        return int(graph)
+            self._call("cuGraphDestroy", captured)
+        return _handle(graph)
 
     def launch(self, graph: int, stream: int) -> None:
-        self._call("cudaGraphLaunch", graph, stream)
+        self._call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        self._call("cudaGraphExecDestroy", graph)
+        self._call("cuGraphExecDestroy", graph)
+
+
+def _handle(value: Any) -> int:
+    """Return the native handle of a stream, event or graph."""
+    try:
+        from cuda.bindings.utils import get_cuda_native_handle
+    except ImportError:  # before 12.9.1
+        return int(value)
+    return int(get_cuda_native_handle(value))
 
 
 def _version(number: int) -> str:

@@ -23,6 +23,8 @@ class Gpu:
     """Newest CUDA version that the installed driver supports, for example "12.6"."""
     total_memory: int
     """In bytes."""
+    is_integrated: bool = False
+    """True if its memory is the host's, as on Jetson."""
 
 
 class CudaDriver(Protocol):
@@ -49,7 +51,9 @@ class CudaDriver(Protocol):
         ...
 
     def free_memory(self) -> int:
-        """Return the bytes of GPU memory that are free."""
+        """Return the bytes of GPU memory that are free; of an integrated GPU, those of the host's
+        memory that may be used.
+        """
         ...
 
     def malloc(self, size: int) -> int:
@@ -68,8 +72,10 @@ class CudaDriver(Protocol):
         """Free pinned memory; no operation that uses it may be in flight."""
         ...
 
-    def create_stream(self) -> int:
-        """Create a stream that does not wait for CUDA's default stream."""
+    def create_stream(self, *, urgent: bool = False) -> int:
+        """Create a stream that does not wait for CUDA's default stream. Kernels of urgent streams
+        start before waiting ones of others.
+        """
         ...
 
     def destroy_stream(self, stream: int) -> None:

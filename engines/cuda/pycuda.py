@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rbvsr_deploy.engines.cuda.driver import Gpu
+from rbvsr_deploy.engines.memory import free_shared_memory
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, first_line
 
 __all__ = ["PycudaDriver"]
@@ -68,6 +69,8 @@ class PycudaDriver:
         with self._translated_errors():
             self._device = cuda.Device(index)
             self._context = self._device.retain_primary_context()
+            attribute = cuda.device_attribute.INTEGRATED
+            self._is_integrated = bool(self._device.get_attribute(attribute))
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -98,6 +101,7 @@ class PycudaDriver:
                 compute_capability=f"{major}.{minor}",
                 driver_version=self._driver_version(),
                 total_memory=int(self._device.total_memory()),
+                is_integrated=self._is_integrated,
             )
 
     def _driver_version(self) -> str:
@@ -107,7 +111,7 @@ class PycudaDriver:
     def free_memory(self) -> int:
         with self._translated_errors():
             free, _total = self._cuda.mem_get_info()
-        return int(free)
+        return free_shared_memory() if self._is_integrated else int(free)
 
     def malloc(self, size: int) -> int:
         with self._translated_errors():
@@ -132,7 +136,8 @@ class PycudaDriver:
         with self._translated_errors():
             self._pinned.pop(address).base.free()
 
-    def create_stream(self) -> int:
+    def create_stream(self, *, urgent: bool = False) -> int:
+        # pycuda creates streams of one priority only.
         with self._translated_errors():
             stream = self._cuda.Stream(1)  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
         self._streams[int(stream.handle)] = stream

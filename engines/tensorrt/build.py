@@ -236,6 +236,14 @@ class _Build:
                 timing_cache.keep(config)
         return layers, plan
 
+    def _shared_workspace(self) -> int | None:
+        """Return a limit for a GPU that shares the host's memory, which TensorRT would take whole;
+        ``None`` for others.
+        """
+        if self.driver is None or not self.driver.gpu().is_integrated:
+            return None
+        return max(2**28, self.driver.free_memory() // 4)
+
     def _configure(self, builder: Any, network: Any, config: Any) -> None:
         tensorrt, options = self.tensorrt, self.options
         tensorrt.set_precision(
@@ -245,9 +253,11 @@ class _Build:
             quantised=self.manifest.quantisation is not None,
         )
         tensorrt.set_compute_capability(config, compute_capability=self.compute_capability)
-        if options.workspace is not None:
+        tensorrt.allow_capture(config)
+        workspace = options.workspace or self._shared_workspace()
+        if workspace is not None:
             pool = tensorrt.module.MemoryPoolType.WORKSPACE
-            config.set_memory_pool_limit(pool, options.workspace)
+            config.set_memory_pool_limit(pool, workspace)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
         if options.version_compatible:

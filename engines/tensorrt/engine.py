@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,8 @@ class TensorRTEngine(Engine):
         EngineError: none of the compiled engines runs on this machine.
     """
 
+    asynchronous = True
+
     def __init__(
         self,
         network: Network,
@@ -95,6 +98,7 @@ class TensorRTEngine(Engine):
         self._model, self._weights, self._reason = model, weights, reason
         self._size, self._batch = size or (1, 1), batch
         self._closed = self._freed = False
+        self._thread = threading.local()
         self._has_runtime = True
         # Arrays being downloaded. Holding the last two makes later arrays use other memory, so that
         # computing them does not wait for the copies.
@@ -107,8 +111,10 @@ class TensorRTEngine(Engine):
         try:
             with driver.current():
                 self._gpu = driver.gpu()
-                for name in ("upload", *dict.fromkeys(_QUEUE_OF.values()), "download"):
-                    self._queue[name] = self._queues.open()
+                for name in ("upload", *dict.fromkeys(_QUEUE_OF.values())):
+                    self._queue[name] = self._queues.open(urgent=name in ("backward", "forward"))
+                # The host waits for single results.
+                self._queue["download"] = self._queues.open(every=1)
                 if size is not None:
                     self._load(*size, batch=batch)
         except BaseException:
@@ -145,8 +151,8 @@ class TensorRTEngine(Engine):
             return outputs
 
     def empty(self, shape: tuple[int, ...], *, dtype: str) -> Array:
-        with self._entered():
-            return self._empty(shape, np.dtype(dtype))
+        self._check_open()
+        return self._empty(shape, np.dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Array:
         with self._entered():
@@ -160,6 +166,18 @@ class TensorRTEngine(Engine):
 
     def slice(self, array: Array, start: int, stop: int) -> Array:
         return array.slice(start, stop)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self._entered()
+
+    def copy(self, array: Array, *, into: Array) -> None:
+        with self._entered():
+            self._queues.submit(
+                self._queue["outputs"],
+                lambda stream: self._driver.copy(into.address, array.address, array.nbytes, stream),
+                reads=[array.span],
+                writes=[into.span],
+            )
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         n, channels, height, width = array.shape
@@ -300,10 +318,20 @@ class TensorRTEngine(Engine):
     @contextmanager
     def _entered(self) -> Iterator[None]:
         """Check that the engine is open, and make the GPU current in this thread."""
+        self._check_open()
+        if getattr(self._thread, "is_inside", False):
+            yield
+            return
+        with self._driver.current():
+            self._thread.is_inside = True
+            try:
+                yield
+            finally:
+                self._thread.is_inside = False
+
+    def _check_open(self) -> None:
         if self._closed:
             raise EngineError(f"the engine of '{self._model}' is closed: open a new one")
-        with self._driver.current():
-            yield
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         size = math.prod(shape) * dtype.itemsize

@@ -209,6 +209,12 @@ class TensorRT:
         """Allow any GPU of compute capability 8.0 or higher to run the engine."""
         config.hardware_compatibility_level = self.module.HardwareCompatibilityLevel.AMPERE_PLUS
 
+    def allow_capture(self, config: Any) -> None:
+        """Allow launches to be captured into CUDA graphs, which TensorRT-RTX has to know."""
+        flag = getattr(self.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if self._is_rtx and flag is not None:
+            config.set_flag(flag)
+
     def watch(
         self, config: Any, progress: Callable[[str, int, int], None], stopped: Callable[[], bool]
     ) -> None:
@@ -244,14 +250,27 @@ class TensorRT:
         config.cuda_graph_strategy = (
             self.module.CudaGraphStrategy.DISABLED
         )  # captured by our own code
+        # By default other kernels run until those for a shape are compiled, in the background: the
+        # bits of a frame would depend on timing.
+        strategies = self.module.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         kernels.attach(config)
         return checked(engine.create_execution_context(config))
 
     def scratch_bytes(self, engine: Any, context: Any) -> int:
-        """Return the scratch memory, in bytes, for the current shapes or for the largest."""
-        if self.scratch_by_shape:
-            return int(context.update_device_memory_size_for_shapes())
-        return int(engine.device_memory_size)
+        """Return the scratch memory, in bytes, for the current shapes or for the largest.
+
+        Raises:
+            DeviceMemoryError, EngineError: TensorRT cannot tell; a plain 0 means that no memory is
+                needed.
+        """
+        if not self.scratch_by_shape:
+            return int(engine.device_memory_size)
+        with self.attempt("TensorRT cannot size the memory for these shapes"):
+            size = int(context.update_device_memory_size_for_shapes())
+            if size == 0 and self.logger.errors:
+                raise RuntimeError
+        return size
 
     def set_scratch(self, context: Any, address: int, size: int) -> None:
         """Set the scratch memory of a context."""

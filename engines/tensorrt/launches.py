@@ -2,12 +2,14 @@
 
 In addition to the memory described in :mod:`rbvsr_deploy.engines.cuda.buffers`, there is one block
 of scratch memory per stream, shared by the graphs of that stream because they run one after the
-other. Each captured graph owns its inputs and outputs and the scratch memory it was captured with.
+other. A step is captured into one CUDA graph for each set of places that its states come back to;
+its small inputs are copied to places of their own.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,16 +28,15 @@ __all__ = ["Launches", "frames_of"]
 logger = logging.getLogger(__name__)
 
 _CAPTURED = ("backward", "forward")
-_MOST_CAPTURED_STATE = 16 * 2**20
-"""Size of a state, in bytes, above which steps are launched one by one.
+_COPIED = ("frame", "flow")
+"""Inputs of captured graphs that are copied to a place of their own: they come from anywhere, and
+are a sixteenth of a state. States stay where they are: the runtime reuses a few places."""
 
-A step of the published model is about 90 launches of 3 microseconds, 270 in total. Each of its 41
-convolutions reads and writes a map of the state's size: 82 states of traffic. So the GPU, not the
-launching, is the bottleneck once 82 x state / bandwidth > 270 microseconds: from 14 MB on (480x270
-in float16) with the 4.3 TB/s of an H200, and earlier with less bandwidth. A captured step has its
-own inputs and outputs, and copying the state in and out costs four states of traffic, 5 % of the
-step. This pays off only for smaller states.
-"""
+_MOST_GRAPHS = 64
+"""CUDA graphs to keep per step; the runtime needs 12, one for each place of a state."""
+_MOST_REFUSALS = 6
+"""Attempts to capture a step before giving up. After each, twice as many launches pass before the
+next one: TensorRT-RTX refuses while it compiles kernels."""
 
 
 def frames_of(graph: str, count: int) -> int:
@@ -55,18 +56,21 @@ class _Loaded:
     """Shapes of the inputs at the last launch."""
     scratch: int = 0
     """Scratch memory for these shapes, in bytes."""
-    captured: _Captured | None = None
-    """A captured launch with these shapes."""
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A launch captured as a CUDA graph."""
-
-    graph: int
-    places: Mapping[str, DeviceArray]
-    """Its own inputs and outputs by name."""
-    scratch: Loan | None
+    addresses: dict[str, int] = field(default_factory=dict)
+    """Addresses at the last launch that was not captured."""
+    places: dict[str, DeviceArray] = field(default_factory=dict)
+    """Places of inputs and outputs that are copied, with these shapes."""
+    captured: dict[tuple[int, ...], int | None] = field(default_factory=dict)
+    """CUDA graph by the addresses it was captured with, with these shapes; ``None`` after the first
+    launch with these addresses."""
+    scratch_loan: Loan | None = None
+    """The scratch memory that the CUDA graphs were captured with."""
+    launched: int = 0
+    """Launches with these shapes."""
+    refusals: int = 0
+    """Attempts to capture that failed."""
+    retry: int = 0
+    """Number of the launch from which on to try again."""
 
 
 class Launches:
@@ -96,6 +100,8 @@ class Launches:
         self._graphs: list[int] = []
         self._scratch: dict[Queue, Loan] = {}
         self._captures = True
+        self.counts: Counter[str] = Counter()
+        """Numbers of CUDA graphs captured, of attempts refused, and of launches of each kind."""
         self.candidate: Candidate | None = None
         """The loaded set; ``None`` if no set is completely loaded."""
 
@@ -124,9 +130,13 @@ class Launches:
     def unload(self) -> None:
         """Wait for operations in flight, then free the executables and everything they use."""
         self.candidate = None
-        # An error of an earlier launch was already raised where its result was waited for.
-        with suppress(EngineError):
+        try:
             self._queues.finish_all()
+        except EngineError:
+            # It may report an earlier launch, whose error was raised where its result was waited
+            # for, instead of waiting.
+            with suppress(EngineError):
+                self._queues.finish_all()
         self._loaded.clear()
         self._scratch.clear()
         free_each(self._graphs, self._driver.destroy_graph)
@@ -140,7 +150,9 @@ class Launches:
         self._captures = False
         self._queues.finish_all()
         for loaded in self._loaded.values():
-            loaded.captured = None
+            loaded.captured.clear()
+            loaded.places.clear()
+            loaded.scratch_loan = None
         self._scratch.clear()
         free_each(self._graphs, self._driver.destroy_graph)
 
@@ -191,32 +203,29 @@ class Launches:
             EngineError: the launch failed.
         """
         loaded = self._loaded[graph]
-        unchanged = self._set_shapes(loaded, {name: array.shape for name, array in inputs.items()})
-        # The first launch with new shapes includes work in TensorRT that cannot be captured.
-        if unchanged and loaded.captured is None and self._should_capture(graph, outputs):
-            loaded.captured = self._capture(graph, loaded, {**inputs, **outputs})
-        captured = loaded.captured
-        if captured is not None:
-            self._submit(
-                loaded.queue,
-                lambda stream: self._driver.launch(captured.graph, stream),
-                inputs,
-                outputs,
-                places=captured.places,
-                scratch=captured.scratch,
-            )
-            return
+        self._set_shapes(loaded, {name: array.shape for name, array in inputs.items()})
+        arrays = {**inputs, **outputs}
+        captures = graph in _CAPTURED and self._captures and loaded.refusals < _MOST_REFUSALS
         scratch = self._scratch_for(loaded)
         places = {
-            name: array if array.address % ALIGNMENT == 0 else self._like(array)
-            for name, array in {**inputs, **outputs}.items()
+            name: array
+            if array.address % ALIGNMENT == 0 and not (captures and name in _COPIED)
+            else self._own_place(loaded, name, array, keep=captures)
+            for name, array in arrays.items()
         }
+        captures = captures and self._captures  # not after a shortage of memory just now
+        handle = self._captured(graph, loaded, places, scratch) if captures else None
 
         def launch(stream: int) -> None:
-            self._bind(loaded.executable, places, scratch)
-            loaded.executable.enqueue(stream)
+            if handle is not None:
+                self._driver.launch(handle, stream)
+            else:
+                self._bind(loaded, places, scratch)
+                loaded.executable.enqueue(stream)
 
+        self.counts["launched" if handle is None else "replayed"] += 1
         self._submit(loaded.queue, launch, inputs, outputs, places=places, scratch=scratch)
+        loaded.launched += 1
 
     def _submit(
         self,
@@ -258,21 +267,19 @@ class Launches:
                 writes=[array.span],
             )
 
-    def _set_shapes(self, loaded: _Loaded, shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Set the shapes of inputs; return whether they are those of the last launch."""
+    def _set_shapes(self, loaded: _Loaded, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Set the shapes of inputs, if they are not those of the last launch."""
         if loaded.shapes == shapes:
-            return True
-        if loaded.captured is not None:
-            self._queues.finish_all()
-            self._graphs.remove(loaded.captured.graph)
-            self._driver.destroy_graph(loaded.captured.graph)
-            loaded.captured = None
+            return
+        self._forget_graphs(loaded)
+        loaded.places.clear()
+        loaded.addresses.clear()  # TensorRT divides the scratch memory by the shapes
         loaded.shapes = {}
         for name, shape in shapes.items():
             loaded.executable.set_shape(name, shape)
         loaded.scratch = loaded.executable.scratch_bytes()
         loaded.shapes = shapes
-        return False
+        loaded.launched = loaded.retry = 0
 
     def _scratch_for(self, loaded: _Loaded) -> Loan | None:
         if loaded.scratch == 0:
@@ -285,34 +292,71 @@ class Launches:
         return loan
 
     def _bind(
-        self, executable: Executable, places: Mapping[str, DeviceArray], scratch: Loan | None
+        self, loaded: _Loaded, places: Mapping[str, DeviceArray], scratch: Loan | None
     ) -> None:
-        for name, place in places.items():
-            executable.set_address(name, place.address)
-        if scratch is not None:
-            executable.set_scratch(scratch.block.address, scratch.block.size)
+        """Set the addresses that differ from those of the last launch."""
+        addresses = {name: place.address for name, place in places.items()}
+        if scratch is not None and loaded.addresses.get("") != scratch.block.address:
+            loaded.addresses.pop("", None)
+            loaded.executable.set_scratch(scratch.block.address, scratch.block.size)
+            loaded.addresses[""] = scratch.block.address
+        for name, address in addresses.items():
+            if loaded.addresses.get(name) != address:
+                loaded.addresses.pop(name, None)
+                loaded.executable.set_address(name, address)
+                loaded.addresses[name] = address
 
-    def _like(self, array: DeviceArray) -> DeviceArray:
-        return DeviceArray(array.shape, array.dtype, self._pool.lend(array.nbytes))
+    def _own_place(
+        self, loaded: _Loaded, name: str, array: DeviceArray, *, keep: bool
+    ) -> DeviceArray:
+        """Return an aligned place for an array; the same one at every launch if it is kept."""
+        place = loaded.places.get(name)
+        if place is None or not keep:
+            place = DeviceArray(array.shape, array.dtype, self._pool.lend(array.nbytes))
+            if keep:
+                loaded.places[name] = place
+        return place
 
-    def _should_capture(self, graph: str, outputs: Mapping[str, DeviceArray]) -> bool:
-        return (
-            self._captures
-            and graph in _CAPTURED
-            and all(array.nbytes <= _MOST_CAPTURED_STATE for array in outputs.values())
-        )
+    def _captured(
+        self,
+        graph: str,
+        loaded: _Loaded,
+        places: Mapping[str, DeviceArray],
+        scratch: Loan | None,
+    ) -> int | None:
+        """Return the CUDA graph of a launch with these places, from its second launch on; ``None``
+        if there is none, or not yet.
+        """
+        if loaded.scratch_loan is not scratch:
+            self._forget_graphs(loaded)
+            loaded.scratch_loan = scratch
+        key = tuple(place.address for place in places.values())
+        handle = loaded.captured.get(key)
+        if handle is not None:
+            return handle
+        if len(loaded.captured) >= _MOST_GRAPHS:
+            self._make_room(loaded)
+        # The first launch with new shapes includes work in TensorRT that cannot be captured.
+        if key in loaded.captured and loaded.launched >= max(1, loaded.retry):
+            handle = self._capture(graph, loaded, places, scratch)
+        loaded.captured[key] = handle
+        return handle
 
     def _capture(
-        self, graph: str, loaded: _Loaded, arrays: Mapping[str, DeviceArray]
-    ) -> _Captured | None:
-        """Capture a launch with its own places; on failure return ``None`` and stop capturing."""
+        self,
+        graph: str,
+        loaded: _Loaded,
+        places: Mapping[str, DeviceArray],
+        scratch: Loan | None,
+    ) -> int | None:
+        """Capture a launch into a CUDA graph; after a failure return ``None``, and try again only
+        after some launches.
+        """
         stream = loaded.queue.stream
         try:
-            scratch = self._scratch_for(loaded)
-            places = {name: self._like(array) for name, array in arrays.items()}
-            self._bind(loaded.executable, places, scratch)
+            self._bind(loaded, places, scratch)
             if not loaded.executable.is_capturable(stream):
-                raise EngineError("TensorRT does not support it")
+                raise EngineError("TensorRT does not support it for the next launch")
             self._driver.begin_capture(stream)
             try:
                 loaded.executable.enqueue(stream)
@@ -322,8 +366,35 @@ class Launches:
                 raise
             handle = self._driver.end_capture(stream)
         except EngineError as error:
-            logger.info("graph '%s' is not captured into a CUDA graph: %s", graph, error)
-            self._captures = False
+            loaded.refusals += 1
+            loaded.retry = loaded.launched + 2**loaded.refusals
+            self.counts["refused"] += 1
+            if loaded.refusals in (1, _MOST_REFUSALS):
+                logger.info(
+                    "graph '%s' is not captured into a CUDA graph%s: %s",
+                    graph,
+                    " yet" if loaded.refusals == 1 else f" after {loaded.refusals} attempts",
+                    error,
+                )
             return None
         self._graphs.append(handle)
-        return _Captured(handle, places, scratch)
+        self.counts["captured"] += 1
+        return handle
+
+    def _make_room(self, loaded: _Loaded) -> None:
+        """Forget the addresses of single launches; if there are only CUDA graphs, those."""
+        graphs = {key: handle for key, handle in loaded.captured.items() if handle is not None}
+        if len(graphs) == len(loaded.captured):
+            self._forget_graphs(loaded)
+        else:
+            loaded.captured = dict(graphs)
+
+    def _forget_graphs(self, loaded: _Loaded) -> None:
+        """Destroy the CUDA graphs of a step."""
+        handles = [handle for handle in loaded.captured.values() if handle is not None]
+        if handles:
+            self._queues.finish_all()
+        loaded.captured.clear()
+        for handle in handles:
+            self._driver.destroy_graph(handle)
+            self._graphs.remove(handle)

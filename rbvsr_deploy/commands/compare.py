@@ -94,6 +94,12 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path
     help="Run the compiled engines of A and B, which are machine code, even if someone else "
     "compiled them.",
 )
+@click.option(
+    "--referee",
+    is_flag=True,
+    help="Let NVIDIA's Polygraphy load every compiled engine of bundle B, and compare it with the "
+    "graphs of bundle A on recorded inputs, instead of running both through the toolkit.",
+)
 @JSON
 @VERBOSE
 @VERSION
@@ -108,6 +114,7 @@ def compare(
     max_difference: float | None,
     worst: Path | None,
     trust_engines: bool,
+    referee: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -136,6 +143,9 @@ def compare(
                     progress=compiling,
                 )
 
+        if referee:
+            _referee(reference[0], other[0], clip, frames, trust_engines, as_json)
+            return
         if worst is not None:
             check_before_after(worst, overwrite=True, others={"input": clip})
         tolerance = None
@@ -166,6 +176,35 @@ def compare(
             raise RbvsrError(
                 f"{result.other.model} differs from {result.reference.model} by more than the "
                 f"tolerance: {'; '.join(result.failures)}"
+            )
+
+
+def _referee(
+    reference: Path, other: Path, clip: Path, frames: int, trust_engines: bool, as_json: bool
+) -> None:
+    """Show what Polygraphy finds, and fail if it finds a wrong engine."""
+    from rbvsr_deploy.errors import RbvsrError
+    from rbvsr_deploy.parity.referee import judge
+    from rbvsr_deploy.video import open_source
+
+    with open_source(clip) as source:
+        verdicts = judge(reference, other, source, frames=frames, trust_engines=trust_engines)
+    if as_json:
+        show_json([dataclasses.asdict(verdict) for verdict in verdicts])
+    for verdict in [] if as_json else verdicts:
+        show(f"\n{verdict.name:30}{'calls':>6}{'max difference':>16}{'mean':>12}{'peak':>8}")
+        for graph, outputs in verdict.graphs.items():
+            for output, figures in outputs.items():
+                show(
+                    f"{graph + ' ' + output:30}{figures['calls']:>6}"
+                    f"{figures['max_difference']:>16.3g}{figures['mean_difference']:>12.3g}"
+                    f"{figures['peak']:>8.3g}" + ("" if figures["passed"] else "  too much")
+                )
+    for verdict in verdicts:
+        if verdict.failures:
+            raise RbvsrError(
+                f"{verdict.name} differs from the graphs of {reference.name}: "
+                f"{'; '.join(verdict.failures)}"
             )
 
 

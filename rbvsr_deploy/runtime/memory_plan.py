@@ -121,16 +121,18 @@ def choose_plan(
     pixels = height * width
     frame, flow = 3 * item * pixels, 2 * 4 * pixels
     state = network.channels * item * pixels
-    # Held for every frame of a batch: its block (three at once) with two flows, a copy of its
-    # neighbour, its forward states (three buffers), the widest maps, the upscaled frame in floating
-    # point and in bytes; and two upscaled frames being downloaded.
+    # Held for every frame of a batch: its block (three at once, on a GPU for each branch) with two
+    # flows, a copy of its neighbour, its forward states (three buffers, on a GPU two more where
+    # backward states are computed), the widest maps, the upscaled frame in floating point and in
+    # bytes; and two upscaled frames being downloaded.
     sample = item + 2 if deep else 1
-    block = 3 * (frame + 2 * flow) + frame + 2 * 16 * 3 * sample * pixels
+    blocks, buffers = (3, 3) if on_cpu else (6, 5)
+    block = blocks * (frame + 2 * flow) + frame + 2 * 16 * 3 * sample * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
     steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
 
     def fixed(batch: int, rows: int) -> int:
-        return steps + batch * (block + 3 * state + head * rows // height)
+        return steps + batch * (block + buffers * state + head * rows // height)
 
     def fits(batch: int, rows: int) -> bool:
         """Return whether a batch takes at most half of the memory, and a GPU can address it."""

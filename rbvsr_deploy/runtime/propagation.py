@@ -6,7 +6,7 @@ in a spool; then the frames are processed window by window of w frames: the back
 window are recomputed from the state kept at its end, while the forward branch advances and upscaled
 frames come out. The device holds w states, whatever the length of the scene, at the cost of one
 more backward pass; a scene of w frames or fewer is propagated once. The two branches meet only in
-``reconstruct``.
+``reconstruct``; where the states of both fit, an asynchronous engine runs them side by side.
 
 The result equals :meth:`rbvsr_deploy.model.RealBasicVSR.propagate` on the whole scene, whatever the
 window, the batch and the bands.
@@ -14,13 +14,14 @@ window, the batch and the bands.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rbvsr_deploy.engines.base import Array
+from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
@@ -66,40 +67,30 @@ def propagate(
         EngineError: a state or an output at the end of a window is not finite.
     """
     steps = _Steps(context, frames, first_frame=first_frame)
-    engine, plan, kept = context.engine, context.budget.plan, context.kept
+    engine, plan = context.engine, context.budget.plan
     window = min(plan.window, end - start)
     states = steps.empty_states(window)
-    passing = [steps.empty_states(1), steps.empty_states(1)]
-
-    def keep(i: int, begun: Callable[[], NDArray[Any]]) -> None:
-        values = begun()
-        check_finite(context, values, graph="backward", frame=first_frame + i)
-        kept.put(i, values)
-
-    state = None
-    keeping: tuple[int, Callable[[], NDArray[Any]]] | None = None
-    for i in reversed(range(start, stop)):
-        # The states of the first window stay on the device; of the others, only those that windows
-        # start from are kept.
-        in_window = i - start < window
-        place = engine.slice(states, i - start, i - start + 1) if in_window else passing[i % 2]
-        state = steps.step("backward", i, state, into=place)
-        if start + window < i <= end and ((i - start) % window == 0 or i == end) and i < stop:
-            if keeping is not None:
-                keep(*keeping)
-            keeping = i, engine.begin_download(state)
-        if i < end:
+    state = steps.first_pass(start + window, window=window, start=start, end=end, stop=stop)
+    # The states of the first window stay on the device.
+    backward = steps.walk("backward", reversed(range(start, start + window)), state, into=states)
+    ahead = None
+    if engine.asynchronous and 2 * (end - start) <= plan.window:
+        # There is room for the states of both branches, so they run side by side.
+        ahead = steps.empty_states(window)
+        forward = steps.walk("forward", range(start, end), forward_state, into=ahead)
+    else:
+        forward = iter(())
+    with engine.held():
+        for _ in itertools.zip_longest(backward, forward):
             context.progress("backward", 1)
-    if keeping is not None:
-        keep(*keeping)
     if checked:
-        frame = first_frame + start
-        steps.checks.append(begin_check(context, state, graph="backward", frame=frame))
+        frame, first_state = first_frame + start, engine.slice(states, 0, 1)
+        steps.checks.append(begin_check(context, first_state, graph="backward", frame=frame))
 
     state = forward_state
     # The states of three batches: one being computed, one whose frames are being downloaded, and
     # one whose frames have come out, which the caller can continue from if the others fail.
-    running = [steps.empty_states(plan.batch) for _ in range(3)]
+    running = [steps.empty_states(plan.batch) for _ in range(3)] if ahead is None else []
     downloading: Iterator[tuple[Image, Array]] = iter(())
     for first in range(start, end, window):
         last = min(first + window, end)
@@ -108,26 +99,37 @@ def propagate(
         i = first
         while i < last:
             j = min(last, frames.block_end(i))
-            running.append(running.pop(0))
-            for f in range(i, j):
-                place = engine.slice(running[0], f - i, f - i + 1)
-                state = steps.step("forward", f, state, into=place)
-            begun = steps.begin_upscaling(
-                i,
-                j,
-                backward_states=engine.slice(states, i - first, j - first),
-                forward_states=engine.slice(running[0], 0, j - i),
-                check=checked and j == last,
-            )
+            with engine.held():
+                if ahead is None:
+                    running.append(running.pop(0))
+                    for f in range(i, j):
+                        place = engine.slice(running[0], f - i, f - i + 1)
+                        state = steps.step("forward", f, state, into=place)
+                    forward_states = engine.slice(running[0], 0, j - i)
+                else:
+                    forward_states = engine.slice(ahead, i - start, j - start)
+                begun = steps.begin_upscaling(
+                    i,
+                    j,
+                    backward_states=engine.slice(states, i - first, j - first),
+                    forward_states=forward_states,
+                    check=checked and j == last,
+                )
             yield from downloading
-            downloading = _downloaded(context, begun, running[0], checks=steps.checks)
+            downloading = _downloaded(engine, begun, forward_states, checks=steps.checks)
             steps.checks = []
             i = j
-    yield from downloading
+    for image, state in downloading:
+        if ahead is not None:
+            # The caller keeps the last state, and with it the memory it lies in.
+            place = steps.empty_states(1)
+            engine.copy(state, into=place)
+            state = place
+        yield image, state
 
 
 def _downloaded(
-    context: Context,
+    engine: Engine,
     begun: Callable[[], Image],
     states: Array,
     *,
@@ -137,7 +139,7 @@ def _downloaded(
     for check in checks:
         check()
     for number, image in enumerate(begun()):
-        yield image, context.engine.slice(states, number, number + 1)
+        yield image, engine.slice(states, number, number + 1)
 
 
 class _Steps:
@@ -155,6 +157,10 @@ class _Steps:
         self._band = context.budget.plan.band
         self._no_state = self._engine.zeros(self._state_shape(1), dtype=self._precision)
         self._no_flow = self._engine.zeros((1, 2, *context.size), dtype="float32")
+        # Where the states of consecutive steps are computed in turn. An asynchronous engine repeats
+        # its launches at these few places, and copies the states of a batch from there.
+        self._at_once = context.budget.plan.batch if self._engine.asynchronous else 1
+        self._places: dict[str, list[Array]] = {}
 
     def empty_states(self, count: int) -> Array:
         """Allocate room for states: (count, C, H, W)."""
@@ -173,6 +179,75 @@ class _Steps:
         )
         return new_state
 
+    def walk(
+        self,
+        branch: str,
+        numbers: Iterable[int],
+        state: Array | None,
+        *,
+        into: Array | None = None,
+    ) -> Iterator[tuple[int, Array]]:
+        """Run a branch over consecutive frames, in its order.
+
+        Args:
+            branch: its name.
+            numbers: of the frames.
+            state: of the frame before the first one, if any.
+            into: takes the states, in the order of their frames; complete at the end.
+
+        Yields:
+            The number of each frame and its state, which is valid for the next step; longer where
+            it lies in ``into``.
+        """
+        order = list(numbers)
+        lowest = min(order, default=0)
+        direct = into is not None and not self._engine.asynchronous
+        places = self._places.get(branch)
+        if places is None and order and not direct:
+            places = self._places[branch] = [self.empty_states(self._at_once) for _ in range(2)]
+        for at in range(0, len(order), self._at_once):
+            some = order[at : at + self._at_once]
+            base, target = lowest, into
+            if not direct and places is not None:
+                places.reverse()
+                base, target = min(some), places[0]
+            for i in some:
+                place = self._engine.slice(target, i - base, i - base + 1)
+                state = self.step(branch, i, state, into=place)
+                yield i, state
+            if into is not None and not direct:
+                self._engine.copy(
+                    self._engine.slice(target, 0, len(some)),
+                    into=self._engine.slice(into, base - lowest, base - lowest + len(some)),
+                )
+
+    def first_pass(
+        self, first: int, *, window: int, start: int, end: int, stop: int
+    ) -> Array | None:
+        """Run the backward branch from ``stop - 1`` to ``first``, and return the last state.
+
+        Of these states, only those that windows start from are kept.
+        """
+        state = None
+        keeping: tuple[int, Callable[[], NDArray[Any]]] | None = None
+        for i, new_state in self.walk("backward", reversed(range(first, stop)), None):
+            state = new_state
+            is_start = (i - start) % window == 0 or i == end
+            if first < i <= end and is_start and i < stop:
+                if keeping is not None:
+                    self._keep(*keeping)
+                keeping = i, self._engine.begin_download(state)
+            if i < end:
+                self._context.progress("backward", 1)
+        if keeping is not None:
+            self._keep(*keeping)
+        return state
+
+    def _keep(self, i: int, begun: Callable[[], NDArray[Any]]) -> None:
+        values = begun()
+        check_finite(self._context, values, graph="backward", frame=self._first_frame + i)
+        self._context.kept.put(i, values)
+
     def recompute(self, first: int, last: int, states: Array) -> None:
         """Recompute the backward states of a window from the one kept at its end, if any: none is
         kept at the end of a scene.
@@ -180,9 +255,8 @@ class _Steps:
         kept = self._context.kept
         state = self._engine.upload(kept.get(last)) if last in kept else None
         kept.drop(last)
-        for i in reversed(range(first, last)):
-            place = self._engine.slice(states, i - first, i - first + 1)
-            state = self.step("backward", i, state, into=place)
+        for _ in self.walk("backward", reversed(range(first, last)), state, into=states):
+            pass
 
     def begin_upscaling(
         self,

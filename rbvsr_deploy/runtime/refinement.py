@@ -104,7 +104,8 @@ class Cleaner:
         while self._waiting:
             images = np.stack(self._waiting[: self._context.budget.plan.batch])
             try:
-                self._take(images)
+                with self._engine.held():
+                    self._take(images)
             except DeviceMemoryError as error:
                 self._frames.shrink(error)
             else:

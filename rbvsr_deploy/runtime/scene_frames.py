@@ -190,13 +190,15 @@ class SceneFrames:
 
     @property
     def _capacity(self) -> int:
-        """Number of blocks to hold at once: the block in use, its two neighbours, and those ahead.
+        """Number of blocks to hold at once: the block in use, its two neighbours, and those ahead;
+        twice as many where the branches run side by side.
 
         Only chunks of one frame use the frames ahead again and again.
         """
         settings = self._context.settings
         ahead = settings.ahead if settings.chunk == 1 else 0
-        return 3 + -(-ahead // self._context.budget.plan.batch)
+        held = 6 if self._engine.asynchronous else 3
+        return held + -(-ahead // self._context.budget.plan.batch)
 
     def _compute(
         self, flows: Array, block: _Block, places: tuple[int, int], *, neighbours: Array

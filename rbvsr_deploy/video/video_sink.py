@@ -11,6 +11,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.assembly import Assembly
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.encoding.captions import CAPTIONED
+from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.encoder import needs_constant_rate
 from rbvsr_deploy.video.encoding.encoder_settings import Encoder
 from rbvsr_deploy.video.encoding.packets import end_of_presentation, read_packets, reordered
@@ -90,6 +91,9 @@ class VideoSink(Sink):
         self._joined = f"joined{path.suffix}"
         self._warned = False
         self._part: SegmentEncoder | None = None
+        self._conversions = Conversions[tuple[int, int]](
+            pix_fmt=encoder.pix_fmt, colour=self._settings.frame_colour
+        )
         job.check(folder=False)
         with media_errors(f"cannot write {path} as {container} with {encoder.name}"):
             # A trial refuses unsupported settings now rather than after all frames are upscaled.
@@ -123,7 +127,11 @@ class VideoSink(Sink):
         self._check(frame, shape=(height, width, 3))
         with self._writing():
             if self._part is None:
-                self._part = SegmentEncoder(self._settings, path=self.job.next_segment(".packets"))
+                self._part = SegmentEncoder(
+                    self._settings,
+                    path=self.job.next_segment(".packets"),
+                    conversions=self._conversions,
+                )
             if frame.metadata is not None:
                 report_metadata(self._source.changes, frame.metadata, name=None)
             scale = self._source.time_base / self._settings.time_base
@@ -193,6 +201,7 @@ class VideoSink(Sink):
         if self._part is not None:
             self._part.close()
             self._part = None
+        self._conversions.close()
 
     def _is_plausible(self, segment: SegmentRecord) -> bool:
         """Return whether the record of a segment matches its packets."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +15,7 @@ from rbvsr_deploy.export.onnx_export import _read_whole_shapes
 
 @pytest.mark.parametrize("bounds", [{"start": 2, "end": 3}, {"start": 3}, {"end": 1}])
 @pytest.mark.parametrize("opset", [17, 18])
-def test_bounds_and_missing_axes_are_written_out(bounds: dict[str, int], opset: int) -> None:
+def test_bounds_and_missing_axes_are_written_out(bounds: dict[str, Any], opset: int) -> None:
     """No Shape keeps its bounds, every Squeeze has its axes, and the numbers are the same."""
     nodes = [
         helper.make_node("Shape", ["x"], ["part"], name="size", **bounds),

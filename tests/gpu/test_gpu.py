@@ -99,11 +99,7 @@ def test_int8_runs_in_tensorrt(sample: Path, tmp_path: Path) -> None:
 
 
 def test_cuda_of_onnx_runtime(sample: Path) -> None:
-    """If onnxruntime-gpu is installed, its CUDA provider gives the same images."""
-    import onnxruntime
-
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has no CUDA")
+    """The CUDA provider of ONNX Runtime gives the same images."""
     with (
         open_engine(DEFAULT_CHECKPOINT) as reference,
         open_engine(DEFAULT_BUNDLE, device="cuda") as engine,
@@ -246,6 +242,8 @@ def test_a_full_gpu_gets_smaller_plans(compact_float16: Path, gpu: CudaDriver) -
         want = upscaled(engine, clip)
     with open_engine(compact_float16, device="tensorrt", size=lambda: (360, 640)) as engine:
         upscaled(engine, clip[:2])
+        if gpu.gpu().is_integrated:
+            return  # its memory is the system's, which would kill processes
         with gpu.current():
             taken = gpu.malloc(gpu.free_memory() - 600 * MIB)
         try:
@@ -257,7 +255,7 @@ def test_a_full_gpu_gets_smaller_plans(compact_float16: Path, gpu: CudaDriver) -
             with gpu.current():
                 gpu.free(taken)
     assert psnr(got, want) > 50
-    assert not failure or "out of memory" in failure
+    assert not failure or "MiB were requested, but the GPU has" in failure
 
 
 def test_a_bundle_of_another_gpu_still_runs(tiny_bundle: Path, tmp_path: Path) -> None:

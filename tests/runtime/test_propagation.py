@@ -64,15 +64,24 @@ def upscaled_levels(
         return got, states
 
 
+class Asynchronous(ArithmeticEngine):
+    """An engine whose states are computed in a few places, and copied."""
+
+    asynchronous = True
+
+
+@pytest.mark.parametrize("kind", [ArithmeticEngine, Asynchronous])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 8, 100])
 @pytest.mark.parametrize("n", [1, 2, 7, 11])
-def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) -> None:
+def test_every_state_has_seen_what_it_should(
+    n: int, window: int, batch: int, kind: type[ArithmeticEngine]
+) -> None:
     """Frame i's backward state comes from frames n-1..i, its forward state from 0..i, each with the
     flow from its frame to the neighbour the state came from; for any window and batch.
     """
     values = [3 + 5 * i for i in range(n)]
-    got, states = upscaled_levels(ArithmeticEngine(), values, window=window, batch=batch)
+    got, states = upscaled_levels(kind(), values, window=window, batch=batch)
     want = [
         output_level(v, backward_state(values[i:]), forward_state(values[: i + 1]))
         for i, v in enumerate(values)
@@ -81,15 +90,18 @@ def test_every_state_has_seen_what_it_should(n: int, window: int, batch: int) ->
     assert states == [forward_state(values[: i + 1]) for i in range(n)]
 
 
+@pytest.mark.parametrize("kind", [ArithmeticEngine, Asynchronous])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("window", [1, 2, 4, 100])
 @pytest.mark.parametrize(("start", "end", "stop"), [(0, 4, 6), (4, 8, 8), (4, 5, 9), (3, 8, 11)])
-def test_a_chunk_of_a_scene(start: int, end: int, stop: int, window: int, batch: int) -> None:
+def test_a_chunk_of_a_scene(
+    start: int, end: int, stop: int, window: int, batch: int, kind: type[ArithmeticEngine]
+) -> None:
     """The backward branch begins at ``stop``, the forward branch with the given state."""
     values = [3 + 5 * i for i in range(11)]
     carried = forward_state(values[:start]) if start else None
     got, states = upscaled_levels(
-        ArithmeticEngine(),
+        kind(),
         values,
         window=window,
         batch=batch,

@@ -212,7 +212,7 @@ class DriverDouble:
         content[:] = GARBAGE
         self._graveyard.append(content)  # a use after free must not crash the tests
 
-    def create_stream(self) -> int:
+    def create_stream(self, *, urgent: bool = False) -> int:
         self._call("create_stream")
         self._last_handle += 1
         self._streams[self._last_handle] = _Stream()

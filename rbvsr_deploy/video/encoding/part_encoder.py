@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.colour.conversion import from_rgb
 from rbvsr_deploy.video.encoding.captions import CAPTIONED, with_captions
+from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.encoding.packets import PacketWriter, StoredPacket, reordered
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
 from rbvsr_deploy.video.staging.parts import StoredFile
@@ -27,16 +27,20 @@ class SegmentEncoder:
     Args:
         settings: the settings of the stream.
         path: the packet file to write.
+        conversions: convert its frames; empty, and empty again after ``finish`` and ``close``.
 
     Raises:
         OSError, av.FFmpegError: here and in all methods: writing or encoding failed.
     """
 
     frames: int
-    """Number of frames encoded so far."""
+    """Number of frames taken so far."""
 
-    def __init__(self, settings: StreamSettings, *, path: Path) -> None:
+    def __init__(
+        self, settings: StreamSettings, *, path: Path, conversions: Conversions[tuple[int, int]]
+    ) -> None:
         self.frames = 0
+        self._conversions = conversions
         self._settings = settings
         self._output, self._stream = settings.standalone_stream()
         self._stamps: list[int] = []
@@ -52,7 +56,7 @@ class SegmentEncoder:
         opacity: Image | None = None,
         captions: bytes | None = None,
     ) -> None:
-        """Encode one frame.
+        """Take one frame; it is encoded once it is converted.
 
         Args:
             image: ``(H, W, 3)`` RGB, uint8 or uint16.
@@ -61,19 +65,11 @@ class SegmentEncoder:
             opacity: ``(H, W, 1)`` alpha of the same dtype, if the pixel format has alpha.
             captions: closed captions of the frame, which only some encoders can take.
         """
-        settings = self._settings
-        frame = from_rgb(
-            image,
-            pix_fmt=settings.encoder.pix_fmt,
-            colour=settings.frame_colour,
-            opacity=opacity,
-        )
-        frame.pts, frame.time_base = pts, settings.time_base
-        frame.duration = duration
-        if captions is not None and settings.encoder.name in CAPTIONED:
+        if captions is not None and self._settings.encoder.name in CAPTIONED:
             self._captions[pts] = captions
-        self._encode(frame)
         self.frames += 1
+        for converted in self._conversions.add(image, (pts, duration), opacity=opacity):
+            self._encode_at(*converted)
 
     def finish(self) -> tuple[StoredFile, dict[str, Any]]:
         """Complete the segment.
@@ -81,6 +77,8 @@ class SegmentEncoder:
         Returns:
             The file, flushed to disk, and the metadata needed for joining.
         """
+        for converted in self._conversions.rest():
+            self._encode_at(*converted)
         self._encode(None)
         context = self._stream.codec_context
         media = {
@@ -92,8 +90,14 @@ class SegmentEncoder:
 
     def close(self) -> None:
         """Release the file and the encoder; does nothing after ``finish``."""
+        self._conversions.clear()
         self._writer.close()
         self._output.close()
+
+    def _encode_at(self, frame: VideoFrame, times: tuple[int, int]) -> None:
+        frame.pts, frame.duration = times
+        frame.time_base = self._settings.time_base
+        self._encode(frame)
 
     def _encode(self, frame: VideoFrame | None) -> None:
         """Write the packets that a frame yields; ``None`` flushes the encoder."""

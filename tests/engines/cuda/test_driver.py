@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cuda.bindings.runtime as real
+import cuda.bindings.driver as real
 import numpy as np
 import pytest
 
@@ -25,60 +25,64 @@ from rbvsr_deploy.engines.cuda.pycuda import PycudaDriver
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
 
-class Runtime:
-    """A double of ``cuda.bindings.runtime`` with the real constants.
+class Bindings:
+    """A double of ``cuda.bindings.driver`` with the real constants.
 
     Functions record their arguments, which must be as many as the real function takes, and return
     as many values.
     """
 
     RESULTS: dict[str, tuple[Any, ...]] = {  # noqa: RUF012
-        "cudaDriverGetVersion": (13_000,),
-        "cudaRuntimeGetVersion": (13_050,),
-        "cudaGetDeviceCount": (2,),
-        "cudaGetDeviceProperties": (
-            types.SimpleNamespace(
-                name=b"NVIDIA Double\0\0", major=8, minor=9, totalGlobalMem=24 * 2**30
-            ),
-        ),
-        "cudaMemGetInfo": (1000, 2000),
-        "cudaMalloc": (512,),
-        "cudaHostAlloc": (4096,),
-        "cudaStreamCreateWithFlags": (real.cudaStream_t(7),),
-        "cudaEventCreateWithFlags": (real.cudaEvent_t(8),),
-        "cudaStreamEndCapture": (real.cudaGraph_t(9),),
-        "cudaGraphInstantiate": (real.cudaGraphExec_t(10),),
+        "cuDriverGetVersion": (12_020,),
+        "cuDeviceGetCount": (2,),
+        "cuDeviceGet": (real.CUdevice(1),),
+        "cuDevicePrimaryCtxRetain": (real.CUcontext(6),),
+        "cuDeviceGetName": (b"NVIDIA Double\0\0",),
+        "cuDeviceTotalMem": (24 * 2**30,),
+        "cuMemGetInfo": (1000, 2000),
+        "cuMemAlloc": (real.CUdeviceptr(512),),
+        "cuMemHostAlloc": (4096,),
+        "cuCtxGetStreamPriorityRange": (0, -5),
+        "cuStreamCreateWithPriority": (real.CUstream(7),),
+        "cuEventCreate": (real.CUevent(8),),
+        "cuStreamEndCapture": (real.CUgraph(9),),
+        "cuGraphInstantiate": (real.CUgraphExec(10),),
+        "cuGetErrorName": (b"CUDA_ERROR_OUT_OF_MEMORY",),
+        "cuGetErrorString": (b"out of memory",),
     }
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.statuses: dict[str, Any] = {}
         self.results = dict(self.RESULTS)
+        self.attributes = {"COMPUTE_CAPABILITY_MAJOR": 8, "COMPUTE_CAPABILITY_MINOR": 9}
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(real, name)  # a name that does not exist fails here
-        is_text = name in ("cudaGetErrorName", "cudaGetErrorString")
-        if not name.startswith("cuda") or isinstance(value, type | int) or is_text:
+        if not name.startswith("cu"):
             return value
         signature = value.__doc__.strip().splitlines()[0]
         matched = re.fullmatch(rf"{name}\((.*)\)", signature)
         assert matched is not None, signature
-        parameters = matched[1]
+        parameters = re.sub(r"\[.*?\]", "", matched[1])
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             assert len(arguments) == len([p for p in parameters.split(",") if p.strip()]), name
+            if name == "cuDeviceGetAttribute":
+                short = arguments[0].name.removeprefix("CU_DEVICE_ATTRIBUTE_")
+                return real.CUresult.CUDA_SUCCESS, self.attributes.get(short, 0)
             self.calls.append((name, *arguments))
-            status = self.statuses.get(name, real.cudaError_t.cudaSuccess)
+            status = self.statuses.get(name, real.CUresult.CUDA_SUCCESS)
             return (status, *self.results.get(name, ()))
 
         return call
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """Replace the real runtime by a double."""
-    double = Runtime()
-    monkeypatch.setattr(sys.modules["cuda.bindings"], "runtime", double)
+def bindings(monkeypatch: pytest.MonkeyPatch) -> Bindings:
+    """Replace the real bindings by a double."""
+    double = Bindings()
+    monkeypatch.setattr(sys.modules["cuda.bindings"], "driver", double)
     return double
 
 
@@ -102,62 +106,94 @@ def everything(driver: CudaDriver) -> None:
     driver.free(address)
 
 
-def test_cuda_python(runtime: Runtime) -> None:
-    """It calls existing functions with their arguments in order."""
+def test_cuda_python(bindings: Bindings) -> None:
+    """It calls existing functions with their arguments in order, and returns plain numbers."""
     driver = CudaPythonDriver(1)
-    assert driver.gpu() == Gpu("NVIDIA Double", "8.9", "13.0", 24 * 2**30)
+    assert driver.gpu() == Gpu("NVIDIA Double", "8.9", "12.2", 24 * 2**30)
     assert driver.free_memory() == 1000
-    runtime.calls.clear()
+    bindings.calls.clear()
     with driver.current():
         everything(driver)
+        assert type(driver.create_stream(urgent=True)) is int
         driver.begin_capture(7)
         assert driver.end_capture(7) == 10
         driver.launch(10, 7)
         driver.destroy_graph(10)
-    kinds = real.cudaMemcpyKind
-    assert runtime.calls == [
-        ("cudaSetDevice", 1),
-        ("cudaStreamCreateWithFlags", 1),
-        ("cudaEventCreateWithFlags", 3),
-        ("cudaMalloc", 64),
-        ("cudaHostAlloc", 64, 1),
-        ("cudaMemcpyAsync", 512, 4096, 64, kinds.cudaMemcpyHostToDevice, 7),
-        ("cudaMemcpyAsync", 520, 512, 8, kinds.cudaMemcpyDeviceToDevice, 7),
-        ("cudaMemcpy2DAsync", 512, 4, 544, 8, 2, 3, kinds.cudaMemcpyDeviceToDevice, 7),
-        ("cudaMemsetAsync", 512, 7, 16, 7),
-        ("cudaMemcpyAsync", 4096, 512, 64, kinds.cudaMemcpyDeviceToHost, 7),
-        ("cudaEventRecord", 8, 7),
-        ("cudaStreamWaitEvent", 7, 8, 0),
-        ("cudaEventQuery", 8),
-        ("cudaEventSynchronize", 8),
-        ("cudaStreamSynchronize", 7),
-        ("cudaEventDestroy", 8),
-        ("cudaStreamDestroy", 7),
-        ("cudaFreeHost", 4096),
-        ("cudaFree", 512),
+    (rows,) = (call[1] for call in bindings.calls if call[0] == "cuMemcpy2DAsync")
+    device = real.CUmemorytype.CU_MEMORYTYPE_DEVICE
+    assert (rows.srcMemoryType, int(rows.srcDevice), rows.srcPitch) == (device, 544, 8)
+    assert (rows.dstMemoryType, int(rows.dstDevice), rows.dstPitch) == (device, 512, 4)
+    assert (rows.WidthInBytes, rows.Height) == (2, 3)
+    graph = bindings.results["cuStreamEndCapture"][0]
+    assert bindings.calls == [
+        ("cuCtxSetCurrent", bindings.results["cuDevicePrimaryCtxRetain"][0]),
+        ("cuCtxGetStreamPriorityRange",),
+        ("cuStreamCreateWithPriority", 1, 0),
+        ("cuEventCreate", 3),
+        ("cuMemAlloc", 64),
+        ("cuMemHostAlloc", 64, 1),
+        ("cuMemcpyHtoDAsync", 512, 4096, 64, 7),
+        ("cuMemcpyDtoDAsync", 520, 512, 8, 7),
+        ("cuMemcpy2DAsync", rows, 7),
+        ("cuMemsetD8Async", 512, 7, 16, 7),
+        ("cuMemcpyDtoHAsync", 4096, 512, 64, 7),
+        ("cuEventRecord", 8, 7),
+        ("cuStreamWaitEvent", 7, 8, 0),
+        ("cuEventQuery", 8),
+        ("cuEventSynchronize", 8),
+        ("cuStreamSynchronize", 7),
+        ("cuEventDestroy", 8),
+        ("cuStreamDestroy", 7),
+        ("cuMemFreeHost", 4096),
+        ("cuMemFree", 512),
+        ("cuCtxGetStreamPriorityRange",),
+        ("cuStreamCreateWithPriority", 1, -5),
         (
-            "cudaStreamBeginCapture",
+            "cuStreamBeginCapture",
             7,
-            real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+            real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
         ),
-        ("cudaStreamEndCapture", 7),
-        ("cudaGraphInstantiate", runtime.results["cudaStreamEndCapture"][0], 0),
-        ("cudaGraphDestroy", runtime.results["cudaStreamEndCapture"][0]),
-        ("cudaGraphLaunch", 10, 7),
-        ("cudaGraphExecDestroy", 10),
+        ("cuStreamEndCapture", 7),
+        ("cuGraphInstantiate", graph, 0),
+        ("cuGraphDestroy", graph),
+        ("cuGraphLaunch", 10, 7),
+        ("cuGraphExecDestroy", 10),
     ]
 
 
+def test_an_integrated_gpu_counts_the_hosts_memory(
+    bindings: Bindings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's figure leaves out the page cache, which is most of the memory of a Jetson in use."""
+    monkeypatch.setattr("rbvsr_deploy.engines.memory.free_host_memory", lambda: 6 * 2**30)
+    assert CudaPythonDriver().free_memory() == 1000
+    bindings.attributes["INTEGRATED"] = 1
+    driver = CudaPythonDriver()
+    assert driver.gpu().is_integrated
+    assert 5 * 2**30 < driver.free_memory() < 6 * 2**30
+    monkeypatch.setattr("rbvsr_deploy.engines.memory.free_host_memory", lambda: 2**20)
+    assert driver.free_memory() == 0
+
+
 def test_cuda_pythons_functions_take_these_arguments() -> None:
-    """Calls the real package without a driver: every call returns that status, not a TypeError."""
+    """Calls the real package without a driver: every call reports that, not a TypeError."""
     driver = CudaPythonDriver.__new__(CudaPythonDriver)
     driver._cuda, driver.index = real, 0
-    if real.cudaDriverGetVersion()[1] != 0:
+    driver._device, driver._context, driver._is_integrated = 0, 6, False
+    try:
+        real.cuInit(0)
+    except RuntimeError:
+        pass
+    else:
         pytest.skip("this machine has a driver, which would use the invented handles")
     calls: list[Callable[[], Any]] = [
         lambda: driver.current().__enter__(),
         driver.gpu,
         driver.free_memory,
+        lambda: driver._attribute("INTEGRATED"),
+        lambda: driver._call("cuDeviceTotalMem", 0),
+        lambda: driver._call("cuDevicePrimaryCtxRetain", 0),
+        lambda: driver._call("cuStreamCreateWithPriority", 1, -5),
         lambda: driver.malloc(8),
         lambda: driver.free(8),
         lambda: driver.malloc_host(8),
@@ -182,63 +218,58 @@ def test_cuda_pythons_functions_take_these_arguments() -> None:
         lambda: driver.destroy_graph(1),
     ]
     for call in calls:
-        with pytest.raises(EngineError, match=r"CUDA failed in cuda\w+: cudaErrorInsufficient"):
+        with pytest.raises(EngineError, match=r"the NVIDIA driver lacks cu\w+ "):
             call()
 
 
-def test_failures_of_cuda_python(runtime: Runtime) -> None:
+def test_failures_of_cuda_python(bindings: Bindings) -> None:
     """Out of memory is distinguished from other failures, with CUDA's name and message."""
     driver = CudaPythonDriver()
-    errors = real.cudaError_t
-    runtime.statuses["cudaMalloc"] = errors.cudaErrorMemoryAllocation
-    with pytest.raises(DeviceMemoryError, match=r"cudaMalloc: cudaErrorMemoryAllocation, out of m"):
+    errors = real.CUresult
+    bindings.statuses["cuMemAlloc"] = errors.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceMemoryError, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY, out of m"):
         driver.malloc(8)
-    runtime.statuses["cudaEventSynchronize"] = errors.cudaErrorIllegalAddress
-    with pytest.raises(EngineError, match=r"cudaErrorIllegalAddress, an illegal memory access"):
-        driver.synchronise(8)
-    runtime.statuses["cudaEventQuery"] = errors.cudaErrorNotReady
+    bindings.statuses["cuEventQuery"] = errors.CUDA_ERROR_NOT_READY
     assert not driver.is_done(8)
-    runtime.statuses["cudaEventQuery"] = errors.cudaErrorIllegalAddress
-    with pytest.raises(EngineError, match="cudaEventQuery: cudaErrorIllegalAddress"):
-        driver.is_done(8)
-    runtime.statuses["cudaGraphInstantiate"] = errors.cudaErrorMemoryAllocation
+    bindings.statuses["cuGraphInstantiate"] = errors.CUDA_ERROR_OUT_OF_MEMORY
     with pytest.raises(DeviceMemoryError):
         driver.end_capture(7)
-    assert runtime.calls[-1][0] == "cudaGraphDestroy"
+    assert bindings.calls[-1][0] == "cuGraphDestroy"
+    bindings.results["cuGetErrorName"] = bindings.results["cuGetErrorString"] = (None,)
+    bindings.statuses["cuEventSynchronize"] = errors.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(EngineError, match=r"CUDA failed in cuEventSynchronize: .*700"):
+        driver.synchronise(8)
+    bindings.statuses["cuEventQuery"] = errors.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(EngineError, match="CUDA failed in cuEventQuery"):
+        driver.is_done(8)
 
 
-@pytest.mark.parametrize(
-    ("name", "result", "index", "message"),
-    [
-        (
-            "cudaDriverGetVersion",
-            0,
-            0,
-            "there is no NVIDIA driver on this machine: install one",
-        ),
-        (
-            "cudaDriverGetVersion",
-            12_040,
-            0,
-            "driver is too old: it supports CUDA up to 12.4, and .*13",
-        ),
-        ("cudaGetDeviceCount", 2, 2, "GPU 2 does not exist: CUDA finds 2 on this machine"),
-    ],
-)
-def test_cuda_python_does_not_open(
-    name: str, result: int, index: int, message: str, runtime: Runtime
-) -> None:
-    """A missing driver, an old one and a missing GPU give one sentence each."""
-    runtime.results[name] = (result,)
-    with pytest.raises(EngineError, match=message) as caught:
-        CudaPythonDriver(index)
-    assert "\n" not in str(caught.value)
+def test_cuda_python_does_not_open(bindings: Bindings) -> None:
+    """A missing driver, one that does not start and a missing GPU give one sentence each."""
+    with pytest.raises(EngineError, match="GPU 2 does not exist: CUDA finds 2 on this machine"):
+        CudaPythonDriver(2)
+    bindings.statuses["cuInit"] = real.CUresult.CUDA_ERROR_NO_DEVICE
+    with pytest.raises(EngineError, match=r"the NVIDIA driver does not start: .*nvidia-smi"):
+        CudaPythonDriver()
 
 
-def test_a_driver_of_the_same_major_version_is_enough(runtime: Runtime) -> None:
-    """A driver for CUDA 13.0 runs programs built for 13.5."""
-    CudaPythonDriver()
-    assert ("cudaSetDevice", 0) in runtime.calls
+def test_without_a_driver(bindings: Bindings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bindings raise an error of their own where there is no driver."""
+
+    def cu_init(flags: int) -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(bindings, "cuInit", cu_init, raising=False)
+    with pytest.raises(EngineError, match="there is no NVIDIA driver on this machine") as caught:
+        CudaPythonDriver()
+    assert caught.value.parameters == ("device",)
+
+
+def test_any_driver_will_do(bindings: Bindings) -> None:
+    """Bindings of CUDA 13 open a driver of CUDA 12: nothing of the CUDA runtime is used."""
+    bindings.results["cuDriverGetVersion"] = (12_020,)
+    assert CudaPythonDriver().gpu().driver_version == "12.2"
+    assert not any(call[0].startswith("cuda") for call in bindings.calls)
 
 
 class _Thread:
@@ -283,6 +314,10 @@ def pycuda_double() -> Any:
 
         def total_memory(self) -> int:
             return 2**30
+
+        def get_attribute(self, attr: int) -> int:
+            assert attr == 18
+            return 0
 
         def retain_primary_context(self) -> Any:
             return Context()
@@ -396,6 +431,7 @@ def pycuda_double() -> Any:
         "mem_alloc": checked(DeviceAllocation),
         "pagelocked_empty": checked(pagelocked),
         "host_alloc_flags": types.SimpleNamespace(PORTABLE=1),
+        "device_attribute": types.SimpleNamespace(INTEGRATED=18),
         "event_flags": types.SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2),
         "Stream": Stream,
         "Event": Event,
@@ -488,7 +524,9 @@ def test_pycuda_out_of_memory(pycuda: Any) -> None:
         driver.malloc(8)
 
 
-def test_choice_of_package(runtime: Runtime, pycuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_of_package(
+    bindings: Bindings, pycuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """cuda-python is preferred, unless the environment or what is installed says otherwise."""
     installed = {"cuda.bindings", "pycuda"}
     monkeypatch.setattr(open_module, "_is_installed", lambda package: package in installed)

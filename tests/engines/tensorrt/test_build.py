@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +19,10 @@ from rbvsr_deploy.engines.tensorrt.cache import read_cached
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
 from rbvsr_deploy.errors import EngineError
 from tests.support.tensorrt_bindings import bindings
+from tests.support.tensorrt_double import small_bundle
 
 GPU = Gpu("Ada of a test", "8.9", "12.6", 2**34)
+ORIN = Gpu("Orin", "8.7", "12.6", 2**33, is_integrated=True)
 
 
 class OneGpu:
@@ -193,3 +196,45 @@ def test_impossible_targets_are_rejected(
             tensorrt, capability, gpu=gpu, options=BuildOptions(hardware_compatible=hardware)
         )
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "limit"),
+    [(GPU, None, None), (ORIN, None, 2**30), (ORIN, 2**29, 2**29), (GPU, 2**31, 2**31)],
+)
+def test_the_compiler_leaves_memory_to_the_host(
+    gpu: Gpu, wanted: int | None, limit: int | None, tmp_path: Path
+) -> None:
+    """By itself TensorRT would take all of what an integrated GPU shares with the host."""
+
+    class Driver(OneGpu):
+        def gpu(self) -> Gpu:
+            return gpu
+
+        def free_memory(self) -> int:
+            return 2**32
+
+    bundle = small_bundle(tmp_path / "small.plan")
+    tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
+    build_engine_set(
+        tensorrt,
+        replace(bundle.manifest, precision="float16"),
+        {"forward": bundle.graph("forward")},
+        profile=ShapeProfile((8, 8), (16, 16), (32, 32)),
+        compute_capability=gpu.compute_capability,
+        driver=Driver(),  # type: ignore[arg-type]
+        options=BuildOptions(workspace=wanted),
+    )
+    config = tensorrt.module.builds[-1].config
+    assert getattr(config, "workspace", None) == (limit and ("WORKSPACE", limit))
+
+
+def test_rtx_engines_may_be_captured(tmp_path: Path) -> None:
+    """The flag exists in the installed TensorRT-RTX and is set; plain TensorRT needs none."""
+    flags: list[object] = []
+    config = SimpleNamespace(set_flag=flags.append)
+    rtx = load_flavour("tensorrt-rtx")
+    rtx.allow_capture(config)
+    assert flags == [rtx.module.BuilderFlag.REQUIRE_USER_ALLOCATION]
+    TensorRT("tensorrt", bindings("10.3.0")).allow_capture(config)
+    assert len(flags) == 1

@@ -135,6 +135,26 @@ def test_scratch_memory_is_provided_by_the_caller() -> None:
         assert new.is_capturable(context, 1)
 
 
+def test_an_error_is_not_taken_for_no_scratch_memory() -> None:
+    """The call returns 0 for both; only the log tells them apart."""
+    new = TensorRT("tensorrt", bindings("10.3.0"))
+
+    class Context0(Context):
+        error = ""
+
+        def update_device_memory_size_for_shapes(self) -> int:
+            if self.error:
+                new.logger.log(1, self.error)
+            return 0
+
+    context = Context0("")
+    new.logger.log(1, "of an earlier call")
+    assert new.scratch_bytes(None, context) == 0
+    context.error = "[a.cpp::f::7] Error Code 3: not all input dimensions are specified"
+    with pytest.raises(EngineError, match=r"memory for these shapes: Error Code 3: not all"):
+        new.scratch_bytes(None, context)
+
+
 class RuntimeCache:
     """A runtime cache of TensorRT-RTX that rejects content not starting with "mine"."""
 
@@ -157,6 +177,7 @@ class RuntimeConfig:
 
     def __init__(self) -> None:
         self.cuda_graph_strategy: Any = None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
         self.strategy: Any = None
         self.cache: RuntimeCache | None = None
 
@@ -193,6 +214,7 @@ def test_rtx_contexts_share_kernels_and_do_not_capture() -> None:
     assert first.cache.content == b"mine, of an earlier run"
     assert first.cuda_graph_strategy.name == "DISABLED"
     assert first.strategy.name == "USER_MANAGED"
+    assert first.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     assert kernels.serialize() is None  # nothing new to keep
     first.cache.content += b" and more"
     assert kernels.serialize() == b"mine, of an earlier run and more"
@@ -217,6 +239,7 @@ def test_rtx_has_every_name_that_is_used() -> None:
             "set_runtime_cache",
             "set_execution_context_allocation_strategy",
             "cuda_graph_strategy",
+            "dynamic_shapes_kernel_specialization_strategy",
         ],
         "IRuntimeCache": ["serialize", "deserialize", "reset"],
         "IExecutionContext": [

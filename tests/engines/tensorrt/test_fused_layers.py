@@ -103,9 +103,10 @@ def test_int8_convolutions_write_two_bytes(unfused: bool) -> None:
 def quantised_step(model: onnx.ModelProto, *, unfused: bool) -> onnx.ModelProto:
     blocks = residual_blocks(model)
     rng = np.random.default_rng(0)
+    sizes = {"N": 1, "C": 64, "H": 12, "W": 16}
     feeds = {
         item.name: rng.random(
-            [{"N": 1, "C": 64, "H": 12, "W": 16}.get(str(size), size) for size in item.shape]
+            [sizes[size] if isinstance(size, str) else size for size in item.shape]
         ).astype(item.numpy_dtype("float16"))
         for item in GRAPHS["backward"].inputs
     }

@@ -107,6 +107,29 @@ def test_onnx_runtime_is_used_if_compiling_fails(bundle: Path, machine: Machine)
     assert machine.driver.leaks() == []
 
 
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_why_a_gpu_is_not_used_is_a_warning(
+    has_gpu: bool,
+    bundle: Path,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its user waits ten times as long otherwise; without a GPU nobody expects TensorRT."""
+
+    def open_driver() -> DriverDouble:
+        if not has_gpu:
+            raise EngineError("there is no NVIDIA driver on this machine")
+        return machine.driver
+
+    monkeypatch.setattr("rbvsr_deploy.engines.cuda.open.open_driver", open_driver)
+    machine.plans.offer = compiles_nothing
+    caplog.set_level("INFO")
+    open_engine(bundle, size=lambda: (20, 30)).close()
+    levels = [r.levelname for r in caplog.records if "could not be compiled" in r.message]
+    assert levels == ["WARNING" if has_gpu else "INFO"]
+
+
 def test_a_gpu_that_no_tensorrt_compiles_for(
     bundle: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
