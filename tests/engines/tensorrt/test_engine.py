@@ -303,7 +303,7 @@ def test_branches_of_a_short_scene_run_side_by_side(bundle: Bundle, driver: Driv
         log = [operation for operation in driver.log if operation.name in ("backward", "forward")]
     assert [operation.name for operation in log] == ["backward", "forward"] * 16
     for one, other in itertools.combinations(range(32), 2):
-        if log[one].name != log[other].name and other - one < 10:
+        if log[one].name != log[other].name and other - one < 6:
             assert not log[other].is_after(log[one]), (one, other)
 
 
