@@ -113,8 +113,9 @@ class TensorRTEngine(Engine):
                 self._gpu = driver.gpu()
                 for name in ("upload", *dict.fromkeys(_QUEUE_OF.values())):
                     self._queue[name] = self._queues.open(urgent=name in ("backward", "forward"))
-                # The host waits for single results.
-                self._queue["download"] = self._queues.open(every=1)
+                # The host waits for single results, and each branch for copies of its own states.
+                for name in ("download", "states"):
+                    self._queue[name] = self._queues.open(every=1)
                 if size is not None:
                     self._load(*size, batch=batch)
         except BaseException:
@@ -173,7 +174,7 @@ class TensorRTEngine(Engine):
     def copy(self, array: Array, *, into: Array) -> None:
         with self._entered():
             self._queues.submit(
-                self._queue["outputs"],
+                self._queue["states"],
                 lambda stream: self._driver.copy(into.address, array.address, array.nbytes, stream),
                 reads=[array.span],
                 writes=[into.span],
