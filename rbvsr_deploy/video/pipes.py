@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Any
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.colour.colour import FULL
+from rbvsr_deploy.video.colour.conversion import from_rgb
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.colour.planes import planes_of
-from rbvsr_deploy.video.encoding.conversions import Conversions
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.timing.timestamps import NOTABLE_SHIFT
 from rbvsr_deploy.video.video_source import VideoSource
 
 if TYPE_CHECKING:
-    from av import VideoFrame
     from av.container import InputContainer
 
     from rbvsr_deploy.video.staging.parts import SegmentRecord
@@ -146,7 +145,6 @@ class PipeSink(Sink):
         self._first: Fraction | None = None
         self._warned = False
         self._stop = threading.Event()
-        self._conversions = Conversions[None](pix_fmt=self._pix_fmt, colour=source.colour)
         logger.info(
             "y4m has no tag for the colour matrix: %s uses matrix %d of ITU-T H.273",
             self.path,
@@ -175,9 +173,11 @@ class PipeSink(Sink):
             if not self._frames:
                 self._send(self._header())
             self._check_time(frame)
-            self._frames += 1
-            for converted, _ in self._conversions.add(frame.image, None):
-                self._send_frame(converted)
+            converted = from_rgb(frame.image, pix_fmt=self._pix_fmt, colour=self._source.colour)
+            self._send(b"FRAME\n")
+            # Upscaled sizes are multiples of four, so chroma planes have whole sizes.
+            self._send(b"".join(plane.tobytes() for plane in planes_of(converted)))
+        self._frames += 1
 
     def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         """Do nothing: frames in a pipe are final."""
@@ -186,8 +186,6 @@ class PipeSink(Sink):
         with self._writing():
             if not self._frames:
                 raise MediaError(f"{self.path} was not written: there was no frame to write")
-            for converted, _ in self._conversions.rest():
-                self._send_frame(converted)
         self.close()
 
     def interrupt(self) -> None:
@@ -196,7 +194,6 @@ class PipeSink(Sink):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._conversions.close()
             sys.stdout.flush()
             os.dup2(self._handle, 1)
             os.close(self._handle)
@@ -226,11 +223,6 @@ class PipeSink(Sink):
                 self._source.path,
             )
             self._warned = True
-
-    def _send_frame(self, frame: VideoFrame) -> None:
-        self._send(b"FRAME\n")
-        # Upscaled sizes are multiples of four, so chroma planes have whole sizes.
-        self._send(b"".join(plane.tobytes() for plane in planes_of(frame)))
 
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
