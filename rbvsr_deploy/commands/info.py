@@ -34,7 +34,7 @@ __all__ = ["info"]
 @VERBOSE
 @VERSION
 def info(bundle: Path | None, devices: bool, as_json: bool, verbose: bool) -> None:
-    """Show the network, graphs and engines in a bundle, or the devices of this machine."""
+    """Show what a bundle holds, or the devices of this machine."""
     if devices == (bundle is not None):
         raise click.UsageError("name a bundle to show, or give --devices, and not both")
     with command_errors(verbose=verbose):
