@@ -50,14 +50,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a part."""
+    """Outcome of a part."""
 
     status: Status
     seconds: float
     output: str
     """The end of what it printed."""
     figures: Any = None
-    """What it wrote as JSON."""
+    """Its JSON output."""
 
 
 def _program(name: str, *arguments: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="JSON file to write.")
 SIZE = click.option("--size", default="320x180", show_default=True, help="Width x height.")
 LEAST_PSNR = 45.0
-"""Of a graph's output in float16 on random inputs, which are harder than a clip."""
+"""PSNR of a graph's output in float16 on random inputs, which are harder than a clip."""
 
 
 @click.group()

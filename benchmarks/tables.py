@@ -52,7 +52,7 @@ def machines() -> str:
 
 
 def graphs() -> str:
-    """What was counted and measured of the graphs, for every machine."""
+    """Figures of the graphs, counted and measured, for every machine."""
     rows = []
     for path in sorted((RESULTS / "machines").glob("*.json")):
         result = msgspec.json.decode(path.read_bytes(), type=BenchResult)

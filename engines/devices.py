@@ -17,7 +17,7 @@ class Device:
     name: str
     """As in :func:`rbvsr_deploy.engines.open_engine`."""
     software: str = ""
-    """What runs the graphs on it, with its version."""
+    """Program that runs the graphs on it, with its version."""
     hardware: str = ""
     """Maker and name, as far as the software says."""
     missing: str = ""

@@ -55,7 +55,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class _PlugIn:
-    """The package of a plug-in, which tells where its library is."""
+    """The package of a plug-in, which locates its library."""
 
     module: str
     package: str

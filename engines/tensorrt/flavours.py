@@ -261,7 +261,7 @@ class TensorRT:
         """Return the scratch memory, in bytes, for the current shapes or for the largest.
 
         Raises:
-            DeviceMemoryError, EngineError: TensorRT cannot tell; a plain 0 means that no memory is
+            DeviceMemoryError, EngineError: TensorRT reports none; a plain 0 means that no memory is
                 needed.
         """
         if not self.scratch_by_shape:

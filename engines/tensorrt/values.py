@@ -89,7 +89,7 @@ def compare_values(engine: Engine, bundle: Bundle, profile: ShapeProfile) -> dic
         profile: of the engines.
 
     Returns:
-        The PSNR in dB by graph; empty if ONNX Runtime is not installed or memory does not suffice.
+        The PSNR in dB by graph; empty if ONNX Runtime is not installed or memory is insufficient.
 
     Raises:
         EngineError: a graph computes wrong values; the message names it.

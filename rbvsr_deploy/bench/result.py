@@ -73,7 +73,7 @@ class Calm(_Record, frozen=True):
 
     calm: bool
     reasons: list[str]
-    """What was not calm, one clause each."""
+    """Reasons why the machine was not calm, one clause each."""
     load_before: float | None
     """Load average of one minute before the run, per core."""
     others_share: float | None
@@ -118,7 +118,7 @@ class Attained(_Record, frozen=True):
 
     flops_per_second: float
     bytes_per_second: float
-    """Of the counted bytes, which a runtime that fuses nodes does not all move."""
+    """Share of the counted bytes, which a runtime that fuses nodes does not all move."""
     matrix_share: float | None
     """Share of the matrix ceiling, 0 to 1."""
     copy_share: float | None

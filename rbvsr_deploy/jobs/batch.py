@@ -225,7 +225,7 @@ def upscale_each(
 
 def was_finished(path: Path, output: Path, options: ReadOptions) -> bool:
     """Return whether an output exists and looks like that of an input: outputs only appear when
-    they are complete, so the size of the frames tells them from other files.
+    they are complete, so the size of the frames distinguishes them from other files.
 
     Raises:
         MediaError: the input cannot be read.

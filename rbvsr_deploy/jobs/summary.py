@@ -42,11 +42,11 @@ class Summary:
     damaged_frames: int = 0
     """Number of frames of the output whose input frames were damaged."""
     kept: list[Change] = field(default_factory=list)
-    """What the output keeps of the input besides its frames, such as audio streams."""
+    """Parts of the input besides its frames that the output keeps, such as audio streams."""
     converted: list[Change] = field(default_factory=list)
-    """What the output keeps in another form."""
+    """Parts that the output keeps in another form."""
     dropped: list[Change] = field(default_factory=list)
-    """What of the input is not in the output."""
+    """Parts that are not in the output."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``read``, ``network`` and ``write``: time that each was busy, all at once; ``waited``: time
     that the network waited for the other two; ``total``: from start to end.

@@ -44,7 +44,7 @@ class Frame:
     captions: bytes | None = None
     """Closed captions of a video (CTA-708), in triplets of bytes; ``None``: it has none."""
     metadata: ImageMetadata | None = None
-    """What an image file holds besides its pixels."""
+    """Metadata of an image file."""
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +108,7 @@ class Source(Closing):
 
     @cached_property
     def changes(self) -> Changes:
-        """What of the input the output keeps, converts and drops, as far as it is known by now."""
+        """Parts of the input that the output keeps, converts and drops, as far as known."""
         return Changes()
 
     @property

@@ -29,7 +29,7 @@ class Change:
     what: str
     """The thing, without the name of the input, such as "audio stream 1 (flac)"."""
     reason: str
-    """How it is kept, what it becomes, or why it is dropped: the end of a sentence."""
+    """The end of a sentence: how it is kept, what it becomes, or why it is dropped."""
 
 
 class Changes:

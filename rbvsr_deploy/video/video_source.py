@@ -83,7 +83,7 @@ class VideoSource(Source):
     audio_codecs: tuple[str, ...]
     """FFmpeg's names of the codecs of the audio streams."""
     has_chapters: bool
-    """Whether the file has chapters."""
+    """True if the file has chapters."""
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:
         self.path = path

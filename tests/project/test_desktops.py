@@ -156,7 +156,16 @@ def test_a_clip_is_upscaled(clip: Path, tmp_path: Path) -> None:
     """
     before_after = tmp_path / "before_after.png"
     done = upscale(
-        *(clip, "-o", tmp_path / "out.mp4", "--memory", "11MiB", "--before-after", before_after)
+        *(
+            clip,
+            "-o",
+            tmp_path / "out.mp4",
+            "--memory",
+            "11MiB",
+            "-v",
+            "--before-after",
+            before_after,
+        )
     )
     window = re.search(rb"windows of (\d+) frames", done.stderr)
     assert window is not None

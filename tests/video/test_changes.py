@@ -1,4 +1,4 @@
-"""What of an input is kept, converted or dropped is listed once, and reported once."""
+"""Tests that all that is kept, converted or dropped is listed once, and reported once."""
 
 from __future__ import annotations
 

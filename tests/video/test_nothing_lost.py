@@ -1,4 +1,4 @@
-"""What of a file is not its frames is kept, or named in the job's summary; nothing is silent.
+"""Tests that all of a file besides its frames is kept, or named in the job's summary.
 
 Runs are whole jobs with bicubic upscaling in place of the network. Inputs are written, and outputs
 read back, with plain PyAV.

@@ -119,7 +119,7 @@ def test_any_error_of_a_decoder_is_damage_to_one_frame(
 
 @pytest.mark.parametrize("codec", ["wmv2", "svq1", "mpeg1video", "prores_ks", "dvvideo"])
 def test_damage_never_ends_the_run(videos: dict[str, Path], tmp_path: Path, codec: str) -> None:
-    """What plain PyAV can decode of the rest is read."""
+    """Other codecs that plain PyAV can decode are read."""
     suffix = CODECS[codec][0]
     for seed in range(5):
         path = damaged(videos[codec], tmp_path / f"damaged{suffix}", seed=seed)

@@ -56,7 +56,7 @@ class DecodedImage:
     others: int = 0
     """Number of further images in the file, such as pages."""
     conversions: Mapping[str, str] = field(default_factory=dict)
-    """What was converted, and how."""
+    """Parts that were converted, and how."""
 
 
 def decode_image(data: bytes, name: str, path: Path) -> DecodedImage:

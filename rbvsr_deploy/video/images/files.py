@@ -88,7 +88,7 @@ def format_of(data: bytes, path: Path) -> str | None:
 
 
 def image_format(path: Path) -> str | None:
-    """Return Pillow's name of a file's format; ``None`` if it is no supported image.
+    """Return Pillow's name of a file's format; ``None`` if it is not a supported image.
 
     Raises:
         MediaError: the file cannot be read.

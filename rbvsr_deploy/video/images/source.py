@@ -48,7 +48,7 @@ class ImageSource(Source):
     """
 
     is_folder: bool
-    """Whether ``path`` is a folder."""
+    """True if ``path`` is a folder."""
     files: InputFiles
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULT_READING) -> None:

@@ -34,7 +34,7 @@ _DISORDER = 8
 _USUAL = Fraction(1, 25)
 """Duration in seconds of a packet that states none."""
 _MOST_AHEAD = 2000
-"""Maximum number of packets to look at to tell a jump from a pause."""
+"""Maximum number of packets to examine to distinguish a jump from a pause."""
 
 _Verdict = Literal["jump", "pause", "outlier"]
 
@@ -177,7 +177,7 @@ class FileClock:
         return abs(placed - now) > longest
 
     def _judge(self, odd: Packet[Any], start: Fraction) -> _Verdict:
-        """Tell a jump of the clock from a pause of one stream and from a single wrong time."""
+        """Distinguish a jump of the clock from a pause of one stream and a single wrong time."""
         index = odd.stream.index
         now = self._now
         assert now is not None

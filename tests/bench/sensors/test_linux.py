@@ -16,7 +16,7 @@ RAPL = "sys/class/powercap/intel-rapl:0"
 def test_power_is_the_energy_between_two_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of whole packages, not of their parts; a counter that wraps gives no figure."""
+    """Only whole packages are read, not their parts; a counter that wraps gives no figure."""
     clock = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     files = {f"{RAPL}/name": "package-0", f"{RAPL}/energy_uj": 5_000_000}

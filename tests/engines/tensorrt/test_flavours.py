@@ -136,7 +136,7 @@ def test_scratch_memory_is_provided_by_the_caller() -> None:
 
 
 def test_an_error_is_not_taken_for_no_scratch_memory() -> None:
-    """The call returns 0 for both; only the log tells them apart."""
+    """The call returns 0 for both; only the log distinguishes them."""
     new = TensorRT("tensorrt", bindings("10.3.0"))
 
     class Context0(Context):

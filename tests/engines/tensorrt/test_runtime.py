@@ -95,7 +95,7 @@ def test_outputs_of_other_shapes_are_never_written(made: tuple[int, ...]) -> Non
             engine.scratch_bytes()
 
 
-def test_a_launch_that_fails_is_told() -> None:
+def test_a_launch_that_fails_is_reported() -> None:
     """With TensorRT's own words."""
     engine, context, tensorrt = executable()
     engine.set_address("frame", 256)

@@ -152,7 +152,7 @@ def test_a_folder_of_many_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["tif", "png", "gif", "webp", "mpo"])
 def test_further_images_in_a_file(tmp_path: Path, suffix: str) -> None:
-    """Of pages and animations in a folder the first image is read, and the others are counted."""
+    """The first image of pages and animations in a folder is read, and the others are counted."""
     folder = tmp_path / "in"
     folder.mkdir()
     PICTURE.save(folder / "0.png")

@@ -98,7 +98,7 @@ def found(path: Path) -> set[str]:
 @pytest.mark.parametrize("target", HOLDS)
 @pytest.mark.parametrize("source", HOLDS)
 def test_kept_or_reported(tmp_path: Path, source: str, target: str) -> None:
-    """What the output's format can hold is kept, and the rest is reported, once each."""
+    """Metadata that the output's format can hold is kept, and the rest is reported, once each."""
     path = full(tmp_path / f"in{source}")
     assert found_in_input(path) == HOLDS[source]
     summary = upscaled(path, tmp_path / f"out{target}")

@@ -62,7 +62,7 @@ def test_a_stream_at_another_time_is_reported(clip: Path, kind: str) -> None:
 
 
 def test_video_at_another_time_is_an_error(clip: Path) -> None:
-    """Of all frames, as where the clock of a broadcast is taken over, or of one."""
+    """All frames change, as where the clock of a broadcast is taken over, or a single one."""
     with pytest.raises(MediaError, match=r"its times are up to 40002\.000 s off; choose another"):
         check(ledger_of(clip, "matroska", change=moved("video", Fraction(40_002))), clip)
 

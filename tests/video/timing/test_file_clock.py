@@ -1,4 +1,4 @@
-"""Packets are put on one clock; jumps, pauses and wrong times are told apart by all streams."""
+"""Packets are put on one clock; jumps, pauses and wrong times are distinguished by all streams."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def steps(start: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("second", [5_000_000, 0, 1_000_000])
 def test_recordings_joined_without_a_gap(second: int) -> None:
-    """Whether the second one's clock is later, earlier, or the same again."""
+    """The second one's clock is later, earlier, or the same again."""
     found, clock = placed((VIDEO, steps(1_000_000, 20)), (VIDEO, steps(second, 20)))
     assert found["video"] == steps(1_000_000, 40)
     assert clock.jumps == 1
