@@ -211,7 +211,7 @@ def test_the_lpips_loss_has_finite_gradients(files: Path) -> None:
     [
         ("distillation.share=0.0", "need a distillation.share above 0"),
         ("distillation.mixture=1.5", "mixture"),
-        ("network.reconstruction_blocks=-1", "must be 0 or more"),
+        ("network.reconstruction_blocks=-1", "must be from 0 to"),
         ("degradation.clean=2.0", "clean"),
     ],
 )
