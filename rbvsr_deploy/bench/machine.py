@@ -75,9 +75,11 @@ def _cpu_name() -> str:
 
 
 def _memory() -> int | None:
+    if sys.platform == "win32":
+        return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
@@ -86,8 +88,9 @@ class Load:
 
     def __init__(self) -> None:
         self._before: float | None = None
-        with contextlib.suppress(AttributeError, OSError):
-            self._before = os.getloadavg()[0] / usable_cores()
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                self._before = os.getloadavg()[0] / usable_cores()
         self._busy, self._own, self._time = _busy_seconds(), _own_seconds(), time.perf_counter()
 
     def judge(self, *, spread: float) -> Calm:
@@ -119,12 +122,13 @@ class Load:
 
 def _busy_seconds() -> float | None:
     """Return the seconds that all cores together have worked since the start of the machine."""
+    if sys.platform == "win32":
+        return None
     lines = (read_text(Path("/proc/stat")) or "").splitlines()
     if not lines or not lines[0].startswith("cpu "):
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, lines[0].split()[1:9])
-    ticks: int = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq + steal) / ticks
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _own_seconds() -> float:
