@@ -75,12 +75,10 @@ def _cpu_name() -> str:
 
 
 def _memory() -> int | None:
-    if sys.platform == "win32":
-        return None
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):
-        return None
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError, ValueError):
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 class Load:
@@ -122,13 +120,11 @@ class Load:
 
 def _busy_seconds() -> float | None:
     """Return the seconds that all cores together have worked since the start of the machine."""
-    if sys.platform == "win32":
-        return None
     lines = (read_text(Path("/proc/stat")) or "").splitlines()
-    if not lines or not lines[0].startswith("cpu "):
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, lines[0].split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    if sys.platform != "win32" and lines and lines[0].startswith("cpu "):
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, lines[0].split()[1:9])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return None
 
 
 def _own_seconds() -> float:
