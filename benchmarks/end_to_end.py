@@ -23,16 +23,13 @@ import click
 import numpy as np
 from common import environment, parse_size, read_clip, upscale
 
+from rbvsr_deploy.bench.graph_timing import RUNS_PER_FRAME, graph_inputs
 from rbvsr_deploy.engines import Engine, open_engine
-from rbvsr_deploy.graphs import GRAPHS, SCALE
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.runtime.stream import Settings
 
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "sample.mp4"
 COMMAND = "from rbvsr_deploy.commands.run import run; run()"
-
-PER_FRAME = {name: 2 if name == "flow" else 1 for name in GRAPHS}
-"""Runs of each graph that a frame takes."""
 
 JSON = click.option("--json", "json_path", type=click.Path(path_type=Path), help="File to write.")
 CLIP = click.option("--clip", default=SAMPLE, type=click.Path(path_type=Path, exists=True))
@@ -170,22 +167,6 @@ def network(
     finish(result, json_path)
 
 
-def inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Any]:
-    """Make random arrays of a graph's shapes on the engine's device; flow of a few pixels."""
-    sizes = {"N": 1, "C": engine.network.channels, "H": height, "W": width}
-    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for item in GRAPHS[graph].inputs:
-        shape = tuple(sizes[s] if isinstance(s, str) else s for s in item.shape)
-        dtype = item.numpy_dtype(engine.network.precision)
-        values = rng.random(shape) * (255 if dtype == "uint8" else 1)
-        arrays[item.name] = engine.upload(
-            (3 * values if item.name == "flow" else values).astype(dtype)
-        )
-    return arrays
-
-
 def measure(engine: Engine, graph: str, arrays: dict[str, Any]) -> float:
     """Return the milliseconds of one run, including the download of its result."""
     start = time.perf_counter()
@@ -197,10 +178,10 @@ def measure(engine: Engine, graph: str, arrays: dict[str, Any]) -> float:
 def _alone(engine: Engine, *, height: int, width: int, runs: int = 10) -> list[float]:
     """Return milliseconds and milliseconds of processor time of the graphs of one frame."""
     total = [0.0, 0.0]
-    for graph, count in PER_FRAME.items():
+    for graph, count in RUNS_PER_FRAME.items():
         if graph == "clean" and not engine.network.has_cleaning:
             continue
-        arrays = inputs(engine, graph, height=height, width=width)
+        arrays = graph_inputs(engine, graph, height=height, width=width)
         measure(engine, graph, arrays)
         cpu = time.process_time()
         took = [measure(engine, graph, arrays) for _ in range(runs)]

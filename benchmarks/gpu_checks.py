@@ -13,9 +13,10 @@ import click
 import numpy as np
 from common import environment, parse_size, upscale
 
+from rbvsr_deploy.bench.graph_timing import graph_inputs
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
-from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
+from rbvsr_deploy.graphs import GRAPHS, graph_names
 from rbvsr_deploy.pixels import psnr_of
 from rbvsr_deploy.runtime.stream import Settings
 
@@ -37,20 +38,6 @@ def clip(frames: int, size: tuple[int, int]) -> Any:
     rng = np.random.default_rng(0)
     wide = rng.integers(0, 256, (height, width + frames, 3), np.uint8)
     return np.stack([wide[:, t : t + width] for t in range(frames)])
-
-
-def inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Array]:
-    """Make random arrays of a graph's shapes on the engine's device; flow of a few pixels."""
-    sizes = {"N": 1, "C": engine.network.channels, "H": height, "W": width}
-    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for item in GRAPHS[graph].inputs:
-        shape = tuple(sizes[s] if isinstance(s, str) else s for s in item.shape)
-        dtype = item.numpy_dtype(engine.network.precision)
-        factor = {"uint8": 255, "float32": 3 if item.name == "flow" else 1}.get(str(dtype), 1)
-        arrays[item.name] = engine.upload((factor * rng.random(shape)).astype(dtype))
-    return arrays
 
 
 def finish(result: dict[str, Any], json_path: Path | None, *, failures: list[str]) -> None:
@@ -93,7 +80,7 @@ def values(bundle: Path, size: str, json_path: Path | None) -> None:
         open_engine(bundle, device="cpu") as reference,
     ):
         for graph in graph_names(has_cleaning=engine.network.has_cleaning):
-            given = inputs(reference, graph, height=height, width=width)
+            given = graph_inputs(reference, graph, height=height, width=width)
             arrays = {name: engine.upload(reference.download(a)) for name, a in given.items()}
             pairs = zip(engine.run(graph, **arrays), reference.run(graph, **given), strict=True)
             for item, (got, want) in zip(GRAPHS[graph].outputs, pairs, strict=True):
@@ -143,7 +130,7 @@ def batches(bundle: Path, sizes: str, device: str, json_path: Path | None) -> No
 def _differing(engine: Engine, graph: str, *, shape: tuple[int, int], count: int) -> int:
     """Return the number of values that differ between a batch and single frames."""
     height, width = shape
-    one = inputs(engine, graph, height=height, width=width)
+    one = graph_inputs(engine, graph, height=height, width=width)
     arrays: dict[str, Array] = {}
     for name, array in one.items():
         item = engine.download(array)

@@ -26,7 +26,7 @@ from common import environment, parse_numbers, parse_size
 
 from rbvsr_deploy.bench.clips import synthetic_clip
 from rbvsr_deploy.bench.counting import CountingEngine
-from rbvsr_deploy.bench.machine import Load, PeakMemory, usable_cores
+from rbvsr_deploy.bench.machine import Load, PeakMemory, allowed_processors
 from rbvsr_deploy.bench.timing import spread
 from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
@@ -130,7 +130,7 @@ def main(
     plot_path: Path | None,
 ) -> None:
     """Measure how time and memory grow."""
-    cores, (width, height) = usable_cores(), parse_size(size)
+    cores, (width, height) = allowed_processors(), parse_size(size)
     base = Point(frames=length, width=width, height=height, window=length, batch=1, threads=cores)
     powers = ",".join(str(2**n) for n in range(cores.bit_length()))
     chosen = points(

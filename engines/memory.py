@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from rbvsr_deploy.engines.control_groups import control_groups
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "nvml_device",
 ]
 
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
 _UNLIMITED = 2**62
 _RESERVE = 768 * 2**20
 """Bytes that an integrated GPU leaves to the host: libraries, decoder, encoder and desktop."""
@@ -119,30 +117,7 @@ def _left_in_container() -> int:
     """Return the bytes that the control groups of this process may still use; a huge number if none
     has a limit.
     """
-    return min((_left(group) for group in _memory_groups()), default=_UNLIMITED)
-
-
-def _memory_groups() -> Iterator[Path]:
-    """Yield this process's control groups for memory, and those above them, whose limits apply too:
-    of a container, a service (systemd) or a batch job (Slurm).
-    """
-    try:
-        lines = _OWN_GROUPS.read_text("ascii", errors="replace").splitlines()
-    except OSError:  # no Linux
-        return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            root = _CGROUP
-        elif "memory" in controllers.split(","):
-            root = _CGROUP / "memory"
-        else:
-            continue
-        path = PurePosixPath(name)
-        if ".." in path.parts:  # outside what this container can see
-            path = PurePosixPath("/")
-        for group in (path, *path.parents):
-            yield root / group.relative_to("/")
+    return min((_left(group) for group in control_groups("memory")), default=_UNLIMITED)
 
 
 def _left(group: Path) -> int:

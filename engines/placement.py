@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Bundle
-from rbvsr_deploy.engines.cache_folder import cache_folder, cache_key
 from rbvsr_deploy.engines.processors import usable_cores
 from rbvsr_deploy.engines.providers import Provider
 from rbvsr_deploy.engines.sessions import open_session
+from rbvsr_deploy.engines.user_folders import cache_folder, cache_key
 from rbvsr_deploy.errors import MissingDependencyError, first_line
 from rbvsr_deploy.files import make_private_folder, read_private, write_atomically
 from rbvsr_deploy.graphs import GRAPHS, SCALE, Precision

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+from rbvsr_deploy.engines.control_groups import control_groups
 
 __all__ = ["usable_cores"]
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_PROCESS = Path("/proc/self/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -41,7 +40,7 @@ def _siblings(processor: int) -> str:
 def _quota() -> float:
     """Return the smallest quota of the process's control groups, in processors."""
     quotas = [math.inf]
-    for folder in _groups():
+    for folder in control_groups("cpu"):
         with contextlib.suppress(OSError, ValueError):
             # Reads "max 100000" if there is no limit.
             quota, period = (folder / "cpu.max").read_text("ascii").split()
@@ -51,22 +50,3 @@ def _quota() -> float:
             if allowed > 0:  # -1 if there is no limit
                 quotas.append(allowed / int((folder / "cpu.cfs_period_us").read_text("ascii")))
     return min(quotas)
-
-
-def _groups() -> Iterator[Path]:
-    """Yield the folders of the control groups that limit this process, of either version."""
-    try:
-        lines = _PROCESS.read_text("ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    yield from (_CGROUPS, _CGROUPS / "cpu")
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
-            continue
-        folder = _CGROUPS / controllers
-        for name in Path(path).parts[1:]:
-            if name == "..":  # the group lies outside what this container sees
-                break
-            folder /= name
-            yield folder

@@ -11,8 +11,8 @@ import hmac
 import logging
 from pathlib import Path
 
-from rbvsr_deploy.engines.cache_folder import cache_folder, cache_key
 from rbvsr_deploy.engines.tensorrt.signing import signature
+from rbvsr_deploy.engines.user_folders import cache_folder, cache_key
 from rbvsr_deploy.files import make_private_folder, read_private, write_atomically
 
 __all__ = ["cache_folder", "cache_key", "read_cached", "remove_cached", "write_cached"]

@@ -21,31 +21,14 @@ from pathlib import Path
 
 from rbvsr_deploy.bundle import Bundle
 from rbvsr_deploy.bundle.engine_sets import EngineSet
-from rbvsr_deploy.errors import MissingDependencyError
+from rbvsr_deploy.engines.user_folders import config_folder
 from rbvsr_deploy.files import make_private_folder, read_private
 
-__all__ = ["compiled_by_this_user", "config_folder", "sign", "signature"]
+__all__ = ["compiled_by_this_user", "sign", "signature"]
 
 logger = logging.getLogger(__name__)
 
 _KEY_SIZE = 32
-
-
-def config_folder() -> Path:
-    """Return the folder of the key: ``RBVSR_CONFIG``, or else the user's configuration folder.
-
-    Raises:
-        MissingDependencyError: the variable is not set and platformdirs is not installed.
-    """
-    if chosen := os.environ.get("RBVSR_CONFIG"):
-        return Path(chosen)
-    try:
-        import platformdirs
-    except ImportError:
-        raise MissingDependencyError(
-            "platformdirs", extra="engines", purpose="finding the user's configuration folder"
-        ) from None
-    return platformdirs.user_config_path("rbvsr-deploy", appauthor=False)
 
 
 def sign(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rbvsr_deploy.bench.costs import Cost
-from rbvsr_deploy.bench.machine import usable_cores
+from rbvsr_deploy.bench.machine import allowed_processors
 from rbvsr_deploy.bench.result import Attained, Ceilings
 
 __all__ = ["compare_with_ceilings", "measure_ceilings"]
@@ -68,7 +68,7 @@ def _of_cpu(seconds: float) -> Ceilings:
     product = np.empty_like(a)
     source, target = np.ones(_CPU_COPY, np.uint8), np.empty(_CPU_COPY, np.uint8)
     matrix = _fastest(lambda: np.matmul(a, b, out=product), seconds)
-    cores = usable_cores()
+    cores = allowed_processors()
     parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
     with ThreadPoolExecutor(cores) as pool:  # NumPy copies without holding the interpreter
         copy = _fastest(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), seconds)

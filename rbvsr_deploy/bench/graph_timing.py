@@ -14,7 +14,7 @@ from rbvsr_deploy.bench.timing import Effort, repeat, summarise
 from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
 
-__all__ = ["RUNS_PER_FRAME", "counted", "time_graphs"]
+__all__ = ["RUNS_PER_FRAME", "counted", "graph_inputs", "time_graphs"]
 
 RUNS_PER_FRAME = {name: 2 if name == "flow" else 1 for name in GRAPHS}
 """Runs of each graph per frame of a scene that is propagated at once and cleaned once."""
@@ -39,7 +39,7 @@ def time_graphs(
     """
     results = {}
     for name in graph_names(has_cleaning=engine.network.has_cleaning):
-        arrays = _graph_inputs(engine, name, height=size[0], width=size[1])
+        arrays = graph_inputs(engine, name, height=size[0], width=size[1])
         latency, enqueued = _time_graph(engine, name, arrays, effort)
         cost = costs.of(name, [tuple(arrays[item.name].shape) for item in GRAPHS[name].inputs])
         results[name] = GraphResult(
@@ -52,7 +52,7 @@ def time_graphs(
     return results
 
 
-def _graph_inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Array]:
+def graph_inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict[str, Array]:
     """Make random arrays of a graph's shapes on the engine's device, for one frame; the flow is a
     few pixels.
     """

@@ -15,7 +15,7 @@ from rbvsr_deploy.bench.sensors.jetson import JetsonReader
 from rbvsr_deploy.bench.sensors.nvml import NvmlReader
 from rbvsr_deploy.bench.sensors.reading import Reader, read_text
 
-__all__ = ["Load", "PeakMemory", "describe_machine", "usable_cores"]
+__all__ = ["Load", "PeakMemory", "allowed_processors", "describe_machine"]
 
 _PACKAGES = (
     *("numpy", "av", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino"),
@@ -26,8 +26,8 @@ _CALM_SHARE = 0.05  # of all cores, used by others during the run
 _CALM_SPREAD = 0.05  # of the network time per frame over the clips
 
 
-def usable_cores() -> int:
-    """Return the number of cores this process may use."""
+def allowed_processors() -> int:
+    """Return the number of processors in this process's affinity."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     else:  # noqa: RET505  mypy skips the branches of other systems
@@ -57,7 +57,7 @@ def describe_machine(readers: list[Reader]) -> Machine:
     return Machine(
         name=accelerator or cpu,
         cpu=cpu,
-        cores=usable_cores(),
+        cores=allowed_processors(),
         memory_bytes=_memory(),
         os=platform.platform(),
         accelerator=accelerator,
@@ -88,7 +88,7 @@ class Load:
         self._before: float | None = None
         if sys.platform != "win32":
             with contextlib.suppress(OSError):
-                self._before = os.getloadavg()[0] / usable_cores()
+                self._before = os.getloadavg()[0] / allowed_processors()
         self._busy, self._own, self._time = _busy_seconds(), _own_seconds(), time.perf_counter()
 
     def judge(self, *, spread: float) -> Calm:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rbvsr_deploy.engines import memory
+from rbvsr_deploy.engines import control_groups, memory
 
 MIB = 2**20
 
@@ -43,8 +43,8 @@ def test_the_smallest_limit_counts(
     group(groups / "user.slice/other.scope", limit="max", used=10 * MIB)
     group(groups / "memory/slurm/job_7", limit=str(30 * MIB), used=5 * MIB, version=1)
     listed.write_text(f"{own}\n")
-    monkeypatch.setattr(memory, "_CGROUP", groups)
-    monkeypatch.setattr(memory, "_OWN_GROUPS", listed)
+    monkeypatch.setattr(control_groups, "_ROOT", groups)
+    monkeypatch.setattr(control_groups, "_OWN", listed)
     monkeypatch.setattr(memory, "_available", lambda: 1000 * MIB)
     assert memory.free_host_memory() == free * MIB
 
@@ -52,6 +52,6 @@ def test_the_smallest_limit_counts(
 def test_a_full_group_has_no_memory_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group(tmp_path, limit="1000", used=2000)
     (tmp_path / "own").write_text("0::/\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "_ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "_OWN", tmp_path / "own")
     assert memory.free_host_memory() == 0

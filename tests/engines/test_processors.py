@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rbvsr_deploy.engines import processors
+from rbvsr_deploy.engines import control_groups, processors
 
 AFFINITY = hasattr(os, "sched_getaffinity")
 
@@ -17,8 +17,9 @@ AFFINITY = hasattr(os, "sched_getaffinity")
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of eight processors in four cores, without control groups."""
-    for name in ("_CGROUPS", "_PROCESS", "_TOPOLOGY"):
-        monkeypatch.setattr(processors, name, tmp_path / name)
+    monkeypatch.setattr(control_groups, "_ROOT", tmp_path / "_CGROUPS")
+    monkeypatch.setattr(control_groups, "_OWN", tmp_path / "_PROCESS")
+    monkeypatch.setattr(processors, "_TOPOLOGY", tmp_path / "_TOPOLOGY")
     for number in range(8):
         folder = tmp_path / "_TOPOLOGY" / f"cpu{number}" / "topology"
         folder.mkdir(parents=True)

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.commands.run import run
-from rbvsr_deploy.engines import memory
+from rbvsr_deploy.engines import control_groups, memory
 from rbvsr_deploy.files import open_folder
 from rbvsr_deploy.training.data.cache import FrameCache
 from rbvsr_deploy.training.data.footage import VideoFile
@@ -308,7 +308,7 @@ def test_windows_reports_memory_and_processor(
 
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=Kernel32()), raising=False)
     monkeypatch.setattr(memory, "Path", lambda path: tmp_path / "missing")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(control_groups, "_ROOT", tmp_path)
     monkeypatch.setattr(sys, "platform", "win32")
     found = memory.free_host_memory(), encoder_settings._has_avx512()
     monkeypatch.undo()
