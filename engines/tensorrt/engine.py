@@ -172,9 +172,10 @@ class TensorRTEngine(Engine):
         return self._entered()
 
     def copy(self, array: Array, *, into: Array) -> None:
+        is_state = array.shape[1] == self.network.channels
         with self._entered():
             self._queues.submit(
-                self._queue["states"],
+                self._queue["states" if is_state else "frames"],
                 lambda stream: self._driver.copy(into.address, array.address, array.nbytes, stream),
                 reads=[array.span],
                 writes=[into.span],

@@ -2,8 +2,8 @@
 
 In addition to the memory described in :mod:`rbvsr_deploy.engines.cuda.buffers`, there is one block
 of scratch memory per stream, shared by the graphs of that stream because they run one after the
-other. A step is captured into one CUDA graph for each set of places that its states come back to;
-its small inputs are copied to places of their own.
+other. A step is captured into one CUDA graph for each set of places that its inputs and outputs
+come back to.
 """
 
 from __future__ import annotations
@@ -28,10 +28,6 @@ __all__ = ["Launches", "frames_of"]
 logger = logging.getLogger(__name__)
 
 _CAPTURED = ("backward", "forward")
-_COPIED = ("frame", "flow")
-"""Inputs of captured graphs that are copied to a place of their own: they come from anywhere, and
-are a sixteenth of a state. States stay where they are: the runtime reuses a few places."""
-
 _MOST_GRAPHS = 64
 """CUDA graphs to keep per step; the runtime needs 12, one for each place of a state."""
 _MOST_REFUSALS = 6
@@ -209,7 +205,7 @@ class Launches:
         scratch = self._scratch_for(loaded)
         places = {
             name: array
-            if array.address % ALIGNMENT == 0 and not (captures and name in _COPIED)
+            if array.address % ALIGNMENT == 0
             else self._own_place(loaded, name, array, keep=captures)
             for name, array in arrays.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines.base import Engine
@@ -43,6 +43,11 @@ class Context(Closing):
     progress: Callable[[Stage, int], None] = _ignore
     """Called with a stage and the frames it has done since the last call."""
 
+    places: dict[str, tuple[int, list[Any]]] = field(default_factory=dict)
+    """Places on the device that steps use again in every scene, with their batch, by name
+    (:mod:`rbvsr_deploy.runtime.propagation`)."""
+
     def close(self) -> None:
+        self.places.clear()
         self.spool.close()
         self.kept.close()

@@ -133,39 +133,44 @@ class SceneFrames:
         offset = i - block.start
         return self._engine.download(self._engine.slice(block.frames, offset, offset + 1)).copy()
 
-    def flow(self, i: int, *, step: int) -> Array:
-        """Return the flow (1, 2, H, W) from frame i to the next one (step 1) or the previous one
-        (step -1).
+    def flows(self, start: int, stop: int, *, step: int) -> Array:
+        """Return the flows from frames of one block to the next ones (step 1) or the previous ones
+        (step -1): (stop - start, 2, H, W).
 
         Both branches come into a block from outside, so that all its flows are computed at once.
         Where the frame outside has not arrived yet, or is not asked for, the flow to it follows
         later.
+
+        Args:
+            start, stop: the frames from ``start`` up to ``stop``, excluding it.
+            step: 1 or -1.
         """
-        block = self._block(i)
-        count, offset = block.stop - block.start, i - block.start
-        crossing = count - 1 if step == 1 else 0
-        crosses = offset == crossing and step not in block.crossed
-        outside = self.frames(i + step, i + step + 1) if crosses else None
+        block = self._block(start)
+        count = block.stop - block.start
+        offset = count - 1 if step == 1 else 0
+        edge = block.start + offset
+        crosses = start <= edge < stop and step not in block.crossed
+        outside = self.frames(edge + step, edge + step + 1) if crosses else None
         flows = block.flows.get(step)
         if flows is None:
             flows = self._engine.empty((count, 2, *self._context.size), dtype="float32")
             block.flows[step] = flows
             if count > 1:
-                first, stop = (0, count - 1) if step == 1 else (1, count)
-                within = self._engine.slice(block.frames, first + step, stop + step)
+                low, high = (0, count - 1) if step == 1 else (1, count)
+                within = self._engine.slice(block.frames, low + step, high + step)
                 joined = None
                 if crosses:
                     parts = [within, outside] if step == 1 else [outside, within]
                     joined = self._engine.join(parts)
                 if joined is None:
-                    self._compute(flows, block, (first, stop), neighbours=within)
+                    self._compute(flows, block, (low, high), neighbours=within)
                 else:
                     self._compute(flows, block, (0, count), neighbours=joined)
                     block.crossed.add(step)
         if crosses and step not in block.crossed:
             self._compute(flows, block, (offset, offset + 1), neighbours=outside)
             block.crossed.add(step)
-        return self._engine.slice(flows, offset, offset + 1)
+        return self._engine.slice(flows, start - block.start, stop - block.start)
 
     # --------------------------------------------------------------------------------- private
 
