@@ -28,6 +28,7 @@ DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 _LONGEST_OPENING = 8  # seconds; an index of 900,000 frames takes one
 _POLL = 0.2  # seconds
+_PLAYLIST_TIMEOUT = 8  # seconds; FFmpeg may wait for what a playlist names
 
 # Old files have titles in arbitrary encodings: the bytes pass through unchanged.
 _METADATA_ERRORS = "surrogateescape"
@@ -62,6 +63,7 @@ def open_input(
             | SINGLE_IMAGE
             | {"format_whitelist": demuxers(playlists=playlists)},
             metadata_errors=_METADATA_ERRORS,
+            timeout=_PLAYLIST_TIMEOUT if playlists else None,
         ),
         media,
     )
