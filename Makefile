@@ -114,5 +114,13 @@ sbom: .venv-demo/installed
 	.venv-sbom/bin/pip-licenses --python .venv-demo/bin/python --from mixed --with-urls --format markdown \
 	    --output-file dist/LICENSES.md
 
+# Writes the versions that CI installs, from the environments in which `make test lint types docs` has passed.
+.PHONY: lock
+lock:
+	{ echo "# Versions with which everything has passed (make lock); .ci/run installs these. Python 3.11, Linux."; \
+	for environment in .venv .venv-docs; do $$environment/bin/python -m pip freeze --all --exclude pip --exclude-editable; done | \
+	awk -F== '/^[A-Za-z]/ && NF == 2 && !seen[tolower($$1)]++ { sub(/\+.*/, ""); print }' | sort -f; } > .ci/constraints.new
+	mv .ci/constraints.new .ci/constraints.txt
+
 clean:
 	rm -rf .venv .venv-check .venv-demo .venv-docs .venv-gpu .venv-sbom build demo dist *.egg-info

@@ -25,6 +25,7 @@ from rbvsr_deploy.errors import (
     first_line,
 )
 from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.signals import on_signal
 
 __all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
 
@@ -68,6 +69,8 @@ class OnnxRuntimeEngine(Engine):
             raise MissingDependencyError(
                 "onnxruntime", extra="cpu", purpose=f"running '{bundle.path.name}'"
             ) from None
+        self._options = self._runtime.RunOptions()
+        self._options.log_severity_level = 4  # exceptions report everything
         self._bundle = bundle
         self.network = Network.of(bundle.manifest)
         # By graph and sizes: a provider that needs no constant shapes has one session per graph.
@@ -187,13 +190,17 @@ class OnnxRuntimeEngine(Engine):
             # Results of other shapes than these are refused when they are to be written.
             for item, array in zip(GRAPHS[graph].outputs, outputs, strict=True):
                 binding.bind_output(item.name, *self._place(array))
-            session.run_with_iobinding(binding)
+            with on_signal(self._end_run):
+                session.run_with_iobinding(binding, self._options)
         except Exception as error:
             raise failure(str(error))(
                 f"graph '{graph}' failed on {self._placed[graph].execution_provider}: "
                 f"{first_line(error)}"
             ) from error
         return outputs
+
+    def _end_run(self) -> None:
+        self._options.terminate = True  # ONNX Runtime looks at it between two nodes
 
     def _outputs(self, graph: str, arrays: dict[str, Array]) -> tuple[Array, ...]:
         spec = GRAPHS[graph]

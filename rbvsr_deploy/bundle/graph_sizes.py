@@ -97,10 +97,12 @@ def _of_frame(
     area = n * (height + _MULTIPLE) * (width + _MULTIPLE)
     largest = area * (32 * channels + 2048)
     left = 16 * largest  # for all values together; the published network needs 3 * largest
+    work = area * (2**14 * channels**2 + 2**24)  # multiplications; it needs a fortieth
     found: list[tuple[float, ...] | None] = []
     for node in graph.nodes:
+        inputs = [values[name] for name in node.inputs]
         try:
-            value = _infer(node, [values[name] for name in node.inputs])
+            value = _infer(node, inputs)
         except _DependsOnPixelsError:
             raise GraphFormatError(f"has a {node.operator} whose size depends on pixels") from None
         except (LookupError, ValueError, TypeError, ArithmeticError):
@@ -111,6 +113,11 @@ def _of_frame(
             raise GraphFormatError(
                 f"has a {node.operator} that makes {shape} values from a frame of "
                 f"{width}x{height}, more than this network needs"
+            )
+        work -= _multiplications(node, inputs, value)
+        if work < 0:
+            raise GraphFormatError(
+                f"takes more computation up to a {node.operator} than any network of this kind"
             )
         if node.operator == "Shape":
             found.append(value.numbers)
@@ -140,6 +147,18 @@ def _infer(node: Node, inputs: list[_Value]) -> _Value:
         if value.count > MOST_VALUES:
             return _Value(value.shape)
     return value
+
+
+def _multiplications(node: Node, inputs: list[_Value], output: _Value) -> int:
+    """Return about how many multiplications a node takes."""
+    match node.operator:
+        case "Conv":
+            return output.count * math.prod(inputs[1].shape[1:])
+        case "AveragePool":
+            height, width = node.attributes["kernel_shape"]
+            return output.count * int(height) * int(width)
+        case _:
+            return output.count
 
 
 class _DependsOnPixelsError(Exception):
@@ -302,6 +321,8 @@ def _gather(attributes: Mapping[str, Any], x: _Value, indices: _Value) -> _Value
 def _unsqueeze(attributes: Mapping[str, Any], x: _Value, axes: _Value) -> _Value:
     rank = len(x.shape) + axes.count
     new = {_axis(axis, rank) for axis in _integers(axes)}
+    if len(new) != axes.count:
+        raise ValueError(axes)
     rest = iter(x.shape)
     return _Value(tuple(1 if i in new else next(rest) for i in range(rank)), x.numbers)
 
