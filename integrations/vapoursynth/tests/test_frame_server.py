@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from vsrealbasicvsr.frame_server import FrameServer
 
 CUTS = (0, 7, 8, 9, 40, 100)
@@ -140,7 +141,7 @@ def test_eight_threads_at_random() -> None:
     barrier = threading.Barrier(8)
 
     def some(seed: int) -> bool:
-        order = random.Random(seed).sample(range(LENGTH), LENGTH)
+        order = random.Random(seed).sample(range(LENGTH), 20)
         barrier.wait()
         return all(server.frame(n) == want[n] for n in order)
 

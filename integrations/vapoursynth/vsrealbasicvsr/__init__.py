@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rbvsr_deploy import RbvsrError, Upscaler, open_engine
+from rbvsr_deploy.pixels import WHITE, Image
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from vsrealbasicvsr.frame_server import FrameServer
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["realbasicvsr"]
 __version__ = "0.1.0"
-
-WHITE = 65535
 
 CACHE_BYTES = 512 * 2**20
 """Memory for upscaled frames that may be asked for again."""
@@ -86,11 +84,11 @@ def realbasicvsr(
     except (RbvsrError, ValueError) as error:
         raise ValueError(f"realbasicvsr: {error}") from error
 
-    def read(n: int) -> tuple[NDArray[np.uint16], bool]:
+    def read(n: int) -> tuple[Image, bool]:
         with clip.get_frame(n) as frame:
             return _to_image(frame), bool(frame.props.get("_SceneChangePrev", 0))
 
-    def upscale(images: Iterable[NDArray[np.uint16]]) -> Generator[NDArray[np.uint16], None, None]:
+    def upscale(images: Iterable[Image]) -> Generator[Image, None, None]:
         yield from upscaler.frames(images)
 
     blank = clip.std.BlankClip(width=clip.width * 4, height=clip.height * 4, keep=True)
@@ -109,11 +107,11 @@ def realbasicvsr(
 
 def _cached_frames(clip: vs.VideoNode, *, threads: int) -> int:
     """Return how many upscaled frames to keep: threads ask for up to one each, out of order."""
-    per_frame = clip.width * clip.height * 3 * 2
+    per_frame: int = clip.width * clip.height * 3 * 2
     return max(2 * threads, min(CACHE_FRAMES, CACHE_BYTES // per_frame))
 
 
-def _to_image(frame: vs.VideoFrame) -> NDArray[np.uint16]:
+def _to_image(frame: vs.VideoFrame) -> Image:
     """Return a frame as (H, W, 3) RGB; NaN becomes 0."""
     image = np.empty((frame.height, frame.width, 3), np.uint16)
     for i in range(3):
@@ -122,7 +120,7 @@ def _to_image(frame: vs.VideoFrame) -> NDArray[np.uint16]:
     return image
 
 
-def _to_frame(image: NDArray[np.uint16], frame: vs.VideoFrame) -> vs.VideoFrame:
+def _to_frame(image: Image, frame: vs.VideoFrame) -> vs.VideoFrame:
     """Write an image to a frame, and return the frame."""
     for i in range(3):
         np.copyto(np.asarray(frame[i]), image[..., i] / np.float32(WHITE), casting="same_kind")

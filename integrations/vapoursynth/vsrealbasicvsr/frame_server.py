@@ -5,9 +5,11 @@ Independent of VapourSynth, and of what the frames are.
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 __all__ = ["FrameServer"]
 
@@ -27,9 +29,10 @@ class FrameServer(Generic[Frame]):
     its beginning. Every frame is therefore the same in whatever order the frames are asked for.
 
     Args:
-        read: returns an input frame, and whether a scene begins with it.
+        read: returns an input frame, and whether a scene begins with it. It is called in a thread
+            that asked for a frame.
         upscale: upscales the frames of one scene: one output per input, in order. Its generator is
-            closed when the scene is abandoned.
+            closed when the scene is abandoned. It is always called in the same thread.
         length: number of frames of the clip.
         cached: number of upscaled frames to keep: requests out of order by fewer frames than these
             cost nothing.
@@ -43,7 +46,7 @@ class FrameServer(Generic[Frame]):
         length: int,
         cached: int,
     ) -> None:
-        self._read = read
+        self._thread = _OneThread(read)
         self._upscale = upscale
         self._length = length
         self._cached = cached
@@ -81,7 +84,7 @@ class FrameServer(Generic[Frame]):
             if unknown < 0:
                 return start
             for earlier in range(max(start + 1, unknown - _BLOCK + 1), unknown + 1):
-                self._input(earlier)
+                self._mark(earlier, self._thread.read(earlier)[1])
 
     def _finish_scene(self, *, before: int) -> None:
         """Run to the end of the current scene, if its last few frames precede a requested one: they
@@ -98,13 +101,13 @@ class FrameServer(Generic[Frame]):
     def _stop(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            run.close()
+            self._thread.call(run.close)
 
     def _advance(self, *, to: int) -> Frame:
         assert self._run is not None
         while True:
             try:
-                frame = next(self._run)
+                frame: Frame = self._thread.call(self._run.__next__)
             except BaseException:
                 self._stop()
                 raise
@@ -119,12 +122,45 @@ class FrameServer(Generic[Frame]):
     def _scene(self, start: int) -> Iterator[Frame]:
         """Yield the input frames of a scene."""
         for number in range(start, self._length):
-            frame = self._input(number)
-            if number > start and self._cuts[number] == _BEGINS:
+            frame, begins = self._thread.ask(number)
+            self._mark(number, begins)
+            if begins and number > start:
                 return
             yield frame
 
-    def _input(self, number: int) -> Frame:
-        frame, begins = self._read(number)
+    def _mark(self, number: int, begins: bool) -> None:
         self._cuts[number] = _BEGINS if begins else _CONTINUES
+
+
+class _OneThread:
+    """Runs the network in a thread of its own, while the thread that waits for it reads its input.
+
+    Were the network run by whichever thread asks for a frame, each of these would keep memory of
+    it: the allocator has an arena per thread. Were input read by the network's thread, threads that
+    wait for it could be all that the host has for making that input.
+    """
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self.read = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="realbasicvsr")
+        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run a function in the thread, read what it asks for meanwhile, and return its result."""
+        future = self._thread.submit(function)
+        future.add_done_callback(lambda done: self._asked.put(None))
+        while (number := self._asked.get()) is not None:
+            try:
+                self._answers.put((self.read(number), None))
+            except BaseException as error:
+                self._answers.put((None, error))
+        return future.result()
+
+    def ask(self, number: int) -> Any:
+        """Return an input frame; called by a function that :meth:`call` runs."""
+        self._asked.put(number)
+        frame, error = self._answers.get()
+        if error is not None:
+            raise error
         return frame
