@@ -217,7 +217,9 @@ def _upscaler(engine: Engine, settings: Mapping[str, Any]) -> Upscaler:
     def check(graph: str, inputs: Mapping[str, Any], outputs: Sequence[Any]) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    given = {name: None if value == -1 else value for name, value in settings.items()}
+    given: dict[str, Any] = {
+        name: None if value == -1 else value for name, value in settings.items()
+    }
     return Upscaler(TappedEngine(engine, check), **given)
 
 

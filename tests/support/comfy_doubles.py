@@ -195,7 +195,7 @@ class VideoFromFile:
         bit_depth: int | None = None,
     ) -> None:
         """Encode what is chosen, as ComfyUI does; here without sound, and by frames."""
-        with av.open(self.get_stream_source()) as source, av.open(path, "w") as target:
+        with av.open(self.get_stream_source(), "r") as source, av.open(path, "w") as target:
             stream = source.streams.video[0]
             width, height = self.get_dimensions()
             out = target.add_stream("libx264", rate=stream.average_rate, options={"qp": "0"})
