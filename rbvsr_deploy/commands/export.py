@@ -107,6 +107,13 @@ __all__ = ["export"]
     help="Write graphs only, which run on any machine (onnx), or also compile engines with "
     "TensorRT, with TensorRT-RTX, or with whichever suits this machine's GPU if it has one (auto).",
 )
+@click.option(
+    "--triton",
+    metavar="DIR",
+    type=PATH,
+    help="Also write the bundle as model 'rbvsr' to a model repository of NVIDIA's Triton "
+    "Inference Server.",
+)
 @compile_options
 @JSON
 @VERBOSE
@@ -121,6 +128,7 @@ def export(
     refine_threshold: float | None,
     clip: Path | None,
     target: Literal["onnx", "auto", "tensorrt", "tensorrt-rtx"],
+    triton: Path | None,
     compiling: Compiling,
     as_json: bool,
     verbose: bool,
@@ -174,6 +182,11 @@ def export(
         )
         if targets:
             manifest = _compile(output, targets, compiling)
+        if triton is not None:
+            from rbvsr_deploy.triton.repository import NAME, write_repository
+
+            write_repository(output, triton)
+            report(f"wrote model '{NAME}' for Triton to {triton}")
         if as_json:
             show_json(dataclasses.asdict(manifest))
         else:
