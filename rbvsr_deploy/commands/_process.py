@@ -16,7 +16,7 @@ from rbvsr_deploy.signals import handle_termination
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["discard", "exit_if_signalled", "exit_on_signals", "prepare_streams"]
+__all__ = ["discard", "exit_if_signalled", "exit_on_signals", "prepare_streams", "send_to_main"]
 
 _received: list[int] = []
 """Signals that asked the running command to end, and have not been reported yet."""
@@ -67,7 +67,7 @@ def exit_on_signals() -> Iterator[list[int]]:
     def stop_later(unraisable: UnraisableHookArgs) -> None:
         # Python ignores exceptions in some callbacks: the signal has to come again, outside.
         if isinstance(unraisable.exc_value, SystemExit) and received:
-            threading.Timer(0.5, _send_again, received[-1:]).start()
+            threading.Timer(0.5, send_to_main, received[-1:]).start()
         else:
             show_ignored(unraisable)
 
@@ -90,7 +90,7 @@ def exit_if_signalled() -> None:
         raise SystemExit(128 + _received[0])
 
 
-def _send_again(number: int) -> None:
+def send_to_main(number: int) -> None:
     """Send a signal to the main thread, which may be waiting."""
     main = threading.main_thread().ident
     if main is not None and sys.platform != "win32":
