@@ -194,6 +194,14 @@ class Runner(Closing):
             self._tether = process.stdin
             if self._cancelled or self._closing:
                 self._let_go()
+        try:
+            return self._wait(process)
+        finally:
+            with self._changed:
+                self._let_go()
+                self._tether = None
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
         deadline = None
         while True:
             try:

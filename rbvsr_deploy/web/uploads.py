@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import unicodedata
 from collections.abc import AsyncIterator
@@ -15,8 +16,9 @@ from rbvsr_deploy.units import show_bytes
 __all__ = ["Limits", "UploadError", "receive", "safe_name"]
 
 _LONGEST = 120
-"""Most characters of a name. Outputs and job folders append to it, and systems allow 255 bytes."""
+"""Most bytes of a name. Outputs and job folders append to it, and systems allow 255 bytes."""
 _BUFFER = 2**20
+_LONGEST_SUFFIX = 12
 _NOT_IN_NAMES = re.compile(r'[<>:"|?*%]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -71,15 +73,15 @@ def safe_name(name: str) -> str:
     last = re.split(r"[/\\\0]", unicodedata.normalize("NFC", name).rstrip("/\\"))[-1]
     # Undecodable bytes and unprintable characters, which also reverse or hide parts of a name.
     kept = "".join(c if c.isprintable() else "_" for c in last)
-    kept = _NOT_IN_NAMES.sub("_", kept).strip(". ")
-    stem, dot, suffix = kept.rpartition(".")
-    if not dot:
+    kept = _NOT_IN_NAMES.sub("_", kept).strip(". ") or "input"
+    if _RESERVED.match(kept) or kept.startswith("-"):
+        kept = f"_{kept}"
+    stem, suffix = os.path.splitext(kept)
+    if len(suffix) > _LONGEST_SUFFIX:
         stem, suffix = kept, ""
-    suffix = suffix[:10]
     while len(f"{stem}{suffix}".encode()) > _LONGEST:
         stem = stem[:-1]
-    kept = f"{stem.strip('. ') or 'input'}{dot}{suffix}"
-    return f"_{kept}" if _RESERVED.match(kept) or kept.startswith("-") else kept
+    return f"{stem.rstrip('. ')}{suffix}"
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, *, at_most: int) -> int:
