@@ -1,7 +1,8 @@
 """Decides which requests reach the page: from this page only, to listed paths only.
 
 Gradio serves files of the machine under several paths, for components that this page does not use.
-None of those is listed, so that whatever Gradio allows, no such file can be requested.
+None of those is listed, so that whatever Gradio allows, no such file can be requested. And the
+values of its events may name files, which Gradio copies into its cache: these are refused, too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["PREVIEW_POLICY", "SECURITY_HEADERS", "is_local", "refusal"]
+import msgspec
+
+__all__ = ["EVENTS", "PREVIEW_POLICY", "SECURITY_HEADERS", "is_local", "plain_event", "refusal"]
+
+EVENTS = "/gradio_api/queue/join"
+"""Path of the page's events."""
 
 _PATHS = re.compile(
     r"/(config|theme\.css|manifest\.json|favicon\.ico)?"
-    r"|/gradio_api/(info|startup-events|app_id|heartbeat/\w+|queue/join|queue/data|cancel|reset)"
+    r"|/gradio_api/(startup-events|heartbeat/\w+|queue/join|queue/data)"
     r"|/(assets|static)/[\w./-]+"
     r"|/jobs(/[\w-]+(/(input|uploaded|preview|output))?)?"
 )
@@ -70,6 +76,28 @@ def refusal(
         if int(length) > _LARGEST_BODY and not (method == "PUT" and _UPLOAD.fullmatch(path)):
             return 413, "the request is too large"
     return None
+
+
+class _Event(msgspec.Struct, forbid_unknown_fields=True):
+    """An event of the page as Gradio's scripts send it, restricted to plain values."""
+
+    data: list[str | float | bool | None]
+    fn_index: int
+    session_hash: str
+    event_data: None = None
+    trigger_id: int | None = None
+
+
+def plain_event(body: bytes) -> bytes | None:
+    """Return an event, encoded again, if all its values are texts, numbers, booleans or nothing;
+    else ``None``.
+
+    It is encoded again as Gradio may understand an ambiguous one differently.
+    """
+    try:
+        return msgspec.json.encode(msgspec.json.decode(body, type=_Event))
+    except msgspec.DecodeError:
+        return None
 
 
 def is_local(host: str) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.web.downloads import zipped
-from rbvsr_deploy.web.guard import PREVIEW_POLICY, SECURITY_HEADERS, refusal
+from rbvsr_deploy.web.guard import EVENTS, PREVIEW_POLICY, SECURITY_HEADERS, plain_event, refusal
 from rbvsr_deploy.web.page import build_page, mount_page
 from rbvsr_deploy.web.records import Kind, Settings
 from rbvsr_deploy.web.runner import Runner
@@ -100,6 +100,7 @@ class _Guarded:
             return
         if scope["type"] != "http":
             return
+        from starlette.requests import Request
 
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -116,8 +117,22 @@ class _Guarded:
 
         headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
         refused = refusal(scope["method"], scope["path"], headers, host=self._host)
+        if refused is None and scope["path"] == EVENTS:
+            event = plain_event(await Request(scope, receive).body())
+            receive = _replayed(event or b"", receive)
+            refused = None if event is not None else (400, "the event is not one of this page")
         app = self._app if refused is None else _sentence(*refused)
         await app(scope, receive, send_secured)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a channel on which a request's body comes first."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
 
 
 class _Jobs:

@@ -185,7 +185,10 @@ def _estimate(job: Job) -> str:
 
 
 def _failure(job: Job, name: StepName) -> str:
-    message = _sentence(_shortened(job.record.step(name).message, job.folder))
+    message = _shortened(job.record.step(name).message, job.folder)
+    if not message.startswith(job.record.name):
+        message = message[:1].upper() + message[1:]
+    message += "" if message.endswith(".") else "."
     return (
         f'<div class="rb-card rb-error" role="alert"><p>{escape(message)}</p></div>'
         f"{_messages(job, name)}"
@@ -231,10 +234,6 @@ def _shortened(text: str, folder: Path) -> str:
     for part in ("input", "output"):
         text = text.replace(f"{folder / part}{os.sep}", "")
     return text.replace(f"{folder}{os.sep}", "")
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def _count(number: int, noun: str) -> str:

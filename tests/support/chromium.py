@@ -91,6 +91,11 @@ class Chromium(Closing):
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command of the protocol and return its answer."""
+        answer = self._answer_to(method, **parameters)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def _answer_to(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -99,8 +104,7 @@ class Chromium(Closing):
         while True:
             answer = self._next_message()
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
+                return answer
 
     def open(self, path: Path, *, width: int, height: int, phone: bool = False) -> None:
         """Load a file and wait for its images."""
@@ -127,9 +131,9 @@ class Chromium(Closing):
         """Wait until an expression is true, also across pages."""
         end = time.monotonic() + seconds
         while True:
-            # A page that is being left has no value to give.
-            answer = self.call("Runtime.evaluate", expression=f"!!({condition})")
-            if answer["result"].get("value") is True:
+            # The page that is being left answers with an error.
+            answer = self._answer_to("Runtime.evaluate", expression=f"!!({condition})")
+            if answer.get("result", {}).get("result", {}).get("value") is True:
                 return
             assert time.monotonic() < end, f"{condition} is not true after {seconds} s"
             time.sleep(0.1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from rbvsr_deploy.web.guard import is_local, refusal
+from rbvsr_deploy.web.guard import is_local, plain_event, refusal
 
 OWN = {"host": "127.0.0.1:7860"}
 
@@ -34,6 +36,9 @@ def test_the_page_is_reached(path: str) -> None:
         "/file=/etc/passwd",
         "/gradio_api/proxy=https://example.org/",
         "/gradio_api/upload",
+        "/gradio_api/run/looked",
+        "/gradio_api/call/looked",
+        "/gradio_api/queue/join/",
         "/gradio_api/stream/a/b/c/playlist.m3u8",
         "/gradio_api/custom_component/a/client/component/index.js",
         "/gradio_api/component_server",
@@ -117,3 +122,20 @@ def test_local_addresses() -> None:
         "::1",
         "localhost",
     ]
+
+
+def test_events_carry_plain_values() -> None:
+    """No event can name a file, which Gradio would copy into its cache."""
+    given = {"data": ["a", 1, 0.5, True, None], "fn_index": 1, "session_hash": "x"}
+    whole = {**given, "event_data": None, "trigger_id": 7}
+    for event in (given, whole):
+        plain = plain_event(json.dumps(event).encode())
+        assert plain is not None
+        assert json.loads(plain) == {**whole, **event} | {"trigger_id": event.get("trigger_id")}
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    for change in ({"data": [file]}, {"data": [[file]]}, {"event_data": file}, {"state": file}):
+        assert plain_event(json.dumps({**given, **change}).encode()) is None
+    twice = b'{"data": [{"path": "/etc/passwd"}], "fn_index": 1, "session_hash": "x", "data": []}'
+    plain = plain_event(twice)
+    assert plain is None or b"passwd" not in plain
+    assert plain_event(b"") is None

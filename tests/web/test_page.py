@@ -5,6 +5,7 @@ One server serves all tests of this file; the last one kills it.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,9 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from fractions import Fraction
 from importlib.util import find_spec
@@ -25,6 +23,7 @@ import av
 import numpy as np
 import pytest
 
+from rbvsr_deploy.web.guard import EVENTS
 from rbvsr_deploy.web.store import Store
 from tests.support import media
 from tests.support.chromium import CHROMIUM, Chromium
@@ -183,7 +182,7 @@ def test_upload_preview_run_cancel_resume_download(
     browser.wait_for(visible(".rb-view iframe"))
     browser.wait_for(says(".rb-card", f"All {FRAMES} frames, at 384×256, would take about"))
     frames = browser.run("fetch(document.querySelector('.rb-view iframe').src).then(r => r.text())")
-    assert frames.count('"before"') == 3
+    assert frames.count('"before": "data:') == 3
     click(browser, "#rb-start")
     server.wait_for(job, "run", "running")
     unfinished = server.folder / job / "output" / ".clip_x4.mp4.job"
@@ -300,16 +299,21 @@ def test_no_other_file_can_be_read(server: Server) -> None:
     status, data = server.request("POST", "/gradio_api/upload", b"x" * 10)
     assert status == 404
     file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-    for function in range(8):
-        event = {"data": [file] * 8, "fn_index": function, "session_hash": f"hash{function}"}
-        server.request(
-            *("POST", "/gradio_api/queue/join", json.dumps(event).encode()),
-            **{"content-type": "application/json"},
-        )
-        with urllib.request.urlopen(
-            f"{server.url}gradio_api/queue/data?session_hash=hash{function}"
-        ) as answer:
-            assert b"a-secret" not in answer.read(200_000)
+    events = json.loads(server.request("GET", "/config")[1])["dependencies"]
+    assert len(events) == 5
+    for event in events:
+        for value, expected in ((file, 400), ([file], 400), (str(secret), 200)):
+            body = {
+                "data": [value] * len(event["inputs"]), "fn_index": event["id"],
+                "session_hash": "h", "event_data": None, "trigger_id": None,
+            }
+            kind = {"content-type": "application/json"}
+            join = server.request("POST", EVENTS, json.dumps(body).encode(), **kind)
+            assert join[0] == expected
+    with contextlib.suppress(http.client.IncompleteRead):
+        answer = server.request("GET", "/gradio_api/queue/data?session_hash=h")[1]
+        assert answer.count(b"process_completed") == len(events)
+        assert b"a-secret" not in answer
     assert not list((server.folder / "gradio").rglob("*secret*"))
 
 

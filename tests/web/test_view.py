@@ -107,7 +107,7 @@ def test_failed(store: Store, runner: Runner) -> None:
     message = f"{job.input} is not a video: <b>give one</b>"
     job.change_step("preview", state="failed", message=message)
     view = describe(job, runner)
-    assert ">Clip.mp4 is not a video: &lt;b&gt;give one&lt;/b&gt;.<" in view.status
+    assert ">clip.mp4 is not a video: &lt;b&gt;give one&lt;/b&gt;.<" in view.status
     assert "There is no preview" in view.preview
     job.change_step("run", state="failed", message="out of memory")
     view = describe(job, runner)
