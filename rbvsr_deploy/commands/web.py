@@ -82,7 +82,7 @@ def web(
         from rbvsr_deploy.engines.user_folders import data_folder
         from rbvsr_deploy.web.guard import is_local
         from rbvsr_deploy.web.runner import Runner
-        from rbvsr_deploy.web.server import listen, serve
+        from rbvsr_deploy.web.server import build_app, listen, serve
         from rbvsr_deploy.web.store import Store
         from rbvsr_deploy.web.uploads import Limits
 
@@ -104,9 +104,10 @@ def web(
                     "Warning: the page has no password; everyone who can reach this machine can "
                     "see and delete all jobs"
                 )
+            app = build_app(store, runner, host=host)
             name = f"[{host}]" if ":" in host else host
             show(f"http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops it)")
-            serve(store, runner, listening=listening, host=host)
+            serve(app, listening)
 
 
 def _models(engines: Sequence[Path]) -> dict[str, Path | None]:

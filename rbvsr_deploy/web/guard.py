@@ -22,7 +22,7 @@ EVENTS = "/gradio_api/queue/join"
 
 _PATHS = re.compile(
     r"/(config|theme\.css|manifest\.json|favicon\.ico)?"
-    r"|/gradio_api/(startup-events|heartbeat/\w+|queue/join|queue/data)"
+    r"|/gradio_api/(startup-events|app_id|heartbeat/\w+|queue/join|queue/data)"
     r"|/(assets|static)/[\w./-]+"
     r"|/jobs(/[\w-]+(/(input|uploaded|preview|output))?)?"
 )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["listen", "serve"]
+__all__ = ["build_app", "listen", "serve"]
 
 
 class _Announcement(msgspec.Struct):
@@ -53,18 +53,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(store: Store, runner: Runner, *, listening: socket.socket, host: str) -> None:
-    """Serve the page until a signal ends the process.
+def build_app(store: Store, runner: Runner, *, host: str) -> ASGIApp:
+    """Return the page with its server's answers to all other requests.
 
     Args:
         store: the jobs.
         runner: their queue.
-        listening: see :func:`listen`.
-        host: name or address that it listens on.
+        host: name or address that the server listens on.
     """
+    return _Guarded(_application(store, runner), host=host)
+
+
+def serve(app: ASGIApp, listening: socket.socket) -> None:
+    """Serve an application on a socket until a signal ends the process."""
     import uvicorn
 
-    app = _Guarded(_application(store, runner), host=host)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and SIGKILL"),
 ]
 
-SCENES, LENGTH, SIZE = 30, 6, (96, 64)
+SCENES, LENGTH, SIZE = 24, 6, (96, 64)
 FRAMES = SCENES * LENGTH
 
 
@@ -102,6 +102,14 @@ class Server:
             time.sleep(0.05)
         return dict(found)
 
+    def wait_for_segment(self, job: str) -> None:
+        """Wait until the run of a job has finished a segment, long before it has finished all."""
+        unfinished = self.folder / job / "output" / ".clip_x4.mp4.job"
+        end = time.monotonic() + 120
+        while not any(unfinished.glob("part-*.json")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Server]:
@@ -115,7 +123,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Itera
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a video of many short scenes, each a segment of the unfinished work."""
+    """Return a video of many short scenes, several of which make a segment."""
     draw = np.random.default_rng(5)
     images = []
     for _ in range(SCENES):
@@ -184,17 +192,14 @@ def test_upload_preview_run_cancel_resume_download(
     frames = browser.run("fetch(document.querySelector('.rb-view iframe').src).then(r => r.text())")
     assert frames.count('"before": "data:') == 3
     click(browser, "#rb-start")
-    server.wait_for(job, "run", "running")
-    unfinished = server.folder / job / "output" / ".clip_x4.mp4.job"
-    while len(list(unfinished.glob("part-*.json"))) < 3:
-        time.sleep(0.02)
+    server.wait_for_segment(job)
     click(browser, "#rb-cancel")
     browser.wait_for(says("#rb-start", "Resume"))
     assert server.record(job)["run"]["state"] == "cancelled"
     click(browser, "#rb-start")
     browser.wait_for(visible(".rb-download"))
     result = json.loads((server.folder / job / "run.json").read_text())
-    assert result["resumed_frames"] >= 3 * LENGTH
+    assert 0 < result["resumed_frames"] < FRAMES
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     click(browser, ".rb-download")
     while not (tmp_path / "clip_x4.mp4").exists():
@@ -304,8 +309,11 @@ def test_no_other_file_can_be_read(server: Server) -> None:
     for event in events:
         for value, expected in ((file, 400), ([file], 400), (str(secret), 200)):
             body = {
-                "data": [value] * len(event["inputs"]), "fn_index": event["id"],
-                "session_hash": "h", "event_data": None, "trigger_id": None,
+                "data": [value] * len(event["inputs"]),
+                "fn_index": event["id"],
+                "session_hash": "h",
+                "event_data": None,
+                "trigger_id": None,
             }
             kind = {"content-type": "application/json"}
             join = server.request("POST", EVENTS, json.dumps(body).encode(), **kind)
@@ -394,9 +402,7 @@ def test_a_killed_server_resumes(server: Server, clip: Path, browser: Chromium) 
     job = open_with(browser, server.url, clip)
     server.wait_for(job, "preview", "done")
     click(browser, "#rb-start")
-    unfinished = server.folder / job / "output" / ".clip_x4.mp4.job"
-    while len(list(unfinished.glob("part-*.json"))) < 3:
-        time.sleep(0.02)
+    server.wait_for_segment(job)
     children = children_of(server.process.pid)
     assert children
     server.kill()
@@ -408,7 +414,7 @@ def test_a_killed_server_resumes(server: Server, clip: Path, browser: Chromium) 
     server.start()
     server.wait_for(job, "run", "done")
     result = json.loads((server.folder / job / "run.json").read_text())
-    assert result["resumed_frames"] >= 3 * LENGTH
+    assert 0 < result["resumed_frames"] < FRAMES
     check_output(server.folder / job / "output" / "clip_x4.mp4")
     browser.wait_for(visible(".rb-download"))
 
