@@ -128,9 +128,10 @@ class Engine(Closing):
         """Keep the device current in this thread during several calls, which makes each cheaper."""
         return nullcontext()
 
-    def copy(self, array: Array, *, into: Array) -> None:
+    def copy(self, array: Array, *, into: Array, graph: str | None = None) -> None:
         """Copy an array into another one, or a slice of one, of the same shape and dtype; only
-        asynchronous engines are asked to.
+        asynchronous engines are asked to. ``graph`` is the one that reads the copy, if it is the
+        next to be run.
         """
         raise NotImplementedError
 

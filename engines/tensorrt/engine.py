@@ -171,11 +171,10 @@ class TensorRTEngine(Engine):
     def held(self) -> AbstractContextManager[None]:
         return self._entered()
 
-    def copy(self, array: Array, *, into: Array) -> None:
-        is_state = array.shape[1] == self.network.channels
+    def copy(self, array: Array, *, into: Array, graph: str | None = None) -> None:
         with self._entered():
             self._queues.submit(
-                self._queue["states" if is_state else "frames"],
+                self._queue["states" if graph is None else _QUEUE_OF[graph]],
                 lambda stream: self._driver.copy(into.address, array.address, array.nbytes, stream),
                 reads=[array.span],
                 writes=[into.span],

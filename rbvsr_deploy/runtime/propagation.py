@@ -229,14 +229,14 @@ class _Steps:
             The number of each frame and its state.
         """
         engine, first = self._engine, min(numbers)
-        frames = self._copied(self._frames.frames(first, max(numbers) + 1), at.frames)
+        frames = self._copied(self._frames.frames(first, max(numbers) + 1), at.frames, branch)
         # A branch begins without a state: the first frame has no flow.
         moving = numbers if state is not None else numbers[1:]
         flows, low = self._no_flow, min(moving, default=0)
         if moving:
             step = 1 if branch == "backward" else -1
             flows = self._frames.flows(low, max(moving) + 1, step=step)
-            flows = self._copied(flows, at.flows)
+            flows = self._copied(flows, at.flows, branch)
         for i in numbers:
             place = i - first, i - first + 1
             (state,) = engine.run(
@@ -248,12 +248,12 @@ class _Steps:
             )
             yield i, state
 
-    def _copied(self, array: Array, into: Array | None) -> Array:
+    def _copied(self, array: Array, into: Array | None, branch: str) -> Array:
         """Copy frames or flows to the beginning of their places, if they have any."""
         if into is None:
             return array
         place = self._engine.slice(into, 0, array.shape[0])
-        self._engine.copy(array, into=place)
+        self._engine.copy(array, into=place, graph=branch)
         return place
 
     def walk(

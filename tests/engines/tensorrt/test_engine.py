@@ -203,6 +203,7 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
             engine.close()
     for image, wanted in zip(got, want, strict=False):
         np.testing.assert_array_equal(image, wanted, err_msg=f"schedule {seed}")
+    driver.fail_at = None  # Python ignores interrupts of finalisers
     del image, got
     gc.collect()
     assert driver.leaks() == [], f"schedule {seed}"
@@ -328,7 +329,7 @@ def test_downloads_do_not_delay_later_work(engine: TensorRTEngine, driver: Drive
 
 
 def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> None:
-    """Steps are captured when states come back to the same places, which needs no copy of them;
+    """Steps are captured when arrays come back to the same places, and nothing is copied for that;
     another shape captures again.
     """
     values = engine.download(steps(engine, 8))
@@ -337,10 +338,7 @@ def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> Non
     # Step 1 comes from zeros; 2 and 3 are the first ones between the two places.
     assert calls["end_capture"] == 2
     assert calls["launch"] == 8 - 3
-    copies = [operation for operation in driver.log if operation.name == "copy"]
-    sizes = {stop - start for operation in copies for start, stop in operation.reads}
-    assert sizes == {4 * 3 * 5 * 7, 4 * 2 * 5 * 7}  # frames and flows
-    assert all(operation.stream != 0 for operation in copies)
+    assert not [operation for operation in driver.log if operation.name == "copy"]
     values = engine.download(steps(engine, 6, graph="backward"))
     np.testing.assert_array_equal(values, wanted_state(6, factor=0.5))
     calls = Counter(driver.calls)
