@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import sys
 import tempfile
@@ -37,10 +38,10 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def read_sample(path: Path | str = SAMPLE) -> list[Pixels]:
+def read_sample(path: Path = SAMPLE) -> list[Pixels]:
     with av.open(str(path)) as container:
-        frames = (f.to_ndarray(format="rgb24") for f in container.decode(video=0))
-        return [frame for frame, _ in zip(frames, range(FRAMES), strict=False)]
+        frames = itertools.islice(container.decode(video=0), FRAMES)
+        return [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in frames]
 
 
 def beside(before: Pixels, after: Pixels, labels: tuple[str, str]) -> Image.Image:
@@ -64,11 +65,11 @@ def vapoursynth_image() -> Image.Image:
 
     source = vs.core.bs.VideoSource(str(SAMPLE))[:FRAMES]
     clip = realbasicvsr(source.resize.Bicubic(format=vs.RGBS), device="cpu")
-    images = []
+    images: list[Pixels] = []
     for node in (source, clip):
         with node.resize.Bicubic(format=vs.RGB24).get_frame(SHOWN) as frame:
             images.append(np.stack([np.asarray(frame[i]) for i in range(3)], axis=-1).copy())
-    return beside(*images, labels=("resize.Bicubic", "realbasicvsr"))
+    return beside(images[0], images[1], labels=("resize.Bicubic", "realbasicvsr"))
 
 
 def comfyui_image(folder: Path, patch: pytest.MonkeyPatch) -> Image.Image:
@@ -97,8 +98,8 @@ def comfyui_image(folder: Path, patch: pytest.MonkeyPatch) -> Image.Image:
     settings = dict(zip(names, values["RBVSR_UpscaleVideo"], strict=True))
     result = node.execute(model=engine, video=video, **settings)[0]
     frames = {
-        "LoadVideo": read_sample(video.file)[SHOWN],
-        "SaveVideo": read_sample(result.file)[SHOWN],
+        "LoadVideo": read_sample(Path(str(video.file)))[SHOWN],
+        "SaveVideo": read_sample(Path(str(result.file)))[SHOWN],
     }
     widgets: dict[str, list[str]] = {
         "LoadVideo": ["file"],
