@@ -355,9 +355,8 @@ def test_large_uploads_take_little_memory(server: Server) -> None:
     announced = {"name": "large.mp4", "kind": "file", "size": size, "files": 1}
     job = json.loads(server.request("POST", "/jobs", json.dumps(announced).encode())[1])["job"]
     block = bytes(2**20)
-    headers = {"content-length": str(size)}
-    path = f"/jobs/{job}/input"
-    status, _ = server.request("PUT", path, body=iter([block] * 48), **headers)
+    kind = {"content-length": str(size)}
+    status, _ = server.request("PUT", f"/jobs/{job}/input", iter([block] * 48), **kind)
     assert status == 201
     assert (server.folder / job / "input" / "large.mp4").stat().st_size == size
     assert peak_memory(server.process.pid) - before < 16 * 2**20
