@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rbvsr_deploy.errors import ExportError, first_line
+from rbvsr_deploy.export.resize_graph import resize_graph
 from rbvsr_deploy.graphs import GraphSpec, Precision
 
 __all__ = ["DEFAULT_OPSET", "OPSETS", "convert_opset", "example_inputs", "export_graph"]
@@ -72,6 +73,8 @@ def export_graph(
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {OPSETS}, got {opset}")
+    if spec.name == "resize":
+        return resize_graph(precision, opset=opset)
     dynamic = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(item.shape) if size in _EXAMPLE}
         for item in spec.inputs
