@@ -23,6 +23,7 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.page import Page, check_report_page, choose_frames, file_size
 from rbvsr_deploy.jobs.upscale_file import Progress
 from rbvsr_deploy.pixels import Image, eight_bits
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Settings, Stage, Stream
 from rbvsr_deploy.units import show_bytes, show_duration
@@ -63,6 +64,7 @@ def write_preview(
     count: int,
     engine: Engine,
     settings: Settings | None = None,
+    size: OutputSize | None = None,
     scene_cuts: bool = True,
     reading: ReadOptions | None = None,
     overwrite: bool = False,
@@ -76,7 +78,8 @@ def write_preview(
         page: path of the page.
         count: number of frames to show; fewer if the input has fewer.
         engine: stays open; the caller closes it.
-        settings: scenes, lookahead, refinement and memory.
+        settings: scenes, lookahead, refinement, strength and memory.
+        size: how large the output would be; four times the input if ``None``.
         scene_cuts: detect cuts.
         reading: options for reading the input.
         overwrite: replace an existing page.
@@ -93,6 +96,9 @@ def write_preview(
     check_report_page(page, overwrite=overwrite, others={"input": path})
     reading = reading or ReadOptions()
     with open_source(path, reading) as source:
+        target = (size or OutputSize()).target(
+            height=source.height, width=source.width, sample_aspect=source.sample_aspect
+        )
         frames = source.frame_count or sum(1 for _ in source)
     numbers = choose_frames(frames, scene_starts=(), at_most=count)
     excerpts = [
@@ -105,8 +111,10 @@ def write_preview(
         done[stage] = done.get(stage, 0) + frames
         progress(stage, done[stage], total)
 
-    width, height = SCALE * source.width, SCALE * source.height
-    shown = Page(width=width, height=height, sample_aspect=source.sample_aspect or Fraction(1))
+    width, height, aspect = SCALE * source.width, SCALE * source.height, source.sample_aspect
+    if target is not None:
+        width, height, aspect = target.width, target.height, target.sample_aspect
+    shown = Page(width=width, height=height, sample_aspect=aspect or Fraction(1), target=target)
     labels: list[str] = []
     times: list[float] = []
     with Stream(
@@ -114,6 +122,7 @@ def write_preview(
         settings or Settings(),
         size=(source.height, source.width),
         deep=source.depth > 8,
+        target=target,
         progress=count_frames,
     ) as stream:
         report(f"Memory: {show_bytes(stream.memory)} for {stream.plan}")
@@ -145,7 +154,7 @@ def write_preview(
         seconds_per_frame=round(per_frame, 6),
         estimated_seconds=round(frames * per_frame, 1),
     )
-    _write(shown, page, path, preview=preview)
+    _write(shown, page, path, preview=preview, size=(source.height, source.width))
     return preview
 
 
@@ -207,16 +216,15 @@ def _label(frame: Frame, source: Source) -> str:
     return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{float(seconds):06.3f}"
 
 
-def _write(shown: Page, page: Path, path: Path, *, preview: Preview) -> None:
+def _write(shown: Page, page: Path, path: Path, *, preview: Preview, size: tuple[int, int]) -> None:
     estimate = show_duration(preview.estimated_seconds)
-    size = f"{preview.width // SCALE}×{preview.height // SCALE}"
     shown.write(
         page,
-        title=f"{path.name}, upscaled by four: a preview",
+        title=f"{path.name}, upscaled: a preview",
         note=f"This is a preview; no video was written. All {preview.frames} frames would take "
         f"about {estimate} on this machine.",
         figures=[
-            ("Input", f"{path.name}, {size}{file_size(path)}"),
+            ("Input", f"{path.name}, {size[1]}×{size[0]}{file_size(path)}"),
             ("Output", f"{preview.width}×{preview.height}"),
             ("Engine", str(preview.engine)),
             ("Frames shown", f"{len(preview.pictures)}, each upscaled with its neighbours"),

@@ -93,7 +93,7 @@ def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
     torch.save(RealBasicVSR(config).state_dict(), tmp_path / "basicvsr.pth")
     manifest = export_bundle(tmp_path / "basicvsr.pth", tmp_path / "model.plan")
     assert not manifest.has_cleaning
-    assert set(manifest.graphs) == set(GRAPHS) - {"clean"}
+    assert set(manifest.graphs) == set(GRAPHS) - {"clean", "mix"}
 
 
 @pytest.mark.slow
