@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     from rbvsr_deploy.jobs.summary import Summary
     from rbvsr_deploy.runtime.output_size import Target
 
-__all__ = ["Page", "check_report_page", "choose_frames", "file_size", "write_report_page"]
+__all__ = [
+    "Page",
+    "check_report_page",
+    "choose_frames",
+    "data_uri",
+    "file_size",
+    "write_report_page",
+]
 
 # Pixels on each side of the divider, of all frames together: the page stays at a few megabytes.
 _PIXELS = 24_000_000
@@ -143,14 +150,12 @@ class Page:
             mark: text after the label in the strip.
         """
         before = shown_before(before, self._target)
-        self._frames.append(
-            {"label": label, "before": _data_uri(before), "after": _data_uri(after)}
-        )
+        self._frames.append({"label": label, "before": data_uri(before), "after": data_uri(after)})
         thumbnail = enlarged(
             after, width=max(1, round(_THUMBNAIL * self._aspect)), height=_THUMBNAIL
         )
         self._strip.append(
-            f'<li><button type="button"><img src="{_data_uri(thumbnail)}" alt="">'
+            f'<li><button type="button"><img src="{data_uri(thumbnail)}" alt="">'
             f"{html.escape(label + mark)}</button></li>"
         )
 
@@ -237,7 +242,8 @@ def file_size(path: Path) -> str:
     return f", {size / 1e6:.1f} MB" if size >= 1e6 else f", {size / 1e3:.1f} kB"
 
 
-def _data_uri(image: NDArray[np.uint8]) -> str:
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """Return an image (H, W, 3) RGB as the address of an image in HTML, in JPEG."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image)).decode()
 
 

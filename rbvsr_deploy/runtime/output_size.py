@@ -88,14 +88,14 @@ class OutputSize:
                 f"fit {self.fit!r} is for a size of width and height: give one, or leave it out",
                 parameters=("size", "fit"),
             )
+        if self.size is not None and len(self.size) != 2:
+            raise RbvsrError(f"the size must be a width and a height, got {self.size}")
         for side in (*(self.size or ()), *((self.height,) if self.height is not None else ())):
             if type(side) is not int or side < 1:
                 raise RbvsrError(
                     f"a width or height must be a whole number of pixels from 1, got {side!r}",
                     parameters=given,
                 )
-        if self.size is not None and len(self.size) != 2:
-            raise RbvsrError(f"the size must be a width and a height, got {self.size}")
 
     def __str__(self) -> str:
         if self.size is not None:
@@ -168,10 +168,12 @@ class OutputSize:
     def _inside(self, aspect: Fraction, multiple: tuple[int, int]) -> list[int]:
         """Return the largest height and width of a shape within the size."""
         assert self.size is not None
-        width, height = self.size
+        width, height = (
+            max(m, side // m * m) for side, m in zip(self.size, reversed(multiple), strict=True)
+        )
         exact = min(Fraction(height), width / aspect), min(Fraction(width), height * aspect)
         return [
-            max(m, min(_rounded(side, m), most // m * m))
+            min(_rounded(side, m), most)
             for side, most, m in zip(exact, (height, width), multiple, strict=True)
         ]
 
