@@ -296,6 +296,12 @@ NETWORK = (
 )
 """Options for the fields of :class:`~rbvsr_deploy.runtime.stream.Settings`."""
 
+_LIVE = click.Option(
+    ["--live"],
+    is_flag=True,
+    help="For live video: --lookahead 2, with its delay reported.",
+)
+
 SCENE_CUTS = click.Option(
     ["--scene-cuts/--no-scene-cuts"],
     default=True,
@@ -344,7 +350,7 @@ _REPORTS = (
 SECTIONS: Mapping[str, Sequence[click.Option]] = {
     "Output": (*_OUTPUT, *SIZES, *WRITING, _KEEP_JOB),
     "Input": READING,
-    "Network": (*_ENGINE, *NETWORK, *_SCENES),
+    "Network": (*_ENGINE, *NETWORK, _LIVE, *_SCENES),
     "Before and after": _REPORTS,
 }
 

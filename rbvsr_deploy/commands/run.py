@@ -103,10 +103,12 @@ def run(
         from rbvsr_deploy.jobs.upscale_file import upscale_file
         from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
         from rbvsr_deploy.runtime.output_size import OutputSize
-        from rbvsr_deploy.runtime.stream import Settings
+        from rbvsr_deploy.runtime.settings import LIVE_LOOKAHEAD, Settings
         from rbvsr_deploy.video import ReadOptions, WriteOptions
 
         settings = Settings(**values_of(NETWORK, options))
+        if options["live"]:
+            settings = dataclasses.replace(settings, lookahead=LIVE_LOOKAHEAD)
         size = OutputSize(**values_of(SIZES, options))
         reading = ReadOptions(**values_of(READING, options))
         writing = WriteOptions(**values_of(WRITING, options))
@@ -219,6 +221,8 @@ def _check_usage(ctx: click.Context) -> None:
         raise click.UsageError(f"{' and '.join(sizes)} exclude each other: use one of them")
     if options["fit"] != "inside" and options["size"] is None:
         raise click.UsageError(f"--fit {options['fit']} needs --size: give one, or leave it out")
+    if options["live"] and options["lookahead"] is not None:
+        raise click.UsageError("--live sets the lookahead: leave --lookahead or --live out")
     if options["sheet"] and options["preview"] is None:
         raise click.UsageError("--sheet needs --preview N, which says how many frames it shows")
     if options["preview"] is not None:

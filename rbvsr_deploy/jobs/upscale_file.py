@@ -122,6 +122,11 @@ def upscale_file(
             raise MediaError(f"fps is for videos, and the output {output} consists of images")
         for note in source.notes:
             report(note)
+        if (ahead := settings.lookahead) is not None:
+            report(
+                f"Delay: {ahead} frame{'s' * (ahead != 1)}, {float(ahead / source.rate):.2g} s at "
+                f"{float(source.rate):.5g} frames/s: each draws on as many that follow"
+            )
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
         run = Run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CONTINUATION_LOOKAHEAD", "MAX_SCENE", "RefineScope", "Settings"]
+__all__ = ["CONTINUATION_LOOKAHEAD", "LIVE_LOOKAHEAD", "MAX_SCENE", "RefineScope", "Settings"]
 
 MAX_SCENE = 300
 """Default length of the longest scene that is propagated in one go, in frames."""
@@ -17,6 +17,9 @@ of 255 from that of the whole scene (root mean square, the compact model on four
 clips); by 0.06 to 0.13 with 16 frames, by 2 to 4 with none. float16 causes 0.2
 (``benchmarks/README.md``).
 """
+
+LIVE_LOOKAHEAD = 2
+"""Lookahead for live video, where the delay counts: each frame then costs three backward steps."""
 
 RefineScope = Literal["scene", "frame"]
 
