@@ -159,10 +159,10 @@ def test_a_graph_that_would_not_be_opened_is_not_written(
 
     def with_an_identity(module: object, spec: GraphSpec, **options: object) -> onnx.ModelProto:
         model = graph(tiny_bundle, spec.name)
-        for node in model.graph.node:
-            if node.output[0] == "image":
-                node.output[0] = "almost"
         if spec.name == "emit":
+            for node in model.graph.node:
+                if node.output[0] == "image":
+                    node.output[0] = "almost"
             model.graph.node.append(onnx.helper.make_node("Identity", ["almost"], ["image"]))
         return model
 
