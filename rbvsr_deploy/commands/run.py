@@ -78,7 +78,7 @@ def run(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Upscale a video, image or image folder, by a factor of four or to another size.
+    """Upscale a video, image or image folder.
 
     Audio, subtitles and timestamps of a video are kept. An interrupted run resumes with the same
     command. Of several inputs, each is upscaled even if another one fails. INPUT may be - for y4m

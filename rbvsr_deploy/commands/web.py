@@ -13,6 +13,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    Count,
     command_errors,
     memory_size,
     report,
@@ -28,7 +29,8 @@ __all__ = ["web"]
 @click.option("--host", default="127.0.0.1", help="Address or name to listen on.")
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    metavar="N",
+    type=Count(0, 65535),
     default=7860,
     help="Port to listen on; 0 is any free one.",
 )

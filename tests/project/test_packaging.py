@@ -82,7 +82,12 @@ def test_data_files_are_included(wheel: zipfile.Path) -> None:
     models = ROOT / "rbvsr_deploy" / "pretrained"
     data = [
         ROOT / "rbvsr_deploy" / name
-        for name in ("py.typed", "jobs/page.html", "bench/result.schema.json")
+        for name in (
+            "py.typed",
+            "jobs/page.html",
+            "jobs/contact_sheet.html",
+            "bench/result.schema.json",
+        )
     ]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
     packed = {path.relative_to(ROOT).as_posix(): path for path in data}
