@@ -26,7 +26,9 @@ __all__ = ["web"]
 
 
 @click.command(cls=Command, params=[DEVICE, TRUST_ENGINES], context_settings={"show_default": True})
-@click.option("--host", default="127.0.0.1", help="Address or name to listen on.")
+@click.option(
+    "--host", metavar="ADDRESS", default="127.0.0.1", help="Address or name to listen on."
+)
 @click.option(
     "--port",
     metavar="N",
@@ -74,7 +76,7 @@ def web(
     trust_engines: bool,
     verbose: bool,
 ) -> None:
-    """Open a page for the browser: upload, preview, upscale and download.
+    """Serve a page to upload, upscale and download videos.
 
     Only this machine can open it, unless --host says otherwise. Jobs run one at a time, and resume
     when the server was stopped.
