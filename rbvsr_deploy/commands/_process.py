@@ -18,7 +18,14 @@ from rbvsr_deploy.signals import end_if_stuck, handle_termination
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["INTERRUPTED", "discard", "exit_if_signalled", "exit_on_signals", "prepare_streams"]
+__all__ = [
+    "INTERRUPTED",
+    "discard",
+    "exit_if_signalled",
+    "exit_on_signals",
+    "prepare_streams",
+    "send_to_main",
+]
 
 INTERRUPTED = "Interrupted; run the same command again to continue."
 
@@ -71,7 +78,7 @@ def exit_on_signals() -> Iterator[list[int]]:
     def stop_later(unraisable: UnraisableHookArgs) -> None:
         # Python ignores exceptions in some callbacks: the signal has to come again, outside.
         if isinstance(unraisable.exc_value, SystemExit) and received:
-            threading.Timer(0.5, _send_again, received[-1:]).start()
+            threading.Timer(0.5, send_to_main, received[-1:]).start()
         else:
             show_ignored(unraisable)
 
@@ -99,7 +106,7 @@ def _report_interruption() -> None:
         click.echo(INTERRUPTED, err=True)
 
 
-def _send_again(number: int) -> None:
+def send_to_main(number: int) -> None:
     """Send a signal to the main thread, which may be waiting."""
     main = threading.main_thread().ident
     if main is not None and sys.platform != "win32":

@@ -76,16 +76,23 @@ def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> N
 
 
 def test_data_files_are_included(wheel: zipfile.Path) -> None:
-    """The type marker, the page template, the training recipes and all models, weights and model
+    """The type marker, the page templates, the training recipes and all models, weights and model
     cards of the checkout are included, byte for byte.
     """
     models = ROOT / "rbvsr_deploy" / "pretrained"
     data = [
         ROOT / "rbvsr_deploy" / name
-        for name in ("py.typed", "jobs/page.html", "bench/result.schema.json")
+        for name in (
+            "py.typed",
+            "jobs/page.html",
+            "jobs/contact_sheet.html",
+            "bench/result.schema.json",
+        )
     ]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
     packed = {path.relative_to(ROOT).as_posix(): path for path in data}
+    web = ("header.html", "page.css", "page.js")
+    packed |= {f"rbvsr_deploy/web/{n}": ROOT / "rbvsr_deploy" / "web" / n for n in web}
     presets = (ROOT / "training" / "presets").glob("*.toml")
     packed |= {f"rbvsr_deploy/training/presets/{path.name}": path for path in presets}
     for name, path in packed.items():
