@@ -18,6 +18,7 @@ __all__ = [
     "SCENE_CUTS",
     "SECTIONS",
     "TRUST_ENGINES",
+    "WORKERS",
     "WRITING",
     "SectionedCommand",
     "values_of",
@@ -274,10 +275,34 @@ _REPORTS = (
     ),
 )
 
+WORKERS = (
+    click.Option(
+        ["--workers"],
+        metavar="N",
+        type=Count(1, 10_000),
+        help="Share the work among N processes, one per GPU or per share of the processor's cores; "
+        "with --cluster, among N workers there.  [default: 1; with --cluster, all that fit]",
+    ),
+    click.Option(
+        ["--cluster"],
+        metavar="ADDRESS",
+        help="Share the work among workers on a Ray cluster: auto for that of this machine, or "
+        "ray://HOST:PORT.",
+    ),
+    click.Option(
+        ["--allow-mixed-engines"],
+        is_flag=True,
+        help="Also use workers whose engine or versions differ, and whose frames may be rounded "
+        "differently.",
+    ),
+)
+"""Options for sharing the work."""
+
 SECTIONS: Mapping[str, Sequence[click.Option]] = {
     "Output": (*_OUTPUT, *WRITING, _KEEP_JOB),
     "Input": READING,
     "Network": (*_ENGINE, *NETWORK, *_SCENES),
+    "Several workers": WORKERS,
     "Before and after": _REPORTS,
 }
 

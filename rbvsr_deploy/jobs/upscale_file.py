@@ -9,30 +9,70 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.before_after import check_apart, check_before_after, write_before_after
 from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import has_same_images, job_identity
 from rbvsr_deploy.jobs.page import check_report_page, write_report_page
-from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.jobs.summary import Summary, WorkerRecord
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.scenes import SceneCuts
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.stream import SceneRecord, Settings
 from rbvsr_deploy.video import (
     ImageSink,
     Job,
     ReadOptions,
+    Sink,
+    Source,
     WriteOptions,
     is_pipe,
     open_sink,
     open_source,
 )
 
-__all__ = ["Progress", "upscale_file"]
+__all__ = ["OpenedJob", "Progress", "Upscaling", "run_job", "upscale_file"]
+
+
+@dataclass(frozen=True)
+class OpenedJob:
+    """Holds what an upscaling reads and writes."""
+
+    source: Source
+    sink: Sink
+    cuts: SceneCuts
+
+
+class Upscaling(Protocol):
+    """Upscales the frames of a job; see :class:`~rbvsr_deploy.jobs.frames.Run`."""
+
+    resumed: int
+    frames: int
+    scenes: list[SceneRecord]
+    seconds: dict[str, float]
+    workers: list[WorkerRecord]
+
+    @property
+    def memory(self) -> int: ...
+
+    @property
+    def plan(self) -> MemoryPlan: ...
+
+    @property
+    def lost_frames(self) -> int: ...
+
+    @property
+    def damaged_frames(self) -> int: ...
+
+    def run(self) -> None:
+        """Upscale and write all frames except those of an earlier run."""
+        ...
 
 
 def upscale_file(
@@ -79,8 +119,66 @@ def upscale_file(
         EngineError: the engine failed.
         RbvsrError: out of memory or disk space.
     """
-    start = time.perf_counter()
     settings = settings or Settings()
+
+    def begin(job: OpenedJob) -> Run:
+        return Run(
+            engine,
+            settings,
+            job.source,
+            job.sink,
+            cuts=job.cuts,
+            progress=progress,
+            report=report,
+        )
+
+    return run_job(
+        path,
+        output,
+        engine=engine.describe(),
+        settings=settings,
+        begin=begin,
+        scene_cuts=scene_cuts,
+        scene_list=scene_list,
+        reading=reading,
+        writing=writing,
+        overwrite=overwrite,
+        keep_job=keep_job,
+        before_after=before_after,
+        page=page,
+        report=report,
+    )
+
+
+def run_job(
+    path: Path,
+    output: Path,
+    *,
+    engine: Description,
+    settings: Settings,
+    begin: Callable[[OpenedJob], Upscaling],
+    scene_cuts: bool,
+    scene_list: Path | None,
+    reading: ReadOptions | None,
+    writing: WriteOptions | None,
+    overwrite: bool,
+    keep_job: bool,
+    before_after: Path | None,
+    page: Path | None,
+    report: Callable[[str], None],
+    work: Collection[str] = (),
+) -> Summary:
+    """Do everything of a job but the upscaling itself.
+
+    Args:
+        engine: describes what upscales.
+        begin: called with the opened job; returns what upscales it.
+        work: names in the job folder that unfinished work consists of; see
+            :class:`~rbvsr_deploy.video.Job`.
+
+    The other arguments, the result and the errors are those of :func:`upscale_file`.
+    """
+    start = time.perf_counter()
     reading, writing = reading or ReadOptions(), writing or WriteOptions()
     _check_beside(before_after, page, scene_list, path=path, output=output, overwrite=overwrite)
     cuts = SceneCuts(scene_list, detect=scene_cuts)
@@ -93,6 +191,7 @@ def upscale_file(
                 identity=job_identity(
                     path, engine=engine, settings=settings, reading=reading, cuts=cuts
                 ),
+                work=work,
                 overwrite=overwrite,
                 keep=keep_job,
                 resume=not is_pipe(path),
@@ -116,7 +215,7 @@ def upscale_file(
             report(note)
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
-        run = Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)
+        run = begin(OpenedJob(source, sink, cuts))
         run.run()
         sink.finish()
     cuts.finish(frames=run.frames)
@@ -129,16 +228,17 @@ def upscale_file(
         resumed_frames=run.resumed,
         width=SCALE * source.width,
         height=SCALE * source.height,
-        engine=engine.describe(),
-        memory=run.stream.memory,
-        plan=run.stream.plan,
+        engine=engine,
+        memory=run.memory,
+        plan=run.plan,
         scenes=run.scenes,
         excerpt=_excerpt(reading),
-        lost_frames=source.lost_frames,
-        damaged_frames=source.damaged_frames,
+        lost_frames=run.lost_frames,
+        damaged_frames=run.damaged_frames,
         kept=source.changes.kept,
         converted=source.changes.converted,
         dropped=source.changes.dropped,
+        workers=run.workers,
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
     if page is not None:

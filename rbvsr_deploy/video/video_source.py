@@ -137,6 +137,17 @@ class VideoSource(Source):
         for number, (decoded, stamp) in enumerate(itertools.chain((first,), self._frames), start=1):
             yield self._frame(decoded, number=number, stamp=stamp)
 
+    def frames_from(self, number: int, *, pts: int | None) -> Iterator[Frame]:
+        if not number or pts is None or not self.reopenable:
+            yield from itertools.islice(self, number, None)
+            return
+        self._first = None
+        target = pts + self.origin / self.time_base
+        for place, (decoded, stamp) in enumerate(
+            itertools.dropwhile(lambda item: item[1] < target, self._stamped_from(target)), number
+        ):
+            yield self._frame(decoded, number=place + 1, stamp=int(stamp - target) + pts)
+
     @property
     def lost_frames(self) -> int:
         return self._pass.damage.lost

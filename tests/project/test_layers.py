@@ -29,6 +29,7 @@ LAYERS = (
     "rbvsr_deploy.video",
     "rbvsr_deploy.runtime",
     "rbvsr_deploy.jobs",
+    "rbvsr_deploy.cluster",
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
     "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
@@ -47,7 +48,17 @@ NEEDS_TORCH = (
 )
 """Modules that require torch."""
 
-ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")
+ALWAYS_WORKS = (
+    "video",
+    "runtime",
+    "jobs",
+    "cluster",
+    "parity",
+    "pretrained",
+    "upscaler",
+    "bundle",
+    "graphs",
+)
 """Modules that run without torch."""
 
 

@@ -8,6 +8,8 @@
         part-000001.packets  the sink's data of a segment
         part-000001.json     record of a finished segment, written last and atomically
         part-000001.state    the caller's attachment; large ones for the last segment only
+        frames.index         of a job that several workers share: its frames and scenes
+        units/               and the job folders of its parts, until they are taken over
 
 Other files that an interrupted run leaves there are removed by the next run. A folder that holds
 anything else is refused, see ``job_folder``.
@@ -16,13 +18,14 @@ anything else is refused, see ``job_folder``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
 from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
 
-__all__ = ["Job"]
+__all__ = ["Job", "job_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,9 @@ class Job(Closing):
             finished segments with another identity are discarded.
         overwrite: whether an existing output may be replaced.
         keep: whether to keep the folder after success.
+        work: names of other files and folders that unfinished work consists of; they are kept like
+            segments.
+        folder: path of the job folder, if not the usual one.
         resume: whether to use finished segments of an earlier run, and to leave those of this
             run to a later one.
         still_valid: returns whether what a finished segment was made of is the same as now. It may
@@ -96,6 +102,8 @@ class Job(Closing):
         overwrite: bool = False,
         keep: bool = False,
         resume: bool = True,
+        work: Collection[str] = (),
+        folder: Path | None = None,
         still_valid: Callable[[SegmentRecord], bool] = lambda part: True,
         verify: Callable[[], None] = lambda: None,
     ) -> None:
@@ -107,12 +115,12 @@ class Job(Closing):
         self._identity = dict(identity)
         self._keep = keep
         self._resume = resume
+        self._work = frozenset(work)
         self._still_valid = still_valid
         self._verify = verify
         self._started = self._published = False
         check_place(output)
-        target = Path(os.path.abspath(output))
-        self.folder = target.with_name(f".{target.name}.job")
+        self.folder = folder or job_folder(output)
         with self._writing():
             self.storage = JobFolder(self.folder, output=output)
         self._closed = False
@@ -122,6 +130,11 @@ class Job(Closing):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the output depends on, with the sink's settings once a sink is opened."""
+        return dict(self._identity)
 
     def check(self, *, folder: bool) -> None:
         """Check that the output can be published.
@@ -155,7 +168,8 @@ class Job(Closing):
         """
         identity = {**self._identity, **settings}
         with self._writing():
-            begun = any(re.fullmatch(r"part-\d+\.json", name) for name in self.storage.names())
+            names = self.storage.names()
+        begun = any(name in self._work or re.fullmatch(r"part-\d+\.json", name) for name in names)
         if begun:
             self.started_over = (
                 self._difference(identity) if self._resume else "the input cannot be rewound"
@@ -163,6 +177,8 @@ class Job(Closing):
             if self.started_over is None:
                 self.segments = self._read_segments(fits)
         self.resumed_segments = len(self.segments)
+        if self.started_over is not None:
+            self._tidy()
         # From here on, even after a signal, files outside finished segments are removed.
         self._started = True
         self._tidy()
@@ -222,6 +238,39 @@ class Job(Closing):
                 self.storage.remove(before.name)
         # As after a resume: tuples have become lists.
         self.segments.append(SegmentRecord.from_bytes(data))
+
+    def take_segments(
+        self,
+        folder: Path,
+        segments: Sequence[SegmentRecord],
+        *,
+        note: dict[str, Any],
+        media: dict[str, Any],
+        attachment: bytes,
+    ) -> None:
+        """Record consecutive segments that another job has finished, as one; see
+        :meth:`add_segment`.
+
+        Args:
+            folder: folder of that job, which keeps its files.
+            segments: its segments.
+            note, media, attachment: those of the new segment.
+        """
+        files = [file for segment in segments for file in segment.files]
+        taken = []
+        for number, file in enumerate(files, 1):
+            suffix = f"-{number}" if len(files) > 1 else ""
+            name = self._next(f"{suffix}{Path(file.name).suffix}")
+            with self._writing():
+                self.storage.take(folder / file.name, name)
+            taken.append(dataclasses.replace(file, name=name))
+        self.add_segment(
+            frames=sum(segment.frames for segment in segments),
+            note=note,
+            media=media,
+            files=taken,
+            attachment=attachment,
+        )
 
     def attachment(self) -> bytes | None:
         """Return the attachment of the last finished segment, if any.
@@ -376,8 +425,12 @@ class Job(Closing):
     def _tidy(self) -> None:
         """Remove all files that do not belong to finished segments."""
         kept: set[str] = set()
-        if self.segments:
+        if self._started and not self._published and self._resume:
+            with self._writing():
+                kept.update(self._work.intersection(self.storage.names()))
+        if self.segments or kept:
             kept.add(JOURNAL)
+        if self.segments:
             kept.update(f"part-{number:06d}.json" for number in range(1, len(self.segments) + 1))
             kept.update(file.name for part in self.segments for file in part.files)
             attachments = [part.attachment for part in self.segments]
@@ -393,6 +446,12 @@ class Job(Closing):
             yield
         except OSError as error:
             raise MediaError(f"cannot write {self.output}: {reason(error)}") from error
+
+
+def job_folder(output: Path) -> Path:
+    """Return the path of an output's job folder."""
+    target = Path(os.path.abspath(output))
+    return target.with_name(f".{target.name}.job")
 
 
 def _inode(path: Path) -> list[int]:

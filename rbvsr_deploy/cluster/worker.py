@@ -1,0 +1,296 @@
+"""Does the work of one worker: opens an engine, and upscales units or whole files with it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+from rbvsr_deploy.closing import Closing
+from rbvsr_deploy.cluster.index import checksum
+from rbvsr_deploy.cluster.messages import (
+    Done,
+    Failed,
+    FileTask,
+    FromWorker,
+    Note,
+    Progress,
+    Ready,
+    Setup,
+    Task,
+    UnitTask,
+)
+from rbvsr_deploy.cluster.versions import versions
+from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.errors import MediaError, RbvsrError, first_line
+from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.jobs.batch import was_finished
+from rbvsr_deploy.jobs.frames import Run
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.runtime.stream import Stage, StreamState
+from rbvsr_deploy.video import Frame, Job, Source, open_sink, open_source
+from rbvsr_deploy.video.staging.job_folder import BusyError
+
+__all__ = ["Worker", "sentence"]
+
+_SECONDS_BETWEEN_REPORTS = 0.5
+_PASSED_ON = ("rbvsr_deploy.runtime", "rbvsr_deploy.engines")
+"""Loggers whose warnings the coordinator does not have itself."""
+
+
+class CancelledError(Exception):
+    """Nobody needs the result of the task any more."""
+
+
+class Worker(Closing):
+    """Upscales one task after the other with one engine.
+
+    Args:
+        setup: engine and settings.
+        send: called with every message for the coordinator, from any thread.
+        open_engine: opens the engine.
+
+    Raises:
+        RbvsrError: the engine cannot be opened.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        send: Callable[[FromWorker], None],
+        *,
+        open_engine: Callable[..., Engine] = open_engine,
+    ) -> None:
+        self._send = send
+        self._cancelled: set[int] = set()
+        size = setup.size
+        self._engine = open_engine(
+            setup.model,
+            device=setup.device,
+            trust_engines=setup.trust_engines,
+            size=None if size is None else lambda: size,
+        )
+        memory = setup.settings.memory or self._engine.free_memory() // 2
+        self._settings = dataclasses.replace(setup.settings, memory=max(1, memory // setup.share))
+        self._notes = _Notes(send)
+        for name in _PASSED_ON:
+            logging.getLogger(name).addHandler(self._notes)
+        engine = self._engine.describe()
+        send(Ready(engine, versions(engine), host=socket.gethostname(), process=os.getpid()))
+
+    def cancel(self, number: int) -> None:
+        """End a task soon, from any thread; it then fails."""
+        self._cancelled.add(number)
+
+    def run(self, task: Task) -> None:
+        """Do a task and send its result."""
+        try:
+            done = self._file(task) if isinstance(task, FileTask) else self._unit(task)
+        except CancelledError:
+            self._send(Failed(task.number, "it was cancelled", cancelled=True))
+        except Exception as error:
+            self._send(Failed(task.number, sentence(error)))
+        else:
+            self._send(done)
+
+    def close(self) -> None:
+        for name in _PASSED_ON:
+            logging.getLogger(name).removeHandler(self._notes)
+        self._engine.close()
+
+    def _unit(self, task: UnitTask) -> Done:
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(open_source(task.path, task.reading))
+            job = stack.enter_context(_job_of(task))
+            sink = stack.enter_context(
+                open_sink(
+                    task.output,
+                    source=source,
+                    width=SCALE * source.width,
+                    height=SCALE * source.height,
+                    job=job,
+                    options=task.writing,
+                )
+            )
+            begin = StreamState.between_scenes(task.first)
+            if task.state is not None:
+                begin = StreamState.from_bytes(task.state)
+            reporter = _Reporter(task.number, self._send, self._cancelled, begin.frames, job)
+            run = Run(
+                self._engine,
+                self._settings,
+                source,
+                sink,
+                cuts=stack.enter_context(_PartCuts(task)),
+                begin=begin,
+                progress=reporter.progress,
+                report=lambda line: None,
+            )
+            reporter.begin(run.resumed)
+            run.run()
+            segments = job.segments
+        made = sum(segment.frames for segment in segments)
+        if made != task.stop - task.first:
+            raise MediaError(
+                f"{task.path} gave {made} frames from frame {task.first} on, and "
+                f"{task.stop - task.first} before: it was changed during the run"
+            )
+        return Done(
+            task.number,
+            frames=task.stop - run.resumed,
+            seconds=run.seconds,
+            size=sum(file.size for segment in segments for file in segment.files),
+            folder=job.folder,
+            memory=run.memory,
+            plan=run.plan,
+        )
+
+    def _file(self, task: FileTask) -> Done:
+        if not task.overwrite and was_finished(task.path, task.output, task.reading):
+            return Done(task.number, frames=0, seconds={}, size=0)
+        reporter = _Reporter(task.number, self._send, self._cancelled, 0, None)
+        summary = upscale_file(
+            task.path,
+            task.output,
+            engine=self._engine,
+            settings=self._settings,
+            scene_cuts=task.scene_cuts,
+            reading=task.reading,
+            writing=task.writing,
+            overwrite=task.overwrite,
+            keep_job=task.keep_job,
+            progress=reporter.progress,
+        )
+        output = task.output
+        size = sum(f.stat().st_size for f in ([*output.iterdir()] if output.is_dir() else [output]))
+        made = summary.frames - summary.resumed_frames
+        return Done(task.number, made, seconds=summary.seconds, size=size, summary=summary)
+
+
+class _Reporter:
+    """Reports the progress of a task, and ends it if it was cancelled."""
+
+    def __init__(
+        self,
+        number: int,
+        send: Callable[[FromWorker], None],
+        cancelled: set[int],
+        first: int,
+        job: Job | None,
+    ) -> None:
+        self._number = number
+        self._send = send
+        self._cancelled = cancelled
+        self._first = first
+        self._job = job
+        self._stages: dict[str, int] = {}
+        self._last = -_SECONDS_BETWEEN_REPORTS
+
+    def begin(self, resumed: int) -> None:
+        """Report the frames of an earlier try."""
+        self._stages = dict.fromkeys(("clean", "backward", "forward"), resumed - self._first)
+        self._report()
+
+    def progress(self, stage: Stage, done: int, total: int | None) -> None:
+        """Take the progress of a run."""
+        if self._number in self._cancelled:
+            raise CancelledError
+        self._stages[stage] = done - self._first
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_REPORTS:
+            self._report()
+
+    def _report(self) -> None:
+        self._last = time.monotonic()
+        kept = sum(s.frames for s in self._job.segments) if self._job is not None else 0
+        self._send(Progress(self._number, dict(self._stages), kept))
+
+
+class _PartCuts(Closing):
+    """Yields the frames of a unit, each compared with what it was when its scenes were found."""
+
+    def __init__(self, task: UnitTask) -> None:
+        self._task = task
+        self._stamps = memoryview(task.stamps).cast("q")
+        self._sums = memoryview(task.sums).cast("I")
+        self._whole: Source | None = None
+
+    def mark(self, source: Source, *, skip: int) -> Iterator[tuple[Frame, bool]]:
+        """Yield the frames from number ``skip`` on, each with whether a scene begins with it.
+
+        Raises:
+            MediaError: the input gives other frames than before.
+        """
+        task, starts = self._task, set(self._task.starts)
+        if skip == task.stop:
+            return
+        frames = source.frames_from(skip, pts=self._stamps[skip - task.first])
+        for number in range(skip, task.stop):
+            frame = self._next(frames, number)
+            if frame is None and self._whole is None:
+                # What is decoded from a key frame differs from a whole pass: take the latter.
+                self._whole = open_source(task.path, task.reading)
+                self._whole.keeps_captions = source.keeps_captions
+                frames = itertools.islice(self._whole, number, None)
+                frame = self._next(frames, number)
+            if frame is None:
+                raise MediaError(
+                    f"frame {number} of {task.path} is not the one it was when its scenes were "
+                    "found: it was changed during the run, or its decoder does not repeat itself"
+                )
+            yield frame, number in starts
+
+    def close(self) -> None:
+        if self._whole is not None:
+            self._whole.close()
+
+    def _next(self, frames: Iterator[Frame], number: int) -> Frame | None:
+        """Return the next frame if it is what it should be."""
+        try:
+            frame = next(frames, None)
+        except MediaError:
+            if self._whole is not None:
+                raise
+            return None
+        same = frame is not None and checksum(frame) == self._sums[number - self._task.first]
+        return frame if same else None
+
+
+class _Notes(logging.Handler):
+    """Passes warnings on to the coordinator."""
+
+    def __init__(self, send: Callable[[FromWorker], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._send_note = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send_note(Note(record.getMessage()))
+
+
+def _job_of(task: UnitTask) -> Job:
+    """Open the unit's job folder, or another one while a second worker has it."""
+    for number in itertools.count(1):
+        name = f"{task.first:09d}" + (f"-{number}" if number > 1 else "")
+        with contextlib.suppress(BusyError):
+            return Job(
+                task.output,
+                identity={"unit": f"{task.first} to {task.stop}", "work": task.work},
+                overwrite=True,
+                folder=task.folder / name,
+            )
+    raise AssertionError
+
+
+def sentence(error: BaseException) -> str:
+    """Describe an error in one sentence."""
+    if isinstance(error, RbvsrError):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return "out of memory: use a smaller memory limit, or fewer workers"
+    if isinstance(error, OSError) and error.strerror:
+        return f"system error: {error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return f"internal error: {type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,111 @@
+"""Makes clips, and upscales them with several processes that run an engine double."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rbvsr_deploy.cluster.film import share_file
+from rbvsr_deploy.cluster.local import LocalWorkers
+from rbvsr_deploy.cluster.messages import Setup
+from rbvsr_deploy.cluster.scheduler import Scheduler
+from rbvsr_deploy.jobs import segments
+from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.video import ReadOptions, WriteOptions
+from tests.support import media
+from tests.support.cluster_worker import LONGEST, SHORTEST, TimedEngine
+
+COMMAND = (sys.executable, "-m", "tests.support.cluster_worker")
+
+
+@pytest.fixture(autouse=True)
+def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "LONGEST", LONGEST)
+    monkeypatch.setattr(segments, "SHORTEST", SHORTEST)
+
+
+def scene(number: int, frames: int) -> list[NDArray[np.uint8]]:
+    """Return the frames of a scene that moves: (32, 48, 3) uint8 RGB."""
+    base = np.random.default_rng(number).integers(0, 128, (32, 48, 3)).astype(np.uint8)
+    base += np.uint8(53 * number % 128)
+    return [np.roll(base, shift, axis=1) for shift in range(frames)]
+
+
+def make_clip(path: Path, lengths: list[int], **options: Any) -> Path:
+    """Write a clip of scenes with audio."""
+    images = [image for number, length in enumerate(lengths) for image in scene(number, length)]
+    return media.make_video(
+        path,
+        images=images,
+        stamps=[1001 * number for number in range(len(images))],
+        size=(48, 32),
+        audio="aac",
+        b_frames=2,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a clip of ten scenes of 1 to 31 frames, with audio."""
+    lengths = [7, 3, 14, 1, 31, 5, 12, 9, 25, 6]
+    return make_clip(tmp_path_factory.mktemp("cluster") / "clip.mp4", lengths)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a file that the workers take for a bundle."""
+    path = tmp_path / "model.plan"
+    path.write_text("a double")
+    return path
+
+
+def alone(clip: Path, output: Path, **options: Any) -> Summary:
+    """Upscale with this process alone."""
+    return upscale_file(clip, output, engine=TimedEngine(0), **options)
+
+
+@contextlib.contextmanager
+def local_workers(
+    count: int, model: Path, settings: Settings | None = None
+) -> Iterator[LocalWorkers]:
+    setup = Setup(model, "cpu", trust_engines=False, settings=settings or Settings())
+    with LocalWorkers(count, setup, command=COMMAND) as workers:
+        yield workers
+
+
+def shared(
+    clip: Path,
+    output: Path,
+    *,
+    model: Path,
+    workers: int = 2,
+    report: Callable[[str], None] = lambda line: None,
+    settings: Settings | None = None,
+    reading: ReadOptions | None = None,
+    writing: WriteOptions | None = None,
+    **options: Any,
+) -> Summary:
+    """Upscale with several processes."""
+    with local_workers(workers, model, settings) as started:
+        scheduler = Scheduler(started, report=report)
+        return share_file(
+            clip,
+            output,
+            scheduler=scheduler,
+            engine=scheduler.open(),
+            settings=settings or Settings(),
+            reading=reading or ReadOptions(),
+            writing=writing or WriteOptions(),
+            report=report,
+            **options,
+        )
