@@ -90,6 +90,8 @@ class LocalWorkers(Workers):
             env=environment,
             start_new_session=True,  # Ctrl-C is for this process, which then ends the workers
         )
+        if (old := self._processes.get(name)) is not None:
+            _end([old])
         self._processes[name] = process
         thread = threading.Thread(target=self._read, args=(name, process), name=name, daemon=True)
         self._threads.append(thread)
@@ -129,8 +131,11 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End processes: by closing their standard input, or by force if that is not enough."""
     for process in processes:
         assert process.stdin is not None
-        with contextlib.suppress(OSError):
+        try:
             process.stdin.close()
+        except OSError:  # what waits to be written has no reader
+            with contextlib.suppress(OSError):
+                process.stdin.raw.close()
     for process in processes:
         try:
             process.wait(_SECONDS_TO_END)

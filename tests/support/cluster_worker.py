@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rbvsr_deploy.engines import Description, Engine
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.jobs import segments
@@ -28,7 +30,7 @@ class TimedEngine(BicubicEngine):
     Args:
         seconds: time per frame.
         version: of the engine.
-        fails: frame from whose first reconstruction on every run fails; ``None``: never.
+        fails: whether every run fails.
     """
 
     def __init__(self, seconds: float, *, version: str = "0", fails: bool = False) -> None:
@@ -41,6 +43,12 @@ class TimedEngine(BicubicEngine):
             if self._fails:
                 raise EngineError("graph 'reconstruct' failed on cpu: the device is gone")
         return super()._outputs(graph, n, **arrays)
+
+    def empty(self, shape: tuple[int, ...], *, dtype: str) -> Any:
+        return np.full(shape, np.nan, dtype)
+
+    def zeros(self, shape: tuple[int, ...], *, dtype: str) -> Any:
+        return np.zeros(shape, dtype)
 
     def describe(self) -> Description:
         return dataclasses.replace(super().describe(), version=self._version)
