@@ -145,7 +145,8 @@ class Scheduler:
     @property
     def records(self) -> list[WorkerRecord]:
         """What each worker has done."""
-        return [state.record for state in self._states.values()]
+        names = [*self._workers.names, *self._states]
+        return [self._states[name].record for name in dict.fromkeys(names) if name in self._states]
 
     def open(self) -> Description:
         """Start the workers, and return the engine that most of them have.

@@ -76,10 +76,16 @@ def alone(clip: Path, output: Path, **options: Any) -> Summary:
 
 @contextlib.contextmanager
 def local_workers(
-    count: int, model: Path, settings: Settings | None = None
+    count: int,
+    model: Path,
+    settings: Settings | None = None,
+    odd: dict[str, str] | None = None,
 ) -> Iterator[LocalWorkers]:
+    """Yield workers that are not started yet; the last has other variables in its environment."""
     setup = Setup(model, "cpu", trust_engines=False, settings=settings or Settings())
     with LocalWorkers(count, setup, command=COMMAND) as workers:
+        _, environment = workers._setups[f"worker {count}"]
+        environment.update(odd or {})
         yield workers
 
 
@@ -89,15 +95,17 @@ def shared(
     *,
     model: Path,
     workers: int = 2,
+    odd: dict[str, str] | None = None,
+    mixed: bool = False,
     report: Callable[[str], None] = lambda line: None,
     settings: Settings | None = None,
     reading: ReadOptions | None = None,
     writing: WriteOptions | None = None,
     **options: Any,
 ) -> Summary:
-    """Upscale with several processes."""
-    with local_workers(workers, model, settings) as started:
-        scheduler = Scheduler(started, report=report)
+    """Upscale with several processes; the last has other variables in its environment."""
+    with local_workers(workers, model, settings, odd) as started:
+        scheduler = Scheduler(started, report=report, mixed=mixed)
         return share_file(
             clip,
             output,

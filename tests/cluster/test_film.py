@@ -10,15 +10,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rbvsr_deploy.cluster.film import has_shared_work
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.scenes import read_scene_list
 from rbvsr_deploy.video import ReadOptions
 from tests.cluster.conftest import COMMAND, alone, make_clip, shared
-from tests.support.cluster_worker import SHORTEST
+from tests.support.cluster_worker import SHORTEST, TimedEngine
 
 COORDINATOR = """
 import sys
@@ -98,6 +100,7 @@ def test_other_inputs(
     assert sum(worker.frames for worker in summary.workers) == summary.frames
 
 
+@pytest.mark.slow
 def test_killed_workers(
     clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def _is_at_work(process: int) -> bool:
     return any(name.endswith(".packets") for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [3, 1, None])
 def test_a_killed_coordinator(
     then: int | None, clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -170,15 +174,14 @@ def test_a_killed_coordinator(
     assert not units.parent.exists()
 
 
+@pytest.mark.slow
 def test_work_of_one_process_is_continued_by_several(
-    clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Path, model: Path, tmp_path: Path
 ) -> None:
-    """Even from within a scene."""
-    from rbvsr_deploy.jobs.upscale_file import upscale_file
-    from tests.support.cluster_worker import TimedEngine
+    """It is continued even from within a scene."""
 
     class Stops(TimedEngine):
-        def run(self, graph: str, **arguments: object) -> tuple[object, ...]:  # type: ignore[override]
+        def run(self, graph: str, **arguments: Any) -> tuple[Any, ...]:
             if graph == "reconstruct" and self.items["reconstruct"] == 40:
                 raise EngineError("graph 'reconstruct' failed on cpu: it was switched off")
             return super().run(graph, **arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rbvsr_deploy.engines import Description, Engine
-from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.errors import BundleError, EngineError
 from rbvsr_deploy.jobs import segments
 from tests.support.engine_doubles import BicubicEngine
 
@@ -56,8 +57,10 @@ class TimedEngine(BicubicEngine):
 
 def open_double(model: Path, **options: Any) -> Engine:
     """Open an engine double that the environment of the process describes."""
-    if not model.exists():
-        raise EngineError(f"{model} does not exist")
+    if "DOUBLE_WITHOUT_MODEL" in os.environ:
+        raise BundleError(f"{model} does not exist")
+    if limit := os.environ.get("DOUBLE_FILE_LIMIT"):  # as on a disk that gets full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     return TimedEngine(
         float(os.environ.get("DOUBLE_SECONDS", "0")),
         version=os.environ.get("DOUBLE_VERSION", "0"),
