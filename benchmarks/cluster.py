@@ -115,7 +115,7 @@ def measure(clip: Path, cuts: Path, workers: int, seconds: float) -> dict[str, A
                 engine=engine,
                 settings=Settings(),
                 reading=ReadOptions(),
-                writing=WriteOptions(),
+                writing=WriteOptions(codec="mpeg4"),  # takes little time
                 scene_list=cuts,
                 watch=watch,
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 from rbvsr_deploy.cluster.index import FrameIndex, scan
 from rbvsr_deploy.cluster.messages import Done, UnitTask
+from rbvsr_deploy.cluster.scanning import scan_together
 from rbvsr_deploy.cluster.scheduler import Scheduler, Status, WorkItem, too_often
 from rbvsr_deploy.cluster.units import Unit, units_of
 from rbvsr_deploy.engines.base import Description
@@ -184,6 +185,25 @@ class _SharedRun:
             index.restore(self._source.changes)
             self._cuts.restore(index.cuts)
             return index
+        together = scan_together(
+            self._source,
+            self._cuts,
+            path=self._path,
+            reading=self._reading,
+            scheduler=self._scheduler,
+        )
+        index = together or self._scan_alone()
+        if together is not None:
+            index.restore(self._source.changes)
+            self._cuts.restore(index.cuts)
+        try:
+            storage.write(_SCENES, scene_list_text(index.cuts).encode())
+            storage.write(_INDEX, index.to_bytes())
+        except OSError as error:
+            raise MediaError(f"cannot write {self._output}: {error.strerror}") from error
+        return index
+
+    def _scan_alone(self) -> FrameIndex:
         total = self._source.frame_count
         start = time.monotonic()
 
@@ -193,13 +213,7 @@ class _SharedRun:
                 left = (time.monotonic() - start) / frames * max(0, total - frames)
             self._watch("scenes", Status(frames, total or 0, left, {}))
 
-        index = scan(self._source, self._cuts, progress=progress)
-        try:
-            storage.write(_SCENES, scene_list_text(index.cuts).encode())
-            storage.write(_INDEX, index.to_bytes())
-        except OSError as error:
-            raise MediaError(f"cannot write {self._output}: {error.strerror}") from error
-        return index
+        return scan(self._source, self._cuts, progress=progress)
 
     def _item(self, unit: Unit, index: FrameIndex, state: StreamState | None) -> WorkItem:
         stamps, sums = index.part(unit.first, unit.stop)

@@ -16,7 +16,7 @@ from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.video import Frame, Source
 from rbvsr_deploy.video.changes import Changes
 
-__all__ = ["FrameIndex", "checksum", "scan"]
+__all__ = ["FrameIndex", "checksum", "listed", "scan"]
 
 _SCHEMA = 1
 
@@ -98,16 +98,20 @@ def scan(source: Source, cuts: SceneCuts, *, progress: Callable[[int], None]) ->
         stamps.append(number if frame.pts is None else frame.pts)
         sums.append(checksum(frame))
         progress(number + 1)
-    changes = source.changes
-    lists = {"kept": changes.kept, "converted": changes.converted, "dropped": changes.dropped}
     return FrameIndex(
         stamps=stamps.tobytes(),
         sums=sums.tobytes(),
         cuts=found,
         lost=source.lost_frames,
         damaged=source.damaged_frames,
-        changes=[(kind, item.what, item.reason) for kind, of in lists.items() for item in of],
+        changes=listed(source.changes),
     )
+
+
+def listed(changes: Changes) -> list[tuple[str, str, str]]:
+    """Return kind, thing and reason of every change."""
+    lists = {"kept": changes.kept, "converted": changes.converted, "dropped": changes.dropped}
+    return [(kind, item.what, item.reason) for kind, of in lists.items() for item in of]
 
 
 def checksum(frame: Frame) -> int:

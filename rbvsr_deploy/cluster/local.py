@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import queue
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -85,6 +87,7 @@ class LocalWorkers(Workers):
         setup, environment = self._setups[name]
         process = subprocess.Popen(
             self._command,
+            bufsize=0,  # nothing is left to be written when a worker is gone
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -112,7 +115,7 @@ class LocalWorkers(Workers):
         assert process.stdout is not None
         why = ""
         with process.stdout:
-            for line in process.stdout:
+            for line in io.BufferedReader(cast(io.FileIO, process.stdout)):
                 try:
                     self._messages.put((name, from_json(line, of_worker=True)))
                 except msgspec.MsgspecError:  # the end of a line is missing if it was killed
@@ -123,19 +126,17 @@ class LocalWorkers(Workers):
     def _write(process: subprocess.Popen[bytes], message: Setup | Task | Cancel) -> None:
         assert process.stdin is not None
         with contextlib.suppress(OSError):  # it is gone, as its other end will say
-            process.stdin.write(to_json(message) + b"\n")
-            process.stdin.flush()
+            line = memoryview(to_json(message) + b"\n")
+            while line:
+                line = line[process.stdin.write(line) :]
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End processes: by closing their standard input, or by force if that is not enough."""
     for process in processes:
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             process.stdin.close()
-        except OSError:  # what waits to be written has no reader
-            with contextlib.suppress(OSError):
-                process.stdin.raw.close()
     for process in processes:
         try:
             process.wait(_SECONDS_TO_END)

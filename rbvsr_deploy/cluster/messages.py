@@ -27,6 +27,8 @@ __all__ = [
     "Progress",
     "Ready",
     "Refused",
+    "ScanTask",
+    "Scanned",
     "Setup",
     "Task",
     "ToWorker",
@@ -89,6 +91,32 @@ class FileTask(msgspec.Struct, tag=True, frozen=True):
     keep_job: bool
 
 
+class ScanTask(msgspec.Struct, tag=True, frozen=True):
+    """Asks for the checksums and cuts of a part of an input."""
+
+    number: int
+    path: Path
+    reading: ReadOptions
+    begin: int | None
+    """Timestamp from which on to read; ``None``: from the first frame."""
+    stop: int | None
+    """Timestamp before which to stop; ``None``: at the end."""
+    detect: bool
+    """Whether to detect cuts."""
+    keeps_captions: bool
+
+
+class Scanned(msgspec.Struct, frozen=True):
+    """Lists the frames of a part of an input; see ``FrameIndex``."""
+
+    stamps: bytes
+    sums: bytes
+    cuts: list[int]
+    """Frames that begin a scene, counted from the part's first."""
+    changes: list[tuple[str, str, str]]
+    is_regular: bool
+
+
 class Cancel(msgspec.Struct, tag=True, frozen=True):
     """Ends a task whose result is no longer needed."""
 
@@ -135,6 +163,7 @@ class Done(msgspec.Struct, tag=True, frozen=True):
     plan: MemoryPlan | None = None
     summary: Summary | None = None
     """Of a whole file; ``None`` if it was upscaled before."""
+    scanned: Scanned | None = None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -157,8 +186,8 @@ class Gone(msgspec.Struct, tag=True, frozen=True):
     why: str
 
 
-Task = UnitTask | FileTask
-ToWorker = Setup | UnitTask | FileTask | Cancel
+Task = UnitTask | FileTask | ScanTask
+ToWorker = Setup | UnitTask | FileTask | ScanTask | Cancel
 FromWorker = Ready | Refused | Progress | Done | Failed | Note | Gone
 
 

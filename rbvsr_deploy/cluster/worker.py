@@ -9,10 +9,11 @@ import logging
 import os
 import socket
 import time
+from array import array
 from collections.abc import Callable, Iterator
 
 from rbvsr_deploy.closing import Closing
-from rbvsr_deploy.cluster.index import checksum
+from rbvsr_deploy.cluster.index import checksum, listed
 from rbvsr_deploy.cluster.messages import (
     Done,
     Failed,
@@ -21,6 +22,8 @@ from rbvsr_deploy.cluster.messages import (
     Note,
     Progress,
     Ready,
+    Scanned,
+    ScanTask,
     Setup,
     Task,
     UnitTask,
@@ -32,8 +35,10 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.batch import was_finished
 from rbvsr_deploy.jobs.frames import Run
 from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.runtime.context import STAGE_SHARES
+from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Stage, StreamState
-from rbvsr_deploy.video import Frame, Job, Source, open_sink, open_source
+from rbvsr_deploy.video import Frame, Job, Source, VideoSource, open_sink, open_source
 from rbvsr_deploy.video.staging.job_folder import BusyError
 
 __all__ = ["Worker", "sentence"]
@@ -41,6 +46,8 @@ __all__ = ["Worker", "sentence"]
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PASSED_ON = ("rbvsr_deploy.runtime", "rbvsr_deploy.engines")
 """Loggers whose warnings the coordinator does not have itself."""
+_SAID_ONCE = ("rbvsr_deploy.video.interlacing", "rbvsr_deploy.video.timing")
+"""Loggers of what is noticed while an input is read."""
 
 
 class CancelledError(Exception):
@@ -90,7 +97,13 @@ class Worker(Closing):
     def run(self, task: Task) -> None:
         """Do a task and send its result."""
         try:
-            done = self._file(task) if isinstance(task, FileTask) else self._unit(task)
+            match task:
+                case UnitTask():
+                    done = self._unit(task)
+                case FileTask():
+                    done = self._file(task)
+                case ScanTask():
+                    done = self._scan(task)
         except CancelledError:
             self._send(Failed(task.number, "it was cancelled", cancelled=True))
         except Exception as error:
@@ -170,6 +183,48 @@ class Worker(Closing):
         size = sum(f.stat().st_size for f in ([*output.iterdir()] if output.is_dir() else [output]))
         made = summary.frames - summary.resumed_frames
         return Done(task.number, made, seconds=summary.seconds, size=size, summary=summary)
+
+    def _scan(self, task: ScanTask) -> Done:
+        start = time.perf_counter()
+        stamps, sums, cuts = array("q"), array("I"), []
+        detector = CutDetector() if task.detect else None
+        reporter = _Reporter(task.number, self._send, self._cancelled, 0, None)
+        with contextlib.ExitStack() as stack:
+            if task.begin is None:  # what the others would say too
+                for name in _SAID_ONCE:
+                    stack.enter_context(_passed_on(name, self._notes))
+            source = stack.enter_context(open_source(task.path, task.reading))
+            source.keeps_captions = task.keeps_captions
+            for number, frame in enumerate(
+                source.frames_from(0 if task.begin is None else 1, pts=task.begin)
+            ):
+                stamp = number if frame.pts is None else frame.pts
+                if task.stop is not None and stamp >= task.stop:
+                    break
+                if detector is not None and detector.is_cut(frame.image):
+                    cuts.append(number)
+                stamps.append(stamp)
+                sums.append(checksum(frame))
+                for stage in STAGE_SHARES:
+                    reporter.progress(stage, number + 1, None)
+            scanned = Scanned(
+                stamps=stamps.tobytes(),
+                sums=sums.tobytes(),
+                cuts=cuts,
+                changes=listed(source.changes),
+                is_regular=isinstance(source, VideoSource) and source.is_regular,
+            )
+        seconds = {"scenes": time.perf_counter() - start}
+        return Done(task.number, frames=0, seconds=seconds, size=0, scanned=scanned)
+
+
+@contextlib.contextmanager
+def _passed_on(logger: str, handler: logging.Handler) -> Iterator[None]:
+    logging.getLogger(logger).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeHandler(handler)
 
 
 class _Reporter:

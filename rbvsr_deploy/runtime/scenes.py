@@ -250,6 +250,11 @@ class SceneCuts:
             if number >= skip:
                 yield frame, cut
 
+    @property
+    def given(self) -> list[int] | None:
+        """The cuts that a list gives; ``None`` if they are detected."""
+        return self._given if self._detector is None else None
+
     def restore(self, found: Sequence[int]) -> None:
         """Take the cuts that an earlier run found, instead of marking frames."""
         self._found = list(found)

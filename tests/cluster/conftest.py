@@ -35,8 +35,8 @@ def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scene(number: int, frames: int) -> list[NDArray[np.uint8]]:
     """Return the frames of a scene that moves: (32, 48, 3) uint8 RGB."""
-    base = np.random.default_rng(number).integers(0, 128, (32, 48, 3)).astype(np.uint8)
-    base += np.uint8(53 * number % 128)
+    blocks = np.random.default_rng(number).integers(0, 100, (4, 6, 3)).astype(np.uint8)
+    base = blocks.repeat(8, axis=0).repeat(8, axis=1) + np.uint8(150 * (number % 2))
     return [np.roll(base, shift, axis=1) for shift in range(frames)]
 
 

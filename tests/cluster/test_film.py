@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,36 @@ def test_a_killed_coordinator(
         assert made == summary.frames - summary.resumed_frames
     assert output.read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert not units.parent.exists()
+
+
+@pytest.mark.slow
+def test_workers_and_coordinators_are_killed_again_and_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are those of one process, nothing is left, and no frame is upscaled more than three
+    times. ``KILLS=20`` takes longer.
+    """
+    kills = int(os.environ.get("KILLS", "3"))
+    lengths = [random.Random(5).randrange(8, 40) for _ in range(4 * kills)]
+    clip, log = make_clip(tmp_path / "clip.mp4", lengths), tmp_path / "log"
+    alone(clip, tmp_path / "one.mp4")
+    monkeypatch.setenv("DOUBLE_SECONDS", "0.1")
+    monkeypatch.setenv("DOUBLE_LOG", str(log))
+    output, before, chosen = tmp_path / "two.mp4", worker_processes(), random.Random(4)
+    while not output.exists():
+        process = coordinator(clip, output, model, chosen.choice((2, 3, 4)))
+        while process.poll() is None:
+            time.sleep(chosen.uniform(0.5, 2.5))
+            running = [p for p in worker_processes() - before if _is_at_work(p)]
+            if kills and len(running) > 1:
+                kills -= 1
+                os.kill(chosen.choice([*running, process.pid]), signal.SIGKILL)
+        wait_until_gone(before)
+    assert not kills
+    assert output.read_bytes() == (tmp_path / "one.mp4").read_bytes()
+    assert not (tmp_path / ".two.mp4.job").exists()
+    worked_on = Counter(memoryview(log.read_bytes()).cast("I"))
+    assert max(worked_on.values()) <= 3, worked_on.most_common(5)
 
 
 @pytest.mark.slow

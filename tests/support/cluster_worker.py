@@ -6,6 +6,7 @@ import dataclasses
 import os
 import resource
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class TimedEngine(BicubicEngine):
     def _outputs(self, graph: str, n: int, **arrays: Any) -> tuple[Any, ...]:
         if graph == "reconstruct":
             time.sleep(n * self._seconds)
+            if (log := os.environ.get("DOUBLE_LOG")) is not None:
+                with open(log, "ab") as file:
+                    for frame in arrays["frame"]:
+                        file.write(zlib.crc32(frame.tobytes()).to_bytes(4, "little"))
             if self._fails:
                 raise EngineError("graph 'reconstruct' failed on cpu: the device is gone")
         return super()._outputs(graph, n, **arrays)
