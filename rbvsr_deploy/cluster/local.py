@@ -114,8 +114,8 @@ class LocalWorkers(Workers):
         """Take the messages of a worker until it ends."""
         assert process.stdout is not None
         why = ""
-        with process.stdout:
-            for line in io.BufferedReader(cast(io.FileIO, process.stdout)):
+        with io.BufferedReader(cast(io.FileIO, process.stdout)) as lines:
+            for line in lines:
                 try:
                     self._messages.put((name, from_json(line, of_worker=True)))
                 except msgspec.MsgspecError:  # the end of a line is missing if it was killed
