@@ -84,6 +84,7 @@ class Worker(Closing):
         )
         memory = setup.settings.memory or self._engine.free_memory() // 2
         self._settings = dataclasses.replace(setup.settings, memory=max(1, memory // setup.share))
+        logging.getLogger().addHandler(logging.NullHandler())  # the coordinator says it all
         self._notes = _Notes(send)
         for name in _PASSED_ON:
             logging.getLogger(name).addHandler(self._notes)
@@ -127,7 +128,8 @@ class Worker(Closing):
                     width=SCALE * source.width,
                     height=SCALE * source.height,
                     job=job,
-                    options=task.writing,
+                    # Sound and subtitles are copied once, by the coordinator.
+                    options=dataclasses.replace(task.writing, audio=False, subtitles=False),
                 )
             )
             begin = StreamState.between_scenes(task.first)
