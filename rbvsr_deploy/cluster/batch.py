@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rbvsr_deploy.cluster.finished import FinishedInputs
 from rbvsr_deploy.cluster.messages import Done, FileTask
 from rbvsr_deploy.cluster.scheduler import Scheduler, WorkItem
 from rbvsr_deploy.jobs.batch import Failure, Skipped
@@ -44,11 +45,21 @@ def share_files(
     results: dict[int, Summary | Failure | Skipped] = {}
     places: dict[int, int] = {}  # place of an input by the number of its task
     items = []
-    for place, (path, output) in enumerate(zip(inputs, outputs, strict=True)):
+    paths = [(p.absolute(), o.absolute()) for p, o in zip(inputs, outputs, strict=True)]
+    known = FinishedInputs(*zip(*paths, strict=True), options=f"{reading}")
+
+    def skip(place: int) -> None:
+        path, output = str(inputs[place]), str(outputs[place])
+        results[place] = Skipped(path, output, f"{output} is finished already")
+
+    for place, (path, output) in enumerate(paths):
+        if not overwrite and known.has(path, output):
+            skip(place)
+            continue
         task = FileTask(
             next(scheduler.numbers),
-            path=path.absolute(),
-            output=output.absolute(),
+            path=path,
+            output=output,
             reading=reading,
             writing=writing,
             scene_cuts=scene_cuts,
@@ -56,24 +67,24 @@ def share_files(
             keep_job=keep_job,
         )
         places[task.number] = place
-        items.append(WorkItem(task, frames=_size(path), name=str(path)))
+        items.append(WorkItem(task, frames=_size(path), name=str(inputs[place])))
 
     def done(item: WorkItem, answer: Done) -> None:
         place = places[item.task.number]
-        path, output = str(inputs[place]), str(outputs[place])
         if answer.summary is None:
-            results[place] = Skipped(path, output, f"{output} is finished already")
-            report(f"{path}: skipped: {output} is finished already")
+            skip(place)
         else:
             results[place] = answer.summary
-            report(f"{path}: done ({len(results)} of {len(inputs)})")
+            report(f"{inputs[place]}: done ({len(results)} of {len(inputs)})")
+        known.add(*paths[place])
 
     def failed(item: WorkItem, why: str) -> None:
         place = places[item.task.number]
         results[place] = Failure(str(inputs[place]), str(outputs[place]), why)
         report(f"{inputs[place]}: failed: {why}")
 
-    scheduler.open()
+    if items:
+        scheduler.open()
     scheduler.run(items, done=done, failed=failed)
     return [results[place] for place in range(len(inputs))]
 

@@ -183,7 +183,8 @@ def test_workers_and_coordinators_are_killed_again_and_again(
     times. ``KILLS=20`` takes longer.
     """
     kills = int(os.environ.get("KILLS", "3"))
-    lengths = [random.Random(5).randrange(8, 40) for _ in range(4 * kills)]
+    lengths_of = random.Random(5)
+    lengths = [lengths_of.randrange(8, 40) for _ in range(8 * kills)]
     clip, log = make_clip(tmp_path / "clip.mp4", lengths), tmp_path / "log"
     alone(clip, tmp_path / "one.mp4")
     monkeypatch.setenv("DOUBLE_SECONDS", "0.1")
@@ -192,7 +193,7 @@ def test_workers_and_coordinators_are_killed_again_and_again(
     while not output.exists():
         process = coordinator(clip, output, model, chosen.choice((2, 3, 4)))
         while process.poll() is None:
-            time.sleep(chosen.uniform(0.5, 2.5))
+            time.sleep(chosen.uniform(2.0, 6.0) if kills else 0.2)
             running = [p for p in worker_processes() - before if _is_at_work(p)]
             if kills and len(running) > 1:
                 kills -= 1
