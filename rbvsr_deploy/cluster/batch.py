@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rbvsr_deploy.cluster.finished import FinishedInputs
 from rbvsr_deploy.cluster.messages import Done, FileTask
-from rbvsr_deploy.cluster.scheduler import Scheduler, WorkItem
+from rbvsr_deploy.cluster.scheduler import Scheduler
+from rbvsr_deploy.cluster.work import WorkItem
 from rbvsr_deploy.jobs.batch import Failure, Skipped
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.video import ReadOptions, WriteOptions

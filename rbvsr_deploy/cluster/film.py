@@ -17,8 +17,9 @@ from typing import Any
 from rbvsr_deploy.cluster.index import FrameIndex, scan
 from rbvsr_deploy.cluster.messages import Done, UnitTask
 from rbvsr_deploy.cluster.scanning import scan_together
-from rbvsr_deploy.cluster.scheduler import Scheduler, Status, WorkItem, too_often
+from rbvsr_deploy.cluster.scheduler import Scheduler, too_often
 from rbvsr_deploy.cluster.units import Unit, units_of
+from rbvsr_deploy.cluster.work import Status, WorkItem
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.jobs.frames import recorded_scenes
@@ -29,8 +30,7 @@ from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.scenes import scene_list_text
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, StreamState
 from rbvsr_deploy.video import ImageSource, ReadOptions, VideoSink, VideoSource, WriteOptions
-from rbvsr_deploy.video.staging.job import job_folder
-from rbvsr_deploy.video.staging.job_folder import UNITS
+from rbvsr_deploy.video.staging.job_folder import UNITS, job_folder
 from rbvsr_deploy.video.staging.parts import read_records
 
 __all__ = ["has_shared_work", "share_file"]

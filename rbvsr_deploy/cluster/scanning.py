@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rbvsr_deploy.cluster.index import FrameIndex
 from rbvsr_deploy.cluster.messages import Scanned, ScanTask
-from rbvsr_deploy.cluster.scheduler import Scheduler, WorkItem
+from rbvsr_deploy.cluster.scheduler import Scheduler
+from rbvsr_deploy.cluster.work import WorkItem
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.video import ReadOptions, Source, VideoSource
 

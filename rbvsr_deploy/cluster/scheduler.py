@@ -6,7 +6,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from rbvsr_deploy.cluster.messages import (
     Cancel,
@@ -18,17 +17,17 @@ from rbvsr_deploy.cluster.messages import (
     Progress,
     Ready,
     Refused,
-    Task,
     UnitTask,
 )
 from rbvsr_deploy.cluster.versions import difference
+from rbvsr_deploy.cluster.work import Status, Try, WorkerState, WorkItem
 from rbvsr_deploy.cluster.workers import Workers
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.errors import EngineError, RbvsrError
 from rbvsr_deploy.jobs.summary import WorkerRecord
 from rbvsr_deploy.runtime.context import STAGE_SHARES
 
-__all__ = ["Scheduler", "Status", "WorkItem", "too_often"]
+__all__ = ["Scheduler", "too_often"]
 
 TRIES = 3
 """How often a task is tried without getting further, and a worker without finishing anything."""
@@ -39,75 +38,6 @@ _SECONDS_FOR_OTHERS = 30.0
 """Time that the first worker waits for the others, before their engines are compared."""
 _SECONDS_TO_CANCEL = 5.0
 _SECONDS_BETWEEN_STATUS = 0.5
-
-
-@dataclass(eq=False)
-class WorkItem:
-    """A task and what became of it so far."""
-
-    task: Task
-    frames: int
-    """Its length; for tasks of unknown length, any measure of it."""
-    name: str
-    """How messages call it, such as "frames 0 to 119"."""
-    kept: int = 0
-    """Frames that another try does not repeat."""
-    tries: int = 0
-    """Failed tries since it last got further."""
-    tried: set[str] = field(default_factory=set)
-    """Workers that it failed on."""
-    running: dict[str, _Try] = field(default_factory=dict)
-    finished: bool = False
-
-    def done_frames(self) -> float:
-        """Return how many frames' work is done, parts of frames included."""
-        if self.finished:
-            return self.frames
-        return max((t.done for t in self.running.values()), default=float(self.kept))
-
-
-@dataclass
-class _Try:
-    """A task on a worker."""
-
-    began: float
-    first: float | None = None
-    """Frames' work that was done when it began."""
-    done: float = 0.0
-    kept: int = 0
-
-
-@dataclass
-class _State:
-    """What is known of a worker."""
-
-    record: WorkerRecord
-    ready: bool = False
-    item: WorkItem | None = None
-    failures: int = 0
-    """Failed tasks since it last finished one."""
-    deaths: int = 0
-    """Times that it ended since it was last ready."""
-    worked: float = 0.0
-    """Frames' work that it has done, by which its rate is measured."""
-
-    def rate(self) -> float | None:
-        """Return its frames per second so far."""
-        return (
-            self.worked / self.record.seconds if self.record.seconds > 0 and self.worked else None
-        )
-
-
-@dataclass(frozen=True)
-class Status:
-    """The progress of all workers."""
-
-    done: float
-    """Frames that are done, parts included."""
-    total: int
-    seconds_left: float | None
-    workers: dict[str, str]
-    """What each worker is doing, by its name."""
 
 
 class Scheduler:
@@ -132,7 +62,7 @@ class Scheduler:
         self._mixed = mixed
         self._report = report
         self._watch = watch
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, WorkerState] = {}
         self._usual: Ready | None = None
         self._noted: set[str] = set()
         self._items: list[WorkItem] = []
@@ -226,7 +156,7 @@ class Scheduler:
             if item is None:
                 continue
             state.item = item
-            item.running[name] = _Try(time.monotonic(), kept=item.kept)
+            item.running[name] = Try(time.monotonic(), kept=item.kept)
             self._workers.send(name, item.task)
 
     def _next(self, name: str, usable: set[str]) -> WorkItem | None:
@@ -286,13 +216,13 @@ class Scheduler:
             self._workers.send(other, Cancel(item.task.number))
         self._done(item, message)
 
-    def _free(self, state: _State, item: WorkItem, name: str) -> None:
+    def _free(self, state: WorkerState, item: WorkItem, name: str) -> None:
         attempt = item.running.pop(name)
         state.item = None
         state.record.seconds += time.monotonic() - attempt.began
         state.worked += max(0.0, attempt.done - (attempt.first or 0.0))
 
-    def _try_again(self, name: str, item: WorkItem, attempt: _Try, why: str) -> None:
+    def _try_again(self, name: str, item: WorkItem, attempt: Try, why: str) -> None:
         """Put a task back after it failed, or give it up."""
         self._states[name].record.retries += 1
         if item.finished:
@@ -371,8 +301,8 @@ class Scheduler:
         state.ready, state.record.left_out, self._last_error = False, why, why
         self._report(f"{name}{host} is left out: {why}")
 
-    def _state(self, name: str) -> _State:
-        return self._states.setdefault(name, _State(WorkerRecord(name)))
+    def _state(self, name: str) -> WorkerState:
+        return self._states.setdefault(name, WorkerState(WorkerRecord(name)))
 
     def _is_out(self, name: str) -> bool:
         return name in self._states and self._states[name].record.left_out is not None

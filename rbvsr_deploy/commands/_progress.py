@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from rbvsr_deploy.cluster.scheduler import Status
+    from rbvsr_deploy.cluster.work import Status
     from rbvsr_deploy.runtime.context import Stage
 
 __all__ = [

@@ -43,7 +43,8 @@ def run_shared(
     """
     from rbvsr_deploy.cluster.batch import share_files
     from rbvsr_deploy.cluster.film import share_file
-    from rbvsr_deploy.cluster.scheduler import Scheduler, Status
+    from rbvsr_deploy.cluster.scheduler import Scheduler
+    from rbvsr_deploy.cluster.work import Status
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(WorkersDisplay())

@@ -20,11 +20,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,19 +31,21 @@ from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
-from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
+from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder, job_folder
+from rbvsr_deploy.video.staging.journal import (
+    LARGEST_RECORD,
+    difference,
+    inode,
+    read_journal,
+    write_journal,
+)
 from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
-from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
+from rbvsr_deploy.video.staging.publish import check_place, check_target, copied, put_in_place
 
-__all__ = ["Job", "job_folder"]
+__all__ = ["Job"]
 
 logger = logging.getLogger(__name__)
 
-_SCHEMA = 1
-_LARGEST_RECORD = 2**24
-"""Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
-_SHOWN = {"picture size": "image size"}
-"""Key of an identity, as in job folders since the first version -> its name in messages."""
 _SMALL = 2**16
 """Attachments of up to so many bytes are kept for every segment, in case later ones are lost."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -172,7 +172,9 @@ class Job(Closing):
         begun = any(name in self._work or re.fullmatch(r"part-\d+\.json", name) for name in names)
         if begun:
             self.started_over = (
-                self._difference(identity) if self._resume else "the input cannot be rewound"
+                difference(read_journal(self.storage), identity)
+                if self._resume
+                else "the input cannot be rewound"
             )
             if self.started_over is None:
                 self.segments = self._read_segments(fits)
@@ -300,11 +302,13 @@ class Job(Closing):
             self.check(folder=finished.is_dir())
             self._verify()
             if self._keep:
-                finished = self._copied(finished)
+                used = any(self.folder / f.name == finished for p in self.segments for f in p.files)
+                if used or finished.is_dir():
+                    finished = copied(finished, self.folder / f"copy{finished.suffix}")
             else:
                 # Renaming keeps the inode. If this run is killed after the rename, the next run
                 # recognises the output by it and only cleans up.
-                self._write_journal(published=_inode(finished))
+                self._write_journal(published=inode(finished))
             if finished.is_file():
                 finished.chmod(usual_mode())  # was private to this user
             put_in_place(finished, target=self.output)
@@ -332,56 +336,19 @@ class Job(Closing):
             self.storage.close()
             self._closed = True
 
-    def _copied(self, finished: Path) -> Path:
-        """Return a copy of files that finished segments need, or else the path itself."""
-        copy = self.folder / f"copy{finished.suffix}"
-        if finished.is_dir():
-            shutil.copytree(finished, copy)
-            for file in copy.iterdir():
-                sync(file)
-        elif any(self.folder / file.name == finished for p in self.segments for file in p.files):
-            shutil.copyfile(finished, copy)
-        else:
-            return finished
-        sync(copy)
-        return copy
-
     def _next(self, suffix: str) -> str:
         return f"part-{len(self.segments) + 1:06d}{suffix}"
 
-    def _read_journal(self) -> dict[str, Any]:
-        """Read ``job.json``; empty if it is missing or damaged."""
-        try:
-            data = json.loads(self.storage.read(JOURNAL, at_most=_LARGEST_RECORD))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return data if isinstance(data, dict) else {}
-
     def _write_journal(self, published: list[int] | None = None) -> None:
-        data = {"schema": _SCHEMA, "identity": self._identity, "published": published}
         with self._writing():
-            self.storage.write(JOURNAL, json.dumps(data, indent=1).encode())
+            write_journal(self.storage, self._identity, published=published)
 
     def _was_published(self) -> bool:
         """Return whether an earlier run was interrupted between publishing and cleaning up."""
         try:
-            return bool(self._read_journal().get("published") == _inode(self.output))
+            return bool(read_journal(self.storage).get("published") == inode(self.output))
         except OSError:
             return False
-
-    def _difference(self, identity: dict[str, str]) -> str | None:
-        journal = self._read_journal()
-        if journal.get("schema", _SCHEMA) != _SCHEMA:
-            return "the unfinished work is from another version of this program"
-        stored = journal.get("identity")
-        if not isinstance(stored, dict):
-            return "the record of the unfinished work is damaged"
-        for key in [*identity, *stored]:
-            old, new = stored.get(key, "not known"), identity.get(key, "not known")
-            if old != new:
-                name = _SHOWN.get(key, key)
-                return f"the {name} was {old} and is {new}"
-        return None
 
     def _read_segments(self, fits: Callable[[SegmentRecord], bool]) -> list[SegmentRecord]:
         """Read the finished segments before the first damaged one."""
@@ -390,7 +357,7 @@ class Job(Closing):
             names = set(self.storage.names())
         while (name := f"part-{len(segments) + 1:06d}.json") in names:
             try:
-                record = SegmentRecord.from_bytes(self.storage.read(name, at_most=_LARGEST_RECORD))
+                record = SegmentRecord.from_bytes(self.storage.read(name, at_most=LARGEST_RECORD))
                 usable = all(file.is_whole(self.folder) for file in record.files) and fits(record)
             except (*_NOT_A_RECORD, OSError, MediaError):
                 usable = False
@@ -446,14 +413,3 @@ class Job(Closing):
             yield
         except OSError as error:
             raise MediaError(f"cannot write {self.output}: {reason(error)}") from error
-
-
-def job_folder(output: Path) -> Path:
-    """Return the path of an output's job folder."""
-    target = Path(os.path.abspath(output))
-    return target.with_name(f".{target.name}.job")
-
-
-def _inode(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_dev, status.st_ino]

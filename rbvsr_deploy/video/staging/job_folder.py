@@ -25,7 +25,7 @@ from rbvsr_deploy.files import is_junction, is_private, open_folder, open_no_fol
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.publish import sync
 
-__all__ = ["JOURNAL", "UNITS", "BusyError", "JobFolder", "is_stored_name"]
+__all__ = ["JOURNAL", "UNITS", "BusyError", "JobFolder", "is_stored_name", "job_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,12 @@ _NAMES = re.compile(
 )
 _STORED = re.compile(r"part-\d{6,}(-\d+)?\.(packets|state)|pictures/(?!\.{1,2}$)[^/\0]+")
 _OF_NFS = ".nfs"  # a removed file that is still open; vanishes when it is closed
+
+
+def job_folder(output: Path) -> Path:
+    """Return the path of an output's job folder."""
+    target = Path(os.path.abspath(output))
+    return target.with_name(f".{target.name}.job")
 
 
 def is_stored_name(name: str) -> bool:
