@@ -11,13 +11,15 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.cluster.index import FrameIndex, scan
-from rbvsr_deploy.cluster.messages import Done, UnitTask
+from rbvsr_deploy.cluster.messages import Done, Piece, UnitTask
 from rbvsr_deploy.cluster.scanning import scan_together
 from rbvsr_deploy.cluster.scheduler import Scheduler, too_often
+from rbvsr_deploy.cluster.staging import StagedInput, write_part
 from rbvsr_deploy.cluster.units import Unit, units_of
 from rbvsr_deploy.cluster.work import Status, WorkItem
 from rbvsr_deploy.engines.base import Description
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 _INDEX, _SCENES = "frames.index", "scenes.txt"
 _WORK = (_INDEX, _SCENES, UNITS)
 _LARGEST_INDEX = 2**30
+WHOLE = 2**26
+"""Bytes of an input that is sent whole."""
 
 
 def has_shared_work(output: Path) -> bool:
@@ -62,6 +66,7 @@ def share_file(
     keep_job: bool = False,
     before_after: Path | None = None,
     page: Path | None = None,
+    stage: bool = False,
     watch: Callable[[str, Status], None] = lambda what, status: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
@@ -70,6 +75,8 @@ def share_file(
     Args:
         scheduler: has been opened.
         engine: what the workers compute with.
+        stage: send each worker its part of the input and have the segments sent back, instead of
+            using storage that all of them share.
         watch: called with what is being done and how far it is.
 
     The other arguments, the result and the errors are those of
@@ -85,6 +92,7 @@ def share_file(
             settings=settings,
             reading=reading,
             writing=writing,
+            stage=stage,
             watch=watch,
             report=report,
         )
@@ -121,6 +129,7 @@ class _SharedRun:
         settings: Settings,
         reading: ReadOptions,
         writing: WriteOptions,
+        stage: bool,
         watch: Callable[[str, Status], None],
         report: Callable[[str], None],
     ) -> None:
@@ -141,6 +150,8 @@ class _SharedRun:
         self._scheduler = scheduler
         self._settings, self._reading, self._writing = settings, reading, writing
         self._watch, self._report = watch, report
+        self._stage = stage
+        self._staged: StagedInput | None = None
         self.memory = 0
         self.plan = MemoryPlan(window=0, batch=0, band=0, in_memory=0)
         self.resumed = self.frames = sum(s.frames for s in sink.finished_segments)
@@ -170,6 +181,13 @@ class _SharedRun:
         if self.resumed:
             self._report(f"Continuing: {self.resumed} frames are done already")
         storage = self._sink.job.storage
+        if self._stage and not isinstance(self._source, VideoSource):
+            raise MediaError(
+                f"only video files are sent to workers, and the input {self._path} is not one",
+                parameters=("stage",),
+            )
+        if self._stage:
+            self._staged = StagedInput(self._path, allow_playlists=self._reading.allow_playlists)
         self._folder = storage.make_folder(UNITS)
         items = [
             self._item(unit, index, state if unit.first == self.resumed else None)
@@ -185,12 +203,16 @@ class _SharedRun:
             index.restore(self._source.changes)
             self._cuts.restore(index.cuts)
             return index
-        together = scan_together(
-            self._source,
-            self._cuts,
-            path=self._path,
-            reading=self._reading,
-            scheduler=self._scheduler,
+        together = (
+            None
+            if self._stage
+            else scan_together(
+                self._source,
+                self._cuts,
+                path=self._path,
+                reading=self._reading,
+                scheduler=self._scheduler,
+            )
         )
         index = together or self._scan_alone()
         if together is not None:
@@ -232,9 +254,24 @@ class _SharedRun:
             sums=sums,
             work=self._identity(sums),
             state=state.to_bytes() if state is not None and within else None,
+            staged=self._staged is not None,
         )
-        name = f"frames {unit.first} to {unit.stop - 1}"
-        return WorkItem(task, frames=unit.frames, name=name)
+        item = WorkItem(task, frames=unit.frames, name=f"frames {unit.first} to {unit.stop - 1}")
+        if self._staged is not None:
+            item.prepare = partial(self._send_input, item, memoryview(stamps).cast("q"))
+            item.take_part = partial(write_part, self._folder)
+        return item
+
+    def _send_input(
+        self, item: WorkItem, stamps: memoryview, send: Callable[[Piece], None]
+    ) -> None:
+        """Send a worker the part of the input that it needs, or all of it after a failure."""
+        assert self._staged is not None
+        shift = round(self._source.origin / self._source.time_base)
+        whole = item.tries > 0 or self._staged.size <= WHOLE
+        first, last = stamps[0] + shift, stamps[-1] + shift
+        ranges = self._staged.ranges(first, last, whole=whole)
+        self._staged.send(item.task.number, ranges, send)
 
     def _identity(self, sums: bytes) -> str:
         """Identify everything a unit's segments depend on besides its place."""
@@ -257,13 +294,14 @@ class _SharedRun:
     def _take_over(self, unit: Unit, done: Done) -> None:
         """Record a unit's segments in the journal."""
         assert done.folder is not None
+        folder = self._folder / done.folder  # the same if it is absolute
         first = self.scenes[-1].first_frame + self.scenes[-1].frames if self.scenes else 0
         try:
-            segments = read_records(done.folder)
+            segments = read_records(folder)
             scenes = recorded_scenes(segments, first=first)
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise MediaError(
-                f"the segments that a worker left in {done.folder} cannot be read ({error}): the "
+                f"the segments that a worker left in {folder} cannot be read ({error}): the "
                 "workers and this process need one file system for the output"
             ) from error
         note: dict[str, Any] = {
@@ -275,7 +313,7 @@ class _SharedRun:
         if images is not None:
             note["images"] = images
         state = StreamState.between_scenes(unit.stop).to_bytes()
-        self._sink.take_segments(done.folder, segments, note=note, state=state)
+        self._sink.take_segments(folder, segments, note=note, state=state)
         self.scenes += scenes
         self.frames = unit.stop
-        shutil.rmtree(done.folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

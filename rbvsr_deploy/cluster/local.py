@@ -20,6 +20,7 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     FromWorker,
     Gone,
+    Piece,
     Setup,
     Task,
     from_json,
@@ -74,7 +75,7 @@ class LocalWorkers(Workers):
         """Process numbers of the workers by name."""
         return {name: process.pid for name, process in self._processes.items()}
 
-    def send(self, name: str, message: Task | Cancel) -> None:
+    def send(self, name: str, message: Task | Piece | Cancel) -> None:
         self._write(self._processes[name], message)
 
     def receive(self, *, timeout: float) -> tuple[str, FromWorker] | None:
@@ -123,7 +124,7 @@ class LocalWorkers(Workers):
         self._messages.put((name, Gone(why or _how(process.wait()))))
 
     @staticmethod
-    def _write(process: subprocess.Popen[bytes], message: Setup | Task | Cancel) -> None:
+    def _write(process: subprocess.Popen[bytes], message: Setup | Task | Piece | Cancel) -> None:
         assert process.stdin is not None
         with contextlib.suppress(OSError):  # it is gone, as its other end will say
             line = memoryview(to_json(message) + b"\n")

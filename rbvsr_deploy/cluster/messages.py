@@ -24,6 +24,8 @@ __all__ = [
     "FromWorker",
     "Gone",
     "Note",
+    "Part",
+    "Piece",
     "Progress",
     "Ready",
     "Refused",
@@ -76,6 +78,30 @@ class UnitTask(msgspec.Struct, tag=True, frozen=True):
     """Identifies everything the segments depend on."""
     state: bytes | None = None
     """State of the stream before the first frame; ``None``: between scenes."""
+    staged: bool = False
+    """Whether the input comes in pieces, and the segments go back in parts."""
+
+
+class Piece(msgspec.Struct, tag=True, frozen=True):
+    """Brings bytes of the input of a task that follows."""
+
+    number: int
+    """Number of the task."""
+    name: str
+    size: int
+    """Bytes of the whole file."""
+    offset: int
+    data: bytes
+
+
+class Part(msgspec.Struct, tag=True, frozen=True):
+    """Brings bytes of a unit's segments back, to be appended to their file."""
+
+    number: int
+    """Number of the task."""
+    folder: str
+    file: str
+    data: bytes
 
 
 class FileTask(msgspec.Struct, tag=True, frozen=True):
@@ -187,8 +213,8 @@ class Gone(msgspec.Struct, tag=True, frozen=True):
 
 
 Task = UnitTask | FileTask | ScanTask
-ToWorker = Setup | UnitTask | FileTask | ScanTask | Cancel
-FromWorker = Ready | Refused | Progress | Done | Failed | Note | Gone
+ToWorker = Setup | UnitTask | FileTask | ScanTask | Piece | Cancel
+FromWorker = Ready | Refused | Progress | Part | Done | Failed | Note | Gone
 
 
 def _encode(value: Any) -> Any:

@@ -13,13 +13,14 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from rbvsr_deploy.cluster.messages import (
     Cancel,
     FromWorker,
+    Piece,
     Refused,
     Setup,
     Task,
@@ -27,6 +28,9 @@ from rbvsr_deploy.cluster.messages import (
     to_json,
 )
 from rbvsr_deploy.engines.processors import core_shares
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.cluster.worker import Worker
 
 __all__ = ["keep_to_share", "main"]
 
@@ -55,31 +59,37 @@ def main(open_engine: Callable[..., Any] | None = None) -> None:
     if not isinstance(setup, Setup):
         raise msgspec.ValidationError("the first message is not a setup")
     keep_to_share(setup)
-    tasks: queue.Queue[Task] = queue.Queue()
-    cancel: list[Callable[[int], None]] = []
+    tasks: queue.Queue[Task | Piece] = queue.Queue()
+    opened: list[Worker] = []
 
     def receive() -> None:
         for line in sys.stdin.buffer:
             message = from_json(line, of_worker=False)
             if not isinstance(message, Cancel):
                 tasks.put(message)
-            elif cancel:
-                cancel[0](message.number)
+            elif opened:
+                opened[0].cancel(message.number)
+        for worker in opened:
+            worker.discard()
         os._exit(0)
 
     threading.Thread(target=receive, name="messages", daemon=True).start()
     # Importing takes a while, in which the coordinator may already be gone.
-    from rbvsr_deploy.cluster.worker import Worker, sentence
+    from rbvsr_deploy.cluster import worker as module
 
     opener = {} if open_engine is None else {"open_engine": open_engine}
     try:
-        worker = Worker(setup, send, **opener)
+        worker = module.Worker(setup, send, **opener)
     except Exception as error:
-        send(Refused(sentence(error)))
+        send(Refused(module.sentence(error)))
         return
-    cancel.append(worker.cancel)
+    opened.append(worker)
     while True:
-        worker.run(tasks.get())
+        message = tasks.get()
+        if isinstance(message, Piece):
+            worker.take(message)
+        else:
+            worker.run(message)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from rbvsr_deploy.cluster.messages import (
     Cancel,
     FromWorker,
+    Piece,
     Progress,
     Refused,
     Setup,
@@ -27,6 +28,7 @@ SECONDS_WITHOUT_CONTACT = 60.0
 """Time after which a worker that nobody asks for messages ends: its coordinator is gone or cannot
 be reached, and has given its task to another."""
 _SECONDS_TO_ANSWER = 2.0
+_MOST_WAITING = 8  # messages, which may be large
 
 
 class Actor:
@@ -38,8 +40,8 @@ class Actor:
     """
 
     def __init__(self, setup: bytes, open_engine: Callable[..., Any] | None) -> None:
-        self._messages: queue.Queue[FromWorker] = queue.Queue()
-        self._tasks: queue.Queue[Task] = queue.Queue()
+        self._messages: queue.Queue[FromWorker] = queue.Queue(_MOST_WAITING)
+        self._tasks: queue.Queue[Task | Piece] = queue.Queue(_MOST_WAITING)
         self._cancel: Callable[[int], None] | None = None
         self._contact = time.monotonic()
         message = from_json(setup, of_worker=False)
@@ -87,7 +89,11 @@ class Actor:
             return
         self._cancel = worker.cancel
         while True:
-            worker.run(self._tasks.get())
+            task = self._tasks.get()
+            if isinstance(task, Piece):
+                worker.take(task)
+            else:
+                worker.run(task)
 
     def _end_without_contact(self) -> None:
         while time.monotonic() - self._contact < SECONDS_WITHOUT_CONTACT:

@@ -16,6 +16,7 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     FromWorker,
     Gone,
+    Piece,
     Setup,
     Task,
     from_json,
@@ -97,11 +98,14 @@ class RayWorkers(Workers):
         with self._lock:
             return list(self._places)
 
-    def send(self, name: str, message: Task | Cancel) -> None:
+    def send(self, name: str, message: Task | Piece | Cancel) -> None:
         with self._lock:
             actor = self._actors.get(name)
         if actor is not None:
-            actor.send.remote(to_json(message))
+            sent = actor.send.remote(to_json(message))
+            if isinstance(message, Piece):  # one at a time: they are large
+                with contextlib.suppress(Exception):  # the worker's next message says it
+                    self._ray.get(sent)
 
     def receive(self, *, timeout: float) -> tuple[str, FromWorker] | None:
         try:

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from rbvsr_deploy.cluster.messages import (
     Cancel,
@@ -14,6 +15,7 @@ from rbvsr_deploy.cluster.messages import (
     FromWorker,
     Gone,
     Note,
+    Part,
     Progress,
     Ready,
     Refused,
@@ -134,7 +136,7 @@ class Scheduler:
             received = self._workers.receive(timeout=_SECONDS_BETWEEN_STATUS)
             if received is not None:
                 name, message = received
-                if isinstance(message, Done | Failed | Progress):
+                if isinstance(message, Done | Failed | Progress | Part):
                     item = by_number.get(message.number)
                     if item is not None:
                         self._answer(name, item, message)
@@ -157,6 +159,8 @@ class Scheduler:
                 continue
             state.item = item
             item.running[name] = Try(time.monotonic(), kept=item.kept)
+            if item.prepare is not None:
+                item.prepare(partial(self._workers.send, name))
             self._workers.send(name, item.task)
 
     def _next(self, name: str, usable: set[str]) -> WorkItem | None:
@@ -186,10 +190,14 @@ class Scheduler:
                 found, longest = item, left
         return found
 
-    def _answer(self, name: str, item: WorkItem, message: Done | Failed | Progress) -> None:
+    def _answer(self, name: str, item: WorkItem, message: Done | Failed | Progress | Part) -> None:
         """Take a worker's answer to a task."""
         state, attempt = self._states[name], item.running.get(name)
         if attempt is None:
+            return
+        if isinstance(message, Part):
+            if item.take_part is not None:
+                item.take_part(message)
             return
         if isinstance(message, Progress):
             done = sum(share * message.stages.get(s, 0) for s, share in STAGE_SHARES.items())
@@ -315,7 +323,7 @@ class Scheduler:
             if received is not None:
                 name, message = received
                 item = self._states[name].item if name in self._states else None
-                if isinstance(message, Done | Failed | Progress):
+                if isinstance(message, Done | Failed | Progress | Part):
                     if item is not None and item.task.number == message.number:
                         self._answer(name, item, message)
                 else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rbvsr_deploy.cluster.messages import Task
+from rbvsr_deploy.cluster.messages import Part, Piece, Task
 from rbvsr_deploy.jobs.summary import WorkerRecord
 
 __all__ = ["Status", "Try", "WorkItem", "WorkerState"]
@@ -19,6 +20,10 @@ class WorkItem:
     """Its length; for tasks of unknown length, any measure of it."""
     name: str
     """How messages call it, such as "frames 0 to 119"."""
+    prepare: Callable[[Callable[[Piece], None]], None] | None = None
+    """Sends what a worker needs before the task."""
+    take_part: Callable[[Part], None] | None = None
+    """Takes what a worker sends before it is done."""
     kept: int = 0
     """Frames that another try does not repeat."""
     tries: int = 0

@@ -11,6 +11,9 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
 
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.cluster.index import checksum, listed
@@ -20,6 +23,7 @@ from rbvsr_deploy.cluster.messages import (
     FileTask,
     FromWorker,
     Note,
+    Piece,
     Progress,
     Ready,
     Scanned,
@@ -28,6 +32,7 @@ from rbvsr_deploy.cluster.messages import (
     Task,
     UnitTask,
 )
+from rbvsr_deploy.cluster.staging import StagingFolder, read_parts
 from rbvsr_deploy.cluster.versions import versions
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.errors import MediaError, RbvsrError, first_line
@@ -75,6 +80,8 @@ class Worker(Closing):
     ) -> None:
         self._send = send
         self._cancelled: set[int] = set()
+        self._staging = StagingFolder()
+        self._refused: dict[int, str] = {}  # why, by task
         size = setup.size
         self._engine = open_engine(
             setup.model,
@@ -95,10 +102,22 @@ class Worker(Closing):
         """End a task soon, from any thread; it then fails."""
         self._cancelled.add(number)
 
+    def take(self, piece: Piece) -> None:
+        """Take a piece of the input of a task that follows."""
+        if piece.number in self._refused:
+            return
+        try:
+            self._staging.take(piece)
+        except OSError as error:
+            self._refused[piece.number] = sentence(error)
+            self._staging.drop(piece.number)
+
     def run(self, task: Task) -> None:
         """Do a task and send its result."""
         try:
             match task:
+                case UnitTask(staged=True):
+                    done = self._staged_unit(task)
                 case UnitTask():
                     done = self._unit(task)
                 case FileTask():
@@ -112,10 +131,29 @@ class Worker(Closing):
         else:
             self._send(done)
 
+    def discard(self) -> None:
+        """Remove temporary files, whatever is being done; the process ends right after it."""
+        self._staging.close()
+
     def close(self) -> None:
         for name in _PASSED_ON:
             logging.getLogger(name).removeHandler(self._notes)
+        self._staging.close()
         self._engine.close()
+
+    def _staged_unit(self, task: UnitTask) -> Done:
+        if (why := self._refused.pop(task.number, None)) is not None:
+            raise MediaError(why)
+        try:
+            done = self._unit(self._staging.localised(task))
+            assert done.folder is not None
+            name = done.folder
+            for part in read_parts(done.folder, number=task.number):
+                self._send(part)
+                name = Path(part.folder)
+            return msgspec.structs.replace(done, folder=name)
+        finally:
+            self._staging.drop(task.number)
 
     def _unit(self, task: UnitTask) -> Done:
         with contextlib.ExitStack() as stack:
@@ -135,7 +173,8 @@ class Worker(Closing):
             begin = StreamState.between_scenes(task.first)
             if task.state is not None:
                 begin = StreamState.from_bytes(task.state)
-            reporter = _Reporter(task.number, self._send, self._cancelled, begin.frames, job)
+            kept = None if task.staged else job  # another try has other storage
+            reporter = _Reporter(task.number, self._send, self._cancelled, begin.frames, kept)
             run = Run(
                 self._engine,
                 self._settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from rbvsr_deploy.closing import Closing
-from rbvsr_deploy.cluster.messages import Cancel, FromWorker, Task
+from rbvsr_deploy.cluster.messages import Cancel, FromWorker, Piece, Task
 
 __all__ = ["Workers"]
 
@@ -27,7 +27,7 @@ class Workers(Closing):
         """Names of the workers that exist or are being started; more can come at any time."""
 
     @abstractmethod
-    def send(self, name: str, message: Task | Cancel) -> None:
+    def send(self, name: str, message: Task | Piece | Cancel) -> None:
         """Send a message; nothing happens if the worker is gone."""
 
     @abstractmethod

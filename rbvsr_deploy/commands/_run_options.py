@@ -290,6 +290,12 @@ WORKERS = (
         "ray://HOST:PORT.",
     ),
     click.Option(
+        ["--stage"],
+        is_flag=True,
+        help="Send each worker its part of the input and have the encoded segments sent back: for "
+        "workers that do not see the files under the same paths. The bundle has to be there.",
+    ),
+    click.Option(
         ["--allow-mixed-engines"],
         is_flag=True,
         help="Also use workers whose engine or versions differ, and whose frames may be rounded "

@@ -28,6 +28,7 @@ def run_shared(
     workers: int | None,
     cluster: str | None,
     allow_mixed_engines: bool,
+    stage: bool,
     reading: ReadOptions,
     writing: WriteOptions,
     **options: Any,
@@ -37,7 +38,7 @@ def run_shared(
     Args:
         paths, outputs: one output for each input.
         setup: engine and settings of a worker.
-        workers, cluster, allow_mixed_engines: options of ``rbvsr-run``.
+        workers, cluster, allow_mixed_engines, stage: options of ``rbvsr-run``.
         reading, writing: options for reading and writing.
         options: of :func:`~rbvsr_deploy.cluster.film.share_file`.
     """
@@ -76,6 +77,7 @@ def run_shared(
             settings=setup.settings,
             reading=reading,
             writing=writing,
+            stage=stage,
             watch=display,
             report=report,
             **options,

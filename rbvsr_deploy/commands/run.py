@@ -151,6 +151,7 @@ def run(
                     workers=workers,
                     cluster=cluster,
                     allow_mixed_engines=options["allow_mixed_engines"],
+                    stage=options["stage"],
                     reading=reading,
                     writing=writing,
                     page=options["page"],
@@ -215,6 +216,8 @@ def _check_usage(ctx: click.Context) -> None:
     if shared is not None and (reads or writes or options["preview"] is not None):
         other = "--preview" if options["preview"] is not None else "-"
         raise click.UsageError(f"--{shared} cannot be combined with {other}: leave one of them out")
+    if options["stage"] and len(inputs) > 1:
+        raise click.UsageError(f"--stage needs a single input, got {len(inputs)}: leave it out")
     if len(inputs) > 1 and (reads or writes):
         raise click.UsageError(f"- works with one input only, got {len(inputs)}: use it alone")
     if reads and output is None:

@@ -97,6 +97,7 @@ def shared(
     workers: int = 2,
     odd: dict[str, str] | None = None,
     mixed: bool = False,
+    stage: bool = False,
     report: Callable[[str], None] = lambda line: None,
     settings: Settings | None = None,
     reading: ReadOptions | None = None,
@@ -114,6 +115,7 @@ def shared(
             settings=settings or Settings(),
             reading=reading or ReadOptions(),
             writing=writing or WriteOptions(),
+            stage=stage,
             report=report,
             **options,
         )

@@ -62,6 +62,7 @@ def shared_on_ray(
     output: Path,
     model: Path,
     report: Callable[[str], None] = lambda line: None,
+    stage: bool = False,
 ) -> Summary:
     setup = Setup(model, "cpu", trust_engines=False, settings=Settings())
     with RayWorkers(address, None, setup, open_engine=open_in_actor) as workers:
@@ -74,6 +75,7 @@ def shared_on_ray(
             settings=Settings(),
             reading=ReadOptions(),
             writing=WriteOptions(),
+            stage=stage,
         )
 
 
@@ -96,12 +98,13 @@ def wait_for(condition: Callable[[], object], *, seconds: float) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("stage", [False, True])
 def test_the_same_file_as_one_process(
-    cluster: Any, clip: Path, model: Path, tmp_path: Path
+    stage: bool, cluster: Any, clip: Path, model: Path, tmp_path: Path
 ) -> None:
     """Two nodes give the bytes of one process, and each does a part of the work."""
     expected = alone(clip, tmp_path / "one.mp4")
-    summary = shared_on_ray(cluster.address, clip, tmp_path / "two.mp4", model)
+    summary = shared_on_ray(cluster.address, clip, tmp_path / "two.mp4", model, stage=stage)
     assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert summary.scenes == expected.scenes
     assert len(summary.workers) == 2
