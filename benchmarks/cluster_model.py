@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from rbvsr_deploy.cluster.scanning import PIECE
 from rbvsr_deploy.cluster.units import units_of
 from rbvsr_deploy.runtime.scenes import read_scene_list
 from rbvsr_deploy.runtime.stream import Settings
@@ -36,7 +37,7 @@ class Costs:
     start: float = 0.0
     """Time until the workers are ready."""
     scenes: float = 0.0
-    """Time per frame for finding the scenes."""
+    """Time of a worker per frame for finding the scenes."""
     join: float = 0.0
     """Time per frame for joining the segments to the output."""
     size: float = 0.0
@@ -69,16 +70,15 @@ def predict(units: Sequence[int], costs: Costs, workers: int) -> Prediction:
     busy = min(workers, len(units))
     frame = max(costs.frame, costs.size * busy / costs.storage)
     free = [0.0] * workers
-    coordinator, finished = 0.0, []
-    heapq.heapify(free)
+    coordinator = last = 0.0
     for length in sorted(units, reverse=True):
-        # The coordinator hands the next unit out once it has taken the last one over.
-        begin = max(heapq.heappop(free), coordinator if len(finished) >= workers else 0.0)
-        end = begin + costs.unit + length * frame
-        heapq.heappush(finished, end)
-        coordinator = max(coordinator, begin) + costs.coordinator
+        # A free worker waits for the coordinator, which hands units out one after the other.
+        begin = max(heapq.heappop(free), coordinator)
+        coordinator = begin + costs.coordinator
+        end = coordinator + costs.unit + length * frame
+        last = max(last, end)
         heapq.heappush(free, end)
-    shared = max(*finished, coordinator) if finished else 0.0
+    shared, readers = last, max(1, min(workers, frames // PIECE))
     bounds = {
         "the number of workers": (frames * costs.frame + len(units) * costs.unit) / workers,
         "the longest unit": costs.unit + max(units) * costs.frame,
@@ -87,7 +87,7 @@ def predict(units: Sequence[int], costs: Costs, workers: int) -> Prediction:
     }
     return Prediction(
         workers,
-        seconds=costs.start + frames * (costs.scenes + costs.join) + shared,
+        seconds=costs.start + frames * (costs.scenes / readers + costs.join) + shared,
         shared=shared,
         efficiency=frames * costs.frame / (shared * workers),
         limit=max(bounds, key=lambda name: bounds[name]),

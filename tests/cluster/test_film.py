@@ -37,7 +37,8 @@ shared(Path(clip), Path(output), model=Path(model), workers=int(workers))
 
 def coordinator(clip: Path, output: Path, model: Path, workers: int) -> subprocess.Popen[bytes]:
     """Start a process that upscales with several workers."""
-    command = [sys.executable, "-c", COORDINATOR, clip, output, model, str(workers)]
+    arguments = map(str, (clip, output, model, workers))
+    command = [sys.executable, "-c", COORDINATOR, *arguments]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -173,6 +174,34 @@ def test_a_killed_coordinator(
         assert made == summary.frames - summary.resumed_frames
     assert output.read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert not units.parent.exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs(
+    clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one does its unit, and it is ended by force."""
+    monkeypatch.setenv("DOUBLE_SECONDS", "0.02")
+    alone(clip, tmp_path / "one.mp4")
+    before, stopped = worker_processes(), threading.Event()
+
+    def stop() -> None:
+        while not stopped.wait(0.1):
+            for process in worker_processes() - before:
+                if _is_at_work(process) and not stopped.is_set():
+                    os.kill(process, signal.SIGSTOP)
+                    stopped.set()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        summary = shared(clip, tmp_path / "two.mp4", model=model)
+    finally:
+        stopped.set()
+        thread.join()
+    assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+    assert sum(worker.frames for worker in summary.workers) >= summary.frames
+    wait_until_gone(before)
 
 
 @pytest.mark.slow

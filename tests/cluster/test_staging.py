@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,14 +45,12 @@ def test_parts_of_the_input_are_enough(
     path = clip if suffix == clip.suffix else remux(clip, tmp_path / f"clip{suffix}")
     sent: list[int] = []
     send = StagedInput.send
-    monkeypatch.setattr(
-        StagedInput,
-        "send",
-        lambda self, number, ranges, to: (
-            sent.append(sum(b - a for a, b in ranges)),
-            send(self, number, ranges, to),
-        ),
-    )
+
+    def count(self: StagedInput, number: int, ranges: list[tuple[int, int]], to: Any) -> None:
+        sent.append(sum(stop - start for start, stop in ranges))
+        send(self, number, ranges, to)
+
+    monkeypatch.setattr(StagedInput, "send", count)
     lines: list[str] = []
     alone(path, tmp_path / "one.mp4")
     summary = shared(path, tmp_path / "two.mp4", model=model, stage=True, report=lines.append)
