@@ -25,6 +25,7 @@ from rbvsr_deploy.cluster.film import share_file
 from rbvsr_deploy.cluster.local import LocalWorkers
 from rbvsr_deploy.cluster.messages import Setup
 from rbvsr_deploy.cluster.scheduler import Scheduler
+from rbvsr_deploy.cluster.work import Status
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 
@@ -97,16 +98,16 @@ def measure(clip: Path, cuts: Path, workers: int, seconds: float) -> dict[str, A
         tempfile.TemporaryDirectory() as folder,
         LocalWorkers(workers, setup, command=WORKER) as started,
     ):
-        scheduler = Scheduler(started)
+        times: list[tuple[float, float]] = []
+
+        def watch(status: Status) -> None:
+            if status.what == "scenes" or not times:
+                times[:] = [(time.perf_counter(), time.process_time())]
+
+        scheduler = Scheduler(started, watch=watch)
         begin = time.perf_counter()
         engine = scheduler.open()
         opened = time.perf_counter() - begin
-        times: list[tuple[float, float]] = []
-
-        def watch(what: str, status: object) -> None:
-            if what == "scenes":
-                times[:] = [(time.perf_counter(), time.process_time())]
-
         with Watch(started) as sampled:
             summary = share_file(
                 clip,

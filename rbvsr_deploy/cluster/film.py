@@ -67,7 +67,7 @@ def share_file(
     before_after: Path | None = None,
     page: Path | None = None,
     stage: bool = False,
-    watch: Callable[[str, Status], None] = lambda what, status: None,
+    watch: Callable[[Status], None] = lambda status: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Upscale a video with several workers; the output has the same bytes as with one process.
@@ -77,7 +77,8 @@ def share_file(
         engine: what the workers compute with.
         stage: send each worker its part of the input and have the segments sent back, instead of
             using storage that all of them share.
-        watch: called with what is being done and how far it is.
+        watch: called with the progress of a pass that this process makes; the scheduler reports
+            that of the workers.
 
     The other arguments, the result and the errors are those of
     :func:`rbvsr_deploy.jobs.upscale_file.upscale_file`.
@@ -130,7 +131,7 @@ class _SharedRun:
         reading: ReadOptions,
         writing: WriteOptions,
         stage: bool,
-        watch: Callable[[str, Status], None],
+        watch: Callable[[Status], None],
         report: Callable[[str], None],
     ) -> None:
         source, sink = job.source, job.sink
@@ -233,7 +234,7 @@ class _SharedRun:
             left = None
             if total:
                 left = (time.monotonic() - start) / frames * max(0, total - frames)
-            self._watch("scenes", Status(frames, total or 0, left, {}))
+            self._watch(Status("scenes", frames, total or 0, left, {}))
 
         return scan(self._source, self._cuts, progress=progress)
 

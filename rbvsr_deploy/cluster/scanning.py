@@ -69,6 +69,7 @@ def scan_together(
         items,
         done=lambda item, answer: done(item.task.number, answer.scanned),
         failed=lambda item, why: None,  # a single pass gives the error, or does not
+        what="scenes",
     )
     if len(pieces) < len(items):
         return None

@@ -116,6 +116,7 @@ class Scheduler:
         *,
         done: Callable[[WorkItem, Done], None],
         failed: Callable[[WorkItem, str], None],
+        what: str = "frames",
     ) -> None:
         """Do all tasks.
 
@@ -123,6 +124,7 @@ class Scheduler:
             items: tasks with numbers of their own.
             done: called once for each that is finished.
             failed: called once for each that has failed too often; may raise an error.
+            what: see ``Status``.
 
         Raises:
             EngineError: no worker is left.
@@ -130,7 +132,7 @@ class Scheduler:
         self._items = list(items)
         self._queue = sorted(self._items, key=lambda item: -item.frames)
         by_number = {item.task.number: item for item in self._items}
-        self._done, self._failed = done, failed
+        self._done, self._failed, self._what = done, failed, what
         while not all(item.finished for item in self._items):
             self._assign()
             received = self._workers.receive(timeout=_SECONDS_BETWEEN_STATUS)
@@ -355,7 +357,7 @@ class Scheduler:
                 what += f", {worked / seconds:.2f} frames/s"
             doing[name] = what
         left = (total - done) / rate if rate else None
-        self._watch(Status(done, total, left, doing))
+        self._watch(Status(self._what, done, total, left, doing))
 
 
 def _kind(answer: Ready) -> tuple[object, ...]:

@@ -76,6 +76,8 @@ class WorkerState:
 class Status:
     """The progress of all workers."""
 
+    what: str
+    """What is counted: "scenes", whose frames are read, or "frames", which are upscaled."""
     done: float
     """Frames that are done, parts included."""
     total: int

@@ -32,6 +32,7 @@ from rbvsr_deploy.cluster.messages import (
     Task,
     UnitTask,
 )
+from rbvsr_deploy.cluster.part_cuts import PartCuts
 from rbvsr_deploy.cluster.staging import StagingFolder, read_parts
 from rbvsr_deploy.cluster.versions import versions
 from rbvsr_deploy.engines import Engine, open_engine
@@ -43,7 +44,7 @@ from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.context import STAGE_SHARES
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Stage, StreamState
-from rbvsr_deploy.video import Frame, Job, Source, VideoSource, open_sink, open_source
+from rbvsr_deploy.video import Job, VideoSource, open_sink, open_source
 from rbvsr_deploy.video.staging.job_folder import BusyError
 
 __all__ = ["Worker", "sentence"]
@@ -180,7 +181,7 @@ class Worker(Closing):
                 self._settings,
                 source,
                 sink,
-                cuts=stack.enter_context(_PartCuts(task)),
+                cuts=stack.enter_context(PartCuts(task)),
                 begin=begin,
                 progress=reporter.progress,
                 report=lambda line: None,
@@ -304,56 +305,6 @@ class _Reporter:
         self._last = time.monotonic()
         kept = sum(s.frames for s in self._job.segments) if self._job is not None else 0
         self._send(Progress(self._number, dict(self._stages), kept))
-
-
-class _PartCuts(Closing):
-    """Yields the frames of a unit, each compared with what it was when its scenes were found."""
-
-    def __init__(self, task: UnitTask) -> None:
-        self._task = task
-        self._stamps = memoryview(task.stamps).cast("q")
-        self._sums = memoryview(task.sums).cast("I")
-        self._whole: Source | None = None
-
-    def mark(self, source: Source, *, skip: int) -> Iterator[tuple[Frame, bool]]:
-        """Yield the frames from number ``skip`` on, each with whether a scene begins with it.
-
-        Raises:
-            MediaError: the input gives other frames than before.
-        """
-        task, starts = self._task, set(self._task.starts)
-        if skip == task.stop:
-            return
-        frames = source.frames_from(skip, pts=self._stamps[skip - task.first])
-        for number in range(skip, task.stop):
-            frame = self._next(frames, number)
-            if frame is None and self._whole is None:
-                # What is decoded from a key frame differs from a whole pass: take the latter.
-                self._whole = open_source(task.path, task.reading)
-                self._whole.keeps_captions = source.keeps_captions
-                frames = itertools.islice(self._whole, number, None)
-                frame = self._next(frames, number)
-            if frame is None:
-                raise MediaError(
-                    f"frame {number} of {task.path} is not the one it was when its scenes were "
-                    "found: it was changed during the run, or its decoder does not repeat itself"
-                )
-            yield frame, number in starts
-
-    def close(self) -> None:
-        if self._whole is not None:
-            self._whole.close()
-
-    def _next(self, frames: Iterator[Frame], number: int) -> Frame | None:
-        """Return the next frame if it is what it should be."""
-        try:
-            frame = next(frames, None)
-        except MediaError:
-            if self._whole is not None:
-                raise
-            return None
-        same = frame is not None and checksum(frame) == self._sums[number - self._task.first]
-        return frame if same else None
 
 
 class _Notes(logging.Handler):

@@ -108,12 +108,12 @@ class WorkersDisplay(_Display):
         super().__init__()
         self._what = ""
 
-    def __call__(self, what: str, status: Status) -> None:
+    def __call__(self, status: Status) -> None:
         exit_if_signalled()
-        if what != self._what:
-            self._what, self._task = what, None
+        if status.what != self._what:
+            self._what, self._task = status.what, None
         left = "" if status.seconds_left is None else _left(status.seconds_left)
-        text = f"{what}: {status.done:.0f} of {status.total or 'unknown'}"
+        text = f"{status.what}: {status.done:.0f} of {status.total or 'unknown'}"
         busy = [f"{name}: {doing}" for name, doing in status.workers.items()]
         total = float(status.total) if status.total else None
         if not self._bar(text, done=status.done, total=total, note="  ".join([left, *busy[:4]])):

@@ -45,16 +45,11 @@ def run_shared(
     from rbvsr_deploy.cluster.batch import share_files
     from rbvsr_deploy.cluster.film import share_file
     from rbvsr_deploy.cluster.scheduler import Scheduler
-    from rbvsr_deploy.cluster.work import Status
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(WorkersDisplay())
         started = stack.enter_context(_workers(setup, workers=workers, cluster=cluster))
-
-        def watch(status: Status) -> None:
-            display("frames", status)
-
-        scheduler = Scheduler(started, mixed=allow_mixed_engines, report=report, watch=watch)
+        scheduler = Scheduler(started, mixed=allow_mixed_engines, report=report, watch=display)
         if len(paths) > 1:
             return share_files(
                 paths,

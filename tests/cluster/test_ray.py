@@ -47,7 +47,6 @@ def cluster() -> Iterator[Any]:
     """Start a cluster of two nodes with one processor each, whose network takes 50 ms per frame."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOUBLE_SECONDS", "0.05")
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a busy machine
         cluster = cluster_utils.Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
         )

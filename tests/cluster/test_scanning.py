@@ -43,7 +43,7 @@ class _Here(Scheduler):
         setup = Setup(model, "cpu", trust_engines=False, settings=Settings())
         self._worker = Worker(setup, self.answers.append, open_engine=open_double)
 
-    def run(self, items: Any, *, done: Any, failed: Any) -> None:
+    def run(self, items: Any, *, done: Any, failed: Any, what: str = "frames") -> None:
         for item in items:
             self._worker.run(item.task)
             answer = self.answers[-1]
