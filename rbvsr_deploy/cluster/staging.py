@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from array import array
 from bisect import bisect_left
@@ -202,6 +203,8 @@ def write_part(folder: Path, part: Part) -> None:
 
 def _remove_orphans() -> None:
     """Remove what workers on this machine left that were killed."""
+    if sys.platform == "win32":  # asking for a process there ends it
+        return
     for folder in Path(tempfile.gettempdir()).glob(_NAME.format("*") + "*"):
         found = re.match(_NAME.format(r"(\d+)"), folder.name)
         if found is None:
