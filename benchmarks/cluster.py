@@ -26,6 +26,7 @@ from rbvsr_deploy.cluster.local import LocalWorkers
 from rbvsr_deploy.cluster.messages import Setup
 from rbvsr_deploy.cluster.scheduler import Scheduler
 from rbvsr_deploy.cluster.work import Status
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 
@@ -115,6 +116,7 @@ def measure(clip: Path, cuts: Path, workers: int, seconds: float) -> dict[str, A
                 scheduler=scheduler,
                 engine=engine,
                 settings=Settings(),
+                size=OutputSize(),
                 reading=ReadOptions(),
                 writing=WriteOptions(codec="mpeg4"),  # takes little time
                 scene_list=cuts,

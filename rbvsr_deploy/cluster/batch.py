@@ -11,6 +11,7 @@ from rbvsr_deploy.cluster.scheduler import Scheduler
 from rbvsr_deploy.cluster.work import WorkItem
 from rbvsr_deploy.jobs.batch import Failure, Skipped
 from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 
 __all__ = ["share_files"]
@@ -21,6 +22,7 @@ def share_files(
     outputs: Sequence[Path],
     *,
     scheduler: Scheduler,
+    size: OutputSize,
     reading: ReadOptions,
     writing: WriteOptions,
     scene_cuts: bool,
@@ -33,7 +35,7 @@ def share_files(
     Args:
         inputs, outputs: paths, one output for each input.
         scheduler: hands the inputs out; not opened yet.
-        reading, writing, scene_cuts, overwrite, keep_job: as in
+        size, reading, writing, scene_cuts, overwrite, keep_job: as in
             :func:`~rbvsr_deploy.jobs.upscale_file.upscale_file`.
         report: called with a line when an input is finished, skipped or fails.
 
@@ -47,7 +49,7 @@ def share_files(
     places: dict[int, int] = {}  # place of an input by the number of its task
     items = []
     paths = [(p.absolute(), o.absolute()) for p, o in zip(inputs, outputs, strict=True)]
-    known = FinishedInputs(*zip(*paths, strict=True), options=f"{reading}")
+    known = FinishedInputs(*zip(*paths, strict=True), options=f"{size} {reading}")
 
     def skip(place: int) -> None:
         path, output = str(inputs[place]), str(outputs[place])
@@ -61,6 +63,7 @@ def share_files(
             next(scheduler.numbers),
             path=path,
             output=output,
+            size=size,
             reading=reading,
             writing=writing,
             scene_cuts=scene_cuts,

@@ -29,6 +29,7 @@ from rbvsr_deploy.jobs.identity import image_record
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import OpenedJob, run_job
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.scenes import scene_list_text
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, StreamState
 from rbvsr_deploy.video import ImageSource, ReadOptions, VideoSink, VideoSource, WriteOptions
@@ -58,6 +59,7 @@ def share_file(
     scheduler: Scheduler,
     engine: Description,
     settings: Settings,
+    size: OutputSize,
     reading: ReadOptions,
     writing: WriteOptions,
     scene_cuts: bool = True,
@@ -103,6 +105,7 @@ def share_file(
         output,
         engine=engine,
         settings=settings,
+        size=size,
         begin=begin,
         scene_cuts=scene_cuts,
         scene_list=scene_list,
@@ -147,6 +150,7 @@ class _SharedRun:
                 parameters=("workers", "cluster"),
             )
         self._source, self._sink, self._cuts = source, sink, job.cuts
+        self._target = job.target
         self._path, self._output = Path(path).absolute(), Path(output).absolute()
         self._scheduler = scheduler
         self._settings, self._reading, self._writing = settings, reading, writing
@@ -253,6 +257,7 @@ class _SharedRun:
             starts=[cut for cut in index.cuts if unit.first <= cut < unit.stop],
             stamps=stamps,
             sums=sums,
+            target=self._target,
             work=self._identity(sums),
             state=state.to_bytes() if state is not None and within else None,
             staged=self._staged is not None,

@@ -13,6 +13,7 @@ import msgspec
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.output_size import OutputSize, Target
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 
@@ -74,6 +75,8 @@ class UnitTask(msgspec.Struct, tag=True, frozen=True):
     stamps: bytes
     sums: bytes
     """Timestamps and checksums of its frames; see ``FrameIndex``."""
+    target: Target | None
+    """Size of the output; four times that of the input if ``None``."""
     work: str
     """Identifies everything the segments depend on."""
     state: bytes | None = None
@@ -112,6 +115,7 @@ class FileTask(msgspec.Struct, tag=True, frozen=True):
     output: Path
     reading: ReadOptions
     writing: WriteOptions
+    size: OutputSize
     scene_cuts: bool
     overwrite: bool
     keep_job: bool

@@ -157,6 +157,7 @@ class Worker(Closing):
             self._staging.drop(task.number)
 
     def _unit(self, task: UnitTask) -> Done:
+        target = task.target
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(open_source(task.path, task.reading))
             job = stack.enter_context(_job_of(task))
@@ -164,8 +165,9 @@ class Worker(Closing):
                 open_sink(
                     task.output,
                     source=source,
-                    width=SCALE * source.width,
-                    height=SCALE * source.height,
+                    width=SCALE * source.width if target is None else target.width,
+                    height=SCALE * source.height if target is None else target.height,
+                    sample_aspect=None if target is None else target.sample_aspect,
                     job=job,
                     # Sound and subtitles are copied once, by the coordinator.
                     options=dataclasses.replace(task.writing, audio=False, subtitles=False),
@@ -181,6 +183,7 @@ class Worker(Closing):
                 self._settings,
                 source,
                 sink,
+                target=target,
                 cuts=stack.enter_context(PartCuts(task)),
                 begin=begin,
                 progress=reporter.progress,
@@ -206,7 +209,7 @@ class Worker(Closing):
         )
 
     def _file(self, task: FileTask) -> Done:
-        if not task.overwrite and was_finished(task.path, task.output, task.reading):
+        if not task.overwrite and was_finished(task.path, task.output, task.reading, task.size):
             return Done(task.number, frames=0, seconds={}, size=0)
         reporter = _Reporter(task.number, self._send, self._cancelled, 0, None)
         summary = upscale_file(
@@ -214,6 +217,7 @@ class Worker(Closing):
             task.output,
             engine=self._engine,
             settings=self._settings,
+            size=task.size,
             scene_cuts=task.scene_cuts,
             reading=task.reading,
             writing=task.writing,

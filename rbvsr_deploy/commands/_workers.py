@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.cluster.workers import Workers
     from rbvsr_deploy.jobs.batch import Failure, Skipped
     from rbvsr_deploy.jobs.summary import Summary
+    from rbvsr_deploy.runtime.output_size import OutputSize
     from rbvsr_deploy.video import ReadOptions, WriteOptions
 
 __all__ = ["run_shared"]
@@ -29,6 +30,7 @@ def run_shared(
     cluster: str | None,
     allow_mixed_engines: bool,
     stage: bool,
+    size: OutputSize,
     reading: ReadOptions,
     writing: WriteOptions,
     **options: Any,
@@ -39,6 +41,7 @@ def run_shared(
         paths, outputs: one output for each input.
         setup: engine and settings of a worker.
         workers, cluster, allow_mixed_engines, stage: options of ``rbvsr-run``.
+        size: how large the outputs are.
         reading, writing: options for reading and writing.
         options: of :func:`~rbvsr_deploy.cluster.film.share_file`.
     """
@@ -55,6 +58,7 @@ def run_shared(
                 paths,
                 outputs,
                 scheduler=scheduler,
+                size=size,
                 reading=reading,
                 writing=writing,
                 scene_cuts=options["scene_cuts"],
@@ -70,6 +74,7 @@ def run_shared(
             scheduler=scheduler,
             engine=engine,
             settings=setup.settings,
+            size=size,
             reading=reading,
             writing=writing,
             stage=stage,

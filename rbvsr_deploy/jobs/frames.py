@@ -21,7 +21,9 @@ from rbvsr_deploy.jobs.segments import ends_segment
 from rbvsr_deploy.jobs.summary import WorkerRecord
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
+from rbvsr_deploy.resampling import resampled
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.output_size import Target
 from rbvsr_deploy.runtime.stream import Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
@@ -70,7 +72,8 @@ class Run:
         engine: stays open.
         settings: settings of the stream.
         source: a newly opened source.
-        sink: takes frames ``SCALE`` times as large; stays open and unfinished.
+        sink: takes frames of the output's size; stays open and unfinished.
+        target: that size; ``SCALE`` times that of the source if ``None``.
         cuts: where scenes begin.
         begin: state to begin with, if the sink is for a part of the source that begins later.
             Such a part keeps no record of images; ``cuts`` also ends it.
@@ -101,6 +104,7 @@ class Run:
         source: Source,
         sink: Sink,
         *,
+        target: Target | None = None,
         cuts: Cuts,
         begin: StreamState | None = None,
         progress: Progress,
@@ -108,6 +112,7 @@ class Run:
     ) -> None:
         self._source = source
         self._sink = sink
+        self._target = target
         self._cuts = cuts
         self.workers: list[WorkerRecord] = []  # none but this process
         self._progress = progress
@@ -128,6 +133,7 @@ class Run:
             settings,
             size=size,
             deep=source.depth > 8,
+            target=target,
             folder=sink.folder,
             state=state,
             progress=self._count,
@@ -232,7 +238,10 @@ class Run:
     def _write(self, item: tuple[Frame, _SegmentEnd | None]) -> None:
         frame, end = item
         if frame.opacity is not None:
-            frame = dataclasses.replace(frame, opacity=enlarged(frame.opacity, scale=SCALE))
+            opacity = enlarged(frame.opacity, scale=SCALE)
+            if self._target is not None:
+                opacity = resampled(opacity, *self._target.axes())
+            frame = dataclasses.replace(frame, opacity=opacity)
         self._sink.write(frame)
         if end is not None:
             self._sink.end_segment(*end)

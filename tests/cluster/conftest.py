@@ -19,6 +19,7 @@ from rbvsr_deploy.cluster.scheduler import Scheduler
 from rbvsr_deploy.jobs import segments
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import upscale_file
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 from tests.support import media
@@ -100,6 +101,7 @@ def shared(
     stage: bool = False,
     report: Callable[[str], None] = lambda line: None,
     settings: Settings | None = None,
+    size: OutputSize | None = None,
     reading: ReadOptions | None = None,
     writing: WriteOptions | None = None,
     **options: Any,
@@ -113,6 +115,7 @@ def shared(
             scheduler=scheduler,
             engine=scheduler.open(),
             settings=settings or Settings(),
+            size=size or OutputSize(),
             reading=reading or ReadOptions(),
             writing=writing or WriteOptions(),
             stage=stage,

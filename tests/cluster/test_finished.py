@@ -13,6 +13,7 @@ from rbvsr_deploy.cluster.local import LocalWorkers
 from rbvsr_deploy.cluster.messages import Setup
 from rbvsr_deploy.cluster.scheduler import Scheduler
 from rbvsr_deploy.jobs.batch import Skipped
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 
@@ -55,7 +56,7 @@ def test_what_is_remembered(files: tuple[list[Path], list[Path]]) -> None:
 
 def test_a_finished_list_starts_no_worker(files: tuple[list[Path], list[Path]]) -> None:
     inputs, outputs = files
-    known = FinishedInputs(inputs, outputs, options=f"{ReadOptions()}")
+    known = FinishedInputs(inputs, outputs, options=f"{OutputSize()} {ReadOptions()}")
     for path, output in zip(inputs, outputs, strict=True):
         known.add(path, output)
     setup = Setup(inputs[0], "cpu", trust_engines=False, settings=Settings())
@@ -64,6 +65,7 @@ def test_a_finished_list_starts_no_worker(files: tuple[list[Path], list[Path]]) 
             inputs,
             outputs,
             scheduler=Scheduler(workers),
+            size=OutputSize(),
             reading=ReadOptions(),
             writing=WriteOptions(),
             scene_cuts=True,

@@ -18,6 +18,7 @@ from rbvsr_deploy.cluster.ray_workers import RayWorkers
 from rbvsr_deploy.cluster.scheduler import Scheduler
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ReadOptions, WriteOptions
 from tests.cluster.conftest import alone, shared
@@ -73,6 +74,7 @@ def shared_on_ray(
             scheduler=scheduler,
             engine=scheduler.open(),
             settings=Settings(),
+            size=OutputSize(),
             reading=ReadOptions(),
             writing=WriteOptions(),
             stage=stage,

@@ -22,6 +22,9 @@ HEAVY = {
     "rich",
     "numpy",
     "ray",
+    "gradio",
+    "starlette",
+    "uvicorn",
 }
 
 REPORT = (
@@ -79,7 +82,7 @@ def test_modules_without_arrays_are_light(module: str) -> None:
     "command",
     [
         *("run", "export", "info", "build", "compare", "bench", "evaluate", "train"),
-        *("degradations", "rbvsr"),
+        *("degradations", "rbvsr", "web"),
     ],
 )
 @pytest.mark.parametrize("argument", ["--help", "--version"])

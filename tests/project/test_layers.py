@@ -33,11 +33,13 @@ LAYERS = (
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
     "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
+    "rbvsr_deploy.triton",
     "rbvsr_deploy.bench",
     "rbvsr_deploy.training.degradations",
     "rbvsr_deploy.training.data",
     "rbvsr_deploy.training.evaluation",
     "rbvsr_deploy.training",
+    "rbvsr_deploy.web",
     "rbvsr_deploy.commands",
 )
 """Layers from bottom to top: a module imports from its own layer and lower ones only."""
@@ -58,6 +60,7 @@ ALWAYS_WORKS = (
     "upscaler",
     "bundle",
     "graphs",
+    "triton",
 )
 """Modules that run without torch."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
+from rbvsr_deploy.video.staging.parts import sealed, unsealed
 
 __all__ = ["LARGEST_RECORD", "difference", "inode", "read_journal", "write_journal"]
 
 _SCHEMA = 1
 LARGEST_RECORD = 2**24
-"""Maximum size in bytes of a JSON record; one scene takes about a hundred."""
+"""Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
+_LARGEST_JOURNAL = 2**20  # bytes of job.json
+_LONGEST = 200  # characters of a name or value of an identity in a message
 _SHOWN = {"picture size": "image size"}
 """Key of an identity, as in job folders since the first version -> its name in messages."""
 
@@ -20,10 +22,9 @@ _SHOWN = {"picture size": "image size"}
 def read_journal(storage: JobFolder) -> dict[str, Any]:
     """Read ``job.json``; empty if it is missing or damaged."""
     try:
-        data = json.loads(storage.read(JOURNAL, at_most=LARGEST_RECORD))
+        return unsealed(storage.read(JOURNAL, at_most=_LARGEST_JOURNAL))
     except (OSError, ValueError, RecursionError):
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def write_journal(
@@ -40,7 +41,7 @@ def write_journal(
         OSError: the folder cannot be written to.
     """
     data = {"schema": _SCHEMA, "identity": identity, "published": published}
-    storage.write(JOURNAL, json.dumps(data, indent=1).encode())
+    storage.write(JOURNAL, sealed(data))
 
 
 def difference(journal: dict[str, Any], identity: dict[str, str]) -> str | None:
@@ -48,13 +49,13 @@ def difference(journal: dict[str, Any], identity: dict[str, str]) -> str | None:
     if journal.get("schema", _SCHEMA) != _SCHEMA:
         return "the unfinished work is from another version of this program"
     stored = journal.get("identity")
-    if not isinstance(stored, dict):
+    if not isinstance(stored, dict) or not all(isinstance(v, str) for v in stored.values()):
         return "the record of the unfinished work is damaged"
     for key in [*identity, *stored]:
         old, new = stored.get(key, "not known"), identity.get(key, "not known")
         if old != new:
             name = _SHOWN.get(key, key)
-            return f"the {name} was {old} and is {new}"
+            return f"the {name[:_LONGEST]} was {old[:_LONGEST]} and is {new[:_LONGEST]}"
     return None
 
 
