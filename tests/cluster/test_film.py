@@ -18,7 +18,6 @@ import pytest
 from rbvsr_deploy.cluster.film import has_shared_work
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.jobs.upscale_file import upscale_file
-from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.scenes import read_scene_list
 from rbvsr_deploy.video import ReadOptions
 from tests.cluster.conftest import COMMAND, alone, make_clip, shared
@@ -175,16 +174,6 @@ def test_a_killed_coordinator(
         assert made == summary.frames - summary.resumed_frames
     assert output.read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert not units.parent.exists()
-
-
-@pytest.mark.slow
-def test_another_size(clip: Path, model: Path, tmp_path: Path) -> None:
-    """Workers resize as a single process does."""
-    size = OutputSize(height=70)
-    alone(clip, tmp_path / "one.mp4", size=size)
-    summary = shared(clip, tmp_path / "two.mp4", model=model, size=size)
-    assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
-    assert summary.height == 70
 
 
 @pytest.mark.slow

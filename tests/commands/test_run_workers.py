@@ -24,9 +24,12 @@ def clip(sample: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_file_of_one_process(clip: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(), ("--height", 100, "--strength", 0.5)])
+def test_the_file_of_one_process(
+    size: tuple[object, ...], clip: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
     """A real network gives the same file in one process and in two workers with fewer threads."""
-    common = (clip, "--engine", tiny_bundle, "--device", "cpu")
+    common = (clip, "--engine", tiny_bundle, "--device", "cpu", *size)
     assert invoke(*common, "-o", tmp_path / "one.mp4").exit_code == 0
     result = invoke(*common, "-o", tmp_path / "two.mp4", "--workers", 2, "--json")
     assert result.exit_code == 0, result.output
