@@ -57,7 +57,7 @@ def test_bands_have_the_weights_of_the_whole(start: float) -> None:
     def applied(start: int, stop: int, top: int, bottom: int) -> NDArray[Any]:
         blocks = axis.blocks(start, stop, top=top, height=bottom - top)
         made = np.einsum("rpk,rkw->rpw", blocks.weights, values[top:bottom][blocks.places])
-        return made.reshape(-1, 5)[: stop - start]
+        return np.asarray(made).reshape(-1, 5)[: stop - start]
 
     whole = applied(0, 47, 0, 120)
     for first, last in ((0, 20), (20, 21), (21, 47)):

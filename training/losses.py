@@ -61,7 +61,8 @@ def grid_loss(output: Tensor, target: Tensor) -> Tensor:
         output, target: (..., 3, 4H, 4W).
     """
     error = (output - target).flatten(0, -4)
-    places = F.pixel_unshuffle(error, SCALE).unflatten(1, (3, SCALE**2)).flatten(0, 1)
+    places = F.pixel_unshuffle(error, SCALE)
+    places = places.reshape(-1, SCALE**2, *places.shape[-2:])
     square = [min(8, size) for size in places.shape[-2:]]
     means = F.avg_pool2d(places, square)
     return (means - means.mean(dim=1, keepdim=True)).abs().mean()

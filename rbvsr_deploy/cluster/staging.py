@@ -203,14 +203,13 @@ def write_part(folder: Path, part: Part) -> None:
 
 def _remove_orphans() -> None:
     """Remove what workers on this machine left that were killed."""
-    if sys.platform == "win32":  # asking for a process there ends it
-        return
-    for folder in Path(tempfile.gettempdir()).glob(_NAME.format("*") + "*"):
-        found = re.match(_NAME.format(r"(\d+)"), folder.name)
-        if found is None:
-            continue
-        with contextlib.suppress(OSError):
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder)
+    if sys.platform != "win32":  # there, asking for a process ends it
+        for folder in Path(tempfile.gettempdir()).glob(_NAME.format("*") + "*"):
+            found = re.match(_NAME.format(r"(\d+)"), folder.name)
+            if found is None:
+                continue
+            with contextlib.suppress(OSError):
+                try:
+                    os.kill(int(found[1]), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(folder)

@@ -45,7 +45,7 @@ def mean_difference(output: Path, expected: Path) -> float:
     """Return the mean difference of two outputs, the second enlarged or reduced to the first."""
     with open_source(output) as made, open_source(expected) as wanted:
         got, want = next(iter(made)).image, next(iter(wanted)).image
-        frame = av.VideoFrame.from_ndarray(want, format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.asarray(want, np.uint8), format="rgb24")
         small = frame.reformat(width=made.width, height=made.height, interpolation="AREA")
         return float(np.abs(got.astype(int) - small.to_ndarray()).mean())
 
@@ -106,10 +106,10 @@ def test_image_folders_keep_odd_sizes_and_depth(engine: Engine, tmp_path: Path) 
     output = tmp_path / "out"
     upscale_file(folder, output, engine=engine, size=OutputSize(scale=1.5))
     for i in range(3):
-        image = read_still(output / f"{i}.png")
-        assert image.shape == (32, 47, 3)
-        assert image.dtype == np.uint16
-        assert len(np.unique(image % 257)) > 100
+        result = read_still(output / f"{i}.png")
+        assert result.shape == (32, 47, 3)
+        assert result.dtype == np.uint16
+        assert len(np.unique(result % 257)) > 100
 
 
 def test_alpha_is_resized_too(engine: Engine, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_size_is_part_of_the_jobs_identity(engine: Engine, tmp_path: Path) -
     def identity(size: OutputSize) -> dict[str, str]:
         return job_identity(
             tmp_path,
-            engine=engine,
+            engine=engine.describe(),
             settings=Settings(),
             size=size,
             reading=ReadOptions(),

@@ -58,7 +58,7 @@ def upscaled(
     with Stream(engine, Settings(**settings), size=size, deep=deep) as stream:
         if plan is not None:
             stream._context.budget.plan = plan
-        frames = []
+        frames: list[Any] = []
         for i, image in enumerate(clip):
             frames += stream.push(image, cut=i == cut_at)
         frames += stream.flush()
@@ -191,7 +191,7 @@ def test_amounts_are_part_of_the_jobs_identity(tmp_path: Path) -> None:
     def identity(**settings: Any) -> dict[str, str]:
         return job_identity(
             tmp_path,
-            engine=engine,
+            engine=engine.describe(),
             settings=Settings(**settings),
             size=OutputSize(),
             reading=ReadOptions(),

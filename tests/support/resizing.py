@@ -19,4 +19,5 @@ def weights_of(
             x = (k + 0.5 - centre) / width
             if abs(x) < 3:
                 weights[i, k] = np.sinc(x) * np.sinc(x / 3)
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
