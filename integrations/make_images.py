@@ -39,7 +39,9 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def read_sample(path: Path | str = SAMPLE) -> list[Pixels]:
     with av.open(str(path)) as container:
-        frames = (f.to_ndarray(format="rgb24") for f in container.decode(video=0))
+        frames = (
+            np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in container.decode(video=0)
+        )
         return [frame for frame, _ in zip(frames, range(FRAMES), strict=False)]
 
 
@@ -68,7 +70,7 @@ def vapoursynth_image() -> Image.Image:
     for node in (source, clip):
         with node.resize.Bicubic(format=vs.RGB24).get_frame(SHOWN) as frame:
             images.append(np.stack([np.asarray(frame[i]) for i in range(3)], axis=-1).copy())
-    return beside(*images, labels=("resize.Bicubic", "realbasicvsr"))
+    return beside(images[0], images[1], labels=("resize.Bicubic", "realbasicvsr"))
 
 
 def comfyui_image(folder: Path, patch: pytest.MonkeyPatch) -> Image.Image:
@@ -90,14 +92,15 @@ def comfyui_image(folder: Path, patch: pytest.MonkeyPatch) -> Image.Image:
     nodes = {node.define_schema().node_id: node for node in asyncio.run(listed())}
     workflow = json.loads((package / "example_workflows" / "upscale_video.json").read_text())
     values = {n["type"]: n["widgets_values"] for n in workflow["nodes"]}
-    video = comfy_doubles.VideoFromFile(str(clip_file(folder)))
+    path = clip_file(folder)
+    video = comfy_doubles.VideoFromFile(str(path))
     engine = nodes["RBVSR_LoadModel"].execute(*values["RBVSR_LoadModel"][:1], device="cpu")[0]
     node = nodes["RBVSR_UpscaleVideo"]
     names = [i.id for i in node.define_schema().inputs if i.is_widget]
     settings = dict(zip(names, values["RBVSR_UpscaleVideo"], strict=True))
     result = node.execute(model=engine, video=video, **settings)[0]
     frames = {
-        "LoadVideo": read_sample(video.file)[SHOWN],
+        "LoadVideo": read_sample(path)[SHOWN],
         "SaveVideo": read_sample(result.file)[SHOWN],
     }
     widgets: dict[str, list[str]] = {
