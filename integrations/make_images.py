@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import sys
 import tempfile
@@ -37,12 +38,10 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def read_sample(path: Path | str = SAMPLE) -> list[Pixels]:
+def read_sample(path: Path = SAMPLE) -> list[Pixels]:
     with av.open(str(path)) as container:
-        frames = (
-            np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in container.decode(video=0)
-        )
-        return [frame for frame, _ in zip(frames, range(FRAMES), strict=False)]
+        frames = itertools.islice(container.decode(video=0), FRAMES)
+        return [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in frames]
 
 
 def beside(before: Pixels, after: Pixels, labels: tuple[str, str]) -> Image.Image:
@@ -66,7 +65,7 @@ def vapoursynth_image() -> Image.Image:
 
     source = vs.core.bs.VideoSource(str(SAMPLE))[:FRAMES]
     clip = realbasicvsr(source.resize.Bicubic(format=vs.RGBS), device="cpu")
-    images = []
+    images: list[Pixels] = []
     for node in (source, clip):
         with node.resize.Bicubic(format=vs.RGB24).get_frame(SHOWN) as frame:
             images.append(np.stack([np.asarray(frame[i]) for i in range(3)], axis=-1).copy())
@@ -92,16 +91,15 @@ def comfyui_image(folder: Path, patch: pytest.MonkeyPatch) -> Image.Image:
     nodes = {node.define_schema().node_id: node for node in asyncio.run(listed())}
     workflow = json.loads((package / "example_workflows" / "upscale_video.json").read_text())
     values = {n["type"]: n["widgets_values"] for n in workflow["nodes"]}
-    path = clip_file(folder)
-    video = comfy_doubles.VideoFromFile(str(path))
+    video = comfy_doubles.VideoFromFile(str(clip_file(folder)))
     engine = nodes["RBVSR_LoadModel"].execute(*values["RBVSR_LoadModel"][:1], device="cpu")[0]
     node = nodes["RBVSR_UpscaleVideo"]
     names = [i.id for i in node.define_schema().inputs if i.is_widget]
     settings = dict(zip(names, values["RBVSR_UpscaleVideo"], strict=True))
     result = node.execute(model=engine, video=video, **settings)[0]
     frames = {
-        "LoadVideo": read_sample(path)[SHOWN],
-        "SaveVideo": read_sample(result.file)[SHOWN],
+        "LoadVideo": read_sample(Path(str(video.file)))[SHOWN],
+        "SaveVideo": read_sample(Path(str(result.file)))[SHOWN],
     }
     widgets: dict[str, list[str]] = {
         "LoadVideo": ["file"],

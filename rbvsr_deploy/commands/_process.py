@@ -11,12 +11,23 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from rbvsr_deploy.signals import handle_termination
+import click
+
+from rbvsr_deploy.signals import end_if_stuck, handle_termination
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["discard", "exit_if_signalled", "exit_on_signals", "prepare_streams"]
+__all__ = [
+    "INTERRUPTED",
+    "discard",
+    "exit_if_signalled",
+    "exit_on_signals",
+    "prepare_streams",
+    "send_to_main",
+]
+
+INTERRUPTED = "Interrupted; run the same command again to continue."
 
 _received: list[int] = []
 """Signals that asked the running command to end, and have not been reported yet."""
@@ -53,7 +64,7 @@ def exit_on_signals() -> Iterator[list[int]]:
     """Exit on Ctrl-C, termination and hang-up, but not on those the process has to ignore.
 
     The exit is an exception, so that unfinished outputs are removed. Libraries may discard it: see
-    :func:`exit_if_signalled`.
+    :func:`exit_if_signalled`. Those that do not return for seconds are ended with the process.
 
     Yields:
         The signals that were received; the caller removes those it has reported.
@@ -67,13 +78,13 @@ def exit_on_signals() -> Iterator[list[int]]:
     def stop_later(unraisable: UnraisableHookArgs) -> None:
         # Python ignores exceptions in some callbacks: the signal has to come again, outside.
         if isinstance(unraisable.exc_value, SystemExit) and received:
-            threading.Timer(0.5, _send_again, received[-1:]).start()
+            threading.Timer(0.5, send_to_main, received[-1:]).start()
         else:
             show_ignored(unraisable)
 
     show_ignored, sys.unraisablehook = sys.unraisablehook, stop_later
     try:
-        with handle_termination(stop):
+        with handle_termination(stop), end_if_stuck(_report_interruption):
             yield received
     finally:
         sys.unraisablehook = show_ignored
@@ -90,7 +101,12 @@ def exit_if_signalled() -> None:
         raise SystemExit(128 + _received[0])
 
 
-def _send_again(number: int) -> None:
+def _report_interruption() -> None:
+    with contextlib.suppress(OSError):
+        click.echo(INTERRUPTED, err=True)
+
+
+def send_to_main(number: int) -> None:
     """Send a signal to the main thread, which may be waiting."""
     main = threading.main_thread().ident
     if main is not None and sys.platform != "win32":

@@ -86,7 +86,8 @@ class ProgressDisplay(_Display):
         left = "" if here <= 0.01 or finished else _left((now - self._start) * (1 - whole) / here)
         text = f"{stage}: {done} of {total or 'unknown'} frames"
         if not self._bar(text, done=whole, total=1.0, note=left):
-            self._line(", ".join(filter(None, (text, left))), due=finished)
+            share = f"{text} ({whole:.0%} done)" if total and not finished else text
+            self._line(", ".join(filter(None, (share, left))), due=finished)
 
     def _fraction_done(self, stage: Stage, done: int, total: int | None) -> float:
         """Return the fraction of the whole job that is done, 0 to 1."""

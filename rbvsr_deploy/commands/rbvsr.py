@@ -13,6 +13,7 @@ __all__ = ["rbvsr"]
 
 COMMANDS = {
     "run": "run:run",
+    "web": "web:web",
     "info": "info:info",
     "export": "export:export",
     "build": "build:build",

@@ -71,7 +71,7 @@ def test_frames_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
         display("forward", 99, 100)
         display("forward", 100, 100)
     assert lines(capsys) == [
-        "backward: 100 of 100 frames, 16 s left",
+        "backward: 100 of 100 frames (45% done), 16 s left",
         "forward: 100 of 100 frames",
     ]
 

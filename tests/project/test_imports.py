@@ -21,6 +21,9 @@ HEAVY = {
     "scenedetect",
     "rich",
     "numpy",
+    "gradio",
+    "starlette",
+    "uvicorn",
 }
 
 REPORT = (
@@ -78,7 +81,7 @@ def test_modules_without_arrays_are_light(module: str) -> None:
     "command",
     [
         *("run", "export", "info", "build", "compare", "bench", "evaluate", "train"),
-        *("degradations", "rbvsr"),
+        *("degradations", "rbvsr", "web"),
     ],
 )
 @pytest.mark.parametrize("argument", ["--help", "--version"])

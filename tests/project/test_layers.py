@@ -38,6 +38,7 @@ LAYERS = (
     "rbvsr_deploy.training.data",
     "rbvsr_deploy.training.evaluation",
     "rbvsr_deploy.training",
+    "rbvsr_deploy.web",
     "rbvsr_deploy.commands",
 )
 """Layers from bottom to top: a module imports from its own layer and lower ones only."""

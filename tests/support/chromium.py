@@ -9,6 +9,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ class Chromium(Closing):
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command of the protocol and return its answer."""
+        answer = self._answer_to(method, **parameters)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def _answer_to(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -98,11 +104,15 @@ class Chromium(Closing):
         while True:
             answer = self._next_message()
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
+                return answer
 
     def open(self, path: Path, *, width: int, height: int, phone: bool = False) -> None:
         """Load a file and wait for its images."""
+        self.visit(path.as_uri(), width=width, height=height, phone=phone)
+        self.settle()
+
+    def visit(self, url: str, *, width: int, height: int, phone: bool = False) -> None:
+        """Load an address."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -111,12 +121,28 @@ class Chromium(Closing):
             mobile=phone,
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=url)
         self.run(
             "new Promise(done => document.readyState === 'complete' ? done()"
             " : addEventListener('load', () => done()))"
         )
-        self.settle()
+
+    def wait_for(self, condition: str, *, seconds: float = _TIMEOUT) -> None:
+        """Wait until an expression is true, also across pages."""
+        end = time.monotonic() + seconds
+        while True:
+            # The page that is being left answers with an error.
+            answer = self._answer_to("Runtime.evaluate", expression=f"!!({condition})")
+            if answer.get("result", {}).get("result", {}).get("value") is True:
+                return
+            assert time.monotonic() < end, f"{condition} is not true after {seconds} s"
+            time.sleep(0.1)
+
+    def choose_files(self, selector: str, *paths: Path) -> None:
+        """Choose files in a file input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def settle(self) -> None:
         """Wait until every image is decoded and all changes are painted."""
