@@ -42,6 +42,17 @@ Model = io.Custom("RBVSR_MODEL")
 def _settings() -> list[io.Input]:
     """Return the inputs that both upscaling nodes have."""
     return [
+        io.Combo.Input(
+            "scale", options=["4", "3", "2", "1.5", "1"], tooltip="Multiple of the input's size."
+        ),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="From plain enlargement (0) to the output of the network (1).",
+        ),
         io.Boolean.Input(
             "scene_cuts",
             default=True,
@@ -220,6 +231,7 @@ def _upscaler(engine: Engine, settings: Mapping[str, Any]) -> Upscaler:
     given: dict[str, Any] = {
         name: None if value == -1 else value for name, value in settings.items()
     }
+    given["scale"] = float(given["scale"])
     return Upscaler(TappedEngine(engine, check), **given)
 
 

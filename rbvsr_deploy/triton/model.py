@@ -27,7 +27,11 @@ class TritonPythonModel:
         options = {k: v["string_value"] for k, v in config["parameters"].items()}
         bundle = Path(args["model_repository"], args["model_version"], "model.plan")
         self._engine = open_engine(bundle, device=options["device"])
-        self._lookahead = int(options["lookahead"])
+        self._settings: dict[str, Any] = {
+            "lookahead": int(options["lookahead"]),
+            "scale": float(options["scale"]),
+            "strength": float(options["strength"]),
+        }
         self._most = int(config["sequence_batching"]["oldest"]["max_candidate_sequences"])
         self._streams: dict[int, _Stream] = {}  # the one that was used last is last
 
@@ -70,7 +74,7 @@ class TritonPythonModel:
                 stream.close()
             while len(self._streams) >= self._most:  # so was the one that has waited longest
                 self._streams.pop(next(iter(self._streams))).close()
-            stream = _Stream(Upscaler(self._engine, lookahead=self._lookahead))
+            stream = _Stream(Upscaler(self._engine, **self._settings))
         elif stream is None:
             raise ValueError(f"sequence {sequence} is not open: mark its first frame as its start")
         try:

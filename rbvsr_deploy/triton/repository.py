@@ -35,6 +35,8 @@ output [
   {{ name: "NUMBER" data_type: TYPE_INT64 dims: [ 1 ] }}
 ]
 parameters {{ key: "lookahead" value: {{ string_value: "{lookahead}" }} }}
+parameters {{ key: "scale" value: {{ string_value: "4" }} }}
+parameters {{ key: "strength" value: {{ string_value: "1" }} }}
 parameters {{ key: "device" value: {{ string_value: "auto" }} }}
 instance_group [ {{ count: 1 kind: KIND_MODEL }} ]
 """

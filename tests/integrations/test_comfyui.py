@@ -131,8 +131,10 @@ def test_images(nodes: dict[str, Any], engine: Engine) -> None:
 def test_images_with_other_settings(nodes: dict[str, Any], engine: Engine) -> None:
     clip = moving_clip(5, 16, 16).astype(np.uint16) * 257
     images = torch.from_numpy(clip / np.float32(65535))
-    given = {"lookahead": 1, "cleanings": 2, "scene_cuts": False}
-    with Upscaler(engine, lookahead=1, cleanings=2, scene_cuts=False) as upscaler:
+    given = {"lookahead": 1, "cleanings": 2, "scene_cuts": False, "scale": "2", "strength": 0.5}
+    with Upscaler(
+        engine, lookahead=1, cleanings=2, scene_cuts=False, scale=2, strength=0.5
+    ) as upscaler:
         want = np.stack(list(upscaler.frames(clip)))
     node = nodes["RBVSR_UpscaleImages"]
     (got,) = node.execute(model=engine, images=images, **{**defaults(node), **given}).args
@@ -179,10 +181,11 @@ def test_other_settings_give_another_file(
     node, video = nodes["RBVSR_UpscaleVideo"], doubles.VideoFromFile(str(path))
     outputs = [
         node.execute(model=engine, video=video, **{**defaults(node), **change})[0].file
-        for change in ({}, {"crf": 20.0}, {"cleanings": 1}, {})
+        for change in ({}, {"crf": 20.0}, {"cleanings": 1}, {"scale": "2"}, {})
     ]
-    assert len(set(outputs)) == 3
-    assert outputs[0] == outputs[3]
+    assert len(set(outputs)) == 4
+    assert outputs[0] == outputs[4]
+    assert decoded(outputs[3]).shape == (2, 108, 192, 3)
     assert all(Path(output).is_file() for output in outputs)
 
 

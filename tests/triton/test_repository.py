@@ -166,3 +166,22 @@ def test_a_folder_that_cannot_be_written(tiny_bundle: Path, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"repository '.*file' cannot be written \(.+\): choose"):
         write_repository(tiny_bundle, tmp_path / "file")
+
+
+def test_scale_and_strength(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read from the configuration."""
+    clip = moving_clip(3, 16, 16)
+    write_repository(tiny_bundle, tmp_path, lookahead=0)
+    config = tmp_path / "rbvsr" / "config.pbtxt"
+    text = config.read_text()
+    for name, before, value in (("scale", "4", "2"), ("strength", "1", "0.5")):
+        old = f'key: "{name}" value: {{ string_value: "{before}" }}'
+        assert old in text
+        text = text.replace(old, old.replace(f'"{before}"', f'"{value}"'))
+    config.write_text(text)
+    with Server(tmp_path, "rbvsr", monkeypatch) as server:
+        got = [server.send((1, f, n == 0, n == 2))[0][0]["UPSCALED"] for n, f in enumerate(clip)]
+    with Upscaler(tiny_bundle, device="cpu", lookahead=0, scale=2, strength=0.5) as upscaler:
+        np.testing.assert_array_equal(np.stack(got), np.stack(list(upscaler.frames(clip))))

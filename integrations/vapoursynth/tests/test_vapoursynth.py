@@ -119,15 +119,22 @@ def test_eight_bits_equal_the_command(tiny_bundle: Path, tmp_path: Path) -> None
     assert (difference > 0).mean() < 1e-4
 
 
-@pytest.mark.parametrize("lookahead", [None, 3])
-@pytest.mark.parametrize("cleanings", [None, 0, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lookahead": 3},
+        {"cleanings": 0},
+        {"cleanings": 2, "lookahead": 0},
+        {"scale": 2},
+        {"scale": 1.5, "strength": 0.25},
+        {"scale": 1, "strength": 0},
+    ],
+)
 def test_options_are_those_of_the_command(
-    lookahead: int | None, cleanings: int | None, tiny_bundle: Path, tmp_path: Path
+    options: dict[str, Any], tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    clip = moving_clip(8, 16, 16).astype(np.uint16) * 257
-    options = {"lookahead": lookahead, "cleanings": cleanings}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    want = upscaled_by_command(clip, tiny_bundle, tmp_path, **given)
+    clip = moving_clip(8, 16, 18).astype(np.uint16) * 257
+    want = upscaled_by_command(clip, tiny_bundle, tmp_path, **options)
     result = realbasicvsr(clip_of(clip), tiny_bundle, device="cpu", **options)
     result = result.resize.Point(format=vs.RGB48)
     np.testing.assert_array_equal(np.stack([image_of(result, n) for n in range(8)]), want)
@@ -208,6 +215,8 @@ def test_an_error_of_the_source_is_shown(tiny_bundle: Path) -> None:
         ({"device": "abacus"}, "abacus"),
         ({"lookahead": -1}, "lookahead must be 0 or more, got -1"),
         ({"cleanings": -1}, "cleanings must be 0 or more, got -1"),
+        ({"scale": 5}, "the scale must be one of 1, 1.5, 2, 3, 4, got 5"),
+        ({"strength": 2}, "strength"),
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], message: str, tiny_bundle: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from rbvsr_deploy import RbvsrError, Upscaler, open_engine
 from rbvsr_deploy.pixels import WHITE, Image
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime.output_size import OutputSize
 from vsrealbasicvsr.frame_server import FrameServer
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def realbasicvsr(
     clip: vs.VideoNode,
     engine: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    scale: float = 4,
     lookahead: int | None = None,
     cleanings: int | None = None,
+    strength: float = 1.0,
 ) -> vs.VideoNode:
     """Upscale real-world video with RealBasicVSR, a recurrent network that draws on all frames of a
     scene.
@@ -47,12 +50,14 @@ def realbasicvsr(
         engine: path of a bundle (``model.plan``) or checkpoint; the compact model for CPUs if
             ``None``.
         device: "auto", "tensorrt", "cuda", "cpu" or an execution provider of ONNX Runtime.
+        scale: multiple of the size of ``clip``: 1, 1.5, 2, 3 or 4.
         lookahead: number of future frames each frame draws on; ``None``: all of its scene. A small
             number shows the first frame of a scene sooner, for a higher cost per frame.
         cleanings: number of cleaning passes; ``None``: decided for each scene.
+        strength: how far the output goes from plain enlargement (0) to that of the network (1).
 
     Returns:
-        A clip in the format of ``clip``, four times as wide and high, with the same frame
+        A clip in the format of ``clip``, ``scale`` times as wide and high, with the same frame
         properties.
 
     Raises:
@@ -70,6 +75,7 @@ def realbasicvsr(
 
     core = vs.core
     try:
+        target = OutputSize(scale=scale).target(height=clip.height, width=clip.width)
         upscaler = Upscaler(
             open_engine(
                 Path(engine or DEFAULT_BUNDLE),
@@ -79,6 +85,8 @@ def realbasicvsr(
             ),
             lookahead=lookahead,
             cleanings=cleanings,
+            strength=strength,
+            scale=scale,
             scene_cuts=False,
         )
     except (RbvsrError, ValueError) as error:
@@ -91,7 +99,8 @@ def realbasicvsr(
     def upscale(images: Iterable[Image]) -> Generator[Image, None, None]:
         yield from upscaler.frames(images)
 
-    blank = clip.std.BlankClip(width=clip.width * 4, height=clip.height * 4, keep=True)
+    width, height = (target.width, target.height) if target else (clip.width * 4, clip.height * 4)
+    blank = clip.std.BlankClip(width=width, height=height, keep=True)
     cached = _cached_frames(blank, threads=core.num_threads)
     server = FrameServer(read, upscale, length=clip.num_frames, cached=cached)
 
