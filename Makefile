@@ -58,6 +58,7 @@ check: .venv-check/installed links
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet "$(TORCH)"
 	.venv/bin/python -m pip install --quiet --editable '.[cpu,rtx,export,train,eval,bench,dev]'
+	.venv/bin/python -m pip uninstall --quiet --yes onnxruntime-ep-openvino  # tests expect the same values on every CPU
 	.venv/bin/python -m pip install --quiet --no-deps mmagic==1.2.0 brisque==0.2.0  # parameters of metrics, as files
 	touch $@
 
@@ -85,10 +86,12 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# The second run finds what Windows does not have; some tests need POSIX and are left out of it.
+# The second run finds what Windows and Python 3.10 do not have. Some tests need POSIX and are left out of it; NumPy's stubs
+# need a newer Python, so that what its functions return is unknown there.
 types: .venv/installed links
 	.venv/bin/python -m mypy
-	.venv/bin/python -m mypy -p rbvsr_deploy --platform win32 --cache-dir .mypy_cache/win32
+	.venv/bin/python -m mypy -p rbvsr_deploy --platform win32 --python-version 3.10 \
+	    --disable-error-code no-any-return --disable-error-code unused-ignore --cache-dir .mypy_cache/win32
 
 # The documentation as a site in build/site, its API reference from the docstrings. Warnings are errors.
 .PHONY: docs
@@ -110,6 +113,14 @@ sbom: .venv-demo/installed
 	.venv-sbom/bin/cyclonedx-py environment --output-file dist/sbom.json .venv-demo
 	.venv-sbom/bin/pip-licenses --python .venv-demo/bin/python --from mixed --with-urls --format markdown \
 	    --output-file dist/LICENSES.md
+
+# Writes the versions that CI installs, from the environments in which `make test lint types docs` has passed.
+.PHONY: lock
+lock:
+	{ echo "# Versions with which everything has passed (make lock); .ci/run installs these. Python 3.11, Linux."; \
+	for environment in .venv .venv-docs; do $$environment/bin/python -m pip freeze --all --exclude pip --exclude-editable; done | \
+	awk -F== '/^[A-Za-z]/ && NF == 2 && !seen[tolower($$1)]++ { sub(/\+.*/, ""); print }' | sort -f; } > .ci/constraints.new
+	mv .ci/constraints.new .ci/constraints.txt
 
 clean:
 	rm -rf .venv .venv-check .venv-demo .venv-docs .venv-gpu .venv-sbom build demo dist *.egg-info

@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "rbvsr_deploy/pretrained/MODEL_CARD.md": "model-card.md",
+    "integrations/vapoursynth/README.md": "vapoursynth.md",
+    "integrations/comfyui/README.md": "comfyui.md",
+    "integrations/triton/README.md": "triton.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",

@@ -24,7 +24,8 @@ from rbvsr_deploy.errors import (
     MissingDependencyError,
     first_line,
 )
-from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.graphs import GRAPHS, OPTIONAL
+from rbvsr_deploy.signals import on_signal
 
 __all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
 
@@ -68,6 +69,8 @@ class OnnxRuntimeEngine(Engine):
             raise MissingDependencyError(
                 "onnxruntime", extra="cpu", purpose=f"running '{bundle.path.name}'"
             ) from None
+        self._options = self._runtime.RunOptions()
+        self._options.log_severity_level = 4  # exceptions report everything
         self._bundle = bundle
         self.network = Network.of(bundle.manifest)
         # By graph and sizes: a provider that needs no constant shapes has one session per graph.
@@ -83,7 +86,7 @@ class OnnxRuntimeEngine(Engine):
             self._place_graphs(candidates, forced=False, size=size, report=report)
         self._device = "cpu" if provider.on_cpu else provider.name
         for name, placed in self._placed.items():
-            if not placed.whole:
+            if not placed.whole and name not in OPTIONAL:
                 self._session(name, placed, sizes={})
         # CUDA is the one provider whose arrays stay on its device between graphs; others read the
         # host's memory.
@@ -187,7 +190,8 @@ class OnnxRuntimeEngine(Engine):
             # Results of other shapes than these are refused when they are to be written.
             for item, array in zip(GRAPHS[graph].outputs, outputs, strict=True):
                 binding.bind_output(item.name, *self._place(array))
-            session.run_with_iobinding(binding)
+            with on_signal(self._end_run):
+                session.run_with_iobinding(binding, self._options)
         except Exception as error:
             raise failure(str(error))(
                 f"graph '{graph}' failed on {self._placed[graph].execution_provider}: "
@@ -195,10 +199,14 @@ class OnnxRuntimeEngine(Engine):
             ) from error
         return outputs
 
+    def _end_run(self) -> None:
+        self._options.terminate = True  # ONNX Runtime looks at it between two nodes
+
     def _outputs(self, graph: str, arrays: dict[str, Array]) -> tuple[Array, ...]:
         spec = GRAPHS[graph]
         shapes = spec.output_shapes(
-            arrays[spec.inputs[0].name].shape, channels=self.network.channels
+            {item.name: arrays[item.name].shape for item in spec.inputs},
+            channels=self.network.channels,
         )
         return tuple(
             self.empty(shape, dtype=item.numpy_dtype(self.network.precision))

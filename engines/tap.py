@@ -49,8 +49,8 @@ class TappedEngine(Engine):
     def held(self) -> AbstractContextManager[None]:
         return self._engine.held()
 
-    def copy(self, array: Array, *, into: Array) -> None:
-        self._engine.copy(array, into=into)
+    def copy(self, array: Array, *, into: Array, graph: str | None = None) -> None:
+        self._engine.copy(array, into=into, graph=graph)
 
     def rows(self, array: Array, top: int, bottom: int) -> Array:
         return self._engine.rows(array, top, bottom)

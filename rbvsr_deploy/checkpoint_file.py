@@ -27,6 +27,11 @@ __all__ = ["PICKLE_SUFFIXES", "claims_too_much", "read_checkpoint", "read_tensor
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
 _WRAPPERS = ("state_dict", "params_ema", "params")
+_MOST_TENSORS = 10_000  # a training checkpoint of the published network has 1,300
+_MOST_INSTRUCTIONS = 200_000
+"""Instructions of a pickle, each of which takes PyTorch several microseconds; the same has 52,000.
+"""
+_LONGEST_HEADER = 2**22  # bytes of a safetensors file; a tensor takes about a hundred
 _LONGEST_NAME = 100
 """Characters of a tensor's name in a message."""
 
@@ -57,6 +62,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]
         return tensors, "", metadata
     if path.suffix in PICKLE_SUFFIXES:
         _check_zip(path)
+        _check_pickle(path)
         tensors, wrapper = _unwrap(_read_pickle(path), path)
         _check_storage(tensors, path)
         return tensors, wrapper, {}
@@ -74,9 +80,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "safetensors", extra="export", purpose=f"reading '{path.name}'"
         ) from None
     try:
+        with path.open("rb") as start:
+            size = int.from_bytes(start.read(8), "little")
+        size = min(size, path.stat().st_size)  # other files are not of this format at all
+        _check_count(path, size, "bytes of names and sizes", most=_LONGEST_HEADER)
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            names = file.keys()
+            _check_count(path, len(names), "tensors", most=_MOST_TENSORS)
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(
             f"'{path}' is not a readable safetensors file ({error}): download or save it again"
         ) from None
@@ -87,12 +99,36 @@ def _check_zip(path: Path) -> None:
     with contextlib.suppress(OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                claimed = sum(member.file_size for member in archive.infolist())
+                members = archive.infolist()
+            _check_count(path, len(members), "members", most=_MOST_TENSORS)
+            claimed = sum(member.file_size for member in members)
             if claimed > path.stat().st_size:
                 raise CheckpointError(
                     f"'{path}' is refused: it claims {claimed:,} bytes of content in a file of "
                     f"{path.stat().st_size:,}; save it again with PyTorch"
                 )
+
+
+def _check_pickle(path: Path) -> None:
+    """Refuse a pickle that would take minutes to read."""
+    for pickled in _pickles_in(path):
+        if len(pickled) <= _MOST_INSTRUCTIONS:
+            continue  # each one takes a byte at least
+        count = 0
+        stream = io.BytesIO(pickled)
+        with contextlib.suppress(ValueError):  # damaged, or followed by something else
+            while pickled.startswith(pickle.PROTO, stream.tell()):
+                for _ in pickletools.genops(stream):
+                    count += 1
+                    _check_count(path, count, "instructions", most=_MOST_INSTRUCTIONS)
+
+
+def _check_count(path: Path, count: int, what: str, *, most: int) -> None:
+    if count > most:
+        raise CheckpointError(
+            f"'{path}' is refused: it has more than {most:,} {what}, far more than a network of "
+            "this kind; save only its state_dict"
+        )
 
 
 def _check_storage(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -153,7 +189,7 @@ def _read_pickle(path: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on foreign bytes
-        pickled = _pickle_in(path)
+        pickled = b"".join(_pickles_in(path)[:1])
         plain = (*_PLAIN_GLOBALS, *(item[1] for item in bookkeeping if isinstance(item, tuple)))
         unsafe = [name for name in _globals_in(pickled) if not name.startswith(plain)]
         if pickled:
@@ -176,15 +212,15 @@ def _read_pickle(path: Path) -> object:
         ) from None
 
 
-def _pickle_in(path: Path) -> bytes:
-    """Return the pickle in a file (several in a row before PyTorch 1.6), or nothing."""
+def _pickles_in(path: Path) -> list[bytes]:
+    """Return the pickles in a file (several in a row in one item before PyTorch 1.6)."""
     with contextlib.suppress(Exception):  # a damaged zip raises nearly anything
         data = path.read_bytes()
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                data = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
-        return data if data.startswith(pickle.PROTO) else b""
-    return b""
+                return [archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")]
+        return [data] if data.startswith(pickle.PROTO) else []
+    return []
 
 
 def _globals_in(pickled: bytes) -> Iterator[str]:

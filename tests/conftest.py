@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import av
 import cv2
 import numpy as np
+import portalocker
 import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from rbvsr_deploy.export.to_bundle import export_bundle
+from rbvsr_deploy.graphs import Precision
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 DATA = Path(__file__).parent / "data"
@@ -109,27 +112,49 @@ def short_clip(sample: Path, path: Path, *, frames: int = 6) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a RealBasicVSR checkpoint of a few kilobytes."""
-    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    """Return the path of a RealBasicVSR checkpoint of a few kilobytes, shared by all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = folder / "tiny" / "tiny.safetensors"
+    path.parent.mkdir(exist_ok=True)
     metadata = {"license": "CC0-1.0", "provenance": "random weights", "refine_threshold": "5"}
-    save_file(tiny_model().state_dict(), path, metadata=metadata)
+    with portalocker.Lock(path.with_name("checkpoint.lock"), timeout=600):
+        if not path.exists():
+            save_file(tiny_model().state_dict(), path, metadata=metadata)
+    return path
+
+
+def _export_once(checkpoint: Path, precision: Precision, *, wait: bool = True) -> Path | None:
+    """Export a bundle of the tiny network, unless a worker has; ``None`` if one is at it."""
+    path = checkpoint.with_name(f"tiny-{precision}.plan")
+    how = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+    try:
+        lock = path.with_name(f"{precision}.lock")
+        with portalocker.Lock(
+            lock, timeout=600 if wait else 0, fail_when_locked=not wait, flags=how
+        ):
+            if not path.exists():
+                export_bundle(checkpoint, path, precision=precision)
+    except portalocker.LockException:
+        if wait:
+            raise
+        return None
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """Return the path of the tiny network's float32 bundle."""
-    path = tiny_checkpoint.with_name("tiny-float32.plan")
-    export_bundle(tiny_checkpoint, path, precision="float32")
-    return path
+    path = _export_once(tiny_checkpoint, "float32", wait=False)
+    if path is None:  # exports the other one meanwhile
+        _export_once(tiny_checkpoint, "float16", wait=False)
+    return path or cast(Path, _export_once(tiny_checkpoint, "float32"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
     """Return the path of the tiny network's float16 bundle."""
-    path = tiny_checkpoint.with_name("tiny-float16.plan")
-    export_bundle(tiny_checkpoint, path, precision="float16")
-    return path
+    return cast(Path, _export_once(tiny_checkpoint, "float16"))
 
 
 @pytest.fixture

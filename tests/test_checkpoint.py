@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import collections
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -523,6 +524,40 @@ def test_a_compressed_zip(tmp_path: Path) -> None:
             packed.writestr(name, plain.read(name))
         packed.writestr("archive/data/999", bytes(10**6))
     assert "bytes of content in a file of" in refusal(tmp_path / "net.pth")
+
+
+def test_a_pickle_of_many_instructions(tmp_path: Path) -> None:
+    """A few megabytes could keep PyTorch's reader busy for minutes, in either layout."""
+    numbers = b"".join(b"J" + number.to_bytes(4, "little") + b"K\1" for number in range(150_000))
+    pickled = b"\x80\x02}(" + numbers + b"u."
+    (tmp_path / "raw.pth").write_bytes(pickled)
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("a/metadata.pkl", b"\x80\x02}.")
+        archive.writestr("a/data.pkl", pickled)
+    for name in ("raw.pth", "zip.pth"):
+        assert "more than 200,000 instructions" in refusal(tmp_path / name)
+
+
+def test_a_file_of_many_tensors(tmp_path: Path) -> None:
+    """Files with far more tensors than any network of this kind are refused before they are read,
+    also if only their names are long.
+    """
+    many = {
+        f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+        for number in range(10_001)
+    }
+    for name, header, words in (
+        ("many", many, "more than 10,000 tensors"),
+        ("long", {"x" * 2**22: many["t0"]}, "bytes of names and sizes"),
+    ):
+        text = json.dumps(header).encode()
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text)
+        assert words in refusal(path)
+    with zipfile.ZipFile(tmp_path / "many.pth", "w") as archive:
+        for number in range(10_001):
+            archive.writestr(f"a/data/{number}", b"")
+    assert "more than 10,000 members" in refusal(tmp_path / "many.pth")
 
 
 def test_weights_of_iconvsr(tmp_path: Path) -> None:

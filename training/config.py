@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from rbvsr_deploy.errors import RbvsrError
+from rbvsr_deploy.errors import RbvsrError, first_line
 from rbvsr_deploy.model import COMPACT, PUBLISHED, RealBasicVSRConfig
 from rbvsr_deploy.training.data.sources import SourceConfig
 from rbvsr_deploy.training.data.training_set import DataConfig
@@ -228,6 +228,11 @@ _SECTION_PRESETS: Mapping[str, Mapping[str, object]] = {
 # ------------------------------------------------------------------------------------------- files
 
 
+_LARGEST = 2**16  # bytes of a recipe; those that come with the package have about 2,000
+# The parser of the standard library raises the others, for deep nesting and long numbers.
+_NOT_TOML = (msgspec.DecodeError, RecursionError, ValueError)
+
+
 def load_config(
     recipe: str, *, changes: Sequence[str] = (), sources: Sequence[SourceConfig] = ()
 ) -> TrainingConfig:
@@ -246,14 +251,21 @@ def load_config(
         raise RbvsrError(
             f"'{recipe}' is neither a .toml file nor a preset: presets are {', '.join(PRESETS)}"
         )
+    path = PRESETS.get(recipe, Path(recipe))
     try:
-        text = PRESETS.get(recipe, Path(recipe)).read_text(encoding="utf-8")
+        # Reading a device or a pipe might never end.
+        if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST):
+            raise RbvsrError(
+                f"the recipe '{recipe}' is not a file of at most {_LARGEST // 1024} KiB: give a "
+                ".toml file"
+            )
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RbvsrError(f"the recipe '{recipe}' cannot be read: {error}") from None
     try:
         values = msgspec.toml.decode(text)
-    except msgspec.DecodeError as error:
-        raise RbvsrError(f"the recipe '{recipe}' is not valid TOML: {error}") from None
+    except _NOT_TOML as error:
+        raise RbvsrError(f"the recipe '{recipe}' is not valid TOML: {first_line(error)}") from None
     for change in changes:
         _apply(change, values)
     data = values.setdefault("data", {})
@@ -281,7 +293,7 @@ def _apply(change: str, values: dict[str, Any]) -> None:
         raise RbvsrError(f"'{change}' is not a valid change: use section.key=value")
     try:
         value = msgspec.toml.decode(f"value = {text}")["value"]
-    except msgspec.DecodeError:
+    except _NOT_TOML:
         value = text.strip()
     for section in sections:
         values = values.setdefault(section, {})

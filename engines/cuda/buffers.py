@@ -219,7 +219,11 @@ class PinnedPool:
         if self._closed:
             # At program exit CUDA may already have shut down.
             with suppress(EngineError), self._driver.current():
-                self._free_idle()
+                try:
+                    self._free_idle()
+                except KeyboardInterrupt:
+                    self._free_idle()  # nobody comes back for the rest
+                    raise
 
     def _free_idle(self) -> None:
         for size, blocks in list(self._idle.items()):

@@ -2,8 +2,8 @@
 
 In addition to the memory described in :mod:`rbvsr_deploy.engines.cuda.buffers`, there is one block
 of scratch memory per stream, shared by the graphs of that stream because they run one after the
-other. A step is captured into one CUDA graph for each set of places that its states come back to;
-its small inputs are copied to places of their own.
+other. A step is captured into one CUDA graph for each set of places that its inputs and outputs
+come back to.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues, free_each
 from rbvsr_deploy.engines.tensorrt.base import Candidate, Executable, Runtime
 from rbvsr_deploy.errors import EngineError
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS
 
 __all__ = ["Launches", "frames_of"]
 
 logger = logging.getLogger(__name__)
 
 _CAPTURED = ("backward", "forward")
-_COPIED = ("frame", "flow")
-"""Inputs of captured graphs that are copied to a place of their own: they come from anywhere, and
-are a sixteenth of a state. States stay where they are: the runtime reuses a few places."""
-
 _MOST_GRAPHS = 64
 """CUDA graphs to keep per step; the runtime needs 12, one for each place of a state."""
 _MOST_REFUSALS = 6
@@ -118,7 +114,7 @@ class Launches:
         Raises:
             EngineError: an engine is missing or does not load; the set is then not loaded.
         """
-        for graph in graph_names(has_cleaning=self._network.has_cleaning):
+        for graph in self._network.graphs:
             plan = candidate.plans.get(graph)
             if plan is None:
                 raise EngineError(f"the engine for graph '{graph}' is missing")
@@ -164,14 +160,19 @@ class Launches:
             return False
         if self._loaded[graph].shapes == shapes:
             return True
-        limits = self._limits(graph)
-        frames = frames_of(graph, shapes[GRAPHS[graph].inputs[0].name][0])
+        limits, inputs = self._limits(graph), GRAPHS[graph].inputs
+        frames = frames_of(graph, shapes[inputs[0].name][0])
         return frames <= self.candidate.engine_set.profile.batch and all(
             least <= size <= most
-            for name, shape in shapes.items()
-            for least, size, most in zip(
-                limits[name][0][1:], shape[1:], limits[name][2][1:], strict=True
+            for item in inputs
+            for name, least, size, most in zip(
+                item.shape,
+                limits[item.name][0],
+                shapes[item.name],
+                limits[item.name][2],
+                strict=True,
             )
+            if name != "N"
         )
 
     def most_frames(self, graph: str) -> int:
@@ -209,7 +210,7 @@ class Launches:
         scratch = self._scratch_for(loaded)
         places = {
             name: array
-            if array.address % ALIGNMENT == 0 and not (captures and name in _COPIED)
+            if array.address % ALIGNMENT == 0
             else self._own_place(loaded, name, array, keep=captures)
             for name, array in arrays.items()
         }

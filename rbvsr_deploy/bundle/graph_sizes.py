@@ -15,7 +15,7 @@ from typing import Any
 
 from rbvsr_deploy.bundle.onnx_fields import GraphFormatError
 from rbvsr_deploy.bundle.onnx_reader import ELEMENT_TYPES, MOST_VALUES, Graph, Node
-from rbvsr_deploy.graphs import GraphSpec
+from rbvsr_deploy.graphs import GraphSpec, named_sizes
 
 __all__ = ["check_sizes", "infer_shapes"]
 
@@ -87,7 +87,7 @@ def _of_frame(
 ) -> list[tuple[float, ...] | None]:
     """Check one frame size and return the values of the graph's Shape nodes."""
     n, height, width = frame
-    names = {"N": n, "H": height, "W": width, "4H": 4 * height, "4W": 4 * width, "C": channels}
+    names = named_sizes(n, height, width, channels=channels)
 
     def contract(shape: Sequence[int | str]) -> _Shape:
         return tuple(size if isinstance(size, int) else names[size] for size in shape)
@@ -97,10 +97,12 @@ def _of_frame(
     area = n * (height + _MULTIPLE) * (width + _MULTIPLE)
     largest = area * (32 * channels + 2048)
     left = 16 * largest  # for all values together; the published network needs 3 * largest
+    work = area * (2**14 * channels**2 + 2**24)  # multiplications; it needs a fortieth
     found: list[tuple[float, ...] | None] = []
     for node in graph.nodes:
+        inputs = [values[name] for name in node.inputs]
         try:
-            value = _infer(node, [values[name] for name in node.inputs])
+            value = _infer(node, inputs)
         except _DependsOnPixelsError:
             raise GraphFormatError(f"has a {node.operator} whose size depends on pixels") from None
         except (LookupError, ValueError, TypeError, ArithmeticError):
@@ -111,6 +113,11 @@ def _of_frame(
             raise GraphFormatError(
                 f"has a {node.operator} that makes {shape} values from a frame of "
                 f"{width}x{height}, more than this network needs"
+            )
+        work -= _multiplications(node, inputs, value)
+        if work < 0:
+            raise GraphFormatError(
+                f"takes more computation up to a {node.operator} than any network of this kind"
             )
         if node.operator == "Shape":
             found.append(value.numbers)
@@ -140,6 +147,18 @@ def _infer(node: Node, inputs: list[_Value]) -> _Value:
         if value.count > MOST_VALUES:
             return _Value(value.shape)
     return value
+
+
+def _multiplications(node: Node, inputs: list[_Value], output: _Value) -> int:
+    """Return about how many multiplications a node takes."""
+    match node.operator:
+        case "Conv":
+            return output.count * math.prod(inputs[1].shape[1:])
+        case "AveragePool":
+            height, width = node.attributes["kernel_shape"]
+            return output.count * int(height) * int(width)
+        case _:
+            return output.count
 
 
 class _DependsOnPixelsError(Exception):
@@ -302,6 +321,8 @@ def _gather(attributes: Mapping[str, Any], x: _Value, indices: _Value) -> _Value
 def _unsqueeze(attributes: Mapping[str, Any], x: _Value, axes: _Value) -> _Value:
     rank = len(x.shape) + axes.count
     new = {_axis(axis, rank) for axis in _integers(axes)}
+    if len(new) != axes.count:
+        raise ValueError(axes)
     rest = iter(x.shape)
     return _Value(tuple(1 if i in new else next(rest) for i in range(rank)), x.numbers)
 
@@ -323,6 +344,13 @@ def _slice(attributes: Mapping[str, Any], x: _Value, *operands: _Value) -> _Valu
         i = _axis(axis, len(shape))
         shape[i] = len(range(*slice(start, end, step).indices(x.shape[i])))
     return _Value(tuple(shape))
+
+
+def _matmul(attributes: Mapping[str, Any], a: _Value, b: _Value) -> _Value:
+    (*lead, rows, inner), (*other_lead, other_inner, columns) = a.shape, b.shape
+    if inner != other_inner:
+        raise ValueError(a.shape, b.shape)
+    return _Value((*_broadcast(tuple(lead), tuple(other_lead)), rows, columns))
 
 
 def _transpose(attributes: Mapping[str, Any], x: _Value) -> _Value:
@@ -375,6 +403,7 @@ _RULES: Mapping[str, Callable[..., _Value]] = {
     "Gather": _gather,
     "GridSample": _grid_sample,
     "LeakyRelu": _same,
+    "MatMul": _matmul,
     "Max": _of_two(max),
     "Mul": _of_two(lambda a, b: a * b),
     "QuantizeLinear": _same,

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["GraphFormatError", "count_varints", "read_fields", "read_varints"]
 
 _LONGEST_TEXT = 1024  # bytes of a name; the exporter's longest name has 70
-_MOST_FIELDS = 2**18  # of all messages; the largest graph of the published network has 7,000
+_MOST_FIELDS = 2**16  # of all messages; the largest graph of the published network has 7,000
 
 
 class GraphFormatError(ValueError):

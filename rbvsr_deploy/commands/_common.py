@@ -22,6 +22,7 @@ import click
 
 from rbvsr_deploy.commands._hints import with_options
 from rbvsr_deploy.commands._process import (
+    INTERRUPTED,
     discard,
     exit_if_signalled,
     exit_on_signals,
@@ -149,7 +150,7 @@ def _one_line_errors(*, verbose: bool) -> Iterator[None]:
             if received:  # some libraries turn an interruption into an error of their own
                 first = received[0]
                 received.clear()
-                _print_line("Interrupted; run the same command again to continue.")
+                _print_line(INTERRUPTED)
                 sys.exit(128 + first)
             if isinstance(error, _PASSED_THROUGH):
                 raise

@@ -11,12 +11,23 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from rbvsr_deploy.signals import handle_termination
+import click
+
+from rbvsr_deploy.signals import end_if_stuck, handle_termination
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["discard", "exit_if_signalled", "exit_on_signals", "prepare_streams", "send_to_main"]
+__all__ = [
+    "INTERRUPTED",
+    "discard",
+    "exit_if_signalled",
+    "exit_on_signals",
+    "prepare_streams",
+    "send_to_main",
+]
+
+INTERRUPTED = "Interrupted; run the same command again to continue."
 
 _received: list[int] = []
 """Signals that asked the running command to end, and have not been reported yet."""
@@ -53,7 +64,7 @@ def exit_on_signals() -> Iterator[list[int]]:
     """Exit on Ctrl-C, termination and hang-up, but not on those the process has to ignore.
 
     The exit is an exception, so that unfinished outputs are removed. Libraries may discard it: see
-    :func:`exit_if_signalled`.
+    :func:`exit_if_signalled`. Those that do not return for seconds are ended with the process.
 
     Yields:
         The signals that were received; the caller removes those it has reported.
@@ -73,7 +84,7 @@ def exit_on_signals() -> Iterator[list[int]]:
 
     show_ignored, sys.unraisablehook = sys.unraisablehook, stop_later
     try:
-        with handle_termination(stop):
+        with handle_termination(stop), end_if_stuck(_report_interruption):
             yield received
     finally:
         sys.unraisablehook = show_ignored
@@ -88,6 +99,11 @@ def exit_if_signalled() -> None:
     """
     if _received and threading.current_thread() is threading.main_thread():
         raise SystemExit(128 + _received[0])
+
+
+def _report_interruption() -> None:
+    with contextlib.suppress(OSError):
+        click.echo(INTERRUPTED, err=True)
 
 
 def send_to_main(number: int) -> None:

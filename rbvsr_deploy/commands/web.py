@@ -13,6 +13,7 @@ from rbvsr_deploy.commands._common import (
     VERBOSE,
     VERSION,
     Command,
+    Count,
     command_errors,
     memory_size,
     report,
@@ -25,10 +26,13 @@ __all__ = ["web"]
 
 
 @click.command(cls=Command, params=[DEVICE, TRUST_ENGINES], context_settings={"show_default": True})
-@click.option("--host", default="127.0.0.1", help="Address or name to listen on.")
+@click.option(
+    "--host", metavar="ADDRESS", default="127.0.0.1", help="Address or name to listen on."
+)
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    metavar="N",
+    type=Count(0, 65535),
     default=7860,
     help="Port to listen on; 0 is any free one.",
 )
@@ -72,7 +76,7 @@ def web(
     trust_engines: bool,
     verbose: bool,
 ) -> None:
-    """Open a page for the browser: upload, preview, upscale and download.
+    """Serve a page to upload, upscale and download videos.
 
     Only this machine can open it, unless --host says otherwise. Jobs run one at a time, and resume
     when the server was stopped.

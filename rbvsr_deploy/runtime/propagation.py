@@ -15,7 +15,8 @@ window, the batch and the bands.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
 from rbvsr_deploy.runtime.finite import begin_check, check_finite
 from rbvsr_deploy.runtime.memory_plan import HALO
+from rbvsr_deploy.runtime.resizing import Band
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
 __all__ = ["HALO", "propagate"]
@@ -57,7 +59,8 @@ def propagate(
         checked: whether to check that values are finite.
 
     Yields:
-        For each frame, in order, the upscaled frame (4H, 4W, 3) RGB, uint8 or uint16, and the
+        For each frame, in order, the upscaled frame (4H, 4W, 3) RGB, uint8 or uint16, or of
+            the size that the context's resizer makes, and the
         forward state (1, C, H, W) to continue from. A state is valid until the next frame is
         requested, the last one for good. One batch is downloaded while the next one is computed.
 
@@ -90,7 +93,7 @@ def propagate(
     state = forward_state
     # The states of three batches: one being computed, one whose frames are being downloaded, and
     # one whose frames have come out, which the caller can continue from if the others fail.
-    running = [steps.empty_states(plan.batch) for _ in range(3)] if ahead is None else []
+    running = steps.running() if ahead is None else []
     downloading: Iterator[tuple[Image, Array]] = iter(())
     for first in range(start, end, window):
         last = min(first + window, end)
@@ -102,10 +105,9 @@ def propagate(
             with engine.held():
                 if ahead is None:
                     running.append(running.pop(0))
-                    for f in range(i, j):
-                        place = engine.slice(running[0], f - i, f - i + 1)
-                        state = steps.step("forward", f, state, into=place)
-                    forward_states = engine.slice(running[0], 0, j - i)
+                    for _, new_state in steps.batch("forward", range(i, j), state, at=running[0]):
+                        state = new_state
+                    forward_states = engine.slice(running[0].states, 0, j - i)
                 else:
                     forward_states = engine.slice(ahead, i - start, j - start)
                 begun = steps.begin_upscaling(
@@ -142,6 +144,26 @@ def _downloaded(
         yield image, engine.slice(states, number, number + 1)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """The places of a batch of steps on the device, in the order of their frames.
+
+    An asynchronous engine repeats its launches at a few places, so the frames and flows are copied
+    there, a batch at a time.
+    """
+
+    states: Array | None
+    """(batch, C, H, W), computed; ``None`` while none are chosen."""
+    frames: Array | None = None
+    """(batch, 3, H, W), copied; ``None`` for an engine that takes them where they are."""
+    flows: Array | None = None
+    """(batch, 2, H, W), copied, or ``None``."""
+
+
+def _below_each_other(parts: Iterable[Callable[[], Image]]) -> Image:
+    return np.concatenate([begun() for begun in parts], axis=1)
+
+
 class _Steps:
     """Runs the steps of both branches over the frames of one scene."""
 
@@ -155,29 +177,90 @@ class _Steps:
         self._engine = context.engine
         self._frames = frames
         self._band = context.budget.plan.band
-        self._no_state = self._engine.zeros(self._state_shape(1), dtype=self._precision)
-        self._no_flow = self._engine.zeros((1, 2, *context.size), dtype="float32")
-        # Where the states of consecutive steps are computed in turn. An asynchronous engine repeats
-        # its launches at these few places, and copies the states of a batch from there.
-        self._at_once = context.budget.plan.batch if self._engine.asynchronous else 1
-        self._places: dict[str, list[Array]] = {}
+        self._batch = context.budget.plan.batch
+        self._at_once = self._batch if self._engine.asynchronous else 1
+        (nothing,) = self._lasting("nothing", 1, self._nothing)
+        self._no_state, self._no_flow = nothing.states, nothing.flows
 
     def empty_states(self, count: int) -> Array:
         """Allocate room for states: (count, C, H, W)."""
         return self._engine.empty(self._state_shape(count), dtype=self._precision)
 
-    def step(self, branch: str, i: int, state: Array | None, *, into: Array) -> Array:
-        """Compute the state of frame i from that of the frame the branch comes from, if any."""
-        step = 1 if branch == "backward" else -1
-        flow = self._no_flow if state is None else self._frames.flow(i, step=step)
-        (new_state,) = self._engine.run(
-            branch,
-            into=[into],
-            frame=self._frames.frames(i, i + 1),
-            state=self._no_state if state is None else state,
-            flow=flow,
+    def walked(self, branch: str) -> list[_Places]:
+        """Return the two places where batches of a branch are computed in turn."""
+        return self._lasting(branch, 2, lambda: self._places(self.empty_states(self._at_once)))
+
+    def running(self) -> list[_Places]:
+        """Return three places where batches of the forward branch are computed in turn: the caller
+        continues from their states, which therefore are new ones.
+        """
+        inputs = self._lasting("running", 3, lambda: self._places(None))
+        return [replace(places, states=self.empty_states(self._batch)) for places in inputs]
+
+    def _lasting(self, name: str, count: int, make: Callable[[], _Places]) -> list[_Places]:
+        """Return places that stay the same from scene to scene, unless the plan changes."""
+        batch, places = self._context.places.get(name, (0, []))
+        if batch != self._batch:
+            places = [make() for _ in range(count)]
+            self._context.places[name] = self._batch, places
+        return places
+
+    def _nothing(self) -> _Places:
+        """Make the state and the flow of a branch that begins."""
+        flow = self._engine.zeros((1, 2, *self._context.size), dtype="float32")
+        return _Places(self._engine.zeros(self._state_shape(1), dtype=self._precision), flows=flow)
+
+    def _places(self, states: Array | None) -> _Places:
+        if not self._engine.asynchronous:
+            return _Places(states)
+        frames, flows = (self._batch, 3, *self._context.size), (self._batch, 2, *self._context.size)
+        return _Places(
+            states,
+            self._engine.empty(frames, dtype=self._precision),
+            self._engine.empty(flows, dtype="float32"),
         )
-        return new_state
+
+    def batch(
+        self, branch: str, numbers: Sequence[int], state: Array | None, *, at: _Places
+    ) -> Iterator[tuple[int, Array]]:
+        """Run a branch over consecutive frames of one block, in its order, at some places.
+
+        Args:
+            branch: its name.
+            numbers: of the frames.
+            state: of the frame that the branch comes from, if any.
+            at: takes the states.
+
+        Yields:
+            The number of each frame and its state.
+        """
+        engine, first = self._engine, min(numbers)
+        frames = self._copied(self._frames.frames(first, max(numbers) + 1), at.frames, branch)
+        # A branch begins without a state: the first frame has no flow.
+        moving = numbers if state is not None else numbers[1:]
+        flows, low = self._no_flow, min(moving, default=0)
+        if moving:
+            step = 1 if branch == "backward" else -1
+            flows = self._frames.flows(low, max(moving) + 1, step=step)
+            flows = self._copied(flows, at.flows, branch)
+        for i in numbers:
+            place = i - first, i - first + 1
+            (state,) = engine.run(
+                branch,
+                into=[engine.slice(at.states, *place)],
+                frame=engine.slice(frames, *place),
+                state=self._no_state if state is None else state,
+                flow=engine.slice(flows, i - low, i - low + 1) if i in moving else self._no_flow,
+            )
+            yield i, state
+
+    def _copied(self, array: Array, into: Array | None, branch: str) -> Array:
+        """Copy frames or flows to the beginning of their places, if they have any."""
+        if into is None:
+            return array
+        place = self._engine.slice(into, 0, array.shape[0])
+        self._engine.copy(array, into=place, graph=branch)
+        return place
 
     def walk(
         self,
@@ -202,24 +285,27 @@ class _Steps:
         order = list(numbers)
         lowest = min(order, default=0)
         direct = into is not None and not self._engine.asynchronous
-        places = self._places.get(branch)
-        if places is None and order and not direct:
-            places = self._places[branch] = [self.empty_states(self._at_once) for _ in range(2)]
-        for at in range(0, len(order), self._at_once):
-            some = order[at : at + self._at_once]
-            base, target = lowest, into
-            if not direct and places is not None:
+        places = self.walked(branch) if order and not direct else []
+        for some in self._batches(order):
+            base = min(some) - lowest
+            part = None if into is None else self._engine.slice(into, base, base + len(some))
+            if direct:
+                at = _Places(part)
+            else:
                 places.reverse()
-                base, target = min(some), places[0]
-            for i in some:
-                place = self._engine.slice(target, i - base, i - base + 1)
-                state = self.step(branch, i, state, into=place)
+                at = places[0]
+            for i, new_state in self.batch(branch, some, state, at=at):
+                state = new_state
                 yield i, state
-            if into is not None and not direct:
-                self._engine.copy(
-                    self._engine.slice(target, 0, len(some)),
-                    into=self._engine.slice(into, base - lowest, base - lowest + len(some)),
-                )
+            if part is not None and not direct:
+                self._engine.copy(self._engine.slice(at.states, 0, len(some)), into=part)
+
+    def _batches(self, order: Sequence[int]) -> Iterator[list[int]]:
+        """Yield frames in an order, those of one block at a time, no more than a batch."""
+        for _, numbers in itertools.groupby(order, self._frames.block_end):
+            block = list(numbers)
+            for first in range(0, len(block), self._at_once):
+                yield block[first : first + self._at_once]
 
     def first_pass(
         self, first: int, *, window: int, start: int, end: int, stop: int
@@ -267,7 +353,8 @@ class _Steps:
         forward_states: Array,
         check: bool,
     ) -> Callable[[], Image]:
-        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3).
+        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3), or of the
+        output's size.
 
         ``check`` adds checks of the last frame to :attr:`checks`.
         """
@@ -281,30 +368,48 @@ class _Steps:
             "backward_state": backward_states,
             "forward_state": forward_states,
         }
-        height = self._context.size[0]
+        if self._context.keeps_uncleaned:
+            arrays["uncleaned"] = self._frames.uncleaned(start, stop)
+        height, resizer = self._context.size[0], self._context.resizer
+        if resizer is not None:
+            parts = [
+                self._reconstruct(self._rows(arrays, band.upper, band.lower), last=last, band=band)
+                for band in resizer.bands(-(-height // self._band))
+            ]
+            return parts[0] if len(parts) == 1 else lambda: _below_each_other(parts)
         if self._band >= height:
             return self._reconstruct(arrays, last=last)
         bands = []
         for top in range(0, height, self._band):
             bottom = min(top + self._band, height)
             upper, lower = max(0, top - HALO), min(height, bottom + HALO)
-            begun = self._reconstruct(
-                {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()},
-                last=last,
-            )
+            begun = self._reconstruct(self._rows(arrays, upper, lower), last=last)
             bands.append((begun, SCALE * (top - upper), SCALE * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
+    def _rows(self, arrays: dict[str, Array], upper: int, lower: int) -> dict[str, Array]:
+        """Return some rows of the inputs of ``reconstruct``."""
+        if (upper, lower) == (0, self._context.size[0]):
+            return arrays
+        return {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()}
+
     def _reconstruct(
-        self, arrays: dict[str, Array], *, last: tuple[int, int] | None
+        self, arrays: dict[str, Array], *, last: tuple[int, int] | None, band: Band | None = None
     ) -> Callable[[], Image]:
-        (output,) = self._engine.run("reconstruct", **arrays)
+        inputs = {name: array for name, array in arrays.items() if name != "uncleaned"}
+        (output,) = self._engine.run("reconstruct", **inputs)
         if last is not None:
             frame, count = last
             checked = self._engine.slice(output, count - 1, count)
             self.checks.append(
                 begin_check(self._context, checked, graph="reconstruct", frame=frame)
             )
+        if (strength := self._context.amounts.get("blend")) is not None:
+            (output,) = self._engine.run(
+                "blend", frame=arrays["uncleaned"], picture=output, amount=strength
+            )
+        if band is not None and self._context.resizer is not None:
+            return self._context.resizer.begin(output, band, deep=self._context.deep)
         if self._context.deep:
             # TensorRT does not support uint16, so no graph can produce it.
             begun = self._engine.begin_download(output)

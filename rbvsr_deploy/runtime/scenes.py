@@ -24,6 +24,7 @@ __all__ = ["CutDetector", "SceneCuts", "read_scene_list", "write_scene_list"]
 
 logger = logging.getLogger(__name__)
 
+_LARGEST_LIST = 2**24  # bytes of a scene list
 _LONG_SIDE = 256
 """Pixels; larger frames are compared at this size, PySceneDetect's own default width."""
 
@@ -136,7 +137,14 @@ def read_scene_list(path: Path) -> list[int]:
         MediaError: the file cannot be read, or a line holds anything else.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_LIST + 1)
+        if len(content) > _LARGEST_LIST:
+            raise MediaError(
+                f"the scene list '{path}' has more than {_LARGEST_LIST // 2**20} MiB: write one "
+                "frame number per line"
+            )
+        lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise MediaError(f"the scene list '{path}' cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from rbvsr_deploy.video.colour.colour import RGB_COLOUR
 from rbvsr_deploy.video.excerpts import count, cut_out
 from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
+from rbvsr_deploy.video.pyav import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 __all__ = ["WebPAnimation", "is_animated", "is_webp", "refuse_heif"]
 
@@ -29,11 +34,10 @@ _AVIF_SEQUENCE = b"ftypavis"
 # Brands of files whose main content is an image; sequences ("msf1", "hevc") are videos.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avci", b"jpeg", b"1pic")
 _SHORTEST = 10  # milliseconds, the same minimum as in browsers
-_AT_ONCE = 32  # frames held in memory
 
 
 class WebPAnimation(Source):
-    """Reads an animated WebP with OpenCV, as FFmpeg only reads still ones.
+    """Reads an animated WebP with Pillow, as FFmpeg only reads still ones.
 
     Args:
         path: an existing file.
@@ -52,11 +56,12 @@ class WebPAnimation(Source):
         self.sample_aspect = None
         self.colour = RGB_COLOUR
         self.depth = 8
-        self._frames = _read_webp(path, self.changes)
+        animation = _open_webp(path)
+        self._frames = _frames_of(animation, path, self.changes)
         self._first = next(self._frames)
         self.height, self.width = self._first[0].shape[:2]
         self.rate = 1 / (self._first[1] * self.time_base)
-        self.frame_count = count(_count_webp(path), options, rate=self.rate)
+        self.frame_count = count(_count(animation), options, rate=self.rate)
 
     def __iter__(self) -> Iterator[Frame]:
         begin: int | None = None
@@ -72,32 +77,43 @@ class WebPAnimation(Source):
             stamp += duration
 
 
-def _read_webp(path: Path, changes: Changes) -> Iterator[tuple[Image, int]]:
-    """Yield every frame as RGB with its duration in milliseconds."""
-    import cv2
+def _open_webp(path: Path) -> PillowImage:
+    """Open an animation without decoding a frame.
 
-    start = 0
-    total = _count_webp(path)
-    while start < total:
-        good, animation = cv2.imreadanimation(str(path), start=start, count=_AT_ONCE)
-        if not good or not animation.frames:
-            raise MediaError(f"cannot read {path} from frame {start + 1} onwards: it is damaged")
-        for frame, duration in zip(animation.frames, animation.durations, strict=True):
-            if frame.shape[2] == 4 and start == 0 and frame[..., 3].min() < 255:
-                changes.drop("alpha channel", "that of animated WebP is not read")
-            yield np.ascontiguousarray(frame[..., 2::-1]), max(int(duration), _SHORTEST)
-        start += len(animation.frames)
+    Raises:
+        MediaError: it is damaged, or its frames are too large.
+    """
+    from PIL import Image as Pillow
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, far from the limit below
+            image = Pillow.open(path, formats=("WEBP",))
+    except Exception as error:  # Pillow raises nearly anything on foreign bytes
+        raise MediaError(f"cannot read {path}: it is damaged, or its frames are huge") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise MediaError(f"cannot read {path}: its frames have more than {MAX_PIXELS:,} pixels")
+    return image
 
 
-def _count_webp(path: Path) -> int:
-    import cv2
+def _frames_of(image: PillowImage, path: Path, changes: Changes) -> Iterator[tuple[Image, int]]:
+    """Yield every frame as RGB with its duration in milliseconds; one frame is in memory."""
+    for number in range(_count(image)):
+        try:
+            image.seek(number)
+            image.load()
+        except (EOFError, OSError, ValueError) as error:
+            raise MediaError(
+                f"cannot read {path} from frame {number + 1} onwards: it is damaged"
+            ) from error
+        if image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255:
+            changes.drop("alpha channel", "that of animated WebP is not read")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        yield np.array(rgb), max(int(image.info["duration"]), _SHORTEST)
 
-    if not hasattr(cv2, "imreadanimation"):
-        raise MediaError(
-            f"{path} is an animated WebP, which needs OpenCV 4.11 or later: upgrade "
-            "opencv-python-headless, or convert the file to a GIF or a video"
-        )
-    return int(cv2.imcount(str(path)))
+
+def _count(image: PillowImage) -> int:
+    return int(getattr(image, "n_frames", 1))
 
 
 def refuse_heif(path: Path) -> None:

@@ -86,6 +86,8 @@ class Assembly(Closing):
         if settings.container in ("mp4", "mov"):
             muxing["movie_timescale"] = str(_movie_timescale(settings.time_base, source))
             muxing["write_tmcd"] = "1"  # the timecode in the video's tags, if any
+        if settings.container in ("matroska", "webm"):
+            muxing["fflags"] = "+bitexact"  # otherwise the file has a random number
         unlisted = _has_unlisted_audio(source, options, container=settings.container)
         self._output = open_output(
             path, container=settings.container, options=muxing, any_codec=unlisted

@@ -4,6 +4,7 @@ the upscaled image.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ __all__ = [
     "held_by",
     "metadata_of_png",
     "png_animation_length",
+    "png_is_bounded",
     "png_pixels",
     "png_size",
     "png_with",
@@ -38,6 +40,8 @@ _LARGEST = 2**24
 """Maximum size of a profile or text in bytes; cameras' take less than a megabyte. A compressed
 kilobyte can claim any size.
 """
+_SMALL = 2**19  # bytes, which inflate to 0.5 GiB at most
+_BLOCK = 2**20
 _LARGEST_IN = {"JPEG": 65_000}
 """The same of EXIF and XMP data in a format."""
 ICC, _EXIF, _XMP = "colour profile (ICC)", "EXIF data", "XMP data"
@@ -205,6 +209,26 @@ def png_animation_length(data: bytes) -> int:
     """Return the number of frames of an animated PNG, and 1 of others."""
     contents = dict(_png_chunks(data))
     return int.from_bytes(contents[b"acTL"][:4], "big") if b"acTL" in contents else 1
+
+
+def png_is_bounded(data: bytes) -> bool:
+    """Return whether the pixels of a PNG inflate to about what its size takes, or are so few bytes
+    that they can be inflated within seconds in any case.
+    """
+    parts = [
+        data[at + 8 : at + 8 + length] for at, length, name in _png_layout(data) if name == b"IDAT"
+    ]
+    if sum(map(len, parts)) < _SMALL:
+        return True
+    width, height = png_size(data)
+    left = 2 * (height + 8) * (8 * width + 8)  # 8 bytes per pixel at most; interlacing adds rows
+    stream = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):  # the decoder describes damage better
+        for part in parts:
+            while part and not stream.eof and left >= 0:
+                left -= len(stream.decompress(part, _BLOCK))
+                part = stream.unconsumed_tail
+    return left >= 0
 
 
 def png_pixels(data: bytes) -> bytes:

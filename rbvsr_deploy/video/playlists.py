@@ -6,8 +6,12 @@ machine, whose content would then appear in the output.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError
@@ -33,6 +37,9 @@ _END = b"#EXT-X-ENDLIST"
 _LONGEST = 2**20
 """Maximum size of a playlist in bytes: a day in segments of ten seconds is 0.5 MB."""
 
+_DEEPEST, _MOST_NAMES = 2, 1000
+"""Limits for playlists within playlists; those of several qualities name about ten others."""
+
 
 @functools.cache
 def demuxers(*, playlists: bool) -> str:
@@ -53,15 +60,17 @@ def demuxers(*, playlists: bool) -> str:
     return ",".join(sorted(names - excluded))
 
 
-def refuse_playlist(path: Path, *, playlists: bool) -> None:
+def refuse_playlist(path: Path, *, playlists: bool, depth: int = 0) -> None:
     """Refuse a file that FFmpeg would read further files for.
 
     Args:
         path: the file.
         playlists: whether HLS playlists and concat scripts are allowed.
+        depth: number of playlists that led to this one.
 
     Raises:
-        MediaError: it is a playlist and those are not allowed, or it is one that never ends.
+        MediaError: it is a playlist and those are not allowed, or it or one that it names never
+            ends.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -80,3 +89,23 @@ def refuse_playlist(path: Path, *, playlists: bool) -> None:
             f"{path} is a live playlist, which has no end: record it first, or append a line "
             f"{_END.decode()}"
         )
+    if depth > _DEEPEST:
+        raise MediaError(f"{path} is a playlist in a playlist in a playlist: give the video itself")
+    for name in dict.fromkeys(itertools.islice(_named_in(text), _MOST_NAMES)):
+        named = path.parent / os.fsdecode(name)
+        with contextlib.suppress(OSError, ValueError):  # FFmpeg reports files that are missing
+            if named.is_file():
+                refuse_playlist(named, playlists=playlists, depth=depth + 1)
+
+
+def _named_in(text: bytes) -> Iterator[bytes]:
+    """Yield the names of files in a playlist or script."""
+    is_script = text.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"ffconcat")
+    for line in text.splitlines():
+        line = line.strip()
+        if is_script:
+            keyword, _, name = line.partition(b" ")
+            if keyword == b"file":
+                yield name.strip(b" '\"")
+        elif line and not line.startswith(b"#"):
+            yield line

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +26,10 @@ few bytes can claim any size, and decoders would allocate the memory for it.
 DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 """Options for every decoder, to be set before it is opened."""
 
+_LONGEST_OPENING = 8  # seconds; an index of 900,000 frames takes one
+_POLL = 0.2  # seconds
+_PLAYLIST_TIMEOUT = 8  # seconds; FFmpeg may wait for what a playlist names
+
 # Old files have titles in arbitrary encodings: the bytes pass through unchanged.
 _METADATA_ERRORS = "surrogateescape"
 
@@ -36,7 +45,7 @@ def open_input(
         playlists: whether to follow HLS playlists and concat scripts.
 
     Raises:
-        MediaError: a path leads to a playlist that is not allowed.
+        MediaError: a path leads to a playlist that is not allowed, or opening takes too long.
         av.FFmpegError, OSError: the media cannot be opened.
     """
     import av
@@ -44,13 +53,19 @@ def open_input(
 
     if isinstance(media, Path):
         refuse_playlist(media, playlists=playlists)
-    opened = av.open(
-        _url(media) if isinstance(media, Path) else media,
-        "r",
-        format=container,
-        # The limits are for the decoders that probe the streams.
-        options=DECODER_LIMITS | SINGLE_IMAGE | {"format_whitelist": demuxers(playlists=playlists)},
-        metadata_errors=_METADATA_ERRORS,
+    opened = _in_time(
+        lambda: av.open(
+            _url(media) if isinstance(media, Path) else media,
+            "r",
+            format=container,
+            # The limits are for the decoders that probe the streams.
+            options=DECODER_LIMITS
+            | SINGLE_IMAGE
+            | {"format_whitelist": demuxers(playlists=playlists)},
+            metadata_errors=_METADATA_ERRORS,
+            timeout=_PLAYLIST_TIMEOUT if playlists else None,
+        ),
+        media,
     )
     # PyAV lets FFmpeg invent missing presentation times; we need to know that they are missing.
     opened.flags &= ~cast("int", Flags.gen_pts.value)
@@ -100,6 +115,38 @@ def reason(error: BaseException) -> str:
     """Return the human-readable part of an error, without codes and paths."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).strip().rstrip(".")
+
+
+def _in_time(open_media: Callable[[], InputContainer], media: object) -> InputContainer:
+    """Open media in a thread, so that signals are handled meanwhile, and only up to a time: a
+    megabyte of tags or chapters can keep FFmpeg busy for hours.
+    """
+    opening: Future[InputContainer] = Future()
+
+    def work() -> None:
+        try:
+            opening.set_result(open_media())
+        except BaseException as error:  # raised again below
+            opening.set_exception(error)
+
+    # A daemon, unlike those of an executor: the program can end although this one is busy.
+    thread = threading.Thread(target=work, name="opener", daemon=True)
+    thread.start()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return opening.result(timeout=_POLL)
+        if _processor_time(thread) > _LONGEST_OPENING:
+            raise MediaError(
+                f"{media} is refused: opening it takes more than {_LONGEST_OPENING} seconds of "
+                "processor time, so it is damaged or made to; convert it with another program"
+            )
+
+
+def _processor_time(thread: threading.Thread) -> float:
+    """Return the time a running thread has used, in seconds; 0 where it is not measured."""
+    if sys.platform == "win32" or thread.ident is None or not thread.is_alive():
+        return 0
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 def _url(path: Path) -> str:

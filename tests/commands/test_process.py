@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 
@@ -223,6 +225,102 @@ def test_signals_end_a_command(name: str, body: str) -> None:
     number = getattr(signal, name)
     program = LISTEN + PROGRAM.format(body=body)
     code, output, errors = signalled(program, "path", number=number)
+    assert (code, output) == (128 + number, "")
+    assert errors == "Interrupted; run the same command again to continue.\n"
+
+
+IN_A_LIBRARY = """import hashlib
+        from rbvsr_deploy import signals
+        signals._PATIENCE = 1.2
+        print('ready', flush=True)
+        hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"""
+CLEANS_UP = """from rbvsr_deploy import signals
+        signals._PATIENCE = 0.1
+        try:
+            print('ready', flush=True); time.sleep(60)
+        finally:
+            time.sleep(1.5); print('cleaned', flush=True)"""
+HAS_A_CHILD = """from rbvsr_deploy import signals
+        signals._PATIENCE = 0.1
+        if (child := os.fork()) == 0:
+            time.sleep(60)
+        time.sleep(0.2)
+        os.kill(child, 15)
+        os.waitpid(child, 0)
+        time.sleep(1.5)
+        print('ready', flush=True); time.sleep(60)"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "body", "expected"),
+    [
+        ("SIGINT", IN_A_LIBRARY, ""),
+        ("SIGTERM", IN_A_LIBRARY, ""),
+        ("SIGINT", CLEANS_UP, "cleaned\n"),
+        ("SIGTERM", HAS_A_CHILD, ""),
+    ],
+)
+def test_a_library_that_does_not_return(name: str, body: str, expected: str) -> None:
+    """The command ends without it, but waits for its own work, and is not taken for a child."""
+    number = getattr(signal, name)
+    code, output, errors = signalled(LISTEN + PROGRAM.format(body=body), "path", number=number)
+    assert (code, output) == (128 + number, expected)
+    lines = 2 if body == HAS_A_CHILD else 1  # the child prints it, too
+    assert errors == "Interrupted; run the same command again to continue.\n" * lines
+
+
+ENDLESS = """from pathlib import Path
+        import numpy as np
+        from rbvsr_deploy.bundle import bundle_in_memory, open_bundle
+        from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
+        bundle = open_bundle(Path({bundle!r}))
+        graphs = bundle.graphs() | {{'ingest': Path(path).read_bytes()}}
+        engine = OnnxRuntimeEngine(bundle_in_memory('e', bundle.manifest, graphs), device='cpu')
+        print('ready', flush=True)
+        engine.run('ingest', image=np.zeros((1, 4, 4, 3), np.uint8))"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_graph_that_does_not_end(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime ends it between two nodes. The bundle's check would have refused the graph."""
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    body = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["again"], value=yes),
+            helper.make_node("Neg", ["x"], ["y"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        ],
+    )
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
+    frame = helper.make_tensor_value_info("frame", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["yes"], value=yes),
+            helper.make_node("Transpose", ["image"], ["turned"], perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["turned"], ["begin"], to=TensorProto.FLOAT),
+            helper.make_node("Loop", ["", "yes", "begin"], ["frame"], body=body),
+        ],
+        "ingest",
+        [image],
+        [frame],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    path = tmp_path / "endless.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    number = getattr(signal, name)
+    program = LISTEN + PROGRAM.format(body=ENDLESS.format(bundle=str(DEFAULT_BUNDLE)))
+    code, output, errors = signalled(program, path, number=number, delay=0.3)
     assert (code, output) == (128 + number, "")
     assert errors == "Interrupted; run the same command again to continue.\n"
 

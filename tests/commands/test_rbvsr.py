@@ -89,7 +89,7 @@ def test_an_unknown_command_is_answered_with_all() -> None:
     """A usage error that names every command; options of the group itself are not commands."""
     result = call("xyz")
     assert result.exit_code == 2
-    assert "no command 'xyz': use run, info, export," in result.stderr
+    assert "no command 'xyz': use run, web, info, export," in result.stderr
     assert "No such option" in call("--xyz").stderr
 
 

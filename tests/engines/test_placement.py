@@ -92,9 +92,9 @@ class _Session:
     def io_binding(self) -> Any:
         return self._session.io_binding()
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
         self._machine.runs.append((self._graph, self._provider))
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
 
 
 def opened(bundle: Path, **options: Any) -> tuple[Engine, list[str]]:

@@ -37,6 +37,17 @@ def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]
     return loaded
 
 
+def test_checks_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
+    """The checks of all graphs are counted, and take a part of the run."""
+    result = run_benchmark(
+        *("checks.py", sample, "--engine", tiny_bundle, "--size", "32x24", "--frames", 8),
+        result=tmp_path / "checks.json",
+    )
+    assert result["opening, ms"] > 0
+    assert result["checks"] > 8
+    assert 0 < result["share"] < 1
+
+
 def test_lookahead_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """The error falls with N, to zero if no future frame is cut off, and also with the warm-up; the
     last image of a chunk equals that with a lookahead of the chunk's warm-up.

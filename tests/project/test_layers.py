@@ -32,6 +32,7 @@ LAYERS = (
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
     "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
+    "rbvsr_deploy.triton",
     "rbvsr_deploy.bench",
     "rbvsr_deploy.training.degradations",
     "rbvsr_deploy.training.data",
@@ -48,7 +49,17 @@ NEEDS_TORCH = (
 )
 """Modules that require torch."""
 
-ALWAYS_WORKS = ("video", "runtime", "jobs", "parity", "pretrained", "upscaler", "bundle", "graphs")
+ALWAYS_WORKS = (
+    "video",
+    "runtime",
+    "jobs",
+    "parity",
+    "pretrained",
+    "upscaler",
+    "bundle",
+    "graphs",
+    "triton",
+)
 """Modules that run without torch."""
 
 

@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +82,12 @@ def test_data_files_are_included(wheel: zipfile.Path) -> None:
     models = ROOT / "rbvsr_deploy" / "pretrained"
     data = [
         ROOT / "rbvsr_deploy" / name
-        for name in ("py.typed", "jobs/page.html", "bench/result.schema.json")
+        for name in (
+            "py.typed",
+            "jobs/page.html",
+            "jobs/contact_sheet.html",
+            "bench/result.schema.json",
+        )
     ]
     data += [path for kind in ("*.plan", "*.safetensors", "*.md") for path in models.glob(kind)]
     packed = {path.relative_to(ROOT).as_posix(): path for path in data}
@@ -129,6 +136,30 @@ def test_metadata(wheel: zipfile.Path) -> None:
     assert required
     for heavy in ("torch", "onnx", "onnxruntime", "tensorrt", "safetensors"):
         assert not any(requirement.startswith(heavy) for requirement in required)
+
+
+def test_versions_of_ci(wheel: zipfile.Path) -> None:
+    """``.ci/constraints.txt`` has one version of every package that ``.ci/run`` installs, and it is
+    one that the project allows.
+    """
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    versions = {canonicalize_name(name): version for name, version in pairs}
+    assert len(versions) == len(pairs)
+    makefile = (ROOT / "Makefile").read_text()
+    extras = set(re.findall(r"\w+", " ".join(re.findall(r"--editable '\.\[(.*?)\]'", makefile))))
+    assert {"cpu", "dev", "docs"} < extras
+    for line in (dist_info(wheel) / "METADATA").read_text().splitlines():
+        if not line.startswith("Requires-Dist: "):
+            continue
+        required = Requirement(line.removeprefix("Requires-Dist: "))
+        if required.name == "rbvsr-deploy":
+            continue
+        marker = required.marker
+        environments = [{"extra": extra, "python_version": "3.11"} for extra in ("", *extras)]
+        if marker is None or any(marker.evaluate(environment) for environment in environments):
+            version = versions[canonicalize_name(required.name)]
+            assert required.specifier.contains(version), required
 
 
 def test_changelog_and_citation_have_the_version_of_the_wheel(wheel: zipfile.Path) -> None:

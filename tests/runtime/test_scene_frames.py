@@ -36,13 +36,13 @@ def test_flows_to_frames_that_arrive_later(context: Context) -> None:
     """The flow out of a block is computed once the next frame is there."""
     frames = SceneFrames(context)
     frames.add(0, block(0.0, 10.0), count=2)
-    assert frames.flow(0, step=1)[0, 0, 0, 0] == 10.0
+    assert frames.flows(0, 1, step=1)[0, 0, 0, 0] == 10.0
     frames.add(2, block(50.0), count=1)
-    assert frames.flow(1, step=1)[0, 0, 0, 0] == 40.0
-    assert frames.flow(2, step=-1)[0, 0, 0, 0] == -40.0
+    assert frames.flows(1, 2, step=1)[0, 0, 0, 0] == 40.0
+    assert frames.flows(2, 3, step=-1)[0, 0, 0, 0] == -40.0
     frames.add(3, block(57.0), count=1)
-    assert frames.flow(2, step=1)[0, 0, 0, 0] == 7.0
-    assert frames.flow(3, step=-1)[0, 0, 0, 0] == -7.0
+    assert frames.flows(2, 3, step=1)[0, 0, 0, 0] == 7.0
+    assert frames.flows(3, 4, step=-1)[0, 0, 0, 0] == -7.0
 
 
 class CountingEngine(ArithmeticEngine):
@@ -76,9 +76,9 @@ def test_flow_runs_once_per_block(count: int, batch: int, in_memory: int) -> Non
             some = values[i : i + batch]
             frames.add(i, block(*some), count=len(some))
         for i in reversed(range(count - 1)):
-            assert frames.flow(i, step=1)[0, 0, 0, 0] == values[i + 1] - values[i]
+            assert frames.flows(i, i + 1, step=1)[0, 0, 0, 0] == values[i + 1] - values[i]
         for i in range(1, count):
-            assert frames.flow(i, step=-1)[0, 0, 0, 0] == values[i - 1] - values[i]
+            assert frames.flows(i, i + 1, step=-1)[0, 0, 0, 0] == values[i - 1] - values[i]
     sizes = [min(batch, count - i) for i in range(0, count, batch)]
     later, earlier = [*sizes[:-1], sizes[-1] - 1], [sizes[0] - 1, *sizes[1:]]
     assert engine.pairs == [n for n in (*reversed(later), *earlier) if n]
@@ -164,9 +164,9 @@ def test_any_order_of_calls(seed: int) -> None:
                     i = rng.choice(sorted(held)[:-1])
                     change = held[i + 1] - held[i]
                     if rng.random() < 0.5:
-                        assert frames.flow(i, step=1)[0, 0, 0, 0] == change
+                        assert frames.flows(i, i + 1, step=1)[0, 0, 0, 0] == change
                     else:
-                        assert frames.flow(i + 1, step=-1)[0, 0, 0, 0] == -change
+                        assert frames.flows(i + 1, i + 2, step=-1)[0, 0, 0, 0] == -change
                 case "forget" if held and rng.random() < 0.3:
                     before = rng.choice(sorted(held))
                     frames.forget(before=before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -193,3 +194,9 @@ def test_a_scene_list_that_cannot_be_written(tmp_path: Path) -> None:
     """A missing folder gets one sentence."""
     with pytest.raises(MediaError, match=r"cannot be written \(No such file"):
         write_scene_list(tmp_path / "missing" / "scenes.txt", [3])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a POSIX system")
+def test_a_scene_list_without_an_end() -> None:
+    with pytest.raises(MediaError, match="has more than 16 MiB"):
+        read_scene_list(Path("/dev/zero"))

@@ -95,8 +95,8 @@ def refused(clip: Path, out: Path, *, match: str) -> None:
 
 
 def contents(path: Path) -> object:
-    """Return the reproducible part of an output: Matroska files contain a random number."""
-    return snapshot(path) if path.is_dir() else media.stamps_of(path)
+    """Return the content of an output."""
+    return snapshot(path) if path.is_dir() else path.read_bytes()
 
 
 class TestTakenPaths:
@@ -355,8 +355,6 @@ class TestModes:
         as_an_earlier_version_left_it(place)
         assert write_segments(clip, out, lengths=LENGTHS).resumed_segments == 1
         assert contents(out) == contents(plain)
-        if out.suffix == ".mp4":
-            assert out.read_bytes() == plain.read_bytes()
 
     def test_file_system_that_has_one_mode_for_all(
         self, clip: Path, out: Path, place: Path, monkeypatch: pytest.MonkeyPatch

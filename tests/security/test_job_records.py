@@ -17,8 +17,10 @@ from rbvsr_deploy.errors import EngineError, MediaError
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.stream_state import StreamState
+from rbvsr_deploy.video import Job, open_sink, open_source
 from rbvsr_deploy.video.images import write_image
 from rbvsr_deploy.video.staging import parts
+from rbvsr_deploy.video.staging.parts import SegmentRecord
 from tests.security.test_job_folder import as_an_earlier_version_left_it, snapshot
 from tests.support import media
 from tests.support.engine_doubles import ArithmeticEngine
@@ -166,6 +168,34 @@ class TestSegmentsAreRedone:
         (begun(clip, out) / "job.json").write_bytes(content)
         assert_redone(clip, out, whole)
 
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda j: j.update(schema=2), "from another version of this program"),
+            (lambda j: j.update(identity=[]), "is damaged"),
+            (lambda j: j.update(identity={"model": {"a": [1]}}), "is damaged"),
+            (lambda j: j["identity"].update(container="x" * 10_000), f"was {'x' * 200} and is"),
+            (lambda j: j["identity"].update({"x" * 10_000: "b"}), f"the {'x' * 200} was b"),
+            (lambda j: j.pop("identity"), "is damaged"),
+        ],
+    )
+    def test_forged_journal(
+        self,
+        clip: Path,
+        whole: dict[str, object],
+        tmp_path: Path,
+        change: Change,
+        reason: str,
+    ) -> None:
+        out = tmp_path / "out.mp4"
+        edit(begun(clip, out) / "job.json", change, seal="renewed")
+        with open_source(clip) as source, Job(out, identity={}) as job:
+            open_sink(out, source=source, width=64, height=48, job=job).close()
+            assert job.started_over is not None
+            assert reason in job.started_over
+            assert len(job.started_over) < 700
+        assert_redone(clip, out, whole)
+
     def test_only_the_checksum_reveals_a_changed_note(
         self, clip: Path, whole: dict[str, object], tmp_path: Path
     ) -> None:
@@ -180,6 +210,33 @@ class TestSegmentsAreRedone:
             as_an_earlier_version_left_it(begun(clip, tmp_path / name))
             assert write_segments(clip, tmp_path / name, lengths=LENGTHS).resumed_segments == 1
         assert snapshot(tmp_path) == whole
+
+
+def test_every_changed_byte_of_a_record_is_noticed(clip: Path, tmp_path: Path) -> None:
+    """A record with a changed byte either cannot be read, or says the same."""
+    folder = begun(clip, tmp_path / "out.mp4")
+    part = SegmentRecord.from_bytes((folder / "part-000001.json").read_bytes())
+    journal = parts.unsealed((folder / "job.json").read_bytes())
+
+    def same_record(data: bytes) -> bool:
+        return SegmentRecord.from_bytes(data) == part
+
+    def same_journal(data: bytes) -> bool:
+        found = parts.unsealed(data)
+        return all(found[key] == value for key, value in journal.items())
+
+    for name, same in (("part-000001.json", same_record), ("job.json", same_journal)):
+        data = (folder / name).read_bytes()
+        refused = 0
+        for position in range(len(data)):
+            for bit in (0x01, 0x20, 0x80):
+                changed = bytearray(data)
+                changed[position] ^= bit
+                try:
+                    assert same(bytes(changed))
+                except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+                    refused += 1
+        assert refused > 2 * len(data)
 
 
 class TestRun:

@@ -80,6 +80,25 @@ def test_live_playlists_are_refused(tmp_path: Path) -> None:
         open_source(path, ReadOptions(allow_playlists=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("film.m3u8", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nlive.m3u8\n", "live playlist"),
+        ("film.mp4", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n./live.m3u8\r\n", "live playlist"),
+        ("film.ffconcat", "ffconcat version 1.0\nfile 'live.m3u8'\n", "live playlist"),
+        ("film.m3u8", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nfilm.m3u8\n", "in a playlist"),
+        ("film.ffconcat", "ffconcat version 1.0\nfile film.ffconcat\n", "in a playlist"),
+    ],
+)
+def test_playlists_in_playlists(name: str, text: str, match: str, tmp_path: Path) -> None:
+    """FFmpeg would wait for ever for more of the one, and open the other again and again."""
+    live = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:5,\n{SAMPLE}\n"
+    (tmp_path / "live.m3u8").write_text(live)
+    (tmp_path / name).write_text(text, newline="")
+    with pytest.raises(MediaError, match=match):
+        open_source(tmp_path / name, ReadOptions(allow_playlists=True))
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.ts", "tcp://127.0.0.1:9", "/etc/passwd"])
 def test_allowed_playlists_reach_no_network(address: str, tmp_path: Path) -> None:
     path = tmp_path / "film.m3u8"

@@ -124,7 +124,7 @@ class ArithmeticEngine(Engine):
         assert 0 <= start < stop <= len(array)
         return array[start:stop]
 
-    def copy(self, array: Any, *, into: Any) -> None:
+    def copy(self, array: Any, *, into: Any, graph: str | None = None) -> None:
         assert self.asynchronous
         assert not np.isnan(array).any(), "values that were never written are copied"
         into[...] = array

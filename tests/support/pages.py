@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "integrations").glob("*/README.md"),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
         ROOT / "benchmarks" / "README.md",
         ROOT / "tests" / "data" / "README.md",

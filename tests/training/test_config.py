@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,37 @@ from rbvsr_deploy.training.degradations import config as degradation_config
 from rbvsr_deploy.training.presets import PRESETS
 
 CLIPS = [SourceConfig(kind="videos", path="clips")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a=" + b"[" * 5000, "is not valid TOML: maximum recursion depth exceeded"),
+        (b"iterations = " + b"9" * 5000, "is not valid TOML: Exceeds the limit"),
+        (b"a = 'b", "is not valid TOML"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"#" * 2**17, "is not a file of at most 64 KiB"),
+    ],
+)
+def test_recipes_that_are_not_toml(content: bytes, message: str, tmp_path: Path) -> None:
+    """They are refused in one sentence; as the value of a change, the same is a string."""
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(RbvsrError, match=message) as refused:
+        load_config(str(path), sources=CLIPS)
+    assert "\n" not in str(refused.value)
+    value = content.decode("utf-8", "replace").partition("=")[2]
+    with pytest.raises(RbvsrError):
+        load_config("tiny-stage1", changes=[f"iterations={value}"], sources=CLIPS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes need a POSIX system")
+def test_recipes_that_have_no_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    for name in ("pipe.toml", "zero.toml"):
+        with pytest.raises(RbvsrError, match="is not a file of at most 64 KiB"):
+            load_config(str(tmp_path / name), sources=CLIPS)
 
 
 def test_published_presets_are_the_published_recipe() -> None:

@@ -47,6 +47,8 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Imag
     Returns:
         ``(H, W, 3)`` RGB, contiguous: uint8, or uint16 if the frame has more than 8 bits.
     """
+    import cv2
+
     video_format = frame.format
     depth = depth_of(video_format)
     if video_format.name.startswith("yuvj") and colour.range == LIMITED:
@@ -66,8 +68,9 @@ def to_rgb(frame: VideoFrame, *, colour: Colour, is_image: bool = False) -> Imag
     if video_format.is_rgb or video_format.name.startswith("xyz"):
         # If swscale drops the alpha plane of a planar format, it returns wrong colours.
         alpha = "a" if video_format.is_planar and has_alpha(video_format) else ""
-        gbr = _samples(_reformatted(frame, f"gbr{alpha}p{depth}le"))
-        return _transformed(gbr[..., [2, 0, 1]], _scaling(WHITE / (2**depth - 1)))
+        green, blue, red = planes_of(_reformatted(frame, f"gbr{alpha}p{depth}le"))[:3]
+        samples = np.asarray(cv2.merge([red, green, blue]), dtype=np.uint16)
+        return samples if depth == 16 else _transformed(samples, _scaling(WHITE / (2**depth - 1)))
     yuv = _reformatted(frame, f"yuv444p{depth}le")
     return _transformed(_samples(yuv), _rgb_of_yuv(colour, depth=depth))
 

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 # Seconds to read before an excerpt, for subtitles that reach into it, and after it, for badly
 # interleaved packets.
 _BEFORE, _AFTER = 10, 10
+_MOST_CHAPTERS = 10_000  # the time of copying them grows with the square
 _DISCARD_ALL = 48  # AVDISCARD_ALL
 # Formats whose muxer writes the time code from the video's tags.
 _TIMECODES = ("matroska", "mov", "mp4")
@@ -89,7 +90,7 @@ class CopiedStreams:
         with media_errors(f"cannot read {source.path}"):
             self._container = source.open_container()
         target.metadata.update(portable_tags(self._container.metadata))
-        target.set_chapters(_chapters(self._container.chapters(), window))
+        target.set_chapters(self._chapters())
         others = [s for s in self._container.streams if s.index != source.stream_index]
         with Trials(source, {stream.index for stream in others}, container=container) as trials:
             for stream in others:
@@ -119,6 +120,13 @@ class CopiedStreams:
         """Close the source's file."""
         self._packets.close()
         self._container.close()
+
+    def _chapters(self) -> list[Chapter]:
+        found = self._container.chapters()
+        if len(found) > _MOST_CHAPTERS:
+            self._changes.drop("chapters", f"there are more than {_MOST_CHAPTERS}")
+            return []
+        return _within(found, self._window)
 
     def _add(self, stream: Stream, trials: Trials) -> None:
         if (stream.type == "audio" and not self._options.audio) or (
@@ -274,7 +282,7 @@ def _converted_text(stream: Stream, target: OutputContainer, window: TimeWindow)
     return ConvertedText(cast("SubtitleStream", stream), target, window)
 
 
-def _chapters(chapters: list[Chapter], window: TimeWindow) -> list[Chapter]:
+def _within(chapters: list[Chapter], window: TimeWindow) -> list[Chapter]:
     """Return the chapters that overlap the window, clipped to it."""
     kept: list[Chapter] = []
     for chapter in chapters:

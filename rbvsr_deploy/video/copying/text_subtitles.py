@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 _TEXT_FORMATS = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
 
 
+_LONGEST = 2**14
+"""Bytes of a text, or of all that are visible at once; a printed page has 3,000. MP4 cannot hold
+64 KiB, and FFmpeg's time to convert a text is quadratic.
+"""
+_MOST_AT_ONCE = 50
+"""Lines that are visible at once; each one that comes or goes makes a text of all of them."""
+
 _LINE_BREAK = r"{\r}\N"
 
 
@@ -35,6 +42,8 @@ class _Line(NamedTuple):
     end: int
     text: SubtitleSet
     time_base: Fraction
+    size: int
+    """Bytes of the text."""
 
 
 class ConvertedText:
@@ -72,7 +81,7 @@ class ConvertedText:
         base = source.time_base or Fraction(1, 1000)
         self._encoder.time_base = self._stream.time_base = base
         self.output = self._stream
-        self._damaged = 0
+        self._damaged = self._excessive = 0
         # MP4 shows one text at a time: lines that overlap become several texts.
         self._one_at_a_time = name == "mov_text"
         self._shown: list[_Line] = []
@@ -85,8 +94,10 @@ class ConvertedText:
 
     @property
     def damage(self) -> str | None:
-        """Human-readable summary of unreadable texts; ``None`` if there are none."""
-        return f"unreadable texts: {self._damaged}" if self._damaged else None
+        """Human-readable summary of texts that were left out; ``None`` if there are none."""
+        found = {"unreadable": self._damaged, "too long, or too many at once": self._excessive}
+        listed = ", ".join(f"{count} {why}" for why, count in found.items() if count)
+        return f"texts left out: {listed}" if listed else None
 
     def convert(self, packet: Packet[Any] | None) -> Iterator[Packet[Any]]:
         """Yield the packets to write for the next packet of the source.
@@ -101,6 +112,9 @@ class ConvertedText:
             return
         if not packet.size:
             return
+        if packet.size > _LONGEST:
+            self._excessive += 1
+            return
         if not self._window.place(packet, clip=True):
             return
         try:
@@ -110,7 +124,13 @@ class ConvertedText:
             begin, duration = packet.pts or 0, packet.duration or 0
             if self._one_at_a_time and duration:
                 yield from self._texts(begin)
-                self._shown.append(_Line(begin, begin + duration, text, packet.time_base))
+                size = packet.size + sum(line.size for line in self._shown)
+                if len(self._shown) >= _MOST_AT_ONCE or size > _LONGEST:
+                    self._excessive += 1
+                    return
+                self._shown.append(
+                    _Line(begin, begin + duration, text, packet.time_base, packet.size)
+                )
                 return
             converted = self._encoder.encode_subtitle(text)
         except av.FFmpegError as error:

@@ -26,6 +26,7 @@ from rbvsr_deploy.video.image_metadata import (
     ImageMetadata,
     metadata_of_png,
     png_animation_length,
+    png_is_bounded,
     png_pixels,
     png_size,
     read_metadata,
@@ -42,6 +43,11 @@ __all__ = ["DecodedImage", "decode_image"]
 _BY_FFMPEG = {"JPEG": "mjpeg", "WEBP": "webp", "BMP": "bmp"}
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706  # tags of TIFF
 _GREY, _RGB = 1, 2  # photometric interpretations
+_MOST_SCANS = 500
+"""Scans of a progressive JPEG; cameras write about ten. Each one takes a few bytes, and the time of
+decoding the whole image.
+"""
+_MOST_PAGES = 5000  # Pillow's time to count those of a TIFF is quadratic
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +82,18 @@ def decode_image(data: bytes, name: str, path: Path) -> DecodedImage:
         opened = _opened(data, name)
         if opened is not None and opened.width * opened.height > MAX_PIXELS:
             raise _too_large(path)
-        others = 0 if opened is None else _others(opened)
+        if name == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
+            raise MediaError(
+                f"cannot read the image {path}: it has more than {_MOST_SCANS} scans; convert it "
+                "to PNG"
+            )
+        others = 0 if opened is None else _others(opened, path)
         by_pillow = opened is not None and (opened.mode == "CMYK" or (name == "WEBP" and others))
         if name in _BY_FFMPEG and not by_pillow:
-            frame = _decoded_by_ffmpeg(data, _BY_FFMPEG[name], path)
             metadata = ImageMetadata() if opened is None else read_metadata(opened)
-            decoded = _with_opacity(frame, exif_orientation(data), metadata)
+            decoded = _with_opacity(
+                _decoded_by_ffmpeg(data, _BY_FFMPEG[name], path), exif_orientation(data), metadata
+            )
         elif opened is None:
             raise MediaError(
                 f"cannot read the image {path}: it is damaged, or stored in a way that is not "
@@ -106,19 +118,42 @@ def _opened(data: bytes, name: str) -> PillowImage | None:
         return None
 
 
-def _others(image: PillowImage) -> int:
-    with contextlib.suppress(Exception):  # as above
+def _others(image: PillowImage, path: Path) -> int:
+    """Return the number of further images in a file.
+
+    Raises:
+        MediaError: it is a TIFF with too many.
+    """
+    try:
+        if image.format == "TIFF":
+            for number in range(_MOST_PAGES):
+                image.seek(number)
+            raise MediaError(f"{path} has {_MOST_PAGES} pages or more: split it")
         return int(getattr(image, "n_frames", 1)) - 1
-    return 0
+    except EOFError:
+        image.seek(0)
+        return number - 1
+    except MediaError:
+        raise
+    except Exception:  # as above
+        return 0
 
 
 def _decoded_png(data: bytes, path: Path) -> DecodedImage:
     width, height = png_size(data)
     if width * height > MAX_PIXELS:
         raise _too_large(path)
+    if not png_is_bounded(data):
+        raise MediaError(
+            f"cannot read the image {path}: it is damaged, as it holds more pixels than its size "
+            "says"
+        )
     # Other chunks, which may be damaged or huge, are not needed for the pixels.
-    frame = _decoded_by_ffmpeg(png_pixels(data), "png", path)
-    decoded = _with_opacity(frame, exif_orientation(data), metadata_of_png(data))
+    decoded = _with_opacity(
+        _decoded_by_ffmpeg(png_pixels(data), "png", path),
+        exif_orientation(data),
+        metadata_of_png(data),
+    )
     return replace(decoded, others=max(0, png_animation_length(data) - 1))
 
 
@@ -139,6 +174,9 @@ def _with_opacity(
     colour = colour_of(frame, matrix_if_unknown=BT601)
     if frame.format.name == "pal8":  # its colours may have alpha
         frame = frame.reformat(format="rgba")
+    elif frame.format.name.startswith("rgba64"):
+        # Once for both of the following; a frame takes up to 340 MiB.
+        frame = frame.reformat(format="gbrap16le")
     image, opacity = to_rgb(frame, colour=colour, is_image=True), opacity_of(frame)
     return DecodedImage(
         upright(image, orientation),
@@ -215,7 +253,8 @@ def _decoded_by_pillow(image: PillowImage) -> DecodedImage:
             raise ValueError("its samples are neither of 8 nor of 16 bits")
         grey = deep.astype(np.uint16)
         return DecodedImage(np.dstack([grey] * 3), None, metadata)
-    samples = np.array(image.convert("RGBA" if has_alpha else "RGB"))
+    mode = "RGBA" if has_alpha else "RGB"
+    samples = np.array(image if image.mode == mode else image.convert(mode))
     return DecodedImage(
         np.ascontiguousarray(samples[..., :3]),
         np.ascontiguousarray(samples[..., 3:]) if has_alpha else None,

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -31,7 +30,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
-from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
+from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile, sealed, unsealed
 from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
 
 __all__ = ["Job"]
@@ -41,6 +40,8 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 _LARGEST_RECORD = 2**24
 """Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
+_LARGEST_JOURNAL = 2**20  # bytes of job.json
+_LONGEST = 200  # characters of a name or value of an identity in a message
 _SHOWN = {"picture size": "image size"}
 """Key of an identity, as in job folders since the first version -> its name in messages."""
 _SMALL = 2**16
@@ -303,15 +304,14 @@ class Job(Closing):
     def _read_journal(self) -> dict[str, Any]:
         """Read ``job.json``; empty if it is missing or damaged."""
         try:
-            data = json.loads(self.storage.read(JOURNAL, at_most=_LARGEST_RECORD))
+            return unsealed(self.storage.read(JOURNAL, at_most=_LARGEST_JOURNAL))
         except (OSError, ValueError, RecursionError):
             return {}
-        return data if isinstance(data, dict) else {}
 
     def _write_journal(self, published: list[int] | None = None) -> None:
         data = {"schema": _SCHEMA, "identity": self._identity, "published": published}
         with self._writing():
-            self.storage.write(JOURNAL, json.dumps(data, indent=1).encode())
+            self.storage.write(JOURNAL, sealed(data))
 
     def _was_published(self) -> bool:
         """Return whether an earlier run was interrupted between publishing and cleaning up."""
@@ -325,13 +325,13 @@ class Job(Closing):
         if journal.get("schema", _SCHEMA) != _SCHEMA:
             return "the unfinished work is from another version of this program"
         stored = journal.get("identity")
-        if not isinstance(stored, dict):
+        if not isinstance(stored, dict) or not all(isinstance(v, str) for v in stored.values()):
             return "the record of the unfinished work is damaged"
         for key in [*identity, *stored]:
             old, new = stored.get(key, "not known"), identity.get(key, "not known")
             if old != new:
                 name = _SHOWN.get(key, key)
-                return f"the {name} was {old} and is {new}"
+                return f"the {name[:_LONGEST]} was {old[:_LONGEST]} and is {new[:_LONGEST]}"
         return None
 
     def _read_segments(self, fits: Callable[[SegmentRecord], bool]) -> list[SegmentRecord]:

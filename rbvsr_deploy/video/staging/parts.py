@@ -12,7 +12,7 @@ from typing import Any
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.video.staging.job_folder import is_stored_name
 
-__all__ = ["SegmentRecord", "StoredFile"]
+__all__ = ["SegmentRecord", "StoredFile", "sealed", "unsealed"]
 
 _SEAL = "checksum of this record"
 
@@ -76,8 +76,7 @@ class SegmentRecord:
         Raises:
             TypeError: the note is not JSON-serialisable.
         """
-        data = json.loads(json.dumps(dataclasses.asdict(self)))
-        return json.dumps({**data, _SEAL: _checksum(data)}, indent=1).encode()
+        return sealed(dataclasses.asdict(self))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> SegmentRecord:
@@ -87,10 +86,7 @@ class SegmentRecord:
             KeyError, TypeError, ValueError, AttributeError, RecursionError: the bytes are not a
                 valid record, or their checksum does not match.
         """
-        data = json.loads(content)
-        seal = data.pop(_SEAL, None)
-        if seal is not None and seal != _checksum(data):
-            raise ValueError("the checksum of the record does not match")
+        data = unsealed(content)
         frames, attachment = data["frames"], data["attachment"]
         if type(frames) is not int or frames < 1:
             raise ValueError(f"a segment must have at least 1 frame, got {frames!r}")
@@ -101,6 +97,31 @@ class SegmentRecord:
             files=tuple(StoredFile.from_json(file) for file in data["files"]),
             attachment=None if attachment is None else StoredFile.from_json(attachment),
         )
+
+
+def sealed(data: dict[str, Any]) -> bytes:
+    """Serialise a record as JSON with a checksum.
+
+    Raises:
+        TypeError: it is not JSON-serialisable.
+    """
+    data = json.loads(json.dumps(data))
+    return json.dumps({**data, _SEAL: _checksum(data)}, indent=1).encode()
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """Restore a record from :func:`sealed`, or from an earlier version without a checksum.
+
+    Raises:
+        ValueError, RecursionError: it is not a record, or its checksum does not match.
+    """
+    data = json.loads(content)
+    if not isinstance(data, dict):
+        raise ValueError("not a record")
+    seal = data.pop(_SEAL, None)
+    if seal is not None and seal != _checksum(data):
+        raise ValueError("the checksum of the record does not match")
+    return data
 
 
 def _checksum(data: dict[str, Any]) -> str:

@@ -158,7 +158,11 @@ def test_random_schedules(
     """
     # Captured log records hold errors, errors hold stack frames, and stack frames hold arrays.
     caplog.set_level(logging.CRITICAL)
-    outcomes = Counter(_one_schedule(seed, bundle, reference) for seed in range(SCHEDULES))
+    gc.freeze()  # collects only what the schedules leave, which is fast
+    try:
+        outcomes = Counter(_one_schedule(seed, bundle, reference) for seed in range(SCHEDULES))
+    finally:
+        gc.unfreeze()
     # Every kind of outcome occurred.
     assert outcomes["undisturbed"] > SCHEDULES // 5
     assert outcomes["failed"] > SCHEDULES // 10
@@ -203,6 +207,7 @@ def _one_schedule(seed: int, bundle: Bundle, reference: Engine) -> str:
             engine.close()
     for image, wanted in zip(got, want, strict=False):
         np.testing.assert_array_equal(image, wanted, err_msg=f"schedule {seed}")
+    driver.fail_at = None  # Python ignores interrupts of finalisers
     del image, got
     gc.collect()
     assert driver.leaks() == [], f"schedule {seed}"
@@ -328,7 +333,7 @@ def test_downloads_do_not_delay_later_work(engine: TensorRTEngine, driver: Drive
 
 
 def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> None:
-    """Steps are captured when states come back to the same places, which needs no copy of them;
+    """Steps are captured when arrays come back to the same places, and nothing is copied for that;
     another shape captures again.
     """
     values = engine.download(steps(engine, 8))
@@ -337,10 +342,7 @@ def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> Non
     # Step 1 comes from zeros; 2 and 3 are the first ones between the two places.
     assert calls["end_capture"] == 2
     assert calls["launch"] == 8 - 3
-    copies = [operation for operation in driver.log if operation.name == "copy"]
-    sizes = {stop - start for operation in copies for start, stop in operation.reads}
-    assert sizes == {4 * 3 * 5 * 7, 4 * 2 * 5 * 7}  # frames and flows
-    assert all(operation.stream != 0 for operation in copies)
+    assert not [operation for operation in driver.log if operation.name == "copy"]
     values = engine.download(steps(engine, 6, graph="backward"))
     np.testing.assert_array_equal(values, wanted_state(6, factor=0.5))
     calls = Counter(driver.calls)
@@ -476,7 +478,7 @@ def test_sizes_outside_the_profile_load_other_engines(bundle: Bundle, driver: Dr
         np.testing.assert_array_equal(engine.download(state), wanted_state(3))
         np.testing.assert_array_equal(engine.download(band), wanted_state(3))
         np.testing.assert_array_equal(engine.download(other), wanted_state(2))
-        assert len(engine._runtime.open) == 7  # type: ignore[attr-defined]
+        assert len(engine._runtime.open) == 10  # type: ignore[attr-defined]
     check_closed(engine, driver)
 
 
@@ -618,7 +620,7 @@ def test_a_closed_engine_runs_nothing(bundle: Bundle, driver: DriverDouble) -> N
 
 
 def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> None:
-    """A network without cleaning, BasicVSR, has six graphs."""
+    """A network without cleaning, BasicVSR, has two graphs less."""
     bundle = small_bundle(tmp_path / "six.plan", cleans=False)
     plan = MemoryPlan(window=3, batch=2, band=6, in_memory=9)
     clip = moving_clip(5, 6, 5)
@@ -626,7 +628,7 @@ def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> Non
         want = list(upscaled_images(onnx_runtime, clip, Settings(), plan))
     with open_double(bundle, driver) as engine:
         got = list(upscaled_images(engine, clip, Settings(), plan))
-        assert len(engine._runtime.open) == 6  # type: ignore[attr-defined]
+        assert len(engine._runtime.open) == 8  # type: ignore[attr-defined]
         with pytest.raises(EngineError, match="no graph 'clean'"):
             engine.run("clean", frame=None)
     np.testing.assert_array_equal(got, want)

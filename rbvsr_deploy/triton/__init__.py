@@ -1,0 +1,1 @@
+"""Serves bundles in NVIDIA's Triton Inference Server."""
