@@ -16,7 +16,7 @@ from common import environment, parse_size, upscale
 from rbvsr_deploy.bench.graph_timing import graph_inputs
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.engines.base import Array
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.pixels import psnr_of
 from rbvsr_deploy.runtime.stream import Settings
 
@@ -79,7 +79,7 @@ def values(bundle: Path, size: str, json_path: Path | None) -> None:
         open_engine(bundle, device="tensorrt", size=lambda: (height, width)) as engine,
         open_engine(bundle, device="cpu") as reference,
     ):
-        for graph in graph_names(has_cleaning=engine.network.has_cleaning):
+        for graph in engine.network.graphs:
             given = graph_inputs(reference, graph, height=height, width=width)
             arrays = {name: engine.upload(reference.download(a)) for name, a in given.items()}
             pairs = zip(engine.run(graph, **arrays), reference.run(graph, **given), strict=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rbvsr_deploy.bundle import Manifest
 from rbvsr_deploy.closing import Closing
-from rbvsr_deploy.graphs import Precision
+from rbvsr_deploy.graphs import OPTIONAL, Precision, graph_names
 
 __all__ = ["Array", "Description", "Engine", "Network"]
 
@@ -36,6 +36,13 @@ class Network:
     precision: Precision
     quantised: bool = False
     """True if convolutions run in int8 where its accuracy is sufficient."""
+    optional: tuple[str, ...] = ()
+    """Those of :data:`~rbvsr_deploy.graphs.OPTIONAL` that it has."""
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of its graphs."""
+        return graph_names(has_cleaning=self.has_cleaning, optional=self.optional)
 
     @property
     def types(self) -> str:
@@ -52,6 +59,7 @@ class Network:
             refine_threshold=manifest.refine_threshold,
             precision=manifest.precision,
             quantised=manifest.quantisation is not None,
+            optional=tuple(name for name in OPTIONAL if name in manifest.graphs),
         )
 
 

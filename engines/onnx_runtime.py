@@ -24,7 +24,7 @@ from rbvsr_deploy.errors import (
     MissingDependencyError,
     first_line,
 )
-from rbvsr_deploy.graphs import GRAPHS
+from rbvsr_deploy.graphs import GRAPHS, OPTIONAL
 
 __all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
 
@@ -83,7 +83,7 @@ class OnnxRuntimeEngine(Engine):
             self._place_graphs(candidates, forced=False, size=size, report=report)
         self._device = "cpu" if provider.on_cpu else provider.name
         for name, placed in self._placed.items():
-            if not placed.whole:
+            if not placed.whole and name not in OPTIONAL:
                 self._session(name, placed, sizes={})
         # CUDA is the one provider whose arrays stay on its device between graphs; others read the
         # host's memory.
@@ -198,7 +198,8 @@ class OnnxRuntimeEngine(Engine):
     def _outputs(self, graph: str, arrays: dict[str, Array]) -> tuple[Array, ...]:
         spec = GRAPHS[graph]
         shapes = spec.output_shapes(
-            arrays[spec.inputs[0].name].shape, channels=self.network.channels
+            {item.name: arrays[item.name].shape for item in spec.inputs},
+            channels=self.network.channels,
         )
         return tuple(
             self.empty(shape, dtype=item.numpy_dtype(self.network.precision))

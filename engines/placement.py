@@ -26,7 +26,8 @@ from rbvsr_deploy.engines.sessions import open_session
 from rbvsr_deploy.engines.user_folders import cache_folder, cache_key
 from rbvsr_deploy.errors import MissingDependencyError, first_line
 from rbvsr_deploy.files import make_private_folder, read_private, write_atomically
-from rbvsr_deploy.graphs import GRAPHS, SCALE, Precision
+from rbvsr_deploy.graphs import GRAPHS, SCALE, Precision, named_sizes
+from rbvsr_deploy.resampling import example_inputs
 
 __all__ = ["DEFAULT_SIZE", "Placement", "kept_placements", "place", "sizes_of"]
 
@@ -212,6 +213,8 @@ def sizes_of(graph: str, arrays: Mapping[str, Any]) -> dict[str, int]:
         for size, value in zip(item.shape, arrays[item.name].shape, strict=True):
             if isinstance(size, str) and size != "C":
                 sizes[size] = int(value)
+    if "R" in sizes:
+        sizes |= {"RP": sizes["R"] * sizes["P"], "SQ": sizes["S"] * sizes["Q"]}
     if "H" in sizes:
         sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * sizes["W"]}
     elif "4H" in sizes:
@@ -222,8 +225,7 @@ def sizes_of(graph: str, arrays: Mapping[str, Any]) -> dict[str, int]:
 def _inputs(bundle: Bundle, graph: str, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
     """Make inputs like those of a video: smooth images, flow of a few pixels."""
     height, width = size
-    sizes = {"N": 1, "C": bundle.manifest.channels, "H": height, "W": width}
-    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
+    sizes = named_sizes(1, height, width, channels=bundle.manifest.channels)
     rng = np.random.default_rng(0)
     arrays = {}
     for item in GRAPHS[graph].inputs:
@@ -237,7 +239,7 @@ def _inputs(bundle: Bundle, graph: str, size: tuple[int, int]) -> dict[str, NDAr
         elif item.dtype == "uint8":
             values = 255.0 * values
         arrays[item.name] = values.astype(item.numpy_dtype(bundle.manifest.precision))
-    return arrays
+    return {**arrays, **(example_inputs(height, width) if graph == "resize" else {})}
 
 
 # ------------------------------------------------------------------------------------- keeping

@@ -14,7 +14,7 @@ from rbvsr_deploy.engines.base import Array, Description, Engine, Network
 from rbvsr_deploy.engines.memory import failure, free_host_memory
 from rbvsr_deploy.errors import EngineError, first_line
 from rbvsr_deploy.graph_modules import graph_modules
-from rbvsr_deploy.graphs import GRAPHS, Precision, head_channels
+from rbvsr_deploy.graphs import GRAPHS, OPTIONAL, Precision, head_channels
 from rbvsr_deploy.model import RealBasicVSR
 
 __all__ = ["TorchEngine"]
@@ -69,6 +69,7 @@ class TorchEngine(Engine):
             has_cleaning=model.has_cleaning,
             refine_threshold=refine_threshold,
             precision=precision,
+            optional=tuple(name for name in OPTIONAL if name in modules),
         )
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Converts a checkpoint to seven ONNX graphs and writes them as a verified bundle. Start at
+"""Converts a checkpoint to ONNX graphs and writes them as a verified bundle. Start at
 :func:`rbvsr_deploy.export.to_bundle.export_bundle`.
 """
 

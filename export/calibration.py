@@ -3,8 +3,6 @@ refinement and propagation, and records the inputs of the graphs.
 
 Inputs of the recurrent graphs are sampled across the whole clip, because value ranges grow as
 states propagate: those of a first step, with a zero state, differ from those of the hundredth.
-
-This is the only module of the export that depends on the runtime.
 """
 
 from __future__ import annotations

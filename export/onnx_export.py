@@ -16,9 +16,17 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rbvsr_deploy.errors import ExportError, first_line
-from rbvsr_deploy.graphs import GraphSpec, Precision
+from rbvsr_deploy.export.resize_graph import resize_graph
+from rbvsr_deploy.graphs import GraphSpec, Precision, TensorSpec
 
-__all__ = ["DEFAULT_OPSET", "OPSETS", "convert_opset", "example_inputs", "export_graph"]
+__all__ = [
+    "DEFAULT_OPSET",
+    "OPSETS",
+    "convert_opset",
+    "example_inputs",
+    "export_graph",
+    "export_module",
+]
 
 OPSETS = (17, 18, 19)
 """Opset 16 introduced GridSample. Opset 20 renamed its mode to ``linear``, which TensorRT before
@@ -70,8 +78,22 @@ def export_graph(
         ExportError: torch or onnx could not export it.
         ValueError: ``opset`` is not one of :data:`OPSETS`.
     """
+    if spec.name == "resize":
+        _check_opset(opset)
+        return resize_graph(precision, opset=opset)
+    example = example_inputs(spec, channels=channels, precision=precision)
+    return _exported(module, spec, example, channels=channels, opset=opset)
+
+
+def _check_opset(opset: int) -> None:
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {OPSETS}, got {opset}")
+
+
+def _exported(
+    module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], *, channels: int, opset: int
+) -> onnx.ModelProto:
+    _check_opset(opset)
     dynamic = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(item.shape) if size in _EXAMPLE}
         for item in spec.inputs
@@ -80,7 +102,7 @@ def export_graph(
         with _quiet():
             program = torch.onnx.export(
                 module,
-                example_inputs(spec, channels=channels, precision=precision),
+                example,
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 opset_version=DEFAULT_OPSET,
@@ -96,6 +118,35 @@ def export_graph(
         raise ExportError(
             f"graph '{spec.name}' could not be exported to ONNX opset {opset}: {first_line(error)}"
         ) from error
+
+
+def export_module(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    names: tuple[str, str],
+    shapes: tuple[tuple[int | str, ...], tuple[int | str, ...]],
+    opset: int,
+) -> onnx.ModelProto:
+    """Export a module of one input and one output that is no graph of the contract.
+
+    Args:
+        module: the module.
+        example: an input.
+        names: names of input and output in the file.
+        shapes: their shapes; names stand for dynamic sizes.
+        opset: one of :data:`OPSETS`.
+
+    Raises:
+        ExportError: torch or onnx could not export it.
+        ValueError: ``opset`` is not one of :data:`OPSETS`.
+    """
+    spec = GraphSpec(
+        names[1],
+        (TensorSpec(names[0], "features", shapes[0]),),
+        (TensorSpec(names[1], "features", shapes[1]),),
+    )
+    return _exported(module, spec, (example,), channels=0, opset=opset)
 
 
 @contextlib.contextmanager

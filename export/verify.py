@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rbvsr_deploy.errors import ExportError
 from rbvsr_deploy.graphs import GRAPHS, Precision
 from rbvsr_deploy.pixels import psnr_of
+from rbvsr_deploy.resampling import example_inputs
 
 __all__ = ["MAX_DIFFERENCE", "MIN_PSNR", "verify_graphs"]
 
@@ -154,6 +155,12 @@ def _calls(modules: Mapping[str, nn.Module], n: int, height: int, width: int) ->
     forward_state = call("forward", later, earlier_state, to_previous)[0]
     upscaled = call("reconstruct", earlier, backward_state, forward_state)[0]
     call("emit", upscaled)
+    amount = torch.tensor([0.4])
+    if "mix" in modules:
+        call("mix", earlier, later, amount)
+    call("blend", later, upscaled, amount)
+    weights = (torch.from_numpy(array) for array in example_inputs(height, width).values())
+    call("resize", upscaled, *weights)
     return calls
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rbvsr_deploy.graphs import Precision, graph_names
@@ -32,6 +33,41 @@ class _Emit(nn.Module):
     def forward(self, picture: Tensor) -> Tensor:
         levels = picture.float().clamp(0.0, 1.0) * 255.0
         return levels.round().permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class _Mix(nn.Module):
+    def forward(self, frame: Tensor, cleaned: Tensor, amount: Tensor) -> Tensor:
+        wide = frame.float()
+        return (wide + amount * (cleaned.float() - wide)).to(frame.dtype)
+
+
+class _Blend(nn.Module):
+    def forward(self, frame: Tensor, picture: Tensor, amount: Tensor) -> Tensor:
+        enlarged = F.interpolate(frame, scale_factor=4, mode="bilinear", align_corners=False)
+        wide = enlarged.float()
+        return (wide + amount * (picture.float() - wide)).to(picture.dtype)
+
+
+class _Resize(nn.Module):
+    def forward(
+        self,
+        picture: Tensor,
+        rows: Tensor,
+        row_weights: Tensor,
+        columns: Tensor,
+        column_weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        values = _by_blocks(picture.float().clamp(0.0, 1.0), rows, row_weights)
+        turned = values.permute(0, 1, 4, 2, 3).flatten(3)  # (N, 3, 4W, RP)
+        blocks = _by_blocks(turned, columns, column_weights)
+        levels = (blocks * 255.0).clamp(0.0, 255.0).round()
+        image = levels.permute(0, 4, 2, 3, 1).flatten(2, 3)
+        return blocks.to(picture.dtype), image.to(torch.uint8)
+
+
+def _by_blocks(values: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Resize the rows: (N, 3, H, W) to (N, 3, R, P, W)."""
+    return torch.matmul(weights, values[:, :, places.long()])
 
 
 class _ModelPart(nn.Module):
@@ -76,7 +112,7 @@ def graph_modules(model: RealBasicVSR, *, precision: Precision) -> dict[str, nn.
             either case.
 
     Returns:
-        Modules in eval mode by graph name, ``clean`` only if the model cleans.
+        Modules in eval mode by graph name, ``clean`` and ``mix`` only if the model cleans.
     """
     dtype = torch.float16 if precision == "float16" else torch.float32
     typed = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
@@ -87,7 +123,9 @@ def graph_modules(model: RealBasicVSR, *, precision: Precision) -> dict[str, nn.
         "forward": _Forward(typed),
         "reconstruct": _Reconstruct(typed),
         "emit": _Emit(),
+        "blend": _Blend(),
+        "resize": _Resize(),
     }
     if model.has_cleaning:
-        modules["clean"] = _Clean(typed)
+        modules |= {"clean": _Clean(typed), "mix": _Mix()}
     return {name: modules[name].eval() for name in graph_names(has_cleaning=model.has_cleaning)}

@@ -13,6 +13,7 @@ import numpy as np
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines import Engine, open_engine
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime.output_size import Fit, OutputSize
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.settings import MAX_SCENE, RefineScope, Settings
 from rbvsr_deploy.runtime.stream import Stream
@@ -28,7 +29,7 @@ __all__ = ["Upscaler"]
 
 
 class Upscaler(Closing):
-    """Upscales frames by four, one stream at a time; a context manager. ::
+    """Upscales frames, one stream at a time; a context manager. ::
 
         with Upscaler("model.plan", memory="4GiB") as upscaler:
             upscaler.video("clip.mp4", "clip_x4.mp4")
@@ -43,8 +44,8 @@ class Upscaler(Closing):
 
     Input frames are (H, W, 3) RGB arrays, full range, all of one size within a stream; they are not
     modified. Their dtype is uint8, or uint16 for more than 8 bits, with 65535 for white. Upscaled
-    frames are (4H, 4W, 3) RGB arrays of the same dtype and belong to the caller. Every input frame
-    gives one upscaled frame, in the same order.
+    frames are (4H, 4W, 3) RGB arrays of the same dtype, or of the size that is asked for, and
+    belong to the caller. Every input frame gives one upscaled frame, in the same order.
 
     An upscaler has no global state: any number of them may exist in one process. Each does one
     thing at a time; a call from another thread during that time is refused.
@@ -64,10 +65,19 @@ class Upscaler(Closing):
         scene_cuts: detect cuts, where a new scene begins.
         refine_threshold, refine_scope, cleanings: settings of dynamic refinement; see
             :class:`~rbvsr_deploy.runtime.stream.Settings`.
+        strength: how far the output goes from the input, enlarged by bilinear interpolation (0), to
+            the output of the network (1).
+        denoise: how much of the cleaning is applied, from 0 to 1.
+        scale: multiple of the input's size: 1, 1.5, 2, 3 or 4.
+        size: width and height of the output in square pixels, instead of a scale.
+        height: height of the output in square pixels, instead of a scale; the width follows.
+        fit: how frames of another shape get the ``size``; see
+            :class:`~rbvsr_deploy.runtime.output_size.OutputSize`.
 
     Raises:
         BundleError, CheckpointError, EngineError: the model cannot be opened, or the device is not
             available.
+        RbvsrError: scale, size and height are combined, or one of them is not possible.
         ValueError: a number is out of range.
     """
 
@@ -84,13 +94,22 @@ class Upscaler(Closing):
         refine_threshold: float | None = None,
         refine_scope: RefineScope = "scene",
         cleanings: int | None = None,
+        strength: float = 1.0,
+        denoise: float = 1.0,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        height: int | None = None,
+        fit: Fit = "inside",
     ) -> None:
+        self._size = OutputSize(scale=scale, size=size, height=height, fit=fit)
         self._settings = Settings(
             lookahead=lookahead,
             max_scene=max_scene,
             refine_threshold=refine_threshold,
             refine_scope=refine_scope,
             cleanings=cleanings,
+            strength=strength,
+            denoise=denoise,
             memory=parse_bytes(memory) if isinstance(memory, str) else memory,
         )
         self._scene_cuts = scene_cuts
@@ -216,6 +235,7 @@ class Upscaler(Closing):
                 Path(output),
                 engine=self.engine,
                 settings=self._settings,
+                size=self._size,
                 scene_cuts=self._scene_cuts if scene_cuts is None else scene_cuts,
                 scene_list=optional(scene_list),
                 reading=reading,
@@ -246,7 +266,7 @@ class Upscaler(Closing):
                 self.engine.close()
 
     def _new_stream(self) -> _Live:
-        return _Live(self.engine, self._settings, scene_cuts=self._scene_cuts)
+        return _Live(self.engine, self._settings, self._size, scene_cuts=self._scene_cuts)
 
     def _lend(self, images: Iterator[Image]) -> Iterator[Image]:
         """Yield the images; while the caller has one, the upscaler may be closed."""
@@ -284,9 +304,12 @@ class Upscaler(Closing):
 class _Live:
     """Wraps a stream whose size is that of its first frame, and detects cuts."""
 
-    def __init__(self, engine: Engine, settings: Settings, *, scene_cuts: bool) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, size: OutputSize, *, scene_cuts: bool
+    ) -> None:
         self._engine = engine
         self._settings = settings
+        self._size = size
         self._detector = CutDetector() if scene_cuts else None
         self._stream: Stream | None = None
         self._shape: tuple[int, ...] = ()
@@ -295,13 +318,16 @@ class _Live:
     def push(self, frame: Image) -> Iterator[Image]:
         self._check(frame)
         if self._stream is None:
+            height, width = frame.shape[:2]
+            target = self._size.target(height=height, width=width)
             self._shape = frame.shape
             self._dtype = frame.dtype
             self._stream = Stream(
                 self._engine,
                 self._settings,
-                size=frame.shape[:2],
+                size=(height, width),
                 deep=frame.dtype == np.uint16,
+                target=target,
             )
         cut = self._detector is not None and self._detector.is_cut(frame)
         # The frame belongs to the caller, and may be used only later.

@@ -29,6 +29,7 @@ from rbvsr_deploy.bundle import (
     write_bundle,
 )
 from rbvsr_deploy.errors import BundleError
+from rbvsr_deploy.export.resize_graph import resize_graph
 from rbvsr_deploy.files import write_atomically
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import COMPACT, RealBasicVSRConfig
@@ -37,7 +38,8 @@ from rbvsr_deploy.model import COMPACT, RealBasicVSRConfig
 def make_graphs(*, has_cleaning: bool = True) -> dict[str, bytes]:
     """Return ONNX models of a few operations that fulfil the contract of :func:`make_manifest`."""
     io = graph_io(has_cleaning=has_cleaning, channels=COMPACT.mid_channels, precision="float16")
-    return {name: _graph(name, sides) for name, sides in io.items()}
+    resize = bytes(resize_graph("float16", opset=17).SerializeToString())
+    return {name: resize if name == "resize" else _graph(name, io[name]) for name in io}
 
 
 def _graph(name: str, sides: dict[str, Any]) -> bytes:
@@ -64,6 +66,8 @@ def _graph(name: str, sides: dict[str, Any]) -> bytes:
             node("Cast", ["picture"], ["numbers"], to=onnx.TensorProto.UINT8),
             node("Transpose", ["numbers"], ["image"], perm=[0, 2, 3, 1]),
         ],
+        "mix": [node("Add", ["frame", "cleaned"], ["mixed"])],
+        "blend": [node("Relu", ["picture"], ["blended"])],
     }
     inputs, outputs = (
         [
@@ -125,7 +129,7 @@ def spread(size: int, *, count: int) -> list[int]:
 
 @pytest.mark.parametrize("cleaning_blocks", [2, None], ids=["RealBasicVSR", "BasicVSR"])
 def test_a_written_bundle_opens_unchanged(tmp_path: Path, cleaning_blocks: int | None) -> None:
-    """Manifest and graphs are unchanged: seven graphs, or six without cleaning."""
+    """Manifest and graphs are unchanged: those of the network and the optional ones."""
     config = replace(COMPACT, cleaning_blocks=cleaning_blocks)
     manifest = make_manifest(config)
     graphs = make_graphs(has_cleaning=cleaning_blocks is not None)
@@ -133,7 +137,7 @@ def test_a_written_bundle_opens_unchanged(tmp_path: Path, cleaning_blocks: int |
     write_bundle(path, manifest, graphs)
     bundle = open_bundle(path)
     assert {name: bundle.graph(name) for name in graphs} == graphs
-    assert len(bundle.members) == len(graphs) == (7 if cleaning_blocks else 6)
+    assert len(bundle.members) == len(graphs) == (10 if cleaning_blocks else 8)
     assert bundle.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert bundle.path == path
     assert RealBasicVSRConfig.from_dict(bundle.manifest.model) == config
@@ -182,7 +186,8 @@ def test_graph_io_is_the_contract_in_plain_values() -> None:
     filled in; flow stays float32.
     """
     described = graph_io(has_cleaning=False, channels=24, precision="float16")
-    assert list(described) == ["ingest", "flow", "backward", "forward", "reconstruct", "emit"]
+    network = ["ingest", "flow", "backward", "forward", "reconstruct", "emit"]
+    assert list(described) == [*network, "blend", "resize"]
     assert described["backward"] == {
         "inputs": [
             {"name": "frame", "dtype": "float16", "shape": ["N", 3, "H", "W"]},
@@ -279,7 +284,7 @@ def test_every_flipped_byte_is_detected(path: Path) -> None:
     refused as damage.
     """
     whole = path.read_bytes()
-    positions = spread(len(whole), count=400)
+    positions = spread(len(whole), count=600)
     # Each region is hit: first header, manifest, central directory, comment.
     directory = whole.index(b"PK\x01\x02")
     assert sum(30 < p < 500 for p in positions) > 5

@@ -34,7 +34,7 @@ from rbvsr_deploy.engines.cuda.queues import Queue, Queues
 from rbvsr_deploy.engines.tensorrt.base import Plans, Runtime, states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.launches import Launches, frames_of
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, first_line
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS, TensorSpec
 
 __all__ = ["TensorRTEngine"]
 
@@ -50,6 +50,9 @@ _QUEUE_OF = {
     "forward": "forward",
     "reconstruct": "outputs",
     "emit": "outputs",
+    "mix": "frames",
+    "blend": "outputs",
+    "resize": "outputs",
 }
 
 _UPLOADS, _RESULTS = 4, 8
@@ -125,7 +128,7 @@ class TensorRTEngine(Engine):
     def run(
         self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
     ) -> tuple[Array, ...]:
-        if graph not in graph_names(has_cleaning=self.network.has_cleaning):
+        if graph not in self.network.graphs:
             raise EngineError(f"there is no graph '{graph}' in '{self._model}'")
         spec = GRAPHS[graph]
         with self._entered():
@@ -142,8 +145,8 @@ class TensorRTEngine(Engine):
                         stop = min(start + most, count)
                         self._launches.run(
                             graph,
-                            {name: array.slice(start, stop) for name, array in arrays.items()},
-                            {name: array.slice(start, stop) for name, array in named.items()},
+                            _part(spec.inputs, arrays, start, stop),
+                            _part(spec.outputs, named, start, stop),
                         )
             except EngineError as error:
                 kind = DeviceMemoryError if isinstance(error, DeviceMemoryError) else EngineError
@@ -361,9 +364,7 @@ class TensorRTEngine(Engine):
         self, graph: str, shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[DeviceArray, ...]:
         spec = GRAPHS[graph]
-        output_shapes = spec.output_shapes(
-            shapes[spec.inputs[0].name], channels=self.network.channels
-        )
+        output_shapes = spec.output_shapes(shapes, channels=self.network.channels)
         dtypes = (item.numpy_dtype(self.network.precision) for item in spec.outputs)
         return tuple(
             self._empty(shape, np.dtype(dtype))
@@ -414,3 +415,15 @@ class TensorRTEngine(Engine):
             + (f" (the last ones failed to load: {first_line(rejected)})" if rejected else "")
             + ": build some with rbvsr-build"
         )
+
+
+def _part(
+    items: Sequence[TensorSpec], arrays: Mapping[str, DeviceArray], start: int, stop: int
+) -> dict[str, DeviceArray]:
+    """Return the arrays of some frames; those that all frames share stay whole."""
+    return {
+        item.name: arrays[item.name].slice(start, stop)
+        if item.shape[0] == "N"
+        else arrays[item.name]
+        for item in items
+    }

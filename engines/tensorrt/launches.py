@@ -21,7 +21,7 @@ from rbvsr_deploy.engines.cuda.driver import CudaDriver
 from rbvsr_deploy.engines.cuda.queues import Queue, Queues, free_each
 from rbvsr_deploy.engines.tensorrt.base import Candidate, Executable, Runtime
 from rbvsr_deploy.errors import EngineError
-from rbvsr_deploy.graphs import GRAPHS, graph_names
+from rbvsr_deploy.graphs import GRAPHS
 
 __all__ = ["Launches", "frames_of"]
 
@@ -118,7 +118,7 @@ class Launches:
         Raises:
             EngineError: an engine is missing or does not load; the set is then not loaded.
         """
-        for graph in graph_names(has_cleaning=self._network.has_cleaning):
+        for graph in self._network.graphs:
             plan = candidate.plans.get(graph)
             if plan is None:
                 raise EngineError(f"the engine for graph '{graph}' is missing")
@@ -164,14 +164,19 @@ class Launches:
             return False
         if self._loaded[graph].shapes == shapes:
             return True
-        limits = self._limits(graph)
-        frames = frames_of(graph, shapes[GRAPHS[graph].inputs[0].name][0])
+        limits, inputs = self._limits(graph), GRAPHS[graph].inputs
+        frames = frames_of(graph, shapes[inputs[0].name][0])
         return frames <= self.candidate.engine_set.profile.batch and all(
             least <= size <= most
-            for name, shape in shapes.items()
-            for least, size, most in zip(
-                limits[name][0][1:], shape[1:], limits[name][2][1:], strict=True
+            for item in inputs
+            for name, least, size, most in zip(
+                item.shape,
+                limits[item.name][0],
+                shapes[item.name],
+                limits[item.name][2],
+                strict=True,
             )
+            if name != "N"
         )
 
     def most_frames(self, graph: str) -> int:

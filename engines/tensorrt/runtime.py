@@ -87,9 +87,7 @@ class TensorRTExecutable:
         """
         spec = GRAPHS[self._graph]
         channels = [self._shapes[item.name][1] for item in spec.inputs if item.shape[1:2] == ("C",)]
-        shapes = spec.output_shapes(
-            self._shapes[spec.inputs[0].name], channels=channels[0] if channels else 0
-        )
+        shapes = spec.output_shapes(self._shapes, channels=channels[0] if channels else 0)
         for item, shape in zip(spec.outputs, shapes, strict=True):
             made = tuple(self._context.get_tensor_shape(item.name))
             if made != shape:

@@ -24,6 +24,7 @@ from rbvsr_deploy.engines.tensorrt.runtime import TensorRTRuntime
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.pixels import psnr_of
+from rbvsr_deploy.resampling import example_inputs
 
 if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver
@@ -134,10 +135,10 @@ def _psnr(
     count: int,
 ) -> float:
     """Return the PSNR in dB of a batch of equal frames; of the worst output, if there are two."""
-    arrays = {
-        name: engine.upload(np.ascontiguousarray(np.repeat(values, count, axis=0)))
-        for name, values in inputs.items()
-    }
+    arrays = {}
+    for item in GRAPHS[graph].inputs:
+        values = np.repeat(inputs[item.name], count if item.shape[0] == "N" else 1, axis=0)
+        arrays[item.name] = engine.upload(np.ascontiguousarray(values))
     worst = 200.0
     for output, want in zip(engine.run(graph, **arrays), expected, strict=True):
         got = engine.download(output).astype(np.float64)
@@ -197,6 +198,14 @@ def _calls(reference: Engine, height: int, width: int) -> Iterator[_Call]:
     upscaled = run("reconstruct", earlier, *states)
     yield upscaled
     yield run("emit", upscaled[2][0])
+    optional = reference.network.optional
+    amount = np.full(1, 0.4, np.float32)
+    if "mix" in optional:
+        yield run("mix", earlier, later, amount)
+    if "blend" in optional:
+        yield run("blend", later, upscaled[2][0], amount)
+    if "resize" in optional:
+        yield run("resize", upscaled[2][0], *example_inputs(height, width).values())
 
 
 def _moving_texture(height: int, width: int) -> list[NDArray[np.uint8]]:

@@ -100,6 +100,8 @@ def _flops(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
             _, per_group, *kernel = shapes[node.inputs[1]]
             bias = 1 if len(node.inputs) > 2 else 0
             return outputs * (2 * per_group * math.prod(kernel) + bias)
+        case "MatMul":
+            return outputs * 2 * shapes[node.inputs[0]][-1]
         case "AveragePool":
             return outputs * int(math.prod(node.attributes["kernel_shape"]))
         case "ReduceMean":

@@ -75,10 +75,10 @@ class CountingEngine(TappedEngine):
         self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
     ) -> tuple[Array, ...]:
         spec = GRAPHS[graph]
-        shapes = tuple(tuple(arrays[item.name].shape) for item in spec.inputs)
-        self.counts.runs[graph, shapes] += 1
+        shapes = {item.name: tuple(arrays[item.name].shape) for item in spec.inputs}
+        self.counts.runs[graph, tuple(shapes.values())] += 1
         if into is None:
-            made = spec.output_shapes(shapes[0], channels=self.network.channels)
+            made = spec.output_shapes(shapes, channels=self.network.channels)
             for item, shape in zip(spec.outputs, made, strict=True):
                 self._allocated(shape, item.numpy_dtype(self.network.precision))
         with self._timed():

@@ -12,11 +12,13 @@ from rbvsr_deploy.bench.costs import Cost, GraphCosts
 from rbvsr_deploy.bench.result import Ceilings, Counted, GraphResult, Times
 from rbvsr_deploy.bench.timing import Effort, repeat, summarise
 from rbvsr_deploy.engines.base import Array, Engine
-from rbvsr_deploy.graphs import GRAPHS, SCALE, graph_names
+from rbvsr_deploy.graphs import GRAPHS, graph_names, named_sizes
 
 __all__ = ["RUNS_PER_FRAME", "counted", "graph_inputs", "time_graphs"]
 
-RUNS_PER_FRAME = {name: 2 if name == "flow" else 1 for name in GRAPHS}
+RUNS_PER_FRAME = {
+    name: 2 if name == "flow" else 1 for name in graph_names(has_cleaning=True, optional=())
+}
 """Runs of each graph per frame of a scene that is propagated at once and cleaned once."""
 
 
@@ -28,7 +30,7 @@ def time_graphs(
     ceilings: Ceilings,
     effort: Effort,
 ) -> dict[str, GraphResult]:
-    """Time each graph on one frame, after two runs to warm up.
+    """Time each graph of the network on one frame, after two runs to warm up.
 
     Args:
         engine: runs them.
@@ -38,7 +40,7 @@ def time_graphs(
         effort: how long to measure.
     """
     results = {}
-    for name in graph_names(has_cleaning=engine.network.has_cleaning):
+    for name in graph_names(has_cleaning=engine.network.has_cleaning, optional=()):
         arrays = graph_inputs(engine, name, height=size[0], width=size[1])
         latency, enqueued = _time_graph(engine, name, arrays, effort)
         cost = costs.of(name, [tuple(arrays[item.name].shape) for item in GRAPHS[name].inputs])
@@ -56,8 +58,7 @@ def graph_inputs(engine: Engine, graph: str, *, height: int, width: int) -> dict
     """Make random arrays of a graph's shapes on the engine's device, for one frame; the flow is a
     few pixels.
     """
-    sizes = {"N": 1, "C": engine.network.channels, "H": height, "W": width}
-    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
+    sizes = named_sizes(1, height, width, channels=engine.network.channels)
     rng = np.random.default_rng(0)
     arrays = {}
     for item in GRAPHS[graph].inputs:

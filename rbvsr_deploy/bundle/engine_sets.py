@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rbvsr_deploy.graphs import MOST_VALUES, SCALE, GraphSpec, most_frames, widest_map
+from rbvsr_deploy.graphs import (
+    MOST_VALUES,
+    SCALE,
+    GraphSpec,
+    blocks_of,
+    most_blocks,
+    most_frames,
+    widest_map,
+)
 
 __all__ = ["INTERFACE", "EngineSet", "Flavour", "ShapeProfile", "Shapes"]
 
@@ -22,7 +30,7 @@ are stored. Engines of version 1 take all states as (N, C, H, W), later ones tho
 """
 
 _STEPS = ("backward", "forward")
-_IN_BANDS = ("reconstruct", "emit")
+_IN_BANDS = ("reconstruct", "emit", "blend", "resize")
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,10 @@ class ShapeProfile:
         """Return the shapes of a graph's inputs by input name.
 
         The recurrent steps take one frame at a time, and ``flow`` two pairs for each frame of a
-        batch: one for each direction. ``reconstruct`` and ``emit`` also run on bands
+        batch: one for each direction. ``reconstruct`` and the graphs after it also run on bands
         of a frame, which may be a single row high. No map of the graph has more than
         :data:`~rbvsr_deploy.graphs.MOST_VALUES` values: where the largest frames are too large for
-        the batch, the graph takes fewer of them, and ``reconstruct`` and ``emit`` fewer rows.
+        the batch, the graph takes fewer of them, and those that run on bands fewer rows.
 
         Args:
             spec: of the graph.
@@ -94,6 +102,7 @@ class ShapeProfile:
             sizes = {"N": 1 if which == 0 else batch, "C": channels}
             sizes |= {"H": min(least, rows), "W": width}
             sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * width}
+            sizes |= _blocks("RPK", sizes["H"], which) | _blocks("SQL", width, which)
             for item in spec.inputs:
                 shape = (size if isinstance(size, int) else sizes[size] for size in item.shape)
                 found[item.name].append(tuple(shape))
@@ -112,6 +121,18 @@ class ShapeProfile:
             )
         frames = 2 * self.batch if graph == "flow" else self.batch
         return 1 if graph in _STEPS else min(frames, most), rows
+
+
+def _blocks(names: str, size: int, which: int) -> dict[str, int]:
+    """Return the smallest (0), usual (1) or largest (2) sizes of the blocks that ``resize`` makes
+    of ``size`` rows or columns, by three names.
+    """
+    usual = blocks_of(2 * size, ratio=SCALE / 2)
+    limits = most_blocks(size).values()
+    return {
+        name: (least, middle, most)[which]
+        for name, middle, (least, most) in zip(names, usual, limits, strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ OPSETS = (17, 18, 19)
 # fmt: off
 OPERATORS = frozenset((
     "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DepthToSpace",
-    "DequantizeLinear", "Div", "Expand", "Floor", "Gather", "GridSample", "LeakyRelu", "Max", "Mul",
-    "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Resize", "Round", "Shape", "Slice",
-    "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    "DequantizeLinear", "Div", "Expand", "Floor", "Gather", "GridSample", "LeakyRelu", "MatMul",
+    "Max", "Mul", "QuantizeLinear", "Range", "ReduceMean", "Relu", "Reshape", "Resize", "Round",
+    "Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 ))
 # fmt: on
 """Operators allowed in a graph; none reads files, contains a subgraph or produces text."""

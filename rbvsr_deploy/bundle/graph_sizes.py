@@ -15,7 +15,7 @@ from typing import Any
 
 from rbvsr_deploy.bundle.onnx_fields import GraphFormatError
 from rbvsr_deploy.bundle.onnx_reader import ELEMENT_TYPES, MOST_VALUES, Graph, Node
-from rbvsr_deploy.graphs import GraphSpec
+from rbvsr_deploy.graphs import GraphSpec, named_sizes
 
 __all__ = ["check_sizes", "infer_shapes"]
 
@@ -87,7 +87,7 @@ def _of_frame(
 ) -> list[tuple[float, ...] | None]:
     """Check one frame size and return the values of the graph's Shape nodes."""
     n, height, width = frame
-    names = {"N": n, "H": height, "W": width, "4H": 4 * height, "4W": 4 * width, "C": channels}
+    names = named_sizes(n, height, width, channels=channels)
 
     def contract(shape: Sequence[int | str]) -> _Shape:
         return tuple(size if isinstance(size, int) else names[size] for size in shape)
@@ -325,6 +325,13 @@ def _slice(attributes: Mapping[str, Any], x: _Value, *operands: _Value) -> _Valu
     return _Value(tuple(shape))
 
 
+def _matmul(attributes: Mapping[str, Any], a: _Value, b: _Value) -> _Value:
+    (*lead, rows, inner), (*other_lead, other_inner, columns) = a.shape, b.shape
+    if inner != other_inner:
+        raise ValueError(a.shape, b.shape)
+    return _Value((*_broadcast(tuple(lead), tuple(other_lead)), rows, columns))
+
+
 def _transpose(attributes: Mapping[str, Any], x: _Value) -> _Value:
     order = attributes["perm"]
     if sorted(order) != list(range(len(x.shape))):
@@ -375,6 +382,7 @@ _RULES: Mapping[str, Callable[..., _Value]] = {
     "Gather": _gather,
     "GridSample": _grid_sample,
     "LeakyRelu": _same,
+    "MatMul": _matmul,
     "Max": _of_two(max),
     "Mul": _of_two(lambda a, b: a * b),
     "QuantizeLinear": _same,

@@ -12,16 +12,21 @@ import click
 from rbvsr_deploy.commands._common import PATH, Command, Count, FloatRange, memory_size
 
 __all__ = [
+    "ARGUMENTS",
     "DEVICE",
     "NETWORK",
     "READING",
     "SCENE_CUTS",
     "SECTIONS",
+    "SIZES",
     "TRUST_ENGINES",
     "WRITING",
     "SectionedCommand",
     "values_of",
 ]
+
+ARGUMENTS = "rbvsr_deploy.arguments"
+"""Key of the arguments of a :class:`SectionedCommand`, as given, in its context's ``meta``."""
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 _LATEST = 10**9  # seconds; FFmpeg counts microseconds in 64 bits
@@ -67,6 +72,18 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> Frac
             return time
     raise click.BadParameter(
         f"{value!r} is not a valid time: use seconds such as 12.5, or [H:]MM:SS such as 1:02:03.25"
+    )
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Parse a width and a height."""
+    if value is None:
+        return None
+    if (found := re.fullmatch("([0-9]{1,6})[x×]([0-9]{1,6})", value)) is not None:
+        width, height = map(int, found.groups())
+        return width, height
+    raise click.BadParameter(
+        f"{value!r} is not a size: use a width and a height in pixels, such as 1920x1080"
     )
 
 
@@ -128,7 +145,8 @@ _OUTPUT = (
         metavar="PATH",
         help="Video, image or image folder to write. An existing folder, or a name that ends in /, "
         "is the folder that the outputs go into, under their default names; with several inputs it "
-        "always is. - writes y4m to standard output.  [default: <name>_x4 next to INPUT]",
+        "always is. - writes y4m to standard output.  [default: <name>_x4, or another "
+        "scale or size, next to INPUT]",
     ),
     click.Option(["--overwrite"], is_flag=True, help="Replace existing outputs."),
 )
@@ -158,6 +176,35 @@ WRITING = (
     ),
 )
 """Options for the fields of :class:`~rbvsr_deploy.video.WriteOptions`."""
+
+SIZES = (
+    click.Option(
+        ["--scale"],
+        type=click.Choice(["1", "1.5", "2", "3", "4"]),
+        callback=lambda ctx, param, value: None if value is None else float(value),
+        help="Multiple of the input's size; 1 restores without enlarging.  [default: 4]",
+    ),
+    click.Option(
+        ["--size"],
+        metavar="WxH",
+        callback=_size,
+        help="Size in square pixels instead, such as 1920x1080.",
+    ),
+    click.Option(
+        ["--height"],
+        metavar="ROWS",
+        type=Count(),
+        help="Height in square pixels instead, such as 1080; the width follows.",
+    ),
+    click.Option(
+        ["--fit"],
+        type=click.Choice(["inside", "cover", "stretch"]),
+        default="inside",
+        help="With --size, for inputs of another shape: as large as fits inside it, cropped to "
+        "cover it, or stretched.",
+    ),
+)
+"""Options for the fields of :class:`~rbvsr_deploy.runtime.output_size.OutputSize`."""
 
 _KEEP_JOB = click.Option(
     ["--keep-job"],
@@ -232,8 +279,28 @@ NETWORK = (
         type=Count(0, 100),
         help="Run exactly N cleaning passes instead of deciding dynamically.",
     ),
+    click.Option(
+        ["--strength"],
+        metavar="0..1",
+        type=FloatRange(0, 1),
+        default=1.0,
+        help="How far to go from plain enlargement (0) to the output of the network (1).",
+    ),
+    click.Option(
+        ["--denoise"],
+        metavar="0..1",
+        type=FloatRange(0, 1),
+        default=1.0,
+        help="How much of the cleaning to apply.",
+    ),
 )
 """Options for the fields of :class:`~rbvsr_deploy.runtime.stream.Settings`."""
+
+_LIVE = click.Option(
+    ["--live"],
+    is_flag=True,
+    help="For live video: --lookahead 2, with its delay reported.",
+)
 
 SCENE_CUTS = click.Option(
     ["--scene-cuts/--no-scene-cuts"],
@@ -266,6 +333,12 @@ _REPORTS = (
         help="Also write a report page with some frames before and after, and the run's figures.",
     ),
     click.Option(
+        ["--sheet"],
+        is_flag=True,
+        help="With --preview, show the frames at several values of --strength and --denoise, each "
+        "with its command.",
+    ),
+    click.Option(
         ["--preview"],
         metavar="N",
         type=click.IntRange(1, 100),
@@ -275,9 +348,9 @@ _REPORTS = (
 )
 
 SECTIONS: Mapping[str, Sequence[click.Option]] = {
-    "Output": (*_OUTPUT, *WRITING, _KEEP_JOB),
+    "Output": (*_OUTPUT, *SIZES, *WRITING, _KEEP_JOB),
     "Input": READING,
-    "Network": (*_ENGINE, *NETWORK, *_SCENES),
+    "Network": (*_ENGINE, *NETWORK, _LIVE, *_SCENES),
     "Before and after": _REPORTS,
 }
 
@@ -305,6 +378,10 @@ class SectionedCommand(Command):
         super().__init__(params=[*(params or ()), *grouped], **attributes)
         self._sections = sections
         self._others = [param for param in params or () if isinstance(param, click.Option)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         others = [*self._others, self.get_help_option(ctx)]

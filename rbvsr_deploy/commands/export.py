@@ -101,6 +101,13 @@ __all__ = ["export"]
     "video, image or image folder, and record the result.",
 )
 @click.option(
+    "--window",
+    type=click.Choice(["5", "7"]),
+    help="Instead of a bundle, write one ONNX file for windows of this many frames, 1 x 3T x H x W "
+    "to 1 x 3 x 4H x 4W, as vs-mlrt takes it; its difference from rbvsr-run is measured, on the "
+    "clip of --verify if there is one.",
+)
+@click.option(
     "--target",
     type=click.Choice(["onnx", "auto", "tensorrt", "tensorrt-rtx"]),
     default="onnx",
@@ -120,6 +127,7 @@ def export(
     opset: str | None,
     refine_threshold: float | None,
     clip: Path | None,
+    window: str | None,
     target: Literal["onnx", "auto", "tensorrt", "tensorrt-rtx"],
     compiling: Compiling,
     as_json: bool,
@@ -139,6 +147,14 @@ def export(
     if int8 and opset not in (None, "19"):
         raise click.UsageError(f"--int8 needs --opset 19, not {opset}: leave --opset out")
     compiling.check_usage(target)
+    if window is not None:
+        _check_window_usage(precision, target, refine_threshold)
+        if output == Path("model.plan"):
+            output = Path(f"window{window}.onnx")
+        if output.suffix != ".onnx":
+            raise click.UsageError(
+                f"--window writes an ONNX file: use -o with a name.onnx, not {output}"
+            )
     with command_errors(verbose=verbose):
         for package in ("torch", "onnx", "onnxscript", "safetensors"):
             require(package, extra="export", purpose="exporting")
@@ -147,6 +163,29 @@ def export(
         from rbvsr_deploy.pretrained import DEFAULT_CHECKPOINT
 
         checkpoint = checkpoint or DEFAULT_CHECKPOINT
+        if window is not None:
+            from rbvsr_deploy.export.window import export_window
+
+            found = export_window(
+                checkpoint,
+                output,
+                frames=int(window),
+                opset=int(opset or 18),
+                clip=clip,
+                report=report,
+            )
+            if as_json:
+                show_json(
+                    {"output": str(output), "window": int(window), **dataclasses.asdict(found)}
+                )
+            else:
+                show(
+                    f"{output}: windows of {window} frames, {output.stat().st_size / 1e6:.1f} MB; "
+                    f"{found.psnr:.1f} dB from rbvsr-run on {found.frames} frames of {found.clip} "
+                    f"(worst frame {found.worst_psnr:.1f} dB, largest difference "
+                    f"{found.max_levels} of 255)"
+                )
+            return
         targets = _targets(target, compiling)
 
         verify = None
@@ -180,6 +219,20 @@ def export(
             show(
                 f"{output}: {'int8 and ' * int8}{manifest.precision}, opset {manifest.opset}, "
                 f"{output.stat().st_size / 1e6:.1f} MB"
+            )
+
+
+def _check_window_usage(precision: str, target: str, refine_threshold: float | None) -> None:
+    """Refuse options of bundles."""
+    for given, option in (
+        (precision != "float32", "--fp16 and --int8"),
+        (target != "onnx", "--target"),
+        (refine_threshold is not None, "--refine-threshold"),
+    ):
+        if given:
+            raise click.UsageError(
+                f"--window cannot be combined with {option}: the programs that run windows convert "
+                "and compile float32 files themselves, and clean once"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ from rbvsr_deploy.commands._common import (
     show_json,
 )
 from rbvsr_deploy.commands._run_options import (
+    ARGUMENTS,
     NETWORK,
     READING,
     SECTIONS,
+    SIZES,
     WRITING,
     SectionedCommand,
     values_of,
@@ -70,11 +73,12 @@ def run(
     device: str,
     trust_engines: bool,
     preview: int | None,
+    sheet: bool,
     as_json: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Upscale a video, image or image folder by a factor of four.
+    """Upscale a video, image or image folder, by a factor of four or to another size.
 
     Audio, subtitles and timestamps of a video are kept. An interrupted run resumes with the same
     command. Of several inputs, each is upscaled even if another one fails. INPUT may be - for y4m
@@ -94,13 +98,18 @@ def run(
             was_finished,
             without_own_outputs,
         )
+        from rbvsr_deploy.jobs.contact_sheet import write_contact_sheet
         from rbvsr_deploy.jobs.preview import write_preview
         from rbvsr_deploy.jobs.upscale_file import upscale_file
         from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
-        from rbvsr_deploy.runtime.stream import Settings
+        from rbvsr_deploy.runtime.output_size import OutputSize
+        from rbvsr_deploy.runtime.settings import LIVE_LOOKAHEAD, Settings
         from rbvsr_deploy.video import ReadOptions, WriteOptions
 
         settings = Settings(**values_of(NETWORK, options))
+        if options["live"]:
+            settings = dataclasses.replace(settings, lookahead=LIVE_LOOKAHEAD)
+        size = OutputSize(**values_of(SIZES, options))
         reading = ReadOptions(**values_of(READING, options))
         writing = WriteOptions(**values_of(WRITING, options))
         others = {name: options[name] for name in _PASSED_ON}
@@ -112,6 +121,7 @@ def run(
                     target,
                     engine=engine,
                     settings=settings,
+                    size=size,
                     reading=reading,
                     writing=writing,
                     page=options["page"],
@@ -121,19 +131,19 @@ def run(
                 )
 
         def is_finished(path: Path, target: Path) -> bool:
-            return not options["overwrite"] and was_finished(path, target, reading)
+            return not options["overwrite"] and was_finished(path, target, reading, size)
 
         several = len(inputs) > 1
         paths = list(inputs)
         left_out: list[Skipped] = []
         if several:
             folder = None if output is None else Path(output)
-            paths, left_out = without_own_outputs(inputs, folder)
-            outputs = outputs_for(paths, folder)
+            paths, left_out = without_own_outputs(inputs, folder, ending=size.ending)
+            outputs = outputs_for(paths, folder, ending=size.ending)
             for skipped in left_out:
                 report(f"Left out: {skipped.input}: {skipped.skipped}")
         else:
-            target, folder = output_for(inputs[0], output)
+            target, folder = output_for(inputs[0], output, ending=size.ending)
             outputs = [target]
         with CompileDisplay() as compiling:
             engine = open_engine(
@@ -146,6 +156,27 @@ def run(
             )
         with engine:
             report(f"Engine: {engine.describe()}")
+            if preview is not None and sheet:
+                page = options["page"] or outputs[0].with_suffix(".html")
+                with ProgressDisplay() as progress:
+                    images = write_contact_sheet(
+                        inputs[0],
+                        page,
+                        count=preview,
+                        engine=engine,
+                        command=_command_with,
+                        settings=settings,
+                        size=size,
+                        scene_cuts=options["scene_cuts"],
+                        reading=reading,
+                        overwrite=options["overwrite"],
+                        progress=progress,
+                    )
+                if as_json:
+                    show_json({"page": str(page), "images": images})
+                else:
+                    show(f"{page}: {images} images")
+                return
             if preview is not None:
                 with ProgressDisplay() as progress:
                     shown = write_preview(
@@ -154,6 +185,7 @@ def run(
                         count=preview,
                         engine=engine,
                         settings=settings,
+                        size=size,
                         scene_cuts=options["scene_cuts"],
                         reading=reading,
                         overwrite=options["overwrite"],
@@ -184,6 +216,15 @@ def _check_usage(ctx: click.Context) -> None:
     options = ctx.params
     inputs, output = options["inputs"], options["output"]
     reads, writes = Path("-") in inputs, output == "-"
+    sizes = [f"--{name}" for name in ("scale", "size", "height") if options[name] is not None]
+    if len(sizes) > 1:
+        raise click.UsageError(f"{' and '.join(sizes)} exclude each other: use one of them")
+    if options["fit"] != "inside" and options["size"] is None:
+        raise click.UsageError(f"--fit {options['fit']} needs --size: give one, or leave it out")
+    if options["live"] and options["lookahead"] is not None:
+        raise click.UsageError("--live sets the lookahead: leave --lookahead or --live out")
+    if options["sheet"] and options["preview"] is None:
+        raise click.UsageError("--sheet needs --preview N, which says how many frames it shows")
     if options["preview"] is not None:
         for name, option in _NOT_FOR_PREVIEWS.items():
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -211,6 +252,24 @@ def _check_usage(ctx: click.Context) -> None:
                 f"{option} needs a single input, got {len(inputs)}: leave it out, or upscale one "
                 "at a time"
             )
+
+
+def _command_with(strength: float, denoise: float) -> str:
+    """Return the running command without its preview, and with other amounts."""
+    context = click.get_current_context()
+    left_out = {"--preview": 1, "--sheet": 0, "--strength": 1, "--denoise": 1, "--report": 1}
+    kept: list[str] = []
+    rest = iter(context.meta[ARGUMENTS])
+    for argument in rest:
+        name, given, _ = argument.partition("=")
+        if name not in (*left_out, "--json", "--overwrite"):
+            kept.append(argument)
+        elif left_out.get(name) and not given:
+            next(rest, None)
+    for name, amount in (("strength", strength), ("denoise", denoise)):
+        if amount != 1:
+            kept += [f"--{name}", f"{amount:g}"]
+    return shlex.join(["rbvsr-run", *kept])
 
 
 def _show_preview(preview: Preview, *, as_json: bool) -> None:

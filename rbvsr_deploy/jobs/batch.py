@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
 from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.video import ReadOptions, default_output, frame_size, is_pipe, open_source
 from rbvsr_deploy.video.encoding.encoder import CONTAINERS
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES
@@ -58,7 +59,7 @@ def is_folder_path(text: str) -> bool:
     return text.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(text)
 
 
-def output_for(path: Path, output: str | None) -> tuple[Path, Path | None]:
+def output_for(path: Path, output: str | None, *, ending: str = "x4") -> tuple[Path, Path | None]:
     """Return the output path of a single input, and the folder that has to exist for it.
 
     Args:
@@ -66,12 +67,13 @@ def output_for(path: Path, output: str | None) -> tuple[Path, Path | None]:
         output: what the user gave: a file, a folder that the output goes into (see
             :func:`is_folder_path`), or nothing. The images of an image folder go into a folder
             directly.
+        ending: see :func:`rbvsr_deploy.video.default_output`.
 
     Raises:
         MediaError: the output of standard input needs a name.
     """
     if output is None:
-        return default_output(path), None
+        return default_output(path, ending=ending), None
     given = Path(output)
     if not is_folder_path(output):
         return given, None
@@ -82,10 +84,10 @@ def output_for(path: Path, output: str | None) -> tuple[Path, Path | None]:
             f"the output {given} is a folder, and no name can be derived from standard input: give "
             "the name of a file"
         )
-    return given / default_output(path).name, given
+    return given / default_output(path, ending=ending).name, given
 
 
-def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
+def outputs_for(inputs: Sequence[Path], folder: Path | None, *, ending: str = "x4") -> list[Path]:
     """Return the output path of each input, named by :func:`default_output`, in the folder or, if
     there is none, next to the input.
 
@@ -101,7 +103,7 @@ def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
             f"several inputs need a folder as output, and {folder} is not a folder: give an "
             "existing or a new one, or none"
         )
-    outputs = [default_output(path) for path in inputs]
+    outputs = [default_output(path, ending=ending) for path in inputs]
     if folder is not None:
         outputs = [folder / output.name for output in outputs]
     taken: dict[str, Path] = {}
@@ -117,7 +119,7 @@ def outputs_for(inputs: Sequence[Path], folder: Path | None) -> list[Path]:
 
 
 def without_own_outputs(
-    inputs: Sequence[Path], folder: Path | None
+    inputs: Sequence[Path], folder: Path | None, *, ending: str = "x4"
 ) -> tuple[list[Path], list[Skipped]]:
     """Leave out inputs that are the outputs of others, as in a second run on ``*.mp4``.
 
@@ -126,7 +128,7 @@ def without_own_outputs(
     """
     names: dict[Path, Path] = {}  # input by the path of its output
     for path in inputs:
-        output = default_output(path)
+        output = default_output(path, ending=ending)
         output = output if folder is None else folder / output.name
         names[Path(os.path.realpath(output))] = path
     kept, skipped = [], []
@@ -135,7 +137,7 @@ def without_own_outputs(
         if source is None or source == path:
             kept.append(path)
         else:
-            output = default_output(path)
+            output = default_output(path, ending=ending)
             output = output if folder is None else folder / output.name
             why = f"it is the output of {source}: give it alone to upscale it again"
             skipped.append(Skipped(str(path), str(output), why))
@@ -223,19 +225,28 @@ def upscale_each(
     return results
 
 
-def was_finished(path: Path, output: Path, options: ReadOptions) -> bool:
+def was_finished(
+    path: Path, output: Path, options: ReadOptions, size: OutputSize | None = None
+) -> bool:
     """Return whether an output exists and looks like that of an input: outputs only appear when
     they are complete, so the size of the frames distinguishes them from other files.
 
     Raises:
         MediaError: the input cannot be read.
+        RbvsrError: the size is out of range for it.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
-    height, width = frame_size(path, options)
+    with open_source(path, options) as source:
+        height, width, aspect = source.height, source.width, source.sample_aspect
+    target = (size or OutputSize()).target(height=height, width=width, sample_aspect=aspect)
+    wanted = (SCALE * height, SCALE * width) if target is None else (target.height, target.width)
+    # The pixel format may have required an even size.
+    near = 0 if target is None else 1
     try:
         with open_source(output) as made:
-            same = (made.height, made.width) == (SCALE * height, SCALE * width)
+            sides = zip((made.height, made.width), wanted, strict=True)
+            same = all(abs(side - want) <= near for side, want in sides)
             if not path.is_dir() or options.is_excerpt:
                 return same
             with open_source(path, options) as source:

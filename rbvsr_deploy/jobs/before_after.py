@@ -10,12 +10,16 @@ import numpy as np
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import check_writable, is_same_place, write_atomically
+from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import eight_bits
+from rbvsr_deploy.resampling import resampled
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES, encode_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from rbvsr_deploy.runtime.output_size import Target
 
 __all__ = [
     "check_apart",
@@ -23,6 +27,7 @@ __all__ = [
     "check_new_file",
     "enlarged",
     "frames_of",
+    "shown_before",
     "write_before_after",
 ]
 
@@ -48,18 +53,25 @@ def check_before_after(path: Path, *, overwrite: bool, others: Mapping[str, Path
 
 
 def write_before_after(
-    path: Path, source: Path, output: Path, *, number: int, reading: ReadOptions
+    path: Path,
+    source: Path,
+    output: Path,
+    *,
+    number: int,
+    reading: ReadOptions,
+    target: Target | None = None,
 ) -> None:
-    """Write an image (4H, 8W + gap, 3) of one frame: enlarged by bicubic interpolation, a white
-    gap, and the output's. ``reading`` holds the options the source was read with.
+    """Write an image of one frame: enlarged by bicubic interpolation, a white gap, and the
+    output's. ``reading`` holds the options the source was read with, ``target`` the size of the
+    output if it is not four times the input.
 
     Raises:
         MediaError: source or output cannot be read, or the image not written.
     """
     both = zip(frames_of(source, [number], reading), frames_of(output, [number]), strict=True)
     ((before, after),) = both
-    height, width = after.shape[:2]
-    before = enlarged(before, width=width, height=height)
+    height = after.shape[0]
+    before = shown_before(before, target)
     gap = np.full((height, 16, 3), 255, np.uint8)
     image = encode_image(np.concatenate((before, gap, after), axis=1), path.suffix)
     try:
@@ -127,6 +139,17 @@ def frames_of(
                     f"{path} ends before frame {wanted}: it was changed during the run"
                 )
             yield eight_bits(found.image)
+
+
+def shown_before(image: NDArray[np.uint8], target: Target | None) -> NDArray[np.uint8]:
+    """Enlarge an input frame by bicubic interpolation to the size of the output, and crop it
+    equally: (H, W, 3) to (4H, 4W, 3), or to the target's size.
+    """
+    height, width = image.shape[:2]
+    large = enlarged(image, width=SCALE * width, height=SCALE * height)
+    if target is None:
+        return large
+    return np.asarray(resampled(large, *target.axes()), dtype=np.uint8)
 
 
 def enlarged(image: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:

@@ -19,6 +19,8 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.identity import image_record
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
+from rbvsr_deploy.resampling import resampled
+from rbvsr_deploy.runtime.output_size import Target
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
@@ -64,7 +66,8 @@ class Run:
         engine: stays open.
         settings: settings of the stream.
         source: a newly opened source.
-        sink: takes frames ``SCALE`` times as large; stays open and unfinished.
+        sink: takes frames of the output's size; stays open and unfinished.
+        target: that size; ``SCALE`` times that of the source if ``None``.
         cuts: where scenes begin.
         progress: called after every frame of every stage.
         report: called with a line about every choice that was made.
@@ -93,12 +96,14 @@ class Run:
         source: Source,
         sink: Sink,
         *,
+        target: Target | None = None,
         cuts: SceneCuts,
         progress: Progress,
         report: Callable[[str], None],
     ) -> None:
         self._source = source
         self._sink = sink
+        self._target = target
         self._cuts = cuts
         self._progress = progress
         self.resumed = sum(segment.frames for segment in sink.finished_segments)
@@ -116,6 +121,7 @@ class Run:
             settings,
             size=size,
             deep=source.depth > 8,
+            target=target,
             folder=sink.folder,
             state=state,
             progress=self._count,
@@ -197,7 +203,10 @@ class Run:
     def _write(self, item: tuple[Frame, _SegmentEnd | None]) -> None:
         frame, end = item
         if frame.opacity is not None:
-            frame = dataclasses.replace(frame, opacity=enlarged(frame.opacity, scale=SCALE))
+            opacity = enlarged(frame.opacity, scale=SCALE)
+            if self._target is not None:
+                opacity = resampled(opacity, *self._target.axes())
+            frame = dataclasses.replace(frame, opacity=opacity)
         self._sink.write(frame)
         if end is not None:
             self._sink.end_segment(*end)

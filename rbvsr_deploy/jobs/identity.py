@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import ImageSource, ReadOptions, Source, is_pipe
@@ -26,7 +27,13 @@ the coming version in any change that alters frames or packets.
 
 
 def job_identity(
-    path: Path, *, engine: Engine, settings: Settings, reading: ReadOptions, cuts: SceneCuts
+    path: Path,
+    *,
+    engine: Engine,
+    settings: Settings,
+    size: OutputSize,
+    reading: ReadOptions,
+    cuts: SceneCuts,
 ) -> dict[str, str]:
     """Return everything the output depends on, by readable names; the sink adds its own part.
 
@@ -36,6 +43,7 @@ def job_identity(
         engine: identified by its network, its version, its device and its placement.
         settings: settings of the stream; the memory limit is left out, as it does not affect the
             output.
+        size: how large the output is.
         reading: options for reading the input.
         cuts: where scenes begin.
 
@@ -64,6 +72,13 @@ def job_identity(
         "number of cleanings": "by refinement"
         if settings.cleanings is None
         else str(settings.cleanings),
+        # Newer than job folders that are still to be resumed, which have neither.
+        **{
+            name: f"{value:.12g}"
+            for name, value in (("strength", settings.strength), ("denoise", settings.denoise))
+            if value != 1
+        },
+        **({"size of the output": str(size)} if size != OutputSize() else {}),
     }
 
 

@@ -20,7 +20,14 @@ import numpy as np
 
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.jobs.before_after import check_apart, check_new_file, enlarged, frames_of
+from rbvsr_deploy.graphs import SCALE
+from rbvsr_deploy.jobs.before_after import (
+    check_apart,
+    check_new_file,
+    enlarged,
+    frames_of,
+    shown_before,
+)
 from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import encode_jpeg
 
@@ -28,8 +35,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rbvsr_deploy.jobs.summary import Summary
+    from rbvsr_deploy.runtime.output_size import Target
 
-__all__ = ["Page", "check_report_page", "choose_frames", "file_size", "write_report_page"]
+__all__ = [
+    "Page",
+    "check_report_page",
+    "choose_frames",
+    "data_uri",
+    "file_size",
+    "write_report_page",
+]
 
 # Pixels on each side of the divider, of all frames together: the page stays at a few megabytes.
 _PIXELS = 24_000_000
@@ -63,7 +78,13 @@ def choose_frames(frames: int, *, scene_starts: Iterable[int], at_most: int) -> 
 
 
 def write_report_page(
-    path: Path, source: Path, output: Path, *, summary: Summary, reading: ReadOptions
+    path: Path,
+    source: Path,
+    output: Path,
+    *,
+    summary: Summary,
+    reading: ReadOptions,
+    target: Target | None = None,
 ) -> None:
     """Write the page; the frames are read again from the input and from the finished output.
 
@@ -72,6 +93,7 @@ def write_report_page(
         source, output: input and output of the run.
         summary: report of the run.
         reading: options the source was read with.
+        target: size of the output, if it is not four times the input.
 
     Raises:
         MediaError: input or output cannot be read, or the page not written.
@@ -81,15 +103,15 @@ def write_report_page(
     numbers = choose_frames(summary.frames, scene_starts=starts, at_most=most)
     with open_source(output) as shown:
         aspect = shown.sample_aspect or Fraction(1)
-    page = Page(width=summary.width, height=summary.height, sample_aspect=aspect)
+    page = Page(width=summary.width, height=summary.height, sample_aspect=aspect, target=target)
     both = zip(frames_of(source, numbers, reading), frames_of(output, numbers), strict=True)
     for number, (before, after) in zip(numbers, both, strict=True):
         mark = " · new scene" if number in starts and number > 0 else ""
         page.add(f"Frame {number}", before=before, after=after, mark=mark)
     page.write(
         path,
-        title=f"{source.name}, upscaled by four",
-        figures=_figures(source, output, summary=summary),
+        title=f"{source.name}, upscaled{'' if target else ' by four'}",
+        figures=_figures(source, output, summary=summary, target=target),
         also=f"; {output} is complete",
     )
 
@@ -100,10 +122,18 @@ class Page:
     Args:
         width, height: size of the upscaled frames in pixels.
         sample_aspect: width of a pixel divided by its height.
+        target: size of the upscaled frames, if it is not four times the input.
     """
 
-    def __init__(self, *, width: int, height: int, sample_aspect: Fraction) -> None:
-        self._width, self._height = width, height
+    def __init__(
+        self,
+        *,
+        width: int,
+        height: int,
+        sample_aspect: Fraction,
+        target: Target | None = None,
+    ) -> None:
+        self._target = target
         self._aspect = float(width * sample_aspect / height)
         self._frames: list[dict[str, str]] = []
         self._strip: list[str] = []
@@ -116,18 +146,16 @@ class Page:
         Args:
             label: name of the frame.
             before: (H, W, 3) RGB, enlarged here by bicubic interpolation.
-            after: (4H, 4W, 3) RGB.
+            after: (4H, 4W, 3) RGB, or of the target's size.
             mark: text after the label in the strip.
         """
-        before = enlarged(before, width=self._width, height=self._height)
-        self._frames.append(
-            {"label": label, "before": _data_uri(before), "after": _data_uri(after)}
-        )
+        before = shown_before(before, self._target)
+        self._frames.append({"label": label, "before": data_uri(before), "after": data_uri(after)})
         thumbnail = enlarged(
             after, width=max(1, round(_THUMBNAIL * self._aspect)), height=_THUMBNAIL
         )
         self._strip.append(
-            f'<li><button type="button"><img src="{_data_uri(thumbnail)}" alt="">'
+            f'<li><button type="button"><img src="{data_uri(thumbnail)}" alt="">'
             f"{html.escape(label + mark)}</button></li>"
         )
 
@@ -175,7 +203,9 @@ class Page:
             ) from None
 
 
-def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str, str]]:
+def _figures(
+    source: Path, output: Path, *, summary: Summary, target: Target | None
+) -> list[tuple[str, str]]:
     done, total = summary.frames - summary.resumed_frames, summary.seconds["total"]
     seconds = f"{total:.1f}"
     rate = [("Frames/s", f"{done / total:.2f}")] if done else []
@@ -188,7 +218,8 @@ def _figures(source: Path, output: Path, *, summary: Summary) -> list[tuple[str,
     ]
     if summary.resumed_frames:
         seconds += f" for {done} frames; an earlier run had made {summary.resumed_frames}"
-    before = f"{summary.width // 4}×{summary.height // 4}"
+    size = (summary.height // SCALE, summary.width // SCALE) if target is None else target.source
+    before = f"{size[1]}×{size[0]}"
     after = f"{summary.width}×{summary.height}"
     return [
         ("Input", f"{source.name}, {before}{file_size(source)}"),
@@ -211,7 +242,8 @@ def file_size(path: Path) -> str:
     return f", {size / 1e6:.1f} MB" if size >= 1e6 else f", {size / 1e3:.1f} kB"
 
 
-def _data_uri(image: NDArray[np.uint8]) -> str:
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """Return an image (H, W, 3) RGB as the address of an image in HTML, in JPEG."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image)).decode()
 
 

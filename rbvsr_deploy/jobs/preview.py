@@ -1,38 +1,30 @@
 """Writes a preview: a report page with a few evenly spread frames of an input, and an estimate of
 how long all of it would take.
-
-Each frame is upscaled in the middle of a short excerpt, through the same stream as a whole video,
-so that it can draw on the frames before and after it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.page import Page, check_report_page, choose_frames, file_size
+from rbvsr_deploy.jobs.samples import AROUND, around, label_of, upscale_middle
 from rbvsr_deploy.jobs.upscale_file import Progress
-from rbvsr_deploy.pixels import Image, eight_bits
-from rbvsr_deploy.runtime.scenes import CutDetector
+from rbvsr_deploy.pixels import eight_bits
+from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.stream import Settings, Stage, Stream
 from rbvsr_deploy.units import show_bytes, show_duration
-from rbvsr_deploy.video import Frame, ReadOptions, Source, is_pipe, open_source
+from rbvsr_deploy.video import ReadOptions, is_pipe, open_source
 from rbvsr_deploy.video.excerpts import EmptyExcerptError
 
 __all__ = ["Preview", "write_preview"]
-
-_AROUND = 5
-"""Frames before and after the one that is shown: those further away hardly affect it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,7 @@ def write_preview(
     count: int,
     engine: Engine,
     settings: Settings | None = None,
+    size: OutputSize | None = None,
     scene_cuts: bool = True,
     reading: ReadOptions | None = None,
     overwrite: bool = False,
@@ -76,7 +69,8 @@ def write_preview(
         page: path of the page.
         count: number of frames to show; fewer if the input has fewer.
         engine: stays open; the caller closes it.
-        settings: scenes, lookahead, refinement and memory.
+        settings: scenes, lookahead, refinement, strength and memory.
+        size: how large the output would be; four times the input if ``None``.
         scene_cuts: detect cuts.
         reading: options for reading the input.
         overwrite: replace an existing page.
@@ -93,10 +87,13 @@ def write_preview(
     check_report_page(page, overwrite=overwrite, others={"input": path})
     reading = reading or ReadOptions()
     with open_source(path, reading) as source:
+        target = (size or OutputSize()).target(
+            height=source.height, width=source.width, sample_aspect=source.sample_aspect
+        )
         frames = source.frame_count or sum(1 for _ in source)
     numbers = choose_frames(frames, scene_starts=(), at_most=count)
     excerpts = [
-        _around(number, frames=frames, rate=source.rate, reading=reading) for number in numbers
+        around(number, frames=frames, rate=source.rate, reading=reading) for number in numbers
     ]
     total = sum(excerpt.frames or 0 for excerpt in excerpts)
     done: dict[Stage, int] = {}
@@ -105,8 +102,10 @@ def write_preview(
         done[stage] = done.get(stage, 0) + frames
         progress(stage, done[stage], total)
 
-    width, height = SCALE * source.width, SCALE * source.height
-    shown = Page(width=width, height=height, sample_aspect=source.sample_aspect or Fraction(1))
+    width, height, aspect = SCALE * source.width, SCALE * source.height, source.sample_aspect
+    if target is not None:
+        width, height, aspect = target.width, target.height, target.sample_aspect
+    shown = Page(width=width, height=height, sample_aspect=aspect or Fraction(1), target=target)
     labels: list[str] = []
     times: list[float] = []
     with Stream(
@@ -114,6 +113,7 @@ def write_preview(
         settings or Settings(),
         size=(source.height, source.width),
         deep=source.depth > 8,
+        target=target,
         progress=count_frames,
     ) as stream:
         report(f"Memory: {show_bytes(stream.memory)} for {stream.plan}")
@@ -127,9 +127,9 @@ def write_preview(
                 report(f"One frame less: {error}")
                 continue
             with opened:
-                middle = min(_AROUND, number)
-                sample = _upscale_middle(stream, opened, middle=middle, scene_cuts=scene_cuts)
-                labels.append(_label(sample.frame, opened))
+                middle = min(AROUND, number)
+                sample = upscale_middle(stream, opened, middle=middle, scene_cuts=scene_cuts)
+                labels.append(label_of(sample.frame, opened))
             times.append(sample.seconds_per_frame)
             shown.add(labels[-1], before=eight_bits(sample.frame.image), after=sample.upscaled)
     # The first excerpt also warms up the engine.
@@ -145,78 +145,19 @@ def write_preview(
         seconds_per_frame=round(per_frame, 6),
         estimated_seconds=round(frames * per_frame, 1),
     )
-    _write(shown, page, path, preview=preview)
+    _write(shown, page, path, preview=preview, size=(source.height, source.width))
     return preview
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Holds the frame in the middle of an excerpt, before and after, in 8 bits."""
-
-    frame: Frame
-    upscaled: NDArray[np.uint8]
-    seconds_per_frame: float
-
-
-def _around(number: int, *, frames: int, rate: Fraction, reading: ReadOptions) -> ReadOptions:
-    """Return the options to read the frames around one of them, assuming a constant frame rate."""
-    first = max(0, number - _AROUND)
-    start = reading.start
-    if first:
-        # Half a frame earlier, as timestamps are rounded to the file's ticks.
-        start = (start or 0) + (first - Fraction(1, 2)) / rate
-    return dataclasses.replace(
-        reading, start=start, frames=min(frames, number + _AROUND + 1) - first
-    )
-
-
-def _upscale_middle(stream: Stream, source: Source, *, middle: int, scene_cuts: bool) -> _Sample:
-    """Upscale an excerpt and keep its middle frame, or the last one if the excerpt is shorter."""
-    cuts = CutDetector() if scene_cuts else None
-    kept: Frame | None = None
-    upscaled: Image | None = None
-    read = done = 0
-    seconds = 0.0
-    frames = iter(source)
-    while True:
-        frame = next(frames, None)
-        cut = frame is not None and cuts is not None and cuts.is_cut(frame.image)
-        start = time.perf_counter()
-        for result in stream.flush() if frame is None else stream.push(frame.image, cut=cut):
-            if done <= middle:
-                upscaled = result.image
-            done += 1
-        seconds += time.perf_counter() - start
-        if frame is None:
-            break
-        if read <= middle:
-            kept = frame
-        read += 1
-    assert kept is not None
-    assert upscaled is not None
-    return _Sample(kept, eight_bits(upscaled), seconds / done)
-
-
-def _label(frame: Frame, source: Source) -> str:
-    """Return the file name of an image in a folder, else the time since the input's first frame."""
-    if frame.name is not None:
-        return frame.name
-    offset = source.excerpt.offset if source.excerpt is not None else Fraction(0)
-    minutes, seconds = divmod((frame.pts or 0) * source.time_base + offset, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{float(seconds):06.3f}"
-
-
-def _write(shown: Page, page: Path, path: Path, *, preview: Preview) -> None:
+def _write(shown: Page, page: Path, path: Path, *, preview: Preview, size: tuple[int, int]) -> None:
     estimate = show_duration(preview.estimated_seconds)
-    size = f"{preview.width // SCALE}×{preview.height // SCALE}"
     shown.write(
         page,
-        title=f"{path.name}, upscaled by four: a preview",
+        title=f"{path.name}, upscaled: a preview",
         note=f"This is a preview; no video was written. All {preview.frames} frames would take "
         f"about {estimate} on this machine.",
         figures=[
-            ("Input", f"{path.name}, {size}{file_size(path)}"),
+            ("Input", f"{path.name}, {size[1]}×{size[0]}{file_size(path)}"),
             ("Output", f"{preview.width}×{preview.height}"),
             ("Engine", str(preview.engine)),
             ("Frames shown", f"{len(preview.pictures)}, each upscaled with its neighbours"),

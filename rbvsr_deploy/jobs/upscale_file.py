@@ -1,4 +1,4 @@
-"""Runs one job: upscales a video, an image or an image folder by four.
+"""Runs one job: upscales a video, an image or an image folder.
 
 Invalid requests are refused before any work. Upscaled frames go to the output's job folder in
 segments; an interrupted run resumes after the last finished segment, from the state stored with it.
@@ -20,19 +20,22 @@ from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import has_same_images, job_identity
 from rbvsr_deploy.jobs.page import check_report_page, write_report_page
 from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.runtime.output_size import OutputSize, Target
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.video import (
     ImageSink,
     Job,
     ReadOptions,
+    Source,
     WriteOptions,
     is_pipe,
     open_sink,
     open_source,
+    output_multiple,
 )
 
-__all__ = ["Progress", "upscale_file"]
+__all__ = ["Progress", "target_of", "upscale_file"]
 
 
 def upscale_file(
@@ -41,6 +44,7 @@ def upscale_file(
     *,
     engine: Engine,
     settings: Settings | None = None,
+    size: OutputSize | None = None,
     scene_cuts: bool = True,
     scene_list: Path | None = None,
     reading: ReadOptions | None = None,
@@ -52,14 +56,15 @@ def upscale_file(
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """Upscale a file or folder by four.
+    """Upscale a file or folder.
 
     Args:
         path: video, image or image folder; "-" is a y4m stream on standard input, which cannot be
             resumed.
         output: path of the result; see :func:`rbvsr_deploy.video.open_sink`.
         engine: stays open; the caller closes it.
-        settings: scenes, lookahead, refinement and memory.
+        settings: scenes, lookahead, refinement, strength and memory.
+        size: how large the output is; four times the input if ``None``.
         scene_cuts: detect cuts; if not, the whole input is one scene.
         scene_list: path of a file that lists where scenes begin; it is read if it exists, else
             written. Frames are numbered from the first that is read.
@@ -77,21 +82,23 @@ def upscale_file(
     Raises:
         MediaError: the input cannot be read or the output not written; no part of it remains.
         EngineError: the engine failed.
-        RbvsrError: out of memory or disk space.
+        RbvsrError: out of memory or disk space, or the size is out of range for the input.
     """
     start = time.perf_counter()
-    settings = settings or Settings()
+    settings, size = settings or Settings(), size or OutputSize()
     reading, writing = reading or ReadOptions(), writing or WriteOptions()
     _check_beside(before_after, page, scene_list, path=path, output=output, overwrite=overwrite)
     cuts = SceneCuts(scene_list, detect=scene_cuts)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(path, reading))
+        target = target_of(size, source, output=output, writing=writing, report=report)
+        height, width = _frame_size(source, target)
         job = None
         if not is_pipe(output):
             job = Job(
                 output,
                 identity=job_identity(
-                    path, engine=engine, settings=settings, reading=reading, cuts=cuts
+                    path, engine=engine, settings=settings, size=size, reading=reading, cuts=cuts
                 ),
                 overwrite=overwrite,
                 keep=keep_job,
@@ -104,8 +111,9 @@ def upscale_file(
             open_sink(
                 output,
                 source=source,
-                width=SCALE * source.width,
-                height=SCALE * source.height,
+                width=width,
+                height=height,
+                sample_aspect=None if target is None else target.sample_aspect,
                 job=job,
                 options=writing,
             )
@@ -114,21 +122,37 @@ def upscale_file(
             raise MediaError(f"fps is for videos, and the output {output} consists of images")
         for note in source.notes:
             report(note)
+        if (ahead := settings.lookahead) is not None:
+            report(
+                f"Delay: {ahead} frame{'s' * (ahead != 1)}, {float(ahead / source.rate):.2g} s at "
+                f"{float(source.rate):.5g} frames/s: each draws on as many that follow"
+            )
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
-        run = Run(engine, settings, source, sink, cuts=cuts, progress=progress, report=report)
+        run = Run(
+            engine,
+            settings,
+            source,
+            sink,
+            target=target,
+            cuts=cuts,
+            progress=progress,
+            report=report,
+        )
         run.run()
         sink.finish()
     cuts.finish(frames=run.frames)
     if before_after is not None:
-        write_before_after(before_after, path, output, number=run.frames // 2, reading=reading)
+        write_before_after(
+            before_after, path, output, number=run.frames // 2, reading=reading, target=target
+        )
     summary = Summary(
         input=str(path),
         output=str(output),
         frames=run.frames,
         resumed_frames=run.resumed,
-        width=SCALE * source.width,
-        height=SCALE * source.height,
+        width=width,
+        height=height,
         engine=engine.describe(),
         memory=run.stream.memory,
         plan=run.stream.plan,
@@ -142,8 +166,41 @@ def upscale_file(
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
     if page is not None:
-        write_report_page(page, path, output, summary=summary, reading=reading)
+        write_report_page(page, path, output, summary=summary, reading=reading, target=target)
     return summary
+
+
+def target_of(
+    size: OutputSize,
+    source: Source,
+    *,
+    output: Path,
+    writing: WriteOptions,
+    report: Callable[[str], None],
+) -> Target | None:
+    """Return the size of the output for a source; ``None`` for four times its size.
+
+    Raises:
+        MediaError, RbvsrError: an option of writing is not supported, or the size is not possible.
+    """
+    if size == OutputSize():
+        return None
+    target = size.target(
+        height=source.height,
+        width=source.width,
+        sample_aspect=source.sample_aspect,
+        multiple=output_multiple(output, source=source, options=writing),
+    )
+    if target is not None:
+        report(f"Size: {target.width}x{target.height} ({size})")
+    return target
+
+
+def _frame_size(source: Source, target: Target | None) -> tuple[int, int]:
+    """Return the height and width of the output."""
+    if target is None:
+        return SCALE * source.height, SCALE * source.width
+    return target.height, target.width
 
 
 def _check_beside(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rbvsr_deploy.closing import Closing
-from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.runtime.memory_plan import MemoryBudget
+from rbvsr_deploy.runtime.resizing import Resizer
 from rbvsr_deploy.runtime.settings import Settings
 from rbvsr_deploy.runtime.spool import Spool
 
@@ -36,12 +37,22 @@ class Context(Closing):
     """True for uint16 frames and output, False for uint8."""
     any_values: bool = False
     """True to continue with NaN and infinity, False to stop at them."""
+    resizer: Resizer | None = None
+    """Resizes upscaled frames; ``None``: they stay four times as large as the input."""
+    amounts: Mapping[str, Array] = field(default_factory=dict)
+    """How much of the cleaning (``mix``) and of the network's output (``blend``) to use, on the
+    device, where it is not all."""
     spool: Spool = field(default_factory=Spool)
     """Stores the cleaned frames that do not fit on the device."""
     kept: Spool = field(default_factory=Spool)
     """Stores the backward states that windows start from."""
     progress: Callable[[Stage, int], None] = _ignore
     """Called with a stage and the frames it has done since the last call."""
+
+    @property
+    def keeps_uncleaned(self) -> bool:
+        """Return whether frames are needed as they were before the cleaning."""
+        return bool(self.amounts)
 
     def close(self) -> None:
         self.spool.close()

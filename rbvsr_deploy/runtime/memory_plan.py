@@ -30,6 +30,8 @@ interpolation (one row).
 # ``head_channels`` that ``reconstruct`` holds. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for
 # the published and the compact size at 320x180.
 _STEP_MAPS, _HEAD_MAPS = 6, 3
+# Upscaled frames in float32 that resizing takes at once.
+_RESIZED = 5
 # Frames per run of the graphs without recurrence: a GPU needs several to be busy. On a CPU, four
 # at once are not faster than one four times.
 _GPU_BATCH = 4
@@ -98,6 +100,9 @@ def choose_plan(
     ahead: int = 0,
     on_cpu: bool,
     deep: bool = False,
+    keeps_uncleaned: bool = False,
+    resized: bool = False,
+    halo: int = HALO,
     most: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Return the plan that makes the most of some memory.
@@ -110,6 +115,9 @@ def choose_plan(
         ahead: number of frames after those that are used again and again.
         on_cpu: True if the device is the CPU.
         deep: True for 16-bit output, which leaves the device in floating point.
+        keeps_uncleaned: True if frames are also kept as they were before the cleaning.
+        resized: True if upscaled frames are resized.
+        halo: rows that ``reconstruct`` needs above and below a band.
         most: most frames per run, and most rows per run of ``reconstruct``, that the engine takes;
             ``None`` for any number.
 
@@ -119,7 +127,7 @@ def choose_plan(
     """
     item = np.dtype(network.precision).itemsize
     pixels = height * width
-    frame, flow = 3 * item * pixels, 2 * 4 * pixels
+    frame, flow = (6 if keeps_uncleaned else 3) * item * pixels, 2 * 4 * pixels
     state = network.channels * item * pixels
     # Held for every frame of a batch: its block (three at once, on a GPU for each branch) with two
     # flows, a copy of its neighbour, its forward states (three buffers, on a GPU two more where
@@ -129,6 +137,7 @@ def choose_plan(
     blocks, buffers = (3, 3) if on_cpu else (6, 5)
     block = blocks * (frame + 2 * flow) + frame + 2 * 16 * 3 * sample * pixels
     head = _HEAD_MAPS * network.head_channels * item * pixels + 16 * 3 * (2 * 4 + item + 1) * pixels
+    head += _RESIZED * 16 * 3 * 4 * pixels * resized
     steps = (_STEP_MAPS + 3) * state + ahead * (frame + 2 * flow)
 
     def fixed(batch: int, rows: int) -> int:
@@ -139,7 +148,7 @@ def choose_plan(
         if on_cpu:
             return fixed(batch, rows) <= memory // 2
         pairs = 2 * batch
-        within_halo = min(height, rows + 2 * HALO)
+        within_halo = min(height, rows + 2 * halo)
         runs = [("clean", batch, height), ("flow", pairs, height), ("backward", 1, height)]
         return fixed(batch, rows) <= memory // 2 and all(
             frames <= most_frames(graph, high, width, widest=_widest(network, graph))
@@ -151,7 +160,7 @@ def choose_plan(
     while batch > 1 and not fits(batch, band):
         batch -= 1
     while band > _LEAST_BAND and (
-        not fits(batch, band) or min(height, band + 2 * HALO) > most_rows
+        not fits(batch, band) or min(height, band + 2 * halo) > most_rows
     ):
         band = -(-band // 2)
     if not (on_cpu or most_frames("backward", height, width, widest=_widest(network, "backward"))):

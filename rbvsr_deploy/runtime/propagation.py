@@ -27,6 +27,7 @@ from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
 from rbvsr_deploy.runtime.finite import begin_check, check_finite
 from rbvsr_deploy.runtime.memory_plan import HALO
+from rbvsr_deploy.runtime.resizing import Band
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
 __all__ = ["HALO", "propagate"]
@@ -57,7 +58,8 @@ def propagate(
         checked: whether to check that values are finite.
 
     Yields:
-        For each frame, in order, the upscaled frame (4H, 4W, 3) RGB, uint8 or uint16, and the
+        For each frame, in order, the upscaled frame (4H, 4W, 3) RGB, uint8 or uint16, or of
+            the size that the context's resizer makes, and the
         forward state (1, C, H, W) to continue from. A state is valid until the next frame is
         requested, the last one for good. One batch is downloaded while the next one is computed.
 
@@ -140,6 +142,10 @@ def _downloaded(
         check()
     for number, image in enumerate(begun()):
         yield image, engine.slice(states, number, number + 1)
+
+
+def _below_each_other(parts: Iterable[Callable[[], Image]]) -> Image:
+    return np.concatenate([begun() for begun in parts], axis=1)
 
 
 class _Steps:
@@ -267,7 +273,8 @@ class _Steps:
         forward_states: Array,
         check: bool,
     ) -> Callable[[], Image]:
-        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3).
+        """Begin to upscale frames; the result waits for them: (stop - start, 4H, 4W, 3), or of the
+        output's size.
 
         ``check`` adds checks of the last frame to :attr:`checks`.
         """
@@ -281,30 +288,48 @@ class _Steps:
             "backward_state": backward_states,
             "forward_state": forward_states,
         }
-        height = self._context.size[0]
+        if self._context.keeps_uncleaned:
+            arrays["uncleaned"] = self._frames.uncleaned(start, stop)
+        height, resizer = self._context.size[0], self._context.resizer
+        if resizer is not None:
+            parts = [
+                self._reconstruct(self._rows(arrays, band.upper, band.lower), last=last, band=band)
+                for band in resizer.bands(-(-height // self._band))
+            ]
+            return parts[0] if len(parts) == 1 else lambda: _below_each_other(parts)
         if self._band >= height:
             return self._reconstruct(arrays, last=last)
         bands = []
         for top in range(0, height, self._band):
             bottom = min(top + self._band, height)
             upper, lower = max(0, top - HALO), min(height, bottom + HALO)
-            begun = self._reconstruct(
-                {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()},
-                last=last,
-            )
+            begun = self._reconstruct(self._rows(arrays, upper, lower), last=last)
             bands.append((begun, SCALE * (top - upper), SCALE * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)
 
+    def _rows(self, arrays: dict[str, Array], upper: int, lower: int) -> dict[str, Array]:
+        """Return some rows of the inputs of ``reconstruct``."""
+        if (upper, lower) == (0, self._context.size[0]):
+            return arrays
+        return {name: self._engine.rows(array, upper, lower) for name, array in arrays.items()}
+
     def _reconstruct(
-        self, arrays: dict[str, Array], *, last: tuple[int, int] | None
+        self, arrays: dict[str, Array], *, last: tuple[int, int] | None, band: Band | None = None
     ) -> Callable[[], Image]:
-        (output,) = self._engine.run("reconstruct", **arrays)
+        inputs = {name: array for name, array in arrays.items() if name != "uncleaned"}
+        (output,) = self._engine.run("reconstruct", **inputs)
         if last is not None:
             frame, count = last
             checked = self._engine.slice(output, count - 1, count)
             self.checks.append(
                 begin_check(self._context, checked, graph="reconstruct", frame=frame)
             )
+        if (strength := self._context.amounts.get("blend")) is not None:
+            (output,) = self._engine.run(
+                "blend", frame=arrays["uncleaned"], picture=output, amount=strength
+            )
+        if band is not None and self._context.resizer is not None:
+            return self._context.resizer.begin(output, band, deep=self._context.deep)
         if self._context.deep:
             # TensorRT does not support uint16, so no graph can produce it.
             begun = self._engine.begin_download(output)

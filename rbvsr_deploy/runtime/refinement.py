@@ -81,10 +81,10 @@ class Cleaner:
         self._threshold = network.refine_threshold if threshold is None else threshold
         self._decided = decided if network.has_cleaning else Refinement(0)
         self._by_frame = (
-            network.has_cleaning and settings.cleanings is None and settings.refine_scope == "frame"
+            network.has_cleaning and settings.passes is None and settings.refine_scope == "frame"
         )
         # Passes on arrival; one while that is not decided yet.
-        self._passes = settings.cleanings
+        self._passes = settings.passes
         if self._decided is not None and not self._by_frame:
             self._passes = self._decided.cleanings
 
@@ -125,6 +125,8 @@ class Cleaner:
                     self._clean_again(number=len(self._sums))
                 self._passes = len(self._sums)
             self._decided = Refinement(len(self._sums), self._residues())
+            if "mix" in self._context.amounts:
+                self._mix_again()
         return self._decided
 
     def _residues(self) -> list[float]:
@@ -138,12 +140,52 @@ class Cleaner:
             try:
                 frames = self._frames.frames(start, stop)
                 passes = range(number, number + 1)
-                self._clean(frames, count=stop - start, passes=passes, at=start)
+                uncleaned = self._uncleaned(start, stop)
+                self._clean(
+                    frames, count=stop - start, passes=passes, at=start, uncleaned=uncleaned
+                )
             except DeviceMemoryError as error:
                 self._frames.shrink(error)
             else:
                 start = stop
         self._finish()
+
+    def _mix_again(self) -> None:
+        """Take back a part of the cleaning of everything that has arrived."""
+        start = self._first
+        while start < self._next:
+            stop = self._frames.block_end(start)
+            try:
+                cleaned = self._frames.frames(start, stop)
+                self._add(
+                    start, cleaned, count=stop - start, uncleaned=self._uncleaned(start, stop)
+                )
+            except DeviceMemoryError as error:
+                self._frames.shrink(error)
+            else:
+                start = stop
+
+    def _uncleaned(self, start: int, stop: int) -> Array | None:
+        keeps = self._context.keeps_uncleaned
+        return self._frames.uncleaned(start, stop) if keeps else None
+
+    def _add(
+        self,
+        at: int,
+        frames: Array,
+        *,
+        count: int,
+        uncleaned: Array | None,
+        places: int | None = None,
+    ) -> None:
+        """Hand over cleaned frames. Once it is decided how often the scene is cleaned, a part of
+        the cleaning is taken back, if the settings say so.
+        """
+        amount = self._context.amounts.get("mix")
+        if amount is not None and self._decided is not None:
+            (frames,) = self._engine.run("mix", frame=uncleaned, cleaned=frames, amount=amount)
+            places = None
+        self._frames.add(at, frames, count=count, places=places, uncleaned=uncleaned)
 
     def _take(self, images: Image) -> None:
         if images.dtype == np.uint8:
@@ -157,15 +199,24 @@ class Cleaner:
             passes = range(1 if self._passes is None else self._passes)
             self._clean(frames, count=len(images), passes=passes, at=self._next)
 
-    def _clean(self, frames: Array, *, count: int, passes: range, at: int) -> None:
+    def _clean(
+        self,
+        frames: Array,
+        *,
+        count: int,
+        passes: range,
+        at: int,
+        uncleaned: Array | None = None,
+    ) -> None:
         """Run some passes over a batch that begins with frame ``at``. Its residues are downloaded
         while the next batch is computed.
         """
+        uncleaned = frames if uncleaned is None else uncleaned
         changes = []
         for number in passes:
             frames, residues = self._engine.run("clean", frame=frames)
             changes.append((number, self._engine.begin_download(residues)))
-        self._frames.add(at, frames, count=count)
+        self._add(at, frames, count=count, uncleaned=uncleaned)
         self._finish()
 
         def finish() -> None:
@@ -201,9 +252,11 @@ class Cleaner:
         for i in (*further, count):
             if i > start:
                 same = self._engine.slice(cleaned, start, i)
-                self._frames.add(self._next + start, same, count=i - start)
+                before = self._engine.slice(frames, start, i)
+                self._add(self._next + start, same, count=i - start, uncleaned=before)
             if i < count:
-                self._frames.add(self._next + i, further[i], count=1, places=2)
+                before = self._engine.slice(frames, i, i + 1)
+                self._add(self._next + i, further[i], count=1, places=2, uncleaned=before)
             start = i + 1
 
     def _finite(self, residues: NDArray[Any], *, at: int) -> NDArray[Any]:

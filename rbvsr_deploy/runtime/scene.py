@@ -23,7 +23,7 @@ class UpscaledFrame:
     """Holds an upscaled frame and the state after it."""
 
     image: Image
-    """(4H, 4W, 3) RGB, of the dtype of the input frames."""
+    """(4H, 4W, 3) RGB, or of the output's size, of the dtype of the input frames."""
     state: Callable[[], StreamState]
     """Copies the state from the device. Call it before the next frame is requested."""
     ends_scene: bool = False

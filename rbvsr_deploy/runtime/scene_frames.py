@@ -27,6 +27,8 @@ class _Block:
         self.start, self.stop = start, stop
         self.frames: Array | None = None
         """(stop - start, 3, H, W) on the device; ``None`` while they are only in the spool."""
+        self.uncleaned: Array | None = None
+        """The frames before the cleaning, where the stream needs them."""
         self.places = 0
         """Frames that the block counts as while it stays on the device; 0 if it is in the spool."""
         self.flows: dict[int, Array] = {}
@@ -55,7 +57,15 @@ class SceneFrames:
 
     # --------------------------------------------------------------------------------- keeping
 
-    def add(self, start: int, frames: Array, *, count: int, places: int | None = None) -> None:
+    def add(
+        self,
+        start: int,
+        frames: Array,
+        *,
+        count: int,
+        places: int | None = None,
+        uncleaned: Array | None = None,
+    ) -> None:
         """Keep frames under their numbers, replacing blocks that hold any of them.
 
         Args:
@@ -63,7 +73,13 @@ class SceneFrames:
             frames: (count, 3, H, W), on the device.
             count: number of frames.
             places: number of frames whose memory they occupy; ``count`` if ``None``.
+            uncleaned: the frames before the cleaning, which are kept where the stream needs them;
+                the same if ``None``.
         """
+        if not self._context.keeps_uncleaned:
+            uncleaned = None
+        elif uncleaned is None:
+            uncleaned = frames
         places = count if places is None else places
         block = _Block(start, start + count)
         old = {self._blocks[i] for i in range(start, block.stop) if i in self._blocks}
@@ -71,11 +87,11 @@ class SceneFrames:
         if held + places <= self._context.budget.plan.in_memory:
             self._settle()
             self._discard(old)
-            block.frames, block.places = frames, places
+            block.frames, block.uncleaned, block.places = frames, uncleaned, places
             self._places += places
         else:
             # Downloaded while the next frames are computed.
-            begun = self._engine.begin_download(frames)
+            begun = self._begin_download(frames, uncleaned)
             self._settle()
             self._discard(old)
             self._spilling = lambda: self._spill(range(start, block.stop), begun())
@@ -104,7 +120,7 @@ class SceneFrames:
         for old in dict.fromkeys(self._blocks.values()):
             numbers = [i for i in range(old.start, old.stop) if self._blocks.get(i) is old]
             if old.places:
-                values = self._engine.download(old.frames)
+                values = self._begin_download(old.frames, old.uncleaned)()
                 self._spill(numbers, values[numbers[0] - old.start :])
             for first in range(0, len(numbers), batch):
                 some = numbers[first : first + batch]
@@ -120,6 +136,14 @@ class SceneFrames:
         block = self._block(start)
         return self._engine.slice(block.frames, start - block.start, stop - block.start)
 
+    def uncleaned(self, start: int, stop: int) -> Array:
+        """Return frames of one block as they were before the cleaning: (stop - start, 3, H, W).
+
+        The stream must need them.
+        """
+        block = self._block(start)
+        return self._engine.slice(block.uncleaned, start - block.start, stop - block.start)
+
     def block_end(self, i: int) -> int:
         """Return the number of the frame after the last of frame i's block."""
         return self._blocks[i].stop
@@ -129,7 +153,7 @@ class SceneFrames:
         self._settle()
         block = self._blocks[i]
         if not block.places:
-            return self._context.spool.get(i).copy()
+            return self._context.spool.get(i)[:, :3].copy()
         offset = i - block.start
         return self._engine.download(self._engine.slice(block.frames, offset, offset + 1)).copy()
 
@@ -176,8 +200,10 @@ class SceneFrames:
             self._settle()
             spool = self._context.spool
             block.start = next(n for n in range(block.start, block.stop) if n in spool)
-            arrays = [spool.get(n) for n in range(block.start, block.stop)]
-            block.frames = self._engine.upload(np.concatenate(arrays))
+            values = np.concatenate([spool.get(n) for n in range(block.start, block.stop)])
+            block.frames = self._engine.upload(values[:, :3])
+            if self._context.keeps_uncleaned:
+                block.uncleaned = self._engine.upload(values[:, 3:])
         self._in_use[block.stop] = block
         self._in_use.move_to_end(block.stop)
         while len(self._in_use) > self._capacity:
@@ -185,7 +211,7 @@ class SceneFrames:
             least.flows.clear()
             least.crossed.clear()
             if not least.places:
-                least.frames = None
+                least.frames = least.uncleaned = None
         return block
 
     @property
@@ -219,6 +245,16 @@ class SceneFrames:
                 if self._blocks.get(i) is block:
                     del self._blocks[i]
                     self._context.spool.drop(i)
+
+    def _begin_download(self, frames: Array, uncleaned: Array | None) -> Callable[[], NDArray[Any]]:
+        """Begin to copy frames from the device, with those before the cleaning, if any, as further
+        channels.
+        """
+        begun = self._engine.begin_download(frames)
+        if uncleaned is None:
+            return begun
+        others = self._engine.begin_download(uncleaned)
+        return lambda: np.concatenate((begun(), others()), axis=1)
 
     def _spill(self, numbers: Iterable[int], values: NDArray[Any]) -> None:
         for n, i in enumerate(numbers):

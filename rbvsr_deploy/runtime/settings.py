@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CONTINUATION_LOOKAHEAD", "MAX_SCENE", "RefineScope", "Settings"]
+__all__ = ["CONTINUATION_LOOKAHEAD", "LIVE_LOOKAHEAD", "MAX_SCENE", "RefineScope", "Settings"]
 
 MAX_SCENE = 300
 """Default length of the longest scene that is propagated in one go, in frames."""
@@ -17,6 +17,9 @@ of 255 from that of the whole scene (root mean square, the compact model on four
 clips); by 0.06 to 0.13 with 16 frames, by 2 to 4 with none. float16 causes 0.2
 (``benchmarks/README.md``).
 """
+
+LIVE_LOOKAHEAD = 2
+"""Lookahead for live video, where the delay counts: each frame then costs three backward steps."""
 
 RefineScope = Literal["scene", "frame"]
 
@@ -39,6 +42,11 @@ class Settings:
     """Unit that decides how often it is cleaned: the scene, or each frame."""
     cleanings: int | None = None
     """Fixed number of cleaning passes instead of a decision."""
+    strength: float = 1.0
+    """How far the output goes from the input, enlarged by bilinear interpolation (0), to the output
+    of the network (1)."""
+    denoise: float = 1.0
+    """How much of the cleaning is applied, from nothing (0) to all of it (1)."""
     memory: int | None = None
     """Bytes to use on the device; ``None``: half of the free memory. Does not affect the output."""
 
@@ -47,8 +55,16 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
+        for name in ("strength", "denoise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.refine_scope not in ("scene", "frame"):
             raise ValueError(f"refine_scope must be 'scene' or 'frame', got {self.refine_scope!r}")
+
+    @property
+    def passes(self) -> int | None:
+        """Fixed number of cleaning passes; ``None``: decided by dynamic refinement."""
+        return 0 if self.denoise == 0 else self.cleanings
 
     @property
     def chunk(self) -> int:

@@ -13,11 +13,16 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.runtime.context import Context, Stage
 from rbvsr_deploy.runtime.memory_plan import MemoryBudget, MemoryPlan, choose_plan
+from rbvsr_deploy.runtime.output_size import Target
+from rbvsr_deploy.runtime.resizing import Resizer, halo_of
 from rbvsr_deploy.runtime.scene import Scene, UpscaledFrame
 from rbvsr_deploy.runtime.settings import MAX_SCENE, Settings
 from rbvsr_deploy.runtime.spool import Spool
@@ -45,6 +50,7 @@ class Stream(Closing):
         settings: see :class:`Settings`.
         size: H and W of the frames.
         deep: True for uint16 frames and output, False for uint8.
+        target: size of the output; four times that of the frames if ``None``.
         any_values: continue with NaN and infinity, instead of raising ``EngineError``.
         folder: folder for frames that do not fit into memory; see
             :class:`~rbvsr_deploy.runtime.spool.Spool`.
@@ -54,7 +60,8 @@ class Stream(Closing):
             there is one left.
 
     Raises:
-        RbvsrError: frames of this size do not fit into memory.
+        RbvsrError: frames of this size do not fit into memory, or the model was exported by an
+            earlier version and lacks a graph that is needed.
     """
 
     memory: int
@@ -67,6 +74,7 @@ class Stream(Closing):
         *,
         size: tuple[int, int],
         deep: bool = False,
+        target: Target | None = None,
         any_values: bool = False,
         folder: Path | None = None,
         state: StreamState | None = None,
@@ -81,6 +89,8 @@ class Stream(Closing):
                 show_bytes(settings.memory),
                 show_bytes(free),
             )
+        amounts = _amounts(engine, settings)
+        _check_graphs(engine, {*amounts, *(("resize",) if target is not None else ())})
         plan = choose_plan(
             engine.network,
             height=size[0],
@@ -90,6 +100,9 @@ class Stream(Closing):
             ahead=settings.lookahead or 0,
             on_cpu=on_cpu,
             deep=deep,
+            keeps_uncleaned=bool(amounts),
+            resized=target is not None,
+            halo=halo_of(target),
             most=engine.most_at_once(*size),
         )
         self._context = Context(
@@ -99,6 +112,11 @@ class Stream(Closing):
             budget=MemoryBudget(plan),
             deep=deep,
             any_values=any_values,
+            resizer=None if target is None else Resizer(engine, target),
+            amounts={
+                graph: engine.upload(np.full(1, amount, np.float32))
+                for graph, amount in amounts.items()
+            },
             spool=Spool(folder),
             kept=Spool(folder),
             progress=progress,
@@ -143,4 +161,30 @@ class Stream(Closing):
     def _open_scene(self, first_frame: int, *, continued: StreamState | None = None) -> Scene:
         return Scene(
             self._context, first_frame=first_frame, continued=continued, on_scene=self._on_scene
+        )
+
+
+def _amounts(engine: Engine, settings: Settings) -> dict[str, float]:
+    """Return the amounts that are neither none nor all, by the graph that takes them."""
+    amounts = {}
+    if settings.strength < 1:
+        amounts["blend"] = settings.strength
+    if 0 < settings.denoise < 1 and engine.network.has_cleaning and settings.passes != 0:
+        amounts["mix"] = settings.denoise
+    return amounts
+
+
+def _check_graphs(engine: Engine, needed: set[str]) -> None:
+    """Raise RbvsrError if the model lacks a graph."""
+    if missing := needed - {*engine.network.graphs}:
+        uses = {
+            "mix": ("clean partly", "denoise"),
+            "blend": ("use another strength than 1", "strength"),
+            "resize": ("write another size than four times the input's", "size"),
+        }
+        texts, parameters = zip(*(uses[graph] for graph in sorted(missing)), strict=True)
+        raise RbvsrError(
+            f"'{engine.describe().model}' cannot {' or '.join(texts)}, as an earlier version "
+            "exported it: export the checkpoint again",
+            parameters=parameters,
         )

@@ -20,7 +20,13 @@ from __future__ import annotations
 from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.images.sink import ImageSink
 from rbvsr_deploy.video.images.source import ImageSource
-from rbvsr_deploy.video.open import default_output, frame_size, open_sink, open_source
+from rbvsr_deploy.video.open import (
+    default_output,
+    frame_size,
+    open_sink,
+    open_source,
+    output_multiple,
+)
 from rbvsr_deploy.video.options import Alpha, ReadOptions, WriteOptions
 from rbvsr_deploy.video.pipes import is_pipe
 from rbvsr_deploy.video.staging.job import Job
@@ -46,4 +52,5 @@ __all__ = [
     "is_pipe",
     "open_sink",
     "open_source",
+    "output_multiple",
 ]

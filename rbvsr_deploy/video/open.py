@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,23 @@ from rbvsr_deploy.files import is_same_place
 from rbvsr_deploy.video.animations import WebPAnimation, is_animated, is_webp, refuse_heif
 from rbvsr_deploy.video.base import Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
-from rbvsr_deploy.video.encoding.encoder import CONTAINERS, choose_encoder
+from rbvsr_deploy.video.encoding.encoder import (
+    CONTAINERS,
+    choose_encoder,
+    pix_fmt_for,
+    size_multiple,
+)
 from rbvsr_deploy.video.images.files import ALPHA_SUFFIXES, IMAGE_SUFFIXES, is_image
 from rbvsr_deploy.video.images.sink import ImageSink
 from rbvsr_deploy.video.images.source import ImageSource
 from rbvsr_deploy.video.options import ReadOptions, WriteOptions
-from rbvsr_deploy.video.pipes import PipeSink, PipeSource, is_pipe, piped_frame_size
+from rbvsr_deploy.video.pipes import (
+    PipeSink,
+    PipeSource,
+    is_pipe,
+    piped_frame_size,
+    piped_pix_fmt,
+)
 from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.video_sink import VideoSink
 from rbvsr_deploy.video.video_source import VideoSource
@@ -77,11 +89,12 @@ def frame_size(path: Path, options: ReadOptions = _DEFAULT_READING) -> tuple[int
         return source.height, source.width
 
 
-def default_output(path: Path) -> Path:
+def default_output(path: Path, *, ending: str = "x4") -> Path:
     """Return the default output path of an input: next to it, with "_x4" appended to the name.
 
     Args:
         path: the input, which need not exist.
+        ending: what is appended instead, for another size.
 
     Returns:
         A folder for a folder and an image for an image, as PNG if its own format cannot be written.
@@ -91,7 +104,7 @@ def default_output(path: Path) -> Path:
     path = Path(path)
     if path.is_dir():
         path = path if path.name not in ("", "..") else path.resolve()
-        return path.with_name(f"{path.name}_x4")
+        return path.with_name(f"{path.name}_{ending}")
     suffix = path.suffix
     if suffix.lower() not in CONTAINERS and path.is_file():
         writable = suffix.lower() in IMAGE_SUFFIXES
@@ -101,7 +114,26 @@ def default_output(path: Path) -> Path:
             suffix = ".png"
     elif suffix.lower() not in (*CONTAINERS, *IMAGE_SUFFIXES):
         suffix = ".mkv"
-    return path.with_name(f"{path.stem}_x4{suffix}")
+    return path.with_name(f"{path.stem}_{ending}{suffix}")
+
+
+def output_multiple(
+    path: Path, *, source: Source, options: WriteOptions = _DEFAULT_WRITING
+) -> tuple[int, int]:
+    """Return what the height and width of an output must be multiples of, by its pixel format.
+
+    Args:
+        path, source, options: as for :func:`open_sink`.
+
+    Raises:
+        MediaError: the path or an option is not supported.
+    """
+    if is_pipe(path):
+        return size_multiple(piped_pix_fmt(options.pix_fmt))
+    if _output_kind(path, source=source) != "video":
+        return 1, 1
+    container = CONTAINERS[path.suffix.lower()]
+    return size_multiple(pix_fmt_for(container, options, source=source))
 
 
 def open_sink(
@@ -111,6 +143,7 @@ def open_sink(
     width: int,
     height: int,
     job: Job | None,
+    sample_aspect: Fraction | None = None,
     options: WriteOptions = _DEFAULT_WRITING,
 ) -> Sink:
     """Open the output; nothing appears under its name before ``Sink.finish``.
@@ -123,6 +156,8 @@ def open_sink(
         height: height of the frames that will be written, in pixels.
         job: job of the same path, which decides whether existing files may be replaced. The sink
             adds its settings to the job's identity. ``None`` for standard output.
+        sample_aspect: width of a pixel of these frames divided by its height; that of the source if
+            ``None``.
         options: how to write the output.
 
     Raises:
@@ -130,10 +165,20 @@ def open_sink(
         ValueError: the job belongs to another output.
     """
     path = Path(path)
+    aspect = source.sample_aspect if sample_aspect is None else sample_aspect
     if job is None:
         if not is_pipe(path):
             raise ValueError(f"the output {path} needs a job")
-        return _pipe_sink(source, width=width, height=height, options=options)
+        for name in ("codec", "crf"):
+            if getattr(options, name) is not None:
+                raise MediaError(f"{name} is for files, and y4m is uncompressed: leave it out")
+        return PipeSink(
+            source=source,
+            width=width,
+            height=height,
+            sample_aspect=aspect,
+            pix_fmt=options.pix_fmt,
+        )
     if path != job.output:
         raise ValueError(f"the job is for {job.output}, not for {path}")
     if is_same_place(path, source.path):
@@ -159,6 +204,7 @@ def open_sink(
             source=source,
             width=width,
             height=height,
+            sample_aspect=aspect,
             container=container,
             encoder=encoder,
             options=options,
@@ -191,13 +237,6 @@ def _image_source(path: Path, options: ReadOptions) -> ImageSource:
         if getattr(options, name):
             raise MediaError(f"{name} is for videos, and the input {path} is not one: leave it out")
     return ImageSource(path, options)
-
-
-def _pipe_sink(source: Source, *, width: int, height: int, options: WriteOptions) -> PipeSink:
-    for name in ("codec", "crf"):
-        if getattr(options, name) is not None:
-            raise MediaError(f"{name} is for files, and y4m is uncompressed: leave it out")
-    return PipeSink(source=source, width=width, height=height, pix_fmt=options.pix_fmt)
 
 
 def _output_kind(path: Path, *, source: Source) -> Literal["video", "image", "folder"]:

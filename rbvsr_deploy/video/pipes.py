@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rbvsr_deploy.video.staging.parts import SegmentRecord
 
-__all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size"]
+__all__ = ["PipeSink", "PipeSource", "is_pipe", "piped_frame_size", "piped_pix_fmt"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,19 @@ def piped_frame_size() -> tuple[int, int]:
     return height, width
 
 
+def piped_pix_fmt(requested: str | None) -> str:
+    """Return the pixel format that y4m is written in.
+
+    Raises:
+        MediaError: y4m cannot have the one that is requested.
+    """
+    if requested is not None and requested not in _CHROMA:
+        raise MediaError(
+            f"pixel format {requested!r} cannot be piped as y4m: use one of {', '.join(_CHROMA)}"
+        )
+    return requested or "yuv420p"
+
+
 class PipeSource(VideoSource):
     """Reads y4m from standard input, once per process.
 
@@ -112,8 +125,9 @@ class PipeSink(Sink):
     The output cannot be resumed: after a failure it is incomplete.
 
     Args:
-        source: the source of the output's frame rate, sample aspect ratio, matrix and range.
+        source: the source of the output's frame rate, matrix and range.
         width, height: size of the frames that will be written, in pixels.
+        sample_aspect: width of a pixel divided by its height; ``None``: unknown.
         pix_fmt: "yuv420p" (the default), "yuv422p", "yuv444p", or one of these in 10 bits.
 
     Raises:
@@ -121,16 +135,19 @@ class PipeSink(Sink):
     """
 
     def __init__(
-        self, *, source: Source, width: int, height: int, pix_fmt: str | None = None
+        self,
+        *,
+        source: Source,
+        width: int,
+        height: int,
+        sample_aspect: Fraction | None = None,
+        pix_fmt: str | None = None,
     ) -> None:
         self.path = _NAME_OUT
         self._source = source
         self._shape = (height, width, 3)
-        self._pix_fmt = pix_fmt or "yuv420p"
-        if self._pix_fmt not in _CHROMA:
-            raise MediaError(
-                f"pixel format {pix_fmt!r} cannot be piped as y4m: use one of {', '.join(_CHROMA)}"
-            )
+        self._aspect = sample_aspect or Fraction(0)
+        self._pix_fmt = piped_pix_fmt(pix_fmt)
         if source.keeps_opacity:
             raise no_room_for_opacity("y4m")
         if source.depth > 8 and pix_fmt is None:
@@ -175,7 +192,7 @@ class PipeSink(Sink):
             self._check_time(frame)
             converted = from_rgb(frame.image, pix_fmt=self._pix_fmt, colour=self._source.colour)
             self._send(b"FRAME\n")
-            # Upscaled sizes are multiples of four, so chroma planes have whole sizes.
+            # Sizes suit the pixel format, so chroma planes have whole sizes.
             self._send(b"".join(plane.tobytes() for plane in planes_of(converted)))
         self._frames += 1
 
@@ -200,7 +217,7 @@ class PipeSink(Sink):
 
     def _header(self) -> bytes:
         height, width, _ = self._shape
-        rate, aspect = self._source.rate, self._source.sample_aspect or Fraction(0)
+        rate, aspect = self._source.rate, self._aspect
         # 0:0 means unknown.
         shape = f"{aspect.numerator}:{aspect.denominator if aspect else 0}"
         extent = "FULL" if self._source.colour.range == FULL else "LIMITED"

@@ -48,6 +48,7 @@ class VideoSink(Sink):
         path: the file to publish.
         source: the input, whose timestamps, colours, sound and subtitles the output keeps.
         width, height: size of the written frames in pixels.
+        sample_aspect: width of a pixel divided by its height; ``None``: unknown.
         container: FFmpeg's name of the output format.
         encoder: encoder and its settings.
         options: which other streams and metadata to copy.
@@ -64,6 +65,7 @@ class VideoSink(Sink):
         source: Source,
         width: int,
         height: int,
+        sample_aspect: Fraction | None,
         container: str,
         encoder: Encoder,
         options: WriteOptions,
@@ -81,7 +83,7 @@ class VideoSink(Sink):
             height=height,
             time_base=1 / source.rate if constant_rate else source.time_base,
             rate=source.rate,
-            sample_aspect=source.sample_aspect,
+            sample_aspect=sample_aspect,
             colour=source.colour,
             constant_rate=constant_rate,
         )

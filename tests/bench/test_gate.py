@@ -19,7 +19,7 @@ from rbvsr_deploy.bench.costs import GraphCosts
 from rbvsr_deploy.bench.counting import CountingEngine
 from rbvsr_deploy.bundle import open_bundle
 from rbvsr_deploy.engines import open_engine
-from rbvsr_deploy.graphs import GRAPHS, SCALE
+from rbvsr_deploy.graphs import GRAPHS, named_sizes
 from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
 from rbvsr_deploy.upscaler import Upscaler
 from tests.conftest import DATA
@@ -33,8 +33,7 @@ def count(path: Path) -> dict[str, Any]:
     """Count the work of every graph for one frame, and the calls and bytes per frame of a scene."""
     bundle = open_bundle(path)
     costs, channels = GraphCosts(bundle), bundle.manifest.channels
-    sizes = {"N": 1, "C": channels, "H": HEIGHT, "W": WIDTH}
-    sizes |= {"4H": SCALE * HEIGHT, "4W": SCALE * WIDTH}
+    sizes = named_sizes(1, HEIGHT, WIDTH, channels=channels)
     graphs = {}
     for name in bundle.manifest.graphs:
         inputs = GRAPHS[name].inputs

@@ -24,6 +24,7 @@ from rbvsr_deploy.engines.onnx_runtime import import_onnxruntime
 from rbvsr_deploy.engines.tensorrt.base import Candidate, states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.export.resize_graph import resize_graph
 from rbvsr_deploy.graphs import GRAPHS, STATES, Precision
 from tests.support.cuda_double import DriverDouble, GpuMisuseError
 
@@ -81,8 +82,7 @@ class ExecutableDouble:
             raise GpuMisuseError(f"'{self._graph}' is captured without a launch of these shapes")
         self._launched = dict(self._shapes)
         shapes = dict(self._shapes)
-        first = shapes[spec.inputs[0].name]
-        outputs = spec.output_shapes(first, channels=self._runtime.channels)
+        outputs = spec.output_shapes(shapes, channels=self._runtime.channels)
         shapes |= {item.name: shape for item, shape in zip(spec.outputs, outputs, strict=True)}
         dtypes = {
             item.name: np.dtype(item.numpy_dtype(precision))
@@ -223,6 +223,9 @@ def small_bundle(path: Path, *, precision: Precision = "float32", cleans: bool =
 
 
 def _small_graph(name: str, io: Any, features: int) -> bytes:
+    if name == "resize":
+        precision: Precision = "float32" if features == TensorProto.FLOAT else "float16"
+        return bytes(resize_graph(precision, opset=17).SerializeToString())
     nodes: list[Any] = []
     constants: list[Any] = []
 
@@ -268,6 +271,14 @@ def _small_graph(name: str, io: Any, features: int) -> bytes:
             both = add("Add", "frame", states)
             scales = constant([1.0, 1.0, 4.0, 4.0], TensorProto.FLOAT, (4,))
             add("Resize", both, "", scales, mode="nearest", output="picture")
+        case "mix" | "blend":
+            base, other, output = "frame", "cleaned", "mixed"
+            if name == "blend":
+                scales = constant([1.0, 1.0, 4.0, 4.0], TensorProto.FLOAT, (4,))
+                base, other = add("Resize", "frame", "", scales, mode="linear"), "picture"
+                output = "blended"
+            amount = add("Cast", "amount", to=features)
+            add("Add", base, add("Mul", amount, add("Sub", other, base)), output=output)
         case "emit":
             clipped = add("Clip", "picture", constant(0.0), constant(1.0))
             rounded = add("Floor", add("Add", times(clipped, 255.0), constant(0.5)))

@@ -76,6 +76,35 @@ def choose_encoder(
     Raises:
         MediaError: an option is not supported; names the option and the allowed values.
     """
+    found, pix_fmt = _choose_format(container, options, source=source)
+    _check_size(pix_fmt, size=size, codec=found.name)
+    encoder = settings_for(found.name, pix_fmt=pix_fmt, crf=options.crf, source=source)
+    try_encoder(found, encoder, size=size)
+    return encoder
+
+
+def size_multiple(pix_fmt: str) -> tuple[int, int]:
+    """Return what the height and width of frames in a pixel format must be multiples of."""
+    from av.video.format import VideoFormat
+
+    video_format = VideoFormat(pix_fmt, 16, 16)
+    if video_format.is_rgb or len(video_format.components) < 3:
+        return 1, 1
+    return 16 // video_format.chroma_height(16), 16 // video_format.chroma_width(16)
+
+
+def pix_fmt_for(container: str, options: WriteOptions, *, source: Source) -> str:
+    """Return the pixel format that :func:`choose_encoder` chooses.
+
+    Raises:
+        MediaError: an option is not supported.
+    """
+    return _choose_format(container, options, source=source)[1]
+
+
+def _choose_format(
+    container: str, options: WriteOptions, *, source: Source | None
+) -> tuple[Codec, str]:
     name = options.codec or default_codec(container, source)
     found = _find_codec(name, container=container)
     if runs_on_device(found) and not takes_quality(found.name):
@@ -98,10 +127,7 @@ def choose_encoder(
             f"codec {found.name} cannot write pixel format {pix_fmt!r}: choose from "
             + ", ".join(formats)
         )
-    _check_size(pix_fmt, size=size, codec=found.name)
-    encoder = settings_for(found.name, pix_fmt=pix_fmt, crf=options.crf, source=source)
-    try_encoder(found, encoder, size=size)
-    return encoder
+    return found, pix_fmt
 
 
 def default_codec(container: str, source: Source | None = None) -> str:

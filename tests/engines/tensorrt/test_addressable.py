@@ -17,7 +17,9 @@ LIMIT = 2**31
 
 WIDEST = {
     "published": {
-        **dict.fromkeys(("ingest", "emit"), 48),
+        **dict.fromkeys(("ingest", "emit", "blend"), 48),
+        "mix": 3,
+        "resize": 3 * 16 * 8,
         "clean": 64,
         "flow": 64,
         "backward": 67,
@@ -25,7 +27,9 @@ WIDEST = {
         "reconstruct": 64 * 16,
     },
     "compact": {
-        **dict.fromkeys(("ingest", "emit"), 48),
+        **dict.fromkeys(("ingest", "emit", "blend"), 48),
+        "mix": 3,
+        "resize": 3 * 16 * 8,
         "clean": 32,
         "flow": 24,
         "backward": 35,
@@ -63,7 +67,9 @@ def largest(profile: ShapeProfile, network: str) -> dict[str, int]:
         assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True))
         n, *_ = most
         values = math.prod(most) // (n * (3 if len(most) == 4 else 1))
-        pixels = {"ingest": values // 3, "emit": values // 16}.get(name, values)
+        pixels = {"ingest": values // 3, "emit": values // 16, "resize": values // 16}.get(
+            name, values
+        )
         found[name] = n * pixels * WIDEST[network][name]
     return found
 

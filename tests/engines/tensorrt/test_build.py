@@ -70,7 +70,7 @@ def test_all_graphs_compile(bundle: Bundle) -> None:
     assert (engine_set.flavour, engine_set.version) == ("tensorrt-rtx", rtx.version)
     assert (engine_set.compute_capability, engine_set.profile) == ("8.6", profile)
     assert set(plans) == set(engine_set.layers) == set(bundle.manifest.graphs)
-    assert len(plans) == 7
+    assert len(plans) == 10
     assert all(len(plan) > 1000 and plan.startswith(b"vtrt") for plan in plans.values())
     assert engine_set.layers["backward"][f"CONVOLUTION {bundle.manifest.precision}"] == 3
     assert {graph for graph, *_ in reported} == set(plans)

@@ -476,7 +476,7 @@ def test_sizes_outside_the_profile_load_other_engines(bundle: Bundle, driver: Dr
         np.testing.assert_array_equal(engine.download(state), wanted_state(3))
         np.testing.assert_array_equal(engine.download(band), wanted_state(3))
         np.testing.assert_array_equal(engine.download(other), wanted_state(2))
-        assert len(engine._runtime.open) == 7  # type: ignore[attr-defined]
+        assert len(engine._runtime.open) == 10  # type: ignore[attr-defined]
     check_closed(engine, driver)
 
 
@@ -618,7 +618,7 @@ def test_a_closed_engine_runs_nothing(bundle: Bundle, driver: DriverDouble) -> N
 
 
 def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> None:
-    """A network without cleaning, BasicVSR, has six graphs."""
+    """A network without cleaning, BasicVSR, has two graphs less."""
     bundle = small_bundle(tmp_path / "six.plan", cleans=False)
     plan = MemoryPlan(window=3, batch=2, band=6, in_memory=9)
     clip = moving_clip(5, 6, 5)
@@ -626,7 +626,7 @@ def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> Non
         want = list(upscaled_images(onnx_runtime, clip, Settings(), plan))
     with open_double(bundle, driver) as engine:
         got = list(upscaled_images(engine, clip, Settings(), plan))
-        assert len(engine._runtime.open) == 6  # type: ignore[attr-defined]
+        assert len(engine._runtime.open) == 8  # type: ignore[attr-defined]
         with pytest.raises(EngineError, match="no graph 'clean'"):
             engine.run("clean", frame=None)
     np.testing.assert_array_equal(got, want)

@@ -46,8 +46,8 @@ def altered(model: bytes, *, by: float) -> bytes:
     proto.graph.initializer.append(onnx.helper.make_tensor("by", onnx.TensorProto.FLOAT, [], [by]))
     proto.graph.node.extend(
         (
-            make("Cast", ["right"], ["wide"], to=onnx.TensorProto.FLOAT),
-            make("Mul", ["wide", "by"], ["product"]),
+            make("Cast", ["right"], ["altered_wide"], to=onnx.TensorProto.FLOAT),
+            make("Mul", ["altered_wide", "by"], ["product"]),
             make("Cast", ["product"], [output.name], to=kind),
         )
     )
