@@ -21,6 +21,18 @@ __all__ = ["build_page", "mount_page"]
 _LONGEST = 40
 """Most characters of a setting that is typed."""
 
+_SIZES = {
+    "4 times": "4",
+    "3 times": "3",
+    "2 times": "2",
+    "1.5 times": "1.5",
+    "Same size, restored": "1",
+    "720 rows": "720p",
+    "1080 rows": "1080p",
+    "1440 rows": "1440p",
+    "2160 rows (4K)": "2160p",
+}
+
 _ADDRESS = "() => [new URL(location).searchParams.get('job') || '']"
 """JavaScript: the id of the job that the page's address names."""
 
@@ -104,10 +116,15 @@ def _settings(runner: Runner) -> list[Any]:
 
     models = list(runner.models)
     model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
+    size = gr.Dropdown(list(_SIZES.items()), value="4", label="Size")
+    amounts: dict[str, Any] = {"value": 1, "step": 0.05, "min_width": 140}
+    with gr.Row():
+        strength = gr.Slider(0, 1, label="Strength", info="0 only enlarges", **amounts)
+        denoise = gr.Slider(0, 1, label="Cleaning", info="0 keeps all noise", **amounts)
     with gr.Row():
         start = gr.Textbox(label="From", placeholder="0:00", max_length=_LONGEST, min_width=100)
         end = gr.Textbox(label="To", placeholder="the end", max_length=_LONGEST, min_width=100)
-    return [model, start, end]
+    return [model, size, strength, denoise, start, end]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +160,13 @@ class _Handlers:
         """Show what has changed."""
         return self._changes(str(name), shown)
 
-    def started(self, name: str, shown: _Shown, *values: str) -> list[Any]:
+    def started(self, name: str, shown: _Shown, *values: Any) -> list[Any]:
         """Start or resume the run."""
         if (job := self._store.get(str(name))) is not None:
             self._runner.start(job, "run", _from_values(values))
         return self._changes(str(name), shown)
 
-    def previewed(self, name: str, shown: _Shown, *values: str) -> list[Any]:
+    def previewed(self, name: str, shown: _Shown, *values: Any) -> list[Any]:
         """Make the preview with other settings."""
         if (job := self._store.get(str(name))) is not None:
             self._runner.start(job, "preview", _from_values(values))
@@ -193,8 +210,9 @@ class _Handlers:
 
 def _from_values(values: tuple[Any, ...]) -> Settings:
     """Return the settings that a browser has sent, which may be anything."""
-    model, start, end = (str(value or "")[:_LONGEST] for value in values)
-    return Settings(model=model, start=start, end=end)
+    model, size, strength, denoise, start, end = values
+    model, size, start, end = (str(text or "")[:_LONGEST] for text in (model, size, start, end))
+    return Settings(model, size, float(strength), float(denoise), start, end)
 
 
 def _text(name: str) -> str:

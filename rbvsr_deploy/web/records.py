@@ -20,6 +20,10 @@ class Settings:
 
     model: str = ""
     """Name of one of the server's models; the first one if empty."""
+    size: str = "4"
+    """Multiple of the input's size, or with a "p" at the end the height in rows."""
+    strength: float = 1.0
+    denoise: float = 1.0
     start: str = ""
     end: str = ""
 
@@ -28,7 +32,15 @@ class Settings:
 
         Each is one word with its value, so that no value can become an option of its own.
         """
-        given = {"start": self.start.strip(), "end": self.end.strip()}
+        rows = self.size.removesuffix("p")
+        given = {
+            "scale": "" if rows != self.size or self.size == "4" else self.size,
+            "height": rows if rows != self.size else "",
+            "strength": "" if self.strength == 1 else f"{self.strength:g}",
+            "denoise": "" if self.denoise == 1 else f"{self.denoise:g}",
+            "start": self.start.strip(),
+            "end": self.end.strip(),
+        }
         return [f"--{name}={value}" for name, value in given.items() if value]
 
 

@@ -54,7 +54,7 @@ def describe(job: Job, runner: Runner) -> View:
         status=_status(job, runner),
         start=_LABELS.get(record.run.state, "Start"),
         can_start=not record.run.is_active,
-        start_is_next=record.run.state != "done",
+        start_is_next=record.run.state != "done" and record.preview.state != "failed",
         can_preview=not busy,
         can_cancel=busy and not runner.is_cancelling(job),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.web.records import Settings, State
 from rbvsr_deploy.web.runner import Runner
 from rbvsr_deploy.web.store import Job, Store
@@ -197,5 +199,23 @@ def test_a_run_that_was_finished_is_not_done_again(tmp_path: Path) -> None:
 
 
 def test_settings_are_words_of_their_own() -> None:
-    settings = Settings(**{f.name: "-x --y" for f in dataclasses.fields(Settings)})
-    assert all(word.startswith("--") and "=-x --y" in word for word in settings.arguments())
+    texts = {f.name: "-x --y" for f in dataclasses.fields(Settings) if f.type == "str"}
+    words = Settings(**texts, strength=0.5, denoise=0).arguments()
+    assert len(words) == 5
+    assert all(re.fullmatch(r"--\w+=(-x --y|0\.5|0)", word) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(), []),
+        (Settings(size="1.5", strength=0.25), ["--scale=1.5", "--strength=0.25"]),
+        (Settings(size="1080p", denoise=0), ["--height=1080", "--denoise=0"]),
+        (Settings(start=" 1 ", end=""), ["--start=1"]),
+    ],
+)
+def test_settings_become_options(settings: Settings, words: list[str]) -> None:
+    """Options of rbvsr-run, which are only given where they differ from its defaults."""
+    assert settings.arguments() == words
+    context = run.make_context("rbvsr-run", ["clip.mp4", *words])
+    assert len(context.args) == 0

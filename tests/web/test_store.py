@@ -25,14 +25,16 @@ def test_jobs_survive_the_server(tmp_path: Path) -> None:
     """The newest comes first; names, settings and states are kept."""
     with Store(tmp_path) as store:
         first, second = uploaded(store), uploaded(store, "b.mkv")
-        first.change_step("run", state="done", settings=Settings("large", "1", "2"), seconds=3.5)
+        first.change_step(
+            "run", state="done", settings=Settings("large", "2", 0.5, 0.25, "1", "2"), seconds=3.5
+        )
         before = {job.id: job.record for job in store.all()}
     with Store(tmp_path) as store:
         assert {job.id: job.record for job in store.all()} == before
         assert store.all()[0].id == max(first.id, second.id)
         found = store.get(first.id)
         assert found is not None
-        assert found.record.run.settings == Settings("large", "1", "2")
+        assert found.record.run.settings == Settings("large", "2", 0.5, 0.25, "1", "2")
 
 
 def test_unfinished_uploads_do_not_survive(tmp_path: Path) -> None:
