@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rbvsr_deploy.engines.control_groups import control_groups
 
-__all__ = ["usable_cores"]
+__all__ = ["core_shares", "usable_cores"]
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -27,6 +27,31 @@ def usable_cores() -> int:
         return 0
     cores = {_siblings(processor) for processor in os.sched_getaffinity(0)}
     return math.ceil(max(1, min(len(cores), _quota())))
+
+
+def core_shares(shares: int) -> list[list[int]]:
+    """Divide the cores that this process may use among processes.
+
+    Args:
+        shares: number of processes.
+
+    Returns:
+        For each of them the processors to keep to, at least one core; some share cores if there are
+        not enough. Empty lists where the system has no affinity.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [[] for _ in range(shares)]
+    cores: dict[str, list[int]] = {}
+    for processor in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_siblings(processor), []).append(processor)
+    groups = list(cores.values())
+    most = max(1, usable_cores() // shares)
+    divided = []
+    for number in range(shares):
+        begin = number * len(groups) // shares
+        end = max(begin + 1, (number + 1) * len(groups) // shares)
+        divided.append([processor for core in groups[begin:end][:most] for processor in core])
+    return divided
 
 
 def _siblings(processor: int) -> str:

@@ -104,6 +104,8 @@ class LossConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """File of VGG19's weights, for the perceptual loss."""
     gradient_weight: NotNegative = 0.0
     """Weight of the loss on the differences between neighbouring pixels of the output."""
+    grid_weight: NotNegative = 0.0
+    """Weight of the loss on patterns that repeat every 4x4 pixels, as pixel shuffles leave them."""
     lpips_weight: NotNegative = 0.0
     """Weight of the distance to the ground truth in the features of AlexNet."""
     lpips_every: Count = 1

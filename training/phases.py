@@ -29,6 +29,7 @@ from rbvsr_deploy.training.losses import (
     cleaning_target,
     flow_loss,
     gradient_loss,
+    grid_loss,
     in_colours_of,
     l1,
     steadiness_loss,
@@ -266,6 +267,8 @@ class RestorationPhase(Phase):
         losses = {"pixel": weights.pixel_weight * self.pixel_loss(output, wanted)}
         if weights.gradient_weight:
             losses["gradient"] = weights.gradient_weight * gradient_loss(output, wanted)
+        if weights.grid_weight:
+            losses["grid"] = weights.grid_weight * grid_loss(output, wanted)
         if weights.cleaning_weight:
             target = cleaning_target(sharpened)
             losses["cleaning"] = weights.cleaning_weight * self.pixel_loss(cleaned, target)

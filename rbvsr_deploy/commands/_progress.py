@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from rbvsr_deploy.runtime.stream import Stage
+    from rbvsr_deploy.cluster.work import Status
+    from rbvsr_deploy.runtime.context import Stage
 
-__all__ = ["CompileDisplay", "FramesDisplay", "ProgressDisplay", "TrainingDisplay"]
-
-# Share of each stage in a frame's work, counted for the compact network; used only to estimate the
-# time left.
-_SHARES: dict[Stage, float] = {"clean": 0.1, "backward": 0.35, "forward": 0.55}
+__all__ = [
+    "CompileDisplay",
+    "FramesDisplay",
+    "ProgressDisplay",
+    "TrainingDisplay",
+    "WorkersDisplay",
+]
 
 _SECONDS_BETWEEN_LINES = 5.0
+_MOST_WORKERS = 16  # on a line
 
 
 class _Display(Closing):
@@ -91,9 +95,30 @@ class ProgressDisplay(_Display):
 
     def _fraction_done(self, stage: Stage, done: int, total: int | None) -> float:
         """Return the fraction of the whole job that is done, 0 to 1."""
+        from rbvsr_deploy.runtime.context import STAGE_SHARES
+
         if total:
             self._fractions[stage] = min(1.0, done / total)
-        return sum(_SHARES[name] * fraction for name, fraction in self._fractions.items())
+        return sum(STAGE_SHARES[name] * fraction for name, fraction in self._fractions.items())
+
+
+class WorkersDisplay(_Display):
+    """Shows the progress of several workers: a bar, or a line now and then with what each does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._what = ""
+
+    def __call__(self, status: Status) -> None:
+        exit_if_signalled()
+        if status.what != self._what:
+            self._what, self._task = status.what, None
+        left = "" if status.seconds_left is None else _left(status.seconds_left)
+        text = f"{status.what}: {status.done:.0f} of {status.total or 'unknown'}"
+        busy = [f"{name}: {doing}" for name, doing in status.workers.items()]
+        total = float(status.total) if status.total else None
+        if not self._bar(text, done=status.done, total=total, note="  ".join([left, *busy[:4]])):
+            self._line("; ".join(filter(None, (text, left, *busy[:_MOST_WORKERS]))), due=False)
 
 
 class CompileDisplay(_Display):

@@ -20,6 +20,7 @@ __all__ = [
     "SECTIONS",
     "SIZES",
     "TRUST_ENGINES",
+    "WORKERS",
     "WRITING",
     "SectionedCommand",
     "values_of",
@@ -347,10 +348,40 @@ _REPORTS = (
     ),
 )
 
+WORKERS = (
+    click.Option(
+        ["--workers"],
+        metavar="N",
+        type=Count(1, 10_000),
+        help="Share the work among N processes, one per GPU or per share of the processor's cores; "
+        "with --cluster, among N workers there.  [default: 1; with --cluster, all that fit]",
+    ),
+    click.Option(
+        ["--cluster"],
+        metavar="ADDRESS",
+        help="Share the work among workers on a Ray cluster: auto for that of this machine, or "
+        "ray://HOST:PORT.",
+    ),
+    click.Option(
+        ["--stage"],
+        is_flag=True,
+        help="Send each worker its part of the input and have the encoded segments sent back: for "
+        "workers that do not see the files under the same paths. The bundle has to be there.",
+    ),
+    click.Option(
+        ["--allow-mixed-engines"],
+        is_flag=True,
+        help="Also use workers whose engine or versions differ, and whose frames may be rounded "
+        "differently.",
+    ),
+)
+"""Options for sharing the work."""
+
 SECTIONS: Mapping[str, Sequence[click.Option]] = {
     "Output": (*_OUTPUT, *SIZES, *WRITING, _KEEP_JOB),
     "Input": READING,
     "Network": (*_ENGINE, *NETWORK, _LIVE, *_SCENES),
+    "Several workers": WORKERS,
     "Before and after": _REPORTS,
 }
 

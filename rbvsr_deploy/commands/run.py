@@ -73,6 +73,8 @@ def run(
     device: str,
     trust_engines: bool,
     preview: int | None,
+    workers: int | None,
+    cluster: str | None,
     sheet: bool,
     as_json: bool,
     verbose: bool,
@@ -86,10 +88,10 @@ def run(
     """
     _check_usage(click.get_current_context())
     with command_errors(verbose=verbose):
+        from rbvsr_deploy.cluster.film import has_shared_work
         from rbvsr_deploy.commands._progress import CompileDisplay, ProgressDisplay
         from rbvsr_deploy.engines import open_engine
         from rbvsr_deploy.jobs.batch import (
-            Failure,
             first_frame_size,
             output_folder,
             output_for,
@@ -145,6 +147,29 @@ def run(
         else:
             target, folder = output_for(inputs[0], output, ending=size.ending)
             outputs = [target]
+        if preview is None and (workers or cluster or (not several and has_shared_work(target))):
+            from rbvsr_deploy.cluster.messages import Setup
+            from rbvsr_deploy.commands._workers import run_shared
+
+            model = Path(engine_path or DEFAULT_BUNDLE).absolute()
+            frame = first_frame_size(paths, reading) if device != "cpu" else None
+            with output_folder(folder):
+                results = run_shared(
+                    paths,
+                    outputs,
+                    setup=Setup(model, device, trust_engines, settings, size=frame),
+                    workers=workers,
+                    cluster=cluster,
+                    allow_mixed_engines=options["allow_mixed_engines"],
+                    stage=options["stage"],
+                    size=size,
+                    reading=reading,
+                    writing=writing,
+                    page=options["page"],
+                    **others,
+                )
+            _show_all(results, left_out, several=several, as_json=as_json)
+            return
         with CompileDisplay() as compiling:
             engine = open_engine(
                 engine_path or DEFAULT_BUNDLE,
@@ -201,14 +226,7 @@ def run(
                     )
                 else:
                     results = [upscale(paths[0], outputs[0])]
-        if as_json:
-            listed = [dataclasses.asdict(result) for result in (*results, *left_out)]
-            show_json(listed if several else listed[0])
-        else:
-            # With -o -, standard output carries the video.
-            _show(results, err=output == "-")
-        if any(isinstance(result, Failure) for result in results):
-            sys.exit(1)
+        _show_all(results, left_out, several=several, as_json=as_json, err=output == "-")
 
 
 def _check_usage(ctx: click.Context) -> None:
@@ -236,6 +254,12 @@ def _check_usage(ctx: click.Context) -> None:
             raise click.UsageError(
                 "--preview cannot read from -, as it reads parts of its input twice: use a file"
             )
+    shared = next((o for o in ("workers", "cluster") if options[o] is not None), None)
+    if shared is not None and (reads or writes or options["preview"] is not None):
+        other = "--preview" if options["preview"] is not None else "-"
+        raise click.UsageError(f"--{shared} cannot be combined with {other}: leave one of them out")
+    if options["stage"] and len(inputs) > 1:
+        raise click.UsageError(f"--stage needs a single input, got {len(inputs)}: leave it out")
     if len(inputs) > 1 and (reads or writes):
         raise click.UsageError(f"- works with one input only, got {len(inputs)}: use it alone")
     if reads and output is None:
@@ -283,6 +307,30 @@ def _show_preview(preview: Preview, *, as_json: bool) -> None:
         f"{preview.page}: {count} image{'s' * (count != 1)} of {preview.width}x{preview.height}; "
         f"all {preview.frames} frames would take about {show_duration(preview.estimated_seconds)}"
     )
+
+
+def _show_all(
+    results: Sequence[Summary | Failure | Skipped],
+    left_out: Sequence[Skipped],
+    *,
+    several: bool,
+    as_json: bool,
+    err: bool = False,
+) -> None:
+    """Show all results, and exit with 1 if an input failed.
+
+    Args:
+        err: show text on standard error, as standard output carries the video.
+    """
+    from rbvsr_deploy.jobs.batch import Failure
+
+    if as_json:
+        listed = [dataclasses.asdict(result) for result in (*results, *left_out)]
+        show_json(listed if several else listed[0])
+    else:
+        _show(results, err=err)
+    if any(isinstance(result, Failure) for result in results):
+        sys.exit(1)
 
 
 def _show(results: Sequence[Summary | Failure | Skipped], *, err: bool) -> None:

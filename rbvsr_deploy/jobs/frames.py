@@ -11,24 +11,26 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.identity import image_record
+from rbvsr_deploy.jobs.segments import ends_segment
+from rbvsr_deploy.jobs.summary import WorkerRecord
 from rbvsr_deploy.jobs.threads import ReadAhead, WriteBehind
 from rbvsr_deploy.pixels import Image, enlarged
 from rbvsr_deploy.resampling import resampled
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.output_size import Target
-from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
-from rbvsr_deploy.video import Frame, Sink, Source
+from rbvsr_deploy.video import Frame, SegmentRecord, Sink, Source
 from rbvsr_deploy.video.image_metadata import ImageMetadata
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Cuts", "Progress", "Run", "recorded_scenes"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,20 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[Stage, int, int | None], None]
 """Called with a stage, the frames it has done and, if known, their total."""
 
-# Frames in a segment of the output, which begins with a key frame: as far apart as in streamed
-# video, and closer at the end of a scene, where a key frame is due anyway.
-_SEGMENT, _SHORTEST_SEGMENT = 120, 48
-
 # Bytes of frames that wait for the network: while it propagates a long scene, the next is decoded.
 _READ_AHEAD = 256 * 2**20
 # Frames that wait for the encoder. They are lost if the run is interrupted, so they are few.
 _WRITE_BEHIND = 4
 
 _SegmentEnd = tuple[dict[str, Any], bytes]  # arguments of ``Sink.end_segment``
+
+
+class Cuts(Protocol):
+    """Marks where scenes begin; see :class:`rbvsr_deploy.runtime.scenes.SceneCuts`."""
+
+    def mark(self, source: Source, *, skip: int) -> Iterator[tuple[Frame, bool]]:
+        """Yield the frames from number ``skip`` on, each with whether a scene begins with it."""
+        ...
 
 
 class _FrameInfo(NamedTuple):
@@ -69,6 +75,8 @@ class Run:
         sink: takes frames of the output's size; stays open and unfinished.
         target: that size; ``SCALE`` times that of the source if ``None``.
         cuts: where scenes begin.
+        begin: state to begin with, if the sink is for a part of the source that begins later.
+            Such a part keeps no record of images; ``cuts`` also ends it.
         progress: called after every frame of every stage.
         report: called with a line about every choice that was made.
 
@@ -97,7 +105,8 @@ class Run:
         sink: Sink,
         *,
         target: Target | None = None,
-        cuts: SceneCuts,
+        cuts: Cuts,
+        begin: StreamState | None = None,
         progress: Progress,
         report: Callable[[str], None],
     ) -> None:
@@ -105,12 +114,15 @@ class Run:
         self._sink = sink
         self._target = target
         self._cuts = cuts
+        self.workers: list[WorkerRecord] = []  # none but this process
         self._progress = progress
-        self.resumed = sum(segment.frames for segment in sink.finished_segments)
+        self._is_part = begin is not None
+        begin = begin or StreamState.between_scenes(0)
+        self.resumed = begin.frames + sum(segment.frames for segment in sink.finished_segments)
         self.frames = self.resumed
         self._segment_start = self.resumed
         size = source.height, source.width
-        self.scenes, state = _left_by_an_earlier_run(sink, engine=engine, size=size)
+        self.scenes, state = _left_by_an_earlier_run(sink, begin=begin, engine=engine, size=size)
         self.seconds = {}
         self._recorded = len(self.scenes)  # scenes in the notes of finished segments
         self._done: dict[Stage, int] = {}
@@ -128,8 +140,28 @@ class Run:
             on_scene=self._on_scene,
         )
         logger.info("Memory: %s for %s", show_bytes(self.stream.memory), self.stream.plan)
-        if self.resumed:
+        if self.resumed and not self._is_part:
             report(f"Continuing: {self.resumed} frames are done already")
+
+    @property
+    def memory(self) -> int:
+        """Memory limit of the plan, in bytes."""
+        return self.stream.memory
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The memory plan in effect."""
+        return self.stream.plan
+
+    @property
+    def lost_frames(self) -> int:
+        """Frames of the source that could not be decoded."""
+        return self._source.lost_frames
+
+    @property
+    def damaged_frames(self) -> int:
+        """Frames of the source that were decoded with damage."""
+        return self._source.damaged_frames
 
     def run(self) -> None:
         """Upscale and write all frames except those of an earlier run."""
@@ -185,9 +217,9 @@ class Run:
         """Count a frame; return note and attachment of the segment that ends with it, if any."""
         self.frames += 1
         length = self.frames - self._segment_start
-        if length < (_SHORTEST_SEGMENT if upscaled.ends_scene else _SEGMENT):
-            return None
-        return self._segment(upscaled.state())
+        if ends_segment(length, ends_scene=upscaled.ends_scene):
+            return self._segment(upscaled.state())
+        return None
 
     def _segment(self, state: StreamState) -> _SegmentEnd:
         self._segment_start = self.frames
@@ -196,7 +228,10 @@ class Run:
             "scenes": [dataclasses.asdict(scene) for scene in self.scenes[recorded:]]
         }
         # Frames depend on later ones of their scene.
-        if (images := image_record(self._source, self._read, ended=self._ended)) is not None:
+        if (
+            not self._is_part
+            and (images := image_record(self._source, self._read, ended=self._ended)) is not None
+        ):
             note["images"] = images
         return note, state.to_bytes()
 
@@ -228,24 +263,43 @@ class Run:
         )
 
 
+def recorded_scenes(segments: Iterable[SegmentRecord], *, first: int = 0) -> list[SceneRecord]:
+    """Return the scenes that ended within some segments, from the segments' notes.
+
+    Args:
+        segments: consecutive segments.
+        first: number of the first frame of the scene that the first of them begins in.
+
+    Raises:
+        KeyError, TypeError, ValueError: a note is damaged.
+    """
+    scenes: list[SceneRecord] = []
+    for data in (data for segment in segments for data in segment.note["scenes"]):
+        scene = SceneRecord.from_json(data, first=first)
+        scenes.append(scene)
+        first += scene.frames
+    return scenes
+
+
 def _left_by_an_earlier_run(
-    sink: Sink, *, engine: Engine, size: tuple[int, int]
-) -> tuple[list[SceneRecord], StreamState | None]:
-    """Restore the scenes and the stream state of an interrupted run; ``[], None`` if there is none.
+    sink: Sink, *, begin: StreamState, engine: Engine, size: tuple[int, int]
+) -> tuple[list[SceneRecord], StreamState]:
+    """Restore the scenes and the stream state of an interrupted run, or else return no scene and
+    ``begin``.
 
     Raises:
         MediaError: the data stored with the segments is damaged.
     """
     segments = sink.finished_segments
     if not segments:
-        return [], None
+        return [], begin
     try:
-        scenes: list[SceneRecord] = []
-        for data in (data for segment in segments for data in segment.note["scenes"]):
-            scenes.append(SceneRecord.from_json(data, after=scenes[-1] if scenes else None))
+        scenes = recorded_scenes(segments, first=begin.scene)
         state = StreamState.from_bytes(sink.attachment() or b"")
         if not state.fits(
-            frames=sum(segment.frames for segment in segments), network=engine.network, size=size
+            frames=begin.frames + sum(segment.frames for segment in segments),
+            network=engine.network,
+            size=size,
         ):
             raise ValueError("the state does not fit the input or the model")
     except (ValueError, KeyError, TypeError, OverflowError) as error:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import Settings
@@ -29,7 +29,7 @@ the coming version in any change that alters frames or packets.
 def job_identity(
     path: Path,
     *,
-    engine: Engine,
+    engine: Description,
     settings: Settings,
     size: OutputSize,
     reading: ReadOptions,
@@ -40,7 +40,7 @@ def job_identity(
     Args:
         path: the input. Of an image folder only the name belongs to the identity: segments record
             which images they were made of, see :func:`image_record`.
-        engine: identified by its network, its version, its device and its placement.
+        engine: its network, version, device and placement belong to the identity.
         settings: settings of the stream; the memory limit is left out, as it does not affect the
             output.
         size: how large the output is.
@@ -50,7 +50,6 @@ def job_identity(
     Raises:
         OSError: the input cannot be read.
     """
-    described = engine.describe()
     threshold = settings.refine_threshold
     return {
         "input": "standard input" if is_pipe(path) else _input(path),
@@ -60,9 +59,9 @@ def job_identity(
             # Changes no output, and is newer than job folders that are still to be resumed.
             if name != "allow_playlists"
         },
-        "model": f"{described.model} ({described.weights[:16]})",
-        "engine": f"{described.engine} {described.version} on {described.device}",
-        **({"placement": described.placement} if described.placement else {}),
+        "model": f"{engine.model} ({engine.weights[:16]})",
+        "engine": f"{engine.engine} {engine.version} on {engine.device}",
+        **({"placement": engine.placement} if engine.placement else {}),
         "version of rbvsr-deploy": _SAME_OUTPUT_SINCE,
         "scene cuts": cuts.identity,
         "lookahead": "all" if settings.lookahead is None else str(settings.lookahead),

@@ -9,7 +9,27 @@ from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.stream import SceneRecord
 from rbvsr_deploy.video.changes import Change
 
-__all__ = ["Summary"]
+__all__ = ["Summary", "WorkerRecord"]
+
+
+@dataclass
+class WorkerRecord:
+    """Reports what one of several workers did."""
+
+    name: str
+    host: str = ""
+    frames: int = 0
+    """Frames it upscaled, including those that another worker upscaled first."""
+    seconds: float = 0.0
+    """Time it was at work."""
+    tasks: int = 0
+    """Units, or whole inputs, that it finished."""
+    retries: int = 0
+    """Tasks that failed on it, or that it died of."""
+    bytes: int = 0
+    """Bytes of encoded frames."""
+    left_out: str | None = None
+    """Why it was not used, or not used any longer."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +71,5 @@ class Summary:
     """``read``, ``network`` and ``write``: time that each was busy, all at once; ``waited``: time
     that the network waited for the other two; ``total``: from start to end.
     """
+    workers: list[WorkerRecord] = field(default_factory=list)
+    """What each worker did, if there were several."""

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from rbvsr_deploy.engines.base import Engine
+from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.before_after import check_apart, check_before_after, write_before_after
 from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import has_same_images, job_identity
 from rbvsr_deploy.jobs.page import check_report_page, write_report_page
-from rbvsr_deploy.jobs.summary import Summary
+from rbvsr_deploy.jobs.summary import Summary, WorkerRecord
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.output_size import OutputSize, Target
 from rbvsr_deploy.runtime.scenes import SceneCuts
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.stream import SceneRecord, Settings
 from rbvsr_deploy.video import (
     ImageSink,
     Job,
     ReadOptions,
+    Sink,
     Source,
     WriteOptions,
     is_pipe,
@@ -35,7 +39,44 @@ from rbvsr_deploy.video import (
     output_multiple,
 )
 
-__all__ = ["Progress", "target_of", "upscale_file"]
+__all__ = ["OpenedJob", "Progress", "Upscaling", "run_job", "target_of", "upscale_file"]
+
+
+@dataclass(frozen=True)
+class OpenedJob:
+    """Holds what an upscaling reads and writes."""
+
+    source: Source
+    sink: Sink
+    target: Target | None
+    """Size of the output; four times that of the source if ``None``."""
+    cuts: SceneCuts
+
+
+class Upscaling(Protocol):
+    """Upscales the frames of a job; see :class:`~rbvsr_deploy.jobs.frames.Run`."""
+
+    resumed: int
+    frames: int
+    scenes: list[SceneRecord]
+    seconds: dict[str, float]
+    workers: list[WorkerRecord]
+
+    @property
+    def memory(self) -> int: ...
+
+    @property
+    def plan(self) -> MemoryPlan: ...
+
+    @property
+    def lost_frames(self) -> int: ...
+
+    @property
+    def damaged_frames(self) -> int: ...
+
+    def run(self) -> None:
+        """Upscale and write all frames except those of an earlier run."""
+        ...
 
 
 def upscale_file(
@@ -84,8 +125,69 @@ def upscale_file(
         EngineError: the engine failed.
         RbvsrError: out of memory or disk space, or the size is out of range for the input.
     """
-    start = time.perf_counter()
     settings, size = settings or Settings(), size or OutputSize()
+
+    def begin(job: OpenedJob) -> Run:
+        return Run(
+            engine,
+            settings,
+            job.source,
+            job.sink,
+            target=job.target,
+            cuts=job.cuts,
+            progress=progress,
+            report=report,
+        )
+
+    return run_job(
+        path,
+        output,
+        engine=engine.describe(),
+        settings=settings,
+        size=size,
+        begin=begin,
+        scene_cuts=scene_cuts,
+        scene_list=scene_list,
+        reading=reading,
+        writing=writing,
+        overwrite=overwrite,
+        keep_job=keep_job,
+        before_after=before_after,
+        page=page,
+        report=report,
+    )
+
+
+def run_job(
+    path: Path,
+    output: Path,
+    *,
+    engine: Description,
+    settings: Settings,
+    size: OutputSize,
+    begin: Callable[[OpenedJob], Upscaling],
+    scene_cuts: bool,
+    scene_list: Path | None,
+    reading: ReadOptions | None,
+    writing: WriteOptions | None,
+    overwrite: bool,
+    keep_job: bool,
+    before_after: Path | None,
+    page: Path | None,
+    report: Callable[[str], None],
+    work: Collection[str] = (),
+) -> Summary:
+    """Do everything of a job but the upscaling itself.
+
+    Args:
+        engine: describes what upscales.
+        begin: called with the opened job; returns what upscales it.
+        work: names in the job folder that unfinished work consists of; see
+            :class:`~rbvsr_deploy.video.Job`.
+
+    The other arguments, the result and the errors are those of :func:`upscale_file`.
+    """
+    start = time.perf_counter()
     reading, writing = reading or ReadOptions(), writing or WriteOptions()
     _check_beside(before_after, page, scene_list, path=path, output=output, overwrite=overwrite)
     cuts = SceneCuts(scene_list, detect=scene_cuts)
@@ -100,6 +202,7 @@ def upscale_file(
                 identity=job_identity(
                     path, engine=engine, settings=settings, size=size, reading=reading, cuts=cuts
                 ),
+                work=work,
                 overwrite=overwrite,
                 keep=keep_job,
                 resume=not is_pipe(path),
@@ -129,16 +232,7 @@ def upscale_file(
             )
         if job is not None and job.started_over is not None:
             report(f"Starting over: {job.started_over}")
-        run = Run(
-            engine,
-            settings,
-            source,
-            sink,
-            target=target,
-            cuts=cuts,
-            progress=progress,
-            report=report,
-        )
+        run = begin(OpenedJob(source, sink, target, cuts))
         run.run()
         sink.finish()
     cuts.finish(frames=run.frames)
@@ -153,16 +247,17 @@ def upscale_file(
         resumed_frames=run.resumed,
         width=width,
         height=height,
-        engine=engine.describe(),
-        memory=run.stream.memory,
-        plan=run.stream.plan,
+        engine=engine,
+        memory=run.memory,
+        plan=run.plan,
         scenes=run.scenes,
         excerpt=_excerpt(reading),
-        lost_frames=source.lost_frames,
-        damaged_frames=source.damaged_frames,
+        lost_frames=run.lost_frames,
+        damaged_frames=run.damaged_frames,
         kept=source.changes.kept,
         converted=source.changes.converted,
         dropped=source.changes.dropped,
+        workers=run.workers,
         seconds=_rounded({**run.seconds, "total": time.perf_counter() - start}),
     )
     if page is not None:

@@ -13,9 +13,14 @@ from rbvsr_deploy.runtime.resizing import Resizer
 from rbvsr_deploy.runtime.settings import Settings
 from rbvsr_deploy.runtime.spool import Spool
 
-__all__ = ["Context", "Stage"]
+__all__ = ["STAGE_SHARES", "Context", "Stage"]
 
 Stage = Literal["clean", "backward", "forward"]
+
+STAGE_SHARES: Mapping[Stage, float] = {"clean": 0.1, "backward": 0.35, "forward": 0.55}
+"""Share of each stage in a frame's work, counted for the compact network; used only to estimate the
+time left.
+"""
 
 
 def _ignore(stage: Stage, frames: int) -> None:

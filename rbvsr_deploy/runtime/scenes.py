@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.pixels import Image
     from rbvsr_deploy.video import Frame, Source
 
-__all__ = ["CutDetector", "SceneCuts", "read_scene_list", "write_scene_list"]
+__all__ = ["CutDetector", "SceneCuts", "read_scene_list", "scene_list_text", "write_scene_list"]
 
 logger = logging.getLogger(__name__)
 
@@ -183,16 +183,26 @@ def write_scene_list(path: Path, cuts: Sequence[int]) -> None:
         ValueError: the cuts are not above 0 and increasing.
         MediaError: the file cannot be written; no incomplete file remains.
     """
-    starts = [0, *cuts]
-    if any(later <= earlier for earlier, later in pairwise(starts)):
-        raise ValueError(f"cuts must be frame numbers above 0 and increasing, not {list(cuts)}")
-    lines = ["# First frame of each scene, counted from 0.", *map(str, starts)]
+    text = scene_list_text(cuts)
     try:
-        write_atomically(path, ("\n".join(lines) + "\n").encode())
+        write_atomically(path, text.encode())
     except OSError as error:
         raise MediaError(
             f"the scene list '{path}' cannot be written ({error.strerror}): choose another folder"
         ) from None
+
+
+def scene_list_text(cuts: Sequence[int]) -> str:
+    """Return the text of a file that :func:`read_scene_list` can read.
+
+    Raises:
+        ValueError: the cuts are not above 0 and increasing.
+    """
+    starts = [0, *cuts]
+    if any(later <= earlier for earlier, later in pairwise(starts)):
+        raise ValueError(f"cuts must be frame numbers above 0 and increasing, not {list(cuts)}")
+    lines = ["# First frame of each scene, counted from 0.", *map(str, starts)]
+    return "\n".join(lines) + "\n"
 
 
 class SceneCuts:
@@ -247,6 +257,15 @@ class SceneCuts:
                 self._found.append(number)
             if number >= skip:
                 yield frame, cut
+
+    @property
+    def given(self) -> list[int] | None:
+        """The cuts that a list gives; ``None`` if they are detected."""
+        return self._given if self._detector is None else None
+
+    def restore(self, found: Sequence[int]) -> None:
+        """Take the cuts that an earlier run found, instead of marking frames."""
+        self._found = list(found)
 
     def finish(self, *, frames: int) -> None:
         """Write the list, or warn about given cuts that do not exist."""

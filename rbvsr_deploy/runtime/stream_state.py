@@ -32,23 +32,22 @@ class SceneRecord:
     """Mean absolute change of each cleaning pass, on the 0-255 scale."""
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], *, after: SceneRecord | None) -> SceneRecord:
+    def from_json(cls, data: dict[str, Any], *, first: int) -> SceneRecord:
         """Return the record that ``dataclasses.asdict`` made.
 
         Args:
             data: as JSON returns it.
-            after: the preceding scene.
+            first: number of the scene's first frame.
 
         Raises:
-            KeyError, TypeError, ValueError: the data is something else, or does not begin where the
-                scene before ends.
+            KeyError, TypeError, ValueError: the data is something else, or does not begin there.
         """
-        first, frames, cleanings = (data[k] for k in ("first_frame", "frames", "cleanings"))
+        found, frames, cleanings = (data[k] for k in ("first_frame", "frames", "cleanings"))
         residues = [float(residue) for residue in data["residues"]]
-        if not all(type(n) is int and n >= 0 for n in (first, frames, cleanings)):
+        if not all(type(n) is int and n >= 0 for n in (found, frames, cleanings)):
             raise TypeError(f"a scene with {data}")
-        if first != (after.first_frame + after.frames if after is not None else 0):
-            raise ValueError(f"a scene that begins with frame {first}")
+        if found != first:
+            raise ValueError(f"a scene that begins with frame {found}")
         return cls(first, frames, cleanings, residues)
 
 

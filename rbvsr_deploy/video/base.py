@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,6 +125,21 @@ class Source(Closing):
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames; a second pass needs a newly opened source."""
+
+    def frames_from(self, number: int, *, pts: int | None) -> Iterator[Frame]:
+        """Yield the frames from one of them on; call it once, instead of iterating.
+
+        Frames that are found by seeking may differ from those of a whole pass, in damaged files and
+        where decoding depends on more than a key frame: compare them.
+
+        Args:
+            number: its number.
+            pts: its timestamp; ``None``: unknown, so that all frames before it are read.
+
+        Raises:
+            MediaError: the input cannot be read.
+        """
+        return itertools.islice(self, number, None)
 
     def interrupt(self) -> None:
         """End a potentially endless wait for the next frame in another thread."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -122,31 +122,33 @@ def _in_time(open_media: Callable[[], InputContainer], media: object) -> InputCo
     megabyte of tags or chapters can keep FFmpeg busy for hours.
     """
     opening: Future[InputContainer] = Future()
+    clock: list[int] = []
 
     def work() -> None:
+        if sys.platform != "win32":  # where it is not limited
+            clock.append(time.pthread_getcpuclockid(threading.get_ident()))
         try:
             opening.set_result(open_media())
         except BaseException as error:  # raised again below
             opening.set_exception(error)
 
     # A daemon, unlike those of an executor: the program can end although this one is busy.
-    thread = threading.Thread(target=work, name="opener", daemon=True)
-    thread.start()
-    while True:
-        with contextlib.suppress(TimeoutError):
-            return opening.result(timeout=_POLL)
-        if _processor_time(thread) > _LONGEST_OPENING:
+    threading.Thread(target=work, name="opener", daemon=True).start()
+    while not wait((opening,), timeout=_POLL).done:
+        if clock and _seconds_of(clock[0]) > _LONGEST_OPENING:
             raise MediaError(
                 f"{media} is refused: opening it takes more than {_LONGEST_OPENING} seconds of "
                 "processor time, so it is damaged or made to; convert it with another program"
             )
+    return opening.result()
 
 
-def _processor_time(thread: threading.Thread) -> float:
-    """Return the time a running thread has used, in seconds; 0 where it is not measured."""
-    if sys.platform == "win32" or thread.ident is None or not thread.is_alive():
-        return 0
-    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+def _seconds_of(clock: int) -> float:
+    """Return the time on the clock of a thread; 0 if the thread has just ended."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            return time.clock_gettime(clock)
+    return 0
 
 
 def _url(path: Path) -> str:

@@ -119,7 +119,7 @@ class VideoPass:
             )
         self.damage.finish()
         expected = indexed_frames(self._container, self._stream)
-        if self.packets < expected and not self._options.is_excerpt:
+        if self.packets < expected and not self._options.is_excerpt and self._target is None:
             raise cut_off(self._path, readable=self.packets, expected=expected)
 
     def _demuxed(self) -> Iterator[Packet[VideoStream]]:

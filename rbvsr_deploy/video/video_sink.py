@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,36 @@ class VideoSink(Sink):
             segment.close()
             self._part = None
 
+    def take_segments(
+        self, folder: Path, segments: Sequence[SegmentRecord], *, note: dict[str, Any], state: bytes
+    ) -> None:
+        """Take over the next segments from a sink that wrote them elsewhere, as one segment.
+
+        Args:
+            folder: job folder of that sink, which keeps its files.
+            segments: its segments.
+            note, state: note and attachment of the new segment; see ``end_segment``.
+
+        Raises:
+            MediaError: the segments are damaged, do not fit, or cannot be taken over; the sink is
+                closed, and the previous segments remain.
+        """
+        with self._writing():
+            begins = min(
+                packet.pts
+                for file in segments[0].files
+                for packet in read_packets(folder / file.name, data=False)
+            )
+            if not all(self._is_plausible(segment, folder=folder) for segment in segments):
+                raise MediaError(f"the segments in {folder} do not fit {self.path}")
+            if begins < self._next_pts and self._frames:
+                raise self._varies()
+            media = dict(segments[-1].media)
+            media["delay"] = max(segment.media["delay"] for segment in segments)
+            self.job.take_segments(folder, segments, note=note, media=media, attachment=state)
+            self._frames += self.job.segments[-1].frames
+            self._next_pts = int(media["next_pts"])
+
     def finish(self) -> None:
         if self._part is not None:
             self.end_segment({})
@@ -205,17 +236,20 @@ class VideoSink(Sink):
             self._part = None
         self._conversions.close()
 
-    def _is_plausible(self, segment: SegmentRecord) -> bool:
+    def _is_plausible(self, segment: SegmentRecord, *, folder: Path | None = None) -> bool:
         """Return whether the record of a segment matches its packets."""
-        (file,) = segment.files
-        stamps = [packet.pts for packet in read_packets(self.job.folder / file.name, data=False)]
+        place = folder or self.job.folder
+        parts = [
+            [packet.pts for packet in read_packets(place / file.name, data=False)]
+            for file in segment.files
+        ]
         media = segment.media
         return (
             media["extradata"] == self._extradata
-            and len(stamps) == segment.frames
-            and media["next_pts"] == max(stamps) + 1
+            and sum(map(len, parts)) == segment.frames
+            and media["next_pts"] == max(parts[-1]) + 1
             and type(media["delay"]) is int
-            and reordered(stamps) <= media["delay"] <= _MOST_REORDERED
+            and max(map(reordered, parts)) <= media["delay"] <= _MOST_REORDERED
         )
 
     def _write_sample_aspect(self, joined: Path) -> None:
@@ -250,12 +284,15 @@ class VideoSink(Sink):
         )
         pts = round(exact)
         if pts < self._next_pts and self._frames:
-            raise MediaError(
-                f"{self.path} supports a constant frame rate only, and the timestamps of "
-                f"{self._source.path} vary: use an output name ending in .mkv or .mp4"
-            )
+            raise self._varies()
         if abs(exact - pts) * time_base > NOTABLE_SHIFT and not self._warned:
             logger.warning("%s supports a constant frame rate only: timestamps change", self.path)
             self._warned = True
         self._next_pts = pts + 1
         return pts
+
+    def _varies(self) -> MediaError:
+        return MediaError(
+            f"{self.path} supports a constant frame rate only, and the timestamps of "
+            f"{self._source.path} vary: use an output name ending in .mkv or .mp4"
+        )

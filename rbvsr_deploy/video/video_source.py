@@ -38,6 +38,7 @@ from rbvsr_deploy.video.stream_choice import (
     describe,
     is_cover,
 )
+from rbvsr_deploy.video.timing.seeking import has_index
 from rbvsr_deploy.video.timing.timestamps import Clock
 from rbvsr_deploy.video.video_pass import VideoPass
 
@@ -137,6 +138,17 @@ class VideoSource(Source):
         for number, (decoded, stamp) in enumerate(itertools.chain((first,), self._frames), start=1):
             yield self._frame(decoded, number=number, stamp=stamp)
 
+    def frames_from(self, number: int, *, pts: int | None) -> Iterator[Frame]:
+        if not number or pts is None or not self.reopenable:
+            yield from itertools.islice(self, number, None)
+            return
+        self._first = None
+        target = pts + self.origin / self.time_base
+        for place, (decoded, stamp) in enumerate(
+            itertools.dropwhile(lambda item: item[1] < target, self._stamped_from(target)), number
+        ):
+            yield self._frame(decoded, number=place + 1, stamp=int(stamp - target) + pts)
+
     @property
     def lost_frames(self) -> int:
         return self._pass.damage.lost
@@ -144,6 +156,19 @@ class VideoSource(Source):
     @property
     def damaged_frames(self) -> int:
         return self._pass.damage.damaged
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether :meth:`frames_from` reads no more than it has to, whatever it is asked for."""
+        plain = not (self._options.is_excerpt or self._options.deinterlace)
+        indexed = has_index(self._container) and self._container.format.name != "avi"
+        return self.reopenable and plain and indexed
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the frames so far had times of their own, without jumps, and no damage."""
+        irregular = self._pass.clock.jumps or self._clock.repaired
+        return not (irregular or self.lost_frames or self.damaged_frames)
 
     def close(self) -> None:
         self._frames.close()

@@ -340,3 +340,29 @@ def test_end_to_end_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -
     assert run["seconds"] > run["stages"]["network"] > 0
     assert run["cpu_seconds"] > 0
     assert run["peak_mib"] > 50
+
+
+@pytest.mark.slow
+def test_cluster_benchmarks(tmp_path: Path) -> None:
+    """One and two workers are measured, and the model is compared with them; it says what limits
+    many.
+    """
+    measured = tmp_path / "measured.json"
+    result = run_benchmark(
+        *("cluster.py", "--workers", "1,2", "--frames", 120, "--longest", 50, "--seconds", 0.01),
+        result=measured,
+    )
+    assert [run["frames"] for run in result["runs"]] == [120, 120]
+    assert all(run["frames_per_second"] > 0 for run in result["runs"])
+    (tmp_path / "cuts.txt").write_text("0\n100\n400\n500\n1500\n1560\n")
+    model = run_benchmark(
+        *("cluster_model.py", tmp_path / "cuts.txt", "--frames", 2000, "--check", measured),
+        result=tmp_path / "model.json",
+    )
+    assert [row["workers"] for row in model["check"]] == [1, 2]
+    film = model["films"]["cuts"]
+    seconds = [row["seconds"] for row in film["predictions"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert film["predictions"][0]["limit"] == "the number of workers"
+    assert film["predictions"][-1]["limit"] == "the longest unit"
+    assert film["longest_unit"] >= 1000

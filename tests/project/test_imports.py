@@ -21,6 +21,7 @@ HEAVY = {
     "scenedetect",
     "rich",
     "numpy",
+    "ray",
     "gradio",
     "starlette",
     "uvicorn",
@@ -108,6 +109,12 @@ def test_help_describes_the_command() -> None:
     assert done.returncode == 0, done.stderr
     assert "Upscale a video" in done.stdout
     assert "--engine" in done.stdout
+
+
+def test_ray_is_loaded_for_a_cluster_only() -> None:
+    """Workers on this machine do without Ray, whether it is installed or not."""
+    program = "import rbvsr_deploy.cluster.film, rbvsr_deploy.cluster.ray_workers"
+    assert "ray" not in loaded_by(program)
 
 
 def test_opening_a_bundle_needs_no_array_library() -> None:

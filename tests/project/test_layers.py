@@ -29,6 +29,7 @@ LAYERS = (
     "rbvsr_deploy.video",
     "rbvsr_deploy.runtime",
     "rbvsr_deploy.jobs",
+    "rbvsr_deploy.cluster",
     "rbvsr_deploy.parity",
     "rbvsr_deploy.export",
     "rbvsr_deploy.upscaler",  # the Python API, exported by the package itself
@@ -53,6 +54,7 @@ ALWAYS_WORKS = (
     "video",
     "runtime",
     "jobs",
+    "cluster",
     "parity",
     "pretrained",
     "upscaler",

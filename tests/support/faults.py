@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
-from rbvsr_deploy.jobs import frames
+from rbvsr_deploy.jobs import segments
 from rbvsr_deploy.jobs.upscale_file import upscale_file
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
@@ -37,7 +37,7 @@ class Faults:
         self._library.arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
         self._library.failed_call.restype = ctypes.c_char_p
         # Several parts, each a scene.
-        frames._SEGMENT = frames._SHORTEST_SEGMENT = 4
+        segments.LONGEST = segments.SHORTEST = 4
         (folder / "cuts.txt").write_text("4\n8\n")
         self._clip = media.make_video(folder / "clip.mkv", size=(16, 16), codec="ffv1", audio="aac")
         (folder / "plain").mkdir()

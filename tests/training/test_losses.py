@@ -20,6 +20,7 @@ from rbvsr_deploy.training.losses import (
     cleaning_target,
     flow_loss,
     gradient_loss,
+    grid_loss,
     l1,
     steadiness_loss,
 )
@@ -131,6 +132,22 @@ def test_steadiness_loss_follows_the_motion() -> None:
     outside[:, 0, :, :, :] = 0.0
     assert steadiness_loss(outside[:, :2], nothing[:, :2], flow[:, :1], known[:, :1]).item() == 0.0
     assert steadiness_loss(flicker, nothing, flow, known & False).item() == 0.0
+
+
+def test_grid_loss_sees_what_repeats() -> None:
+    """A pattern of 4x4 pixels costs its mean height; a constant error and one without a period cost
+    next to nothing.
+    """
+    nothing = torch.zeros(1, 2, 3, 64, 96)
+    pattern = torch.zeros(4, 4)
+    pattern[1, 2] = 1.0
+    grid = pattern.repeat(16, 24).expand_as(nothing)
+    assert grid_loss(grid, nothing).item() == pytest.approx((15 / 16 + 15 * (1 / 16)) / 16)
+    assert grid_loss(grid, grid).item() == 0.0
+    assert grid_loss(nothing + 0.5, nothing).item() == pytest.approx(0.0, abs=1e-6)
+    noise = torch.randn(nothing.shape, generator=torch.Generator().manual_seed(1))
+    assert grid_loss(noise, nothing).item() < 0.15
+    assert grid_loss(grid[..., :12, :20], nothing[..., :12, :20]).item() > 0.1
 
 
 # ----------------------------------------------------------------------------------- discriminator

@@ -75,8 +75,11 @@ class ImageSource(Source):
         self.colour = RGB_COLOUR
 
     def __iter__(self) -> Iterator[Frame]:
-        for number, file in enumerate(self._images):
-            image, opacity, metadata = self._read(number)
+        return self.frames_from(0, pts=0)
+
+    def frames_from(self, number: int, *, pts: int | None) -> Iterator[Frame]:
+        for place, file in enumerate(self._images[number:], number):
+            image, opacity, metadata = self._read(place)
             in_depth = eight_bits if self.depth == 8 else sixteen_bits
             height, width = image.shape[:2]
             if (width, height) != (self.width, self.height):
@@ -86,7 +89,7 @@ class ImageSource(Source):
                 )
             yield Frame(
                 image=in_depth(image),
-                pts=number,
+                pts=place,
                 duration=1,
                 name=file.name,
                 opacity=None if opacity is None else in_depth(opacity),

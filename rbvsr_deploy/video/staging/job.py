@@ -8,6 +8,8 @@
         part-000001.packets  the sink's data of a segment
         part-000001.json     record of a finished segment, written last and atomically
         part-000001.state    the caller's attachment; large ones for the last segment only
+        frames.index         of a job that several workers share: its frames and scenes
+        units/               and the job folders of its parts, until they are taken over
 
 Other files that an interrupted run leaves there are removed by the next run. A folder that holds
 anything else is refused, see ``job_folder``.
@@ -16,12 +18,12 @@ anything else is refused, see ``job_folder``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,21 @@ from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import usual_mode
 from rbvsr_deploy.video.pyav import reason
-from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder
-from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile, sealed, unsealed
-from rbvsr_deploy.video.staging.publish import check_place, check_target, put_in_place, sync
+from rbvsr_deploy.video.staging.job_folder import JOURNAL, JobFolder, job_folder
+from rbvsr_deploy.video.staging.journal import (
+    LARGEST_RECORD,
+    difference,
+    inode,
+    read_journal,
+    write_journal,
+)
+from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
+from rbvsr_deploy.video.staging.publish import check_place, check_target, copied, put_in_place
 
 __all__ = ["Job"]
 
 logger = logging.getLogger(__name__)
 
-_SCHEMA = 1
-_LARGEST_RECORD = 2**24
-"""Maximum size in bytes of a segment's JSON record; one scene takes about a hundred."""
-_LARGEST_JOURNAL = 2**20  # bytes of job.json
-_LONGEST = 200  # characters of a name or value of an identity in a message
-_SHOWN = {"picture size": "image size"}
-"""Key of an identity, as in job folders since the first version -> its name in messages."""
 _SMALL = 2**16
 """Attachments of up to so many bytes are kept for every segment, in case later ones are lost."""
 _NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -67,6 +69,9 @@ class Job(Closing):
             finished segments with another identity are discarded.
         overwrite: whether an existing output may be replaced.
         keep: whether to keep the folder after success.
+        work: names of other files and folders that unfinished work consists of; they are kept like
+            segments.
+        folder: path of the job folder, if not the usual one.
         resume: whether to use finished segments of an earlier run, and to leave those of this
             run to a later one.
         still_valid: returns whether what a finished segment was made of is the same as now. It may
@@ -97,6 +102,8 @@ class Job(Closing):
         overwrite: bool = False,
         keep: bool = False,
         resume: bool = True,
+        work: Collection[str] = (),
+        folder: Path | None = None,
         still_valid: Callable[[SegmentRecord], bool] = lambda part: True,
         verify: Callable[[], None] = lambda: None,
     ) -> None:
@@ -108,12 +115,12 @@ class Job(Closing):
         self._identity = dict(identity)
         self._keep = keep
         self._resume = resume
+        self._work = frozenset(work)
         self._still_valid = still_valid
         self._verify = verify
         self._started = self._published = False
         check_place(output)
-        target = Path(os.path.abspath(output))
-        self.folder = target.with_name(f".{target.name}.job")
+        self.folder = folder or job_folder(output)
         with self._writing():
             self.storage = JobFolder(self.folder, output=output)
         self._closed = False
@@ -123,6 +130,11 @@ class Job(Closing):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the output depends on, with the sink's settings once a sink is opened."""
+        return dict(self._identity)
 
     def check(self, *, folder: bool) -> None:
         """Check that the output can be published.
@@ -156,14 +168,19 @@ class Job(Closing):
         """
         identity = {**self._identity, **settings}
         with self._writing():
-            begun = any(re.fullmatch(r"part-\d+\.json", name) for name in self.storage.names())
+            names = self.storage.names()
+        begun = any(name in self._work or re.fullmatch(r"part-\d+\.json", name) for name in names)
         if begun:
             self.started_over = (
-                self._difference(identity) if self._resume else "the input cannot be rewound"
+                difference(read_journal(self.storage), identity)
+                if self._resume
+                else "the input cannot be rewound"
             )
             if self.started_over is None:
                 self.segments = self._read_segments(fits)
         self.resumed_segments = len(self.segments)
+        if self.started_over is not None:
+            self._tidy()
         # From here on, even after a signal, files outside finished segments are removed.
         self._started = True
         self._tidy()
@@ -224,6 +241,39 @@ class Job(Closing):
         # As after a resume: tuples have become lists.
         self.segments.append(SegmentRecord.from_bytes(data))
 
+    def take_segments(
+        self,
+        folder: Path,
+        segments: Sequence[SegmentRecord],
+        *,
+        note: dict[str, Any],
+        media: dict[str, Any],
+        attachment: bytes,
+    ) -> None:
+        """Record consecutive segments that another job has finished, as one; see
+        :meth:`add_segment`.
+
+        Args:
+            folder: folder of that job, which keeps its files.
+            segments: its segments.
+            note, media, attachment: those of the new segment.
+        """
+        files = [file for segment in segments for file in segment.files]
+        taken = []
+        for number, file in enumerate(files, 1):
+            suffix = f"-{number}" if len(files) > 1 else ""
+            name = self._next(f"{suffix}{Path(file.name).suffix}")
+            with self._writing():
+                self.storage.take(folder / file.name, name)
+            taken.append(dataclasses.replace(file, name=name))
+        self.add_segment(
+            frames=sum(segment.frames for segment in segments),
+            note=note,
+            media=media,
+            files=taken,
+            attachment=attachment,
+        )
+
     def attachment(self) -> bytes | None:
         """Return the attachment of the last finished segment, if any.
 
@@ -252,11 +302,13 @@ class Job(Closing):
             self.check(folder=finished.is_dir())
             self._verify()
             if self._keep:
-                finished = self._copied(finished)
+                used = any(self.folder / f.name == finished for p in self.segments for f in p.files)
+                if used or finished.is_dir():
+                    finished = copied(finished, self.folder / f"copy{finished.suffix}")
             else:
                 # Renaming keeps the inode. If this run is killed after the rename, the next run
                 # recognises the output by it and only cleans up.
-                self._write_journal(published=_inode(finished))
+                self._write_journal(published=inode(finished))
             if finished.is_file():
                 finished.chmod(usual_mode())  # was private to this user
             put_in_place(finished, target=self.output)
@@ -284,55 +336,19 @@ class Job(Closing):
             self.storage.close()
             self._closed = True
 
-    def _copied(self, finished: Path) -> Path:
-        """Return a copy of files that finished segments need, or else the path itself."""
-        copy = self.folder / f"copy{finished.suffix}"
-        if finished.is_dir():
-            shutil.copytree(finished, copy)
-            for file in copy.iterdir():
-                sync(file)
-        elif any(self.folder / file.name == finished for p in self.segments for file in p.files):
-            shutil.copyfile(finished, copy)
-        else:
-            return finished
-        sync(copy)
-        return copy
-
     def _next(self, suffix: str) -> str:
         return f"part-{len(self.segments) + 1:06d}{suffix}"
 
-    def _read_journal(self) -> dict[str, Any]:
-        """Read ``job.json``; empty if it is missing or damaged."""
-        try:
-            return unsealed(self.storage.read(JOURNAL, at_most=_LARGEST_JOURNAL))
-        except (OSError, ValueError, RecursionError):
-            return {}
-
     def _write_journal(self, published: list[int] | None = None) -> None:
-        data = {"schema": _SCHEMA, "identity": self._identity, "published": published}
         with self._writing():
-            self.storage.write(JOURNAL, sealed(data))
+            write_journal(self.storage, self._identity, published=published)
 
     def _was_published(self) -> bool:
         """Return whether an earlier run was interrupted between publishing and cleaning up."""
         try:
-            return bool(self._read_journal().get("published") == _inode(self.output))
+            return bool(read_journal(self.storage).get("published") == inode(self.output))
         except OSError:
             return False
-
-    def _difference(self, identity: dict[str, str]) -> str | None:
-        journal = self._read_journal()
-        if journal.get("schema", _SCHEMA) != _SCHEMA:
-            return "the unfinished work is from another version of this program"
-        stored = journal.get("identity")
-        if not isinstance(stored, dict) or not all(isinstance(v, str) for v in stored.values()):
-            return "the record of the unfinished work is damaged"
-        for key in [*identity, *stored]:
-            old, new = stored.get(key, "not known"), identity.get(key, "not known")
-            if old != new:
-                name = _SHOWN.get(key, key)
-                return f"the {name[:_LONGEST]} was {old[:_LONGEST]} and is {new[:_LONGEST]}"
-        return None
 
     def _read_segments(self, fits: Callable[[SegmentRecord], bool]) -> list[SegmentRecord]:
         """Read the finished segments before the first damaged one."""
@@ -341,7 +357,7 @@ class Job(Closing):
             names = set(self.storage.names())
         while (name := f"part-{len(segments) + 1:06d}.json") in names:
             try:
-                record = SegmentRecord.from_bytes(self.storage.read(name, at_most=_LARGEST_RECORD))
+                record = SegmentRecord.from_bytes(self.storage.read(name, at_most=LARGEST_RECORD))
                 usable = all(file.is_whole(self.folder) for file in record.files) and fits(record)
             except (*_NOT_A_RECORD, OSError, MediaError):
                 usable = False
@@ -376,8 +392,12 @@ class Job(Closing):
     def _tidy(self) -> None:
         """Remove all files that do not belong to finished segments."""
         kept: set[str] = set()
-        if self.segments:
+        if self._started and not self._published and self._resume:
+            with self._writing():
+                kept.update(self._work.intersection(self.storage.names()))
+        if self.segments or kept:
             kept.add(JOURNAL)
+        if self.segments:
             kept.update(f"part-{number:06d}.json" for number in range(1, len(self.segments) + 1))
             kept.update(file.name for part in self.segments for file in part.files)
             attachments = [part.attachment for part in self.segments]
@@ -393,8 +413,3 @@ class Job(Closing):
             yield
         except OSError as error:
             raise MediaError(f"cannot write {self.output}: {reason(error)}") from error
-
-
-def _inode(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_dev, status.st_ino]

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -24,26 +25,40 @@ from rbvsr_deploy.files import is_junction, is_private, open_folder, open_no_fol
 from rbvsr_deploy.video.pyav import reason
 from rbvsr_deploy.video.staging.publish import sync
 
-__all__ = ["JOURNAL", "JobFolder", "is_stored_name"]
+__all__ = ["JOURNAL", "UNITS", "BusyError", "JobFolder", "is_stored_name", "job_folder"]
 
 logger = logging.getLogger(__name__)
 
 JOURNAL = "job.json"
 _LOCK = "lock"
-_FOLDERS = ("pictures", "copy")
+UNITS = "units"
+"""Sub-folder with a job folder for every part that a worker encodes."""
+_FOLDERS = ("pictures", "copy", UNITS)
 _NAMES = re.compile(
-    r"lock|job\.json|part-\d{6,}\.(json|packets|state)|pictures|(joined|copy)(\.[^.]+)?"
-    r"|\.(job|part-\d{6,})\.json\.[^.]+\.part"  # a record while it is written
+    r"lock|job\.json|part-\d{6,}(-\d+)?\.(json|packets|state)|pictures|(joined|copy)(\.[^.]+)?"
+    r"|units|frames\.index|scenes\.txt"
+    # A record while it is written:
+    r"|\.(job\.json|part-\d{6,}\.json|frames\.index|scenes\.txt)\.[^.]+\.part"
     r"|tmp\w+"  # from ``Spool``, on systems without unnamed files
 )
-_STORED = re.compile(r"part-\d{6,}\.(packets|state)|pictures/(?!\.{1,2}$)[^/\0]+")
+_STORED = re.compile(r"part-\d{6,}(-\d+)?\.(packets|state)|pictures/(?!\.{1,2}$)[^/\0]+")
 _OF_NFS = ".nfs"  # a removed file that is still open; vanishes when it is closed
+
+
+def job_folder(output: Path) -> Path:
+    """Return the path of an output's job folder."""
+    target = Path(os.path.abspath(output))
+    return target.with_name(f".{target.name}.job")
 
 
 def is_stored_name(name: str) -> bool:
     """Return whether a segment's file can have this name, relative to the job folder."""
     # On Windows, backslashes separate folders too.
     return _STORED.fullmatch(name) is not None and len(PurePath(name).parts) <= 2
+
+
+class BusyError(MediaError):
+    """Another run holds the job folder."""
 
 
 class JobFolder:
@@ -140,6 +155,22 @@ class JobFolder:
         self.check()
         return self.path / name
 
+    def take(self, file: Path, name: str) -> None:
+        """Link a file of this user into the folder, in place of any existing one, or copy it where
+        the file system has no links.
+        """
+        self.remove(name)
+        with self._inside(name) as (folder, last):
+            try:
+                os.link(file, last, dst_dir_fd=folder, follow_symlinks=False)
+                return
+            except (OSError, NotImplementedError):
+                pass
+        with open(open_no_follow(file, os.O_RDONLY), "rb") as source, self.create(name) as target:
+            shutil.copyfileobj(source, target, 2**20)
+            target.flush()
+            os.fsync(target.fileno())
+
     def write(self, name: str, data: bytes) -> None:
         """Write a record atomically; when this returns, it is on disk."""
         temporary = f".{name}.{secrets.token_hex(4)}.part"
@@ -178,6 +209,9 @@ class JobFolder:
             try:
                 if not is_folder:
                     self.remove(name)
+                elif name == UNITS:
+                    self.check()
+                    shutil.rmtree(self.path / name)
                 elif not any(other.startswith(f"{name}/") for other in kept):
                     with self._inside(name) as (folder, last):
                         os.rmdir(last, dir_fd=folder)
@@ -231,7 +265,7 @@ class JobFolder:
             kind = "a link" if self.path.is_symlink() else "not a folder"
             raise self._refusal(f"is {kind}: remove it") from None
         if not try_lock(self._lock):
-            raise MediaError(
+            raise BusyError(
                 f"another run is working on {self._output}: wait until it ends, or choose "
                 "another output"
             )
@@ -274,12 +308,14 @@ class JobFolder:
                     os.unlink(last, dir_fd=folder)
 
     def _entries(self) -> list[tuple[str, bool]]:
-        """List (name, is a folder) of all entries, each sub-folder after its contents."""
+        """List (name, is a folder) of all entries, each sub-folder after its contents, except those
+        of the units, which are job folders themselves.
+        """
         found: list[tuple[str, bool]] = []
         with os.scandir(self.path if self._handle is None else self._handle) as entries:
             top = sorted((entry.name, _is_folder(entry)) for entry in entries)
         for name, is_folder in top:
-            if is_folder:
+            if is_folder and name != UNITS:
                 # Another run may have removed it just now.
                 with (
                     contextlib.suppress(FileNotFoundError),

@@ -12,7 +12,7 @@ from typing import Any
 from rbvsr_deploy.files import sha256
 from rbvsr_deploy.video.staging.job_folder import is_stored_name
 
-__all__ = ["SegmentRecord", "StoredFile", "sealed", "unsealed"]
+__all__ = ["SegmentRecord", "StoredFile", "read_records", "sealed", "unsealed"]
 
 _SEAL = "checksum of this record"
 
@@ -97,6 +97,22 @@ class SegmentRecord:
             files=tuple(StoredFile.from_json(file) for file in data["files"]),
             attachment=None if attachment is None else StoredFile.from_json(attachment),
         )
+
+
+def read_records(folder: Path) -> list[SegmentRecord]:
+    """Read the records of all finished segments of a job folder, whose files have to be there.
+
+    Raises:
+        OSError, KeyError, TypeError, ValueError, AttributeError: a record is missing or damaged.
+    """
+    names = sorted(path.name for path in folder.glob("part-*.json"))
+    if names != [f"part-{number:06d}.json" for number in range(1, len(names) + 1)] or not names:
+        raise ValueError(f"{folder} has segments {', '.join(names)}")
+    records = [SegmentRecord.from_bytes((folder / name).read_bytes()) for name in names]
+    for file in (file for record in records for file in record.files):
+        if (folder / file.name).stat().st_size != file.size:
+            raise ValueError(f"{folder / file.name} has another size than recorded")
+    return records
 
 
 def sealed(data: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import can_open_folders, is_special
 from rbvsr_deploy.video.pyav import reason
 
-__all__ = ["check_place", "check_target", "put_in_place", "sync"]
+__all__ = ["check_place", "check_target", "copied", "put_in_place", "sync"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,25 @@ def put_in_place(finished: Path, *, target: Path) -> None:
         logger.warning(
             "%s is complete, but may be lost in a power failure: %s", target, reason(error)
         )
+
+
+def copied(finished: Path, copy: Path) -> Path:
+    """Copy a file or folder that stays where it is, and flush the copy to disk.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        OSError: copying fails.
+    """
+    if finished.is_dir():
+        shutil.copytree(finished, copy)
+        for file in copy.iterdir():
+            sync(file)
+    else:
+        shutil.copyfile(finished, copy)
+    sync(copy)
+    return copy
 
 
 def sync(path: Path) -> None:

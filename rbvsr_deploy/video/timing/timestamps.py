@@ -70,6 +70,11 @@ class Clock:
                 yield frame, assigned
         yield from self._place(None)
 
+    @property
+    def repaired(self) -> int:
+        """Number of frames so far whose stamp was not kept."""
+        return self._repaired
+
     def report(self) -> None:
         """Log a warning about the repairs so far, if there were any."""
         if self._frames and self._repaired == self._frames:

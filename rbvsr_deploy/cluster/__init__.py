@@ -1,0 +1,1 @@
+"""Spreads jobs over worker processes, on this machine or a Ray cluster, with the same bytes."""

@@ -1,0 +1,86 @@
+"""Defines what the scheduler knows of tasks and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rbvsr_deploy.cluster.messages import Part, Piece, Task
+from rbvsr_deploy.jobs.summary import WorkerRecord
+
+__all__ = ["Status", "Try", "WorkItem", "WorkerState"]
+
+
+@dataclass(eq=False)
+class WorkItem:
+    """A task and what became of it so far."""
+
+    task: Task
+    frames: int
+    """Its length; for tasks of unknown length, any measure of it."""
+    name: str
+    """How messages call it, such as "frames 0 to 119"."""
+    prepare: Callable[[Callable[[Piece], None]], None] | None = None
+    """Sends what a worker needs before the task."""
+    take_part: Callable[[Part], None] | None = None
+    """Takes what a worker sends before it is done."""
+    kept: int = 0
+    """Frames that another try does not repeat."""
+    tries: int = 0
+    """Failed tries since it last got further."""
+    tried: set[str] = field(default_factory=set)
+    """Workers that it failed on."""
+    running: dict[str, Try] = field(default_factory=dict)
+    finished: bool = False
+
+    def done_frames(self) -> float:
+        """Return how many frames' work is done, parts of frames included."""
+        if self.finished:
+            return self.frames
+        return max((t.done for t in self.running.values()), default=float(self.kept))
+
+
+@dataclass
+class Try:
+    """A task on a worker."""
+
+    began: float
+    first: float | None = None
+    """Frames' work that was done when it began."""
+    done: float = 0.0
+    kept: int = 0
+
+
+@dataclass
+class WorkerState:
+    """What is known of a worker."""
+
+    record: WorkerRecord
+    ready: bool = False
+    item: WorkItem | None = None
+    failures: int = 0
+    """Failed tasks since it last finished one."""
+    deaths: int = 0
+    """Times that it ended since it was last ready."""
+    worked: float = 0.0
+    """Frames' work that it has done, by which its rate is measured."""
+
+    def rate(self) -> float | None:
+        """Return its frames per second so far."""
+        return (
+            self.worked / self.record.seconds if self.record.seconds > 0 and self.worked else None
+        )
+
+
+@dataclass(frozen=True)
+class Status:
+    """The progress of all workers."""
+
+    what: str
+    """What is counted: "scenes", whose frames are read, or "frames", which are upscaled."""
+    done: float
+    """Frames that are done, parts included."""
+    total: int
+    seconds_left: float | None
+    workers: dict[str, str]
+    """What each worker is doing, by its name."""
