@@ -195,7 +195,7 @@ def test_a_cancelled_video_is_resumed(
     """Finished scenes are not upscaled again by the next run of the node, which gives the output of
     an undisturbed one.
     """
-    monkeypatch.setattr("rbvsr_deploy.jobs.frames._SHORTEST_SEGMENT", 4)
+    monkeypatch.setattr("rbvsr_deploy.jobs.segments.SHORTEST", 4)
     images = np.concatenate([moving_clip(6, 32, 48), 255 - moving_clip(6, 32, 48)] * 2)
     path = comfy.folder / "cuts.mp4"
     with av.open(str(path), "w") as container:
