@@ -38,6 +38,18 @@ class Network:
     """True if convolutions run in int8 where its accuracy is sufficient."""
     optional: tuple[str, ...] = ()
     """Those of :data:`~rbvsr_deploy.graphs.OPTIONAL` that it has."""
+    reconstruction_blocks: int = 0
+    """Residual blocks of ``reconstruct``."""
+
+    @property
+    def halo(self) -> int:
+        """Rows of the input that a row of the output depends on above and below.
+
+        Four 3x3 convolutions, one on the input's rows, one on rows of half their height, two on
+        rows of a quarter, and bilinear interpolation (one row) make two; every residual block has
+        two more convolutions on the input's rows.
+        """
+        return 2 + 2 * self.reconstruction_blocks
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -55,6 +67,7 @@ class Network:
         return cls(
             channels=manifest.channels,
             head_channels=manifest.head_channels,
+            reconstruction_blocks=int(manifest.model.get("reconstruction_blocks", 0)),
             has_cleaning=manifest.has_cleaning,
             refine_threshold=manifest.refine_threshold,
             precision=manifest.precision,

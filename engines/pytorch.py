@@ -70,6 +70,7 @@ class TorchEngine(Engine):
             refine_threshold=refine_threshold,
             precision=precision,
             optional=tuple(name for name in OPTIONAL if name in modules),
+            reconstruction_blocks=model.config.reconstruction_blocks,
         )
 
     @torch.inference_mode()

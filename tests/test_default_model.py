@@ -1,4 +1,4 @@
-"""Tests that the default model keeps brightness and colour over 300 frames."""
+"""Tests that the default model keeps brightness and colour over 300 frames, in any bands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.pixels import eight_bits
+from rbvsr_deploy.pretrained import DEFAULT_BUNDLE
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan
+from rbvsr_deploy.runtime.settings import Settings
+from rbvsr_deploy.runtime.stream import Stream
 from rbvsr_deploy.upscaler import Upscaler
 from rbvsr_deploy.video import open_source
 from tests.conftest import DATA
@@ -57,3 +62,19 @@ def test_300_frames_keep_their_brightness(upscaler: Upscaler, name: str) -> None
     if name != "noise":
         middle = outputs[EDGE:-EDGE].astype(np.int16)
         assert np.abs(np.diff(middle, axis=0)).mean(axis=(1, 2, 3)).max() < 0.5
+
+
+def test_bands_are_invisible() -> None:
+    """A frame whose output is computed in bands is, to the bit, the one computed at once."""
+    clip = np.random.default_rng(5).integers(0, 256, (2, 72, 24, 3), np.uint8)
+    outputs = []
+    for band in (72, 8):
+        with open_engine(DEFAULT_BUNDLE, device="cpu") as engine:
+            stream = Stream(engine, Settings(cleanings=1), size=(72, 24))
+            plan = MemoryPlan(window=2, batch=1, band=band, in_memory=2)
+            stream._context.budget.plan = plan
+            with stream:
+                images = [image for frame in clip for image in stream.push(frame)]
+                images += stream.flush()
+        outputs.append(np.stack([image.image for image in images]))
+    np.testing.assert_array_equal(outputs[1], outputs[0])

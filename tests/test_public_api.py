@@ -66,7 +66,7 @@ def test_video_spells_out_every_option() -> None:
     keywords = {name for name, option in options.items() if option.kind is option.KEYWORD_ONLY}
     assert {"self", "path", "output"} == set(options) - keywords
     job = set(inspect.signature(upscale_file).parameters)
-    assert keywords == job - {"path", "output", "engine", "settings"}
+    assert keywords == job - {"path", "output", "engine", "settings", "size"}
     description = inspect.getdoc(Upscaler.video) or ""
     for name in options.keys() - {"self"}:
         assert f"\n    {name}: " in description

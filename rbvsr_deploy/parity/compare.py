@@ -35,7 +35,6 @@ from rbvsr_deploy.parity.comparison import (
 from rbvsr_deploy.parity.differences import ImageErrorSum
 from rbvsr_deploy.parity.graph_comparer import GraphComparer
 from rbvsr_deploy.pixels import eight_bits
-from rbvsr_deploy.runtime.propagation import HALO
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.video import Source, open_source
@@ -293,7 +292,7 @@ class _Side:
             self._waiting.clear()
             self._bands, self._rows = [], 0
         top, bottom = self._rows, min(self._rows + self._plan.band, self._height)
-        above = min(top, HALO)
+        above = min(top, self._engine.network.halo)
         band = output[:, :, SCALE * above : SCALE * (above + bottom - top)]
         self._bands.append(band.astype(np.float32))
         self._rows = bottom

@@ -16,15 +16,9 @@ from rbvsr_deploy.errors import DeviceMemoryError, RbvsrError
 from rbvsr_deploy.graphs import most_frames, widest_map
 from rbvsr_deploy.units import show_bytes
 
-__all__ = ["HALO", "MemoryBudget", "MemoryPlan", "choose_plan"]
+__all__ = ["MemoryBudget", "MemoryPlan", "choose_plan"]
 
 logger = logging.getLogger(__name__)
-
-HALO = 2
-"""Rows of the input that an output row depends on above and below: four 3x3 convolutions, one on
-the input's rows, one on rows of half their height, two on rows of a quarter, and bilinear
-interpolation (one row).
-"""
 
 # Maps of C channels that a step of the trunks or a cleaning pass holds at once, and maps of
 # ``head_channels`` that ``reconstruct`` holds. ONNX Runtime 1.32 on a CPU takes 4.1 and 2.7, for
@@ -35,7 +29,7 @@ _RESIZED = 5
 # Frames per run of the graphs without recurrence: a GPU needs several to be busy. On a CPU, four
 # at once are not faster than one four times.
 _GPU_BATCH = 4
-# Bands are not halved below this many rows: the halo alone has four.
+# Bands are not halved below this many rows: the halo alone has four or more.
 _LEAST_BAND = 8
 
 
@@ -102,7 +96,7 @@ def choose_plan(
     deep: bool = False,
     keeps_uncleaned: bool = False,
     resized: bool = False,
-    halo: int = HALO,
+    halo: int | None = None,
     most: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Return the plan that makes the most of some memory.
@@ -117,7 +111,7 @@ def choose_plan(
         deep: True for 16-bit output, which leaves the device in floating point.
         keeps_uncleaned: True if frames are also kept as they were before the cleaning.
         resized: True if upscaled frames are resized.
-        halo: rows that ``reconstruct`` needs above and below a band.
+        halo: rows that are needed above and below a band; ``None`` for the network's own.
         most: most frames per run, and most rows per run of ``reconstruct``, that the engine takes;
             ``None`` for any number.
 
@@ -125,6 +119,7 @@ def choose_plan(
         RbvsrError: even one frame at a time does not fit, or has more values than a GPU can
             address.
     """
+    halo = network.halo if halo is None else halo
     item = np.dtype(network.precision).itemsize
     pixels = height * width
     frame, flow = (6 if keeps_uncleaned else 3) * item * pixels, 2 * 4 * pixels

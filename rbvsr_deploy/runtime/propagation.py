@@ -27,11 +27,10 @@ from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.runtime.context import Context
 from rbvsr_deploy.runtime.finite import begin_check, check_finite
-from rbvsr_deploy.runtime.memory_plan import HALO
 from rbvsr_deploy.runtime.resizing import Band
 from rbvsr_deploy.runtime.scene_frames import SceneFrames
 
-__all__ = ["HALO", "propagate"]
+__all__ = ["propagate"]
 
 
 def propagate(
@@ -371,6 +370,7 @@ class _Steps:
         if self._context.keeps_uncleaned:
             arrays["uncleaned"] = self._frames.uncleaned(start, stop)
         height, resizer = self._context.size[0], self._context.resizer
+        halo = self._engine.network.halo
         if resizer is not None:
             parts = [
                 self._reconstruct(self._rows(arrays, band.upper, band.lower), last=last, band=band)
@@ -382,7 +382,7 @@ class _Steps:
         bands = []
         for top in range(0, height, self._band):
             bottom = min(top + self._band, height)
-            upper, lower = max(0, top - HALO), min(height, bottom + HALO)
+            upper, lower = max(0, top - halo), min(height, bottom + halo)
             begun = self._reconstruct(self._rows(arrays, upper, lower), last=last)
             bands.append((begun, SCALE * (top - upper), SCALE * (bottom - upper)))
         return lambda: np.concatenate([begun()[:, top:end] for begun, top, end in bands], axis=1)

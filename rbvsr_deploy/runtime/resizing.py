@@ -9,11 +9,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from rbvsr_deploy.engines.base import Array, Engine
+from rbvsr_deploy.engines.base import Array, Engine, Network
 from rbvsr_deploy.graphs import REACH, SCALE
 from rbvsr_deploy.pixels import Image, sixteen_bit_images
 from rbvsr_deploy.resampling import Blocks
-from rbvsr_deploy.runtime.memory_plan import HALO
 from rbvsr_deploy.runtime.output_size import Target
 
 __all__ = ["Band", "Resizer", "halo_of"]
@@ -31,13 +30,13 @@ class Band:
     """Rows of the input that they are made from."""
 
 
-def halo_of(target: Target | None) -> int:
+def halo_of(target: Target | None, network: Network) -> int:
     """Return the rows of the input that a band needs above and below its own."""
     if target is None:
-        return HALO
+        return network.halo
     ratio = float(SCALE * target.rows[1] / target.height)
     # Bands begin and end at whole rows of the output and of the input.
-    return HALO + math.ceil((REACH * max(ratio, 1.0) + ratio) / SCALE) + 1
+    return network.halo + math.ceil((REACH * max(ratio, 1.0) + ratio) / SCALE) + 1
 
 
 class Resizer:
@@ -64,12 +63,12 @@ class Resizer:
         if number == 1:
             return [Band(0, count, 0, height)]
         edges = [i * count // number for i in range(number + 1)]
-        bands = []
+        bands, halo = [], self._engine.network.halo
         for start, stop in pairwise(edges):
             if start < stop:
                 top, bottom = self._rows.span(start, stop)
-                upper = max(0, top // SCALE - HALO)
-                bands.append(Band(start, stop, upper, min(height, -(-bottom // SCALE) + HALO)))
+                upper, lower = top // SCALE - halo, -(-bottom // SCALE) + halo
+                bands.append(Band(start, stop, max(0, upper), min(height, lower)))
         return bands
 
     def begin(self, picture: Array, band: Band, *, deep: bool) -> Callable[[], Image]:

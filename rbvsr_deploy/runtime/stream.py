@@ -102,7 +102,7 @@ class Stream(Closing):
             deep=deep,
             keeps_uncleaned=bool(amounts),
             resized=target is not None,
-            halo=halo_of(target),
+            halo=halo_of(target, engine.network),
             most=engine.most_at_once(*size),
         )
         self._context = Context(

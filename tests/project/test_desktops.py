@@ -143,6 +143,7 @@ os.unlink("new")
 @pytest.mark.slow
 def test_everything_can_be_imported() -> None:
     names = [name for name in FILES if name.count(".") or name == "rbvsr_deploy"]
+    names.remove("rbvsr_deploy.triton.model")  # runs inside Triton, which has a module of its own
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     done = as_on_windows(code, *names)
     assert done.returncode == 0, done.stderr.decode("cp1252")
@@ -231,7 +232,7 @@ def test_a_job_of_another_process_is_locked(tmp_path: Path) -> None:
     with Job(tmp_path / "out.mp4", identity={}):
         done = as_on_windows(PARTS, path, tmp_path / "out.mp4", 0)
     assert done.returncode == 1
-    assert b"MediaError: another run is working on" in done.stderr
+    assert b"BusyError: another run is working on" in done.stderr
 
 
 def test_a_system_without_locks(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_bands_change_nothing(size: dict[str, Any], band: int, tmp_path: Path) -
         number = -(-HEIGHT // band)
         bands = Resizer(engine, target).bands(number)
     np.testing.assert_array_equal(got, whole)
-    assert max(b.lower - b.upper for b in bands) <= band + 2 * halo_of(target)
+    assert max(b.lower - b.upper for b in bands) <= band + 2 * halo_of(target, engine.network)
     assert [b.start for b in bands[1:]] == [b.stop for b in bands[:-1]]
 
 

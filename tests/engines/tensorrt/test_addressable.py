@@ -11,7 +11,7 @@ from rbvsr_deploy.engines.base import Network
 from rbvsr_deploy.engines.tensorrt.plans import profile_for
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.graphs import GRAPHS
-from rbvsr_deploy.runtime.memory_plan import HALO, MemoryPlan, choose_plan
+from rbvsr_deploy.runtime.memory_plan import MemoryPlan, choose_plan
 
 LIMIT = 2**31
 
@@ -49,6 +49,8 @@ NETWORKS = {
     )
     for name, channels, head in (("published", 64, 1024), ("compact", 32, 48))
 }
+
+HALO = NETWORKS["compact"].halo
 
 SIZES = [(64, 64), (180, 320), (320, 180), (480, 854), (540, 960), (720, 1280), (1280, 720)]
 SIZES += [(1080, 1920), (1920, 1080), (2160, 3840), (3840, 2160), (480, 7680)]
