@@ -207,6 +207,10 @@ class Scheduler:
                 attempt.first = done
             attempt.done, attempt.kept = done, message.kept
             return
+        if isinstance(message, Done) and isinstance(item.task, UnitTask):
+            # Short units end before they report any progress.
+            attempt.first = attempt.kept if attempt.first is None else attempt.first
+            attempt.done = item.frames
         self._free(state, item, name)
         if isinstance(message, Failed):
             if not message.cancelled:

@@ -24,6 +24,10 @@ _GRACE = 45.0
 """Seconds from the interruption to the end at the latest; unfinished work survives any end."""
 
 
+_ended = threading.Event()
+"""Set when the program that started this one has ended."""
+
+
 def main() -> None:
     """Run the command with the arguments of this process."""
     lock, *arguments = sys.argv[1:]
@@ -32,7 +36,8 @@ def main() -> None:
         if not try_lock(file.fileno()):
             report("Waiting for an earlier run to end")
             while not try_lock(file.fileno()):
-                time.sleep(0.1)
+                if _ended.wait(0.1):
+                    raise SystemExit(128 + signal.SIGINT)
 
         from rbvsr_deploy.commands.run import run
 
@@ -42,6 +47,7 @@ def main() -> None:
 def _interrupt_at_end_of_input() -> None:
     while os.read(0, 4096):
         pass
+    _ended.set()
     send_to_main(signal.SIGINT)
     time.sleep(_GRACE)
     os._exit(128 + signal.SIGINT)
