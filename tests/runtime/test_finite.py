@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.runtime.finite import _are_finite
 from rbvsr_deploy.runtime.stream import Settings, Stream, StreamState
 from tests.support.engine_doubles import ArithmeticEngine
 
@@ -108,3 +109,14 @@ def test_no_state_with_it_is_taken() -> None:
         assert not StreamState.from_bytes(
             dataclasses.replace(state, arrays=spoilt).to_bytes()
         ).fits(frames=1, network=network, size=(1, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_every_value_counts(dtype: type[np.floating[Any]], bad: float) -> None:
+    """Also in arrays that are views of others; the largest finite values pass."""
+    values = np.full((2, 5, 3, 4), np.finfo(dtype).max, dtype).transpose(0, 3, 1, 2)
+    values[0, 1] = -values[0, 1]
+    assert _are_finite(values)
+    values[1, 2, 3, 1] = bad
+    assert not _are_finite(values)
