@@ -36,6 +36,7 @@ TRIES = 3
 _STRAGGLING = 1.5
 """How many times longer the rest of a task must take than the whole on another worker, so that it
 is run there too."""
+_WORTH = 5.0  # seconds that the rest must take at least
 _SECONDS_FOR_OTHERS = 30.0
 """Time that the first worker waits for the others, before their engines are compared."""
 _SECONDS_TO_CANCEL = 5.0
@@ -188,7 +189,8 @@ class Scheduler:
             elapsed = now - other.began
             made = other.done - (other.first or 0.0)
             left = (item.frames - other.done) * elapsed / made if made > 0 else elapsed
-            if left > longest and left > _STRAGGLING * item.frames / own and name not in item.tried:
+            least = max(_WORTH, _STRAGGLING * item.frames / own)
+            if left > longest and left > least and name not in item.tried:
                 found, longest = item, left
         return found
 
