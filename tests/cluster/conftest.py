@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +27,20 @@ from tests.support import media
 from tests.support.cluster_worker import LONGEST, SHORTEST, TimedEngine
 
 COMMAND = (sys.executable, "-m", "tests.support.cluster_worker")
+MARK = "DOUBLE_OF"
+"""Variable in the environment of a worker: process number of the tests that it belongs to."""
 
 
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "LONGEST", LONGEST)
     monkeypatch.setattr(segments, "SHORTEST", SHORTEST)
+
+
+@pytest.fixture(autouse=True)
+def _marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mark the workers of this process: other tests have workers at the same time."""
+    monkeypatch.setenv(MARK, str(os.getpid()))
 
 
 def scene(number: int, frames: int) -> list[NDArray[np.uint8]]:

@@ -20,7 +20,7 @@ from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.scenes import read_scene_list
 from rbvsr_deploy.video import ReadOptions
-from tests.cluster.conftest import COMMAND, alone, make_clip, shared
+from tests.cluster.conftest import COMMAND, MARK, alone, make_clip, shared
 from tests.support.cluster_worker import SHORTEST, TimedEngine
 
 COORDINATOR = """
@@ -44,13 +44,14 @@ def coordinator(clip: Path, output: Path, model: Path, workers: int) -> subproce
 
 def worker_processes() -> set[int]:
     """Return all processes of this machine that run a worker of these tests."""
-    found = set()
+    found, mark = set(), f"{MARK}={os.getpid()}".encode()
     for folder in Path("/proc").iterdir():
         try:
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if arguments[1:3] == [name.encode() for name in COMMAND[1:]]:
+        if arguments[1:3] == [name.encode() for name in COMMAND[1:]] and mark in environment:
             found.add(int(folder.name))
     return found
 
