@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import msgspec
 
 from rbvsr_deploy.cluster.messages import (
     Cancel,
-    FromWorker,
     Gone,
     Piece,
     Setup,
@@ -44,8 +42,8 @@ class LocalWorkers(Workers):
     """
 
     def __init__(self, count: int, setup: Setup, *, command: Sequence[str] = _COMMAND) -> None:
+        super().__init__()
         self._command = command
-        self._messages: queue.Queue[tuple[str, FromWorker]] = queue.Queue()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._threads: list[threading.Thread] = []
         gpus = [] if setup.device == "cpu" else _visible_gpus()
@@ -77,12 +75,6 @@ class LocalWorkers(Workers):
 
     def send(self, name: str, message: Task | Piece | Cancel) -> None:
         self._write(self._processes[name], message)
-
-    def receive(self, *, timeout: float) -> tuple[str, FromWorker] | None:
-        try:
-            return self._messages.get(timeout=timeout)
-        except queue.Empty:
-            return None
 
     def restart(self, name: str) -> None:
         setup, environment = self._setups[name]

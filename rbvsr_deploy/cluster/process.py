@@ -21,7 +21,6 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     FromWorker,
     Piece,
-    Refused,
     Setup,
     Task,
     from_json,
@@ -75,21 +74,9 @@ def main(open_engine: Callable[..., Any] | None = None) -> None:
 
     threading.Thread(target=receive, name="messages", daemon=True).start()
     # Importing takes a while, in which the coordinator may already be gone.
-    from rbvsr_deploy.cluster import worker as module
+    from rbvsr_deploy.cluster.worker import work
 
-    opener = {} if open_engine is None else {"open_engine": open_engine}
-    try:
-        worker = module.Worker(setup, send, **opener)
-    except Exception as error:
-        send(Refused(module.sentence(error)))
-        return
-    opened.append(worker)
-    while True:
-        message = tasks.get()
-        if isinstance(message, Piece):
-            worker.take(message)
-        else:
-            worker.run(message)
+    work(setup, tasks, send, opened=opened.append, open_engine=open_engine)
 
 
 if __name__ == "__main__":

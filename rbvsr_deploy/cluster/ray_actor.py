@@ -14,7 +14,6 @@ from rbvsr_deploy.cluster.messages import (
     FromWorker,
     Piece,
     Progress,
-    Refused,
     Setup,
     Task,
     from_json,
@@ -79,21 +78,12 @@ class Actor:
         return [to_json(message) for message in found]
 
     def _work(self, setup: Setup, open_engine: Callable[..., Any] | None) -> None:
-        from rbvsr_deploy.cluster.worker import Worker, sentence
+        from rbvsr_deploy.cluster.worker import Worker, work
 
-        opener = {} if open_engine is None else {"open_engine": open_engine}
-        try:
-            worker = Worker(setup, self._messages.put, **opener)
-        except Exception as error:
-            self._messages.put(Refused(sentence(error)))
-            return
-        self._cancel = worker.cancel
-        while True:
-            task = self._tasks.get()
-            if isinstance(task, Piece):
-                worker.take(task)
-            else:
-                worker.run(task)
+        def opened(worker: Worker) -> None:
+            self._cancel = worker.cancel
+
+        work(setup, self._tasks, self._messages.put, opened=opened, open_engine=open_engine)
 
     def _end_without_contact(self) -> None:
         while time.monotonic() - self._contact < SECONDS_WITHOUT_CONTACT:

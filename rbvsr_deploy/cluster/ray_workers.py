@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ import msgspec
 
 from rbvsr_deploy.cluster.messages import (
     Cancel,
-    FromWorker,
     Gone,
     Piece,
     Setup,
@@ -65,10 +63,10 @@ class RayWorkers(Workers):
             raise MissingDependencyError(
                 "ray", extra="cluster", purpose="sharing the work on a cluster"
             ) from None
+        super().__init__()
         self._ray: Any = ray
         self._open_engine = open_engine
         self._count, self._setup = count, setup
-        self._messages: queue.Queue[tuple[str, FromWorker]] = queue.Queue()
         self._places: dict[str, tuple[str, Setup]] = {}  # node and setup by the worker's name
         self._known: set[str] = set()  # nodes
         self._actors: dict[str, Any] = {}
@@ -106,12 +104,6 @@ class RayWorkers(Workers):
             if isinstance(message, Piece):  # one at a time: they are large
                 with contextlib.suppress(Exception):  # the worker's next message says it
                     self._ray.get(sent)
-
-    def receive(self, *, timeout: float) -> tuple[str, FromWorker] | None:
-        try:
-            return self._messages.get(timeout=timeout)
-        except queue.Empty:
-            return None
 
     def restart(self, name: str) -> None:
         node, setup = self._places[name]

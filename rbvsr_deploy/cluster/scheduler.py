@@ -69,6 +69,7 @@ class Scheduler:
         self._usual: Ready | None = None
         self._noted: set[str] = set()
         self._items: list[WorkItem] = []
+        self._by_number: dict[int, WorkItem] = {}
         self._queue: list[WorkItem] = []
         self._last_status = 0.0
         self._last_error = ""
@@ -132,21 +133,25 @@ class Scheduler:
         """
         self._items = list(items)
         self._queue = sorted(self._items, key=lambda item: -item.frames)
-        by_number = {item.task.number: item for item in self._items}
+        self._by_number = {item.task.number: item for item in self._items}
         self._done, self._failed, self._what = done, failed, what
         while not all(item.finished for item in self._items):
             self._assign()
-            received = self._workers.receive(timeout=_SECONDS_BETWEEN_STATUS)
-            if received is not None:
-                name, message = received
-                if isinstance(message, Done | Failed | Progress | Part):
-                    item = by_number.get(message.number)
-                    if item is not None:
-                        self._answer(name, item, message)
-                else:
-                    self._take(name, message)
+            self._receive(timeout=_SECONDS_BETWEEN_STATUS)
             self._show()
         self._end_the_rest()
+
+    def _receive(self, *, timeout: float) -> bool:
+        """Take the next message; return whether there was one in time."""
+        received = self._workers.receive(timeout=timeout)
+        if received is None:
+            return False
+        name, message = received
+        if not isinstance(message, Done | Failed | Progress | Part):
+            self._take(name, message)
+        elif (item := self._by_number.get(message.number)) is not None:
+            self._answer(name, item, message)
+        return True
 
     def _assign(self) -> None:
         """Give every idle worker something to do, if there is anything."""
@@ -187,8 +192,9 @@ class Scheduler:
                 continue
             (other,) = item.running.values()
             elapsed = now - other.began
-            made = other.done - (other.first or 0.0)
-            left = (item.frames - other.done) * elapsed / made if made > 0 else elapsed
+            left = elapsed
+            if other.made > 0:
+                left *= (item.frames - other.done) / other.made
             least = max(_WORTH, _STRAGGLING * item.frames / own)
             if left > longest and left > least and name not in item.tried:
                 found, longest = item, left
@@ -209,10 +215,8 @@ class Scheduler:
                 attempt.first = done
             attempt.done, attempt.kept = done, message.kept
             return
-        if isinstance(message, Done) and isinstance(item.task, UnitTask):
-            # Short units end before they report any progress.
-            attempt.first = attempt.kept if attempt.first is None else attempt.first
-            attempt.done = item.frames
+        if isinstance(message, Done):  # short tasks end before they report any progress
+            attempt.done = max(attempt.done, (attempt.first or 0.0) + message.frames)
         self._free(state, item, name)
         if isinstance(message, Failed):
             if not message.cancelled:
@@ -236,7 +240,7 @@ class Scheduler:
         attempt = item.running.pop(name)
         state.item = None
         state.record.seconds += time.monotonic() - attempt.began
-        state.worked += max(0.0, attempt.done - (attempt.first or 0.0))
+        state.worked += attempt.made
 
     def _try_again(self, name: str, item: WorkItem, attempt: Try, why: str) -> None:
         """Put a task back after it failed, or give it up."""
@@ -327,16 +331,7 @@ class Scheduler:
         """Wait for workers whose task another one has finished."""
         deadline = time.monotonic() + _SECONDS_TO_CANCEL
         while busy := [n for n, s in self._states.items() if s.item is not None]:
-            received = self._workers.receive(timeout=0.1)
-            if received is not None:
-                name, message = received
-                item = self._states[name].item if name in self._states else None
-                if isinstance(message, Done | Failed | Progress | Part):
-                    if item is not None and item.task.number == message.number:
-                        self._answer(name, item, message)
-                else:
-                    self._take(name, message)
-            elif time.monotonic() > deadline:
+            if not self._receive(timeout=0.1) and time.monotonic() > deadline:
                 for name in busy:
                     self._workers.stop(name)
                 deadline += _SECONDS_TO_CANCEL
@@ -356,7 +351,7 @@ class Scheduler:
             if (item := state.item) is not None:
                 attempt = item.running[name]
                 seconds += now - attempt.began
-                worked += max(0.0, attempt.done - (attempt.first or 0.0))
+                worked += attempt.made
                 what = f"{item.name}, {round(attempt.done)} of {item.frames}"
             if seconds > 0 and worked:
                 rate += worked / seconds

@@ -50,6 +50,11 @@ class Try:
     done: float = 0.0
     kept: int = 0
 
+    @property
+    def made(self) -> float:
+        """Frames' work that this try has done."""
+        return max(0.0, self.done - (self.first or 0.0))
+
 
 @dataclass
 class WorkerState:

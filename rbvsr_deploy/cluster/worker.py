@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import queue
 import socket
 import time
 from array import array
@@ -26,6 +27,7 @@ from rbvsr_deploy.cluster.messages import (
     Piece,
     Progress,
     Ready,
+    Refused,
     Scanned,
     ScanTask,
     Setup,
@@ -35,7 +37,8 @@ from rbvsr_deploy.cluster.messages import (
 from rbvsr_deploy.cluster.part_cuts import PartCuts
 from rbvsr_deploy.cluster.staging import StagingFolder, read_parts
 from rbvsr_deploy.cluster.versions import versions
-from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.engines import Engine
+from rbvsr_deploy.engines import open_engine as usual_engine
 from rbvsr_deploy.errors import MediaError, RbvsrError, first_line
 from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.batch import was_finished
@@ -47,13 +50,44 @@ from rbvsr_deploy.runtime.stream import Stage, StreamState
 from rbvsr_deploy.video import Job, VideoSource, open_sink, open_source
 from rbvsr_deploy.video.staging.job_folder import BusyError
 
-__all__ = ["Worker", "sentence"]
+__all__ = ["Worker", "work"]
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PASSED_ON = ("rbvsr_deploy.runtime", "rbvsr_deploy.engines")
 """Loggers whose warnings the coordinator does not have itself."""
 _SAID_ONCE = ("rbvsr_deploy.video.interlacing", "rbvsr_deploy.video.timing")
 """Loggers of what is noticed while an input is read."""
+
+
+def work(
+    setup: Setup,
+    tasks: queue.Queue[Task | Piece],
+    send: Callable[[FromWorker], None],
+    *,
+    opened: Callable[[Worker], object],
+    open_engine: Callable[..., Engine] | None,
+) -> None:
+    """Open a worker and do its tasks for ever; return only if it cannot be opened.
+
+    Args:
+        setup: engine and settings.
+        tasks: what the coordinator sends, except for cancellations.
+        send: called with every message for the coordinator, from any thread.
+        opened: called with the worker before its first task.
+        open_engine: opens another engine than :func:`rbvsr_deploy.engines.open_engine`.
+    """
+    try:
+        worker = Worker(setup, send, open_engine=open_engine or usual_engine)
+    except Exception as error:
+        send(Refused(_sentence(error)))
+        return
+    opened(worker)
+    while True:
+        message = tasks.get()
+        if isinstance(message, Piece):
+            worker.take(message)
+        else:
+            worker.run(message)
 
 
 class CancelledError(Exception):
@@ -77,7 +111,7 @@ class Worker(Closing):
         setup: Setup,
         send: Callable[[FromWorker], None],
         *,
-        open_engine: Callable[..., Engine] = open_engine,
+        open_engine: Callable[..., Engine],
     ) -> None:
         self._send = send
         self._cancelled: set[int] = set()
@@ -110,7 +144,7 @@ class Worker(Closing):
         try:
             self._staging.take(piece)
         except OSError as error:
-            self._refused[piece.number] = sentence(error)
+            self._refused[piece.number] = _sentence(error)
             self._staging.drop(piece.number)
 
     def run(self, task: Task) -> None:
@@ -128,7 +162,7 @@ class Worker(Closing):
         except CancelledError:
             self._send(Failed(task.number, "it was cancelled", cancelled=True))
         except Exception as error:
-            self._send(Failed(task.number, sentence(error)))
+            self._send(Failed(task.number, _sentence(error)))
         else:
             self._send(done)
 
@@ -294,7 +328,7 @@ class _Reporter:
 
     def begin(self, resumed: int) -> None:
         """Report the frames of an earlier try."""
-        self._stages = dict.fromkeys(("clean", "backward", "forward"), resumed - self._first)
+        self._stages = dict.fromkeys(map(str, STAGE_SHARES), resumed - self._first)
         self._report()
 
     def progress(self, stage: Stage, done: int, total: int | None) -> None:
@@ -336,7 +370,7 @@ def _job_of(task: UnitTask) -> Job:
     raise AssertionError
 
 
-def sentence(error: BaseException) -> str:
+def _sentence(error: BaseException) -> str:
     """Describe an error in one sentence."""
     if isinstance(error, RbvsrError):
         return " ".join(str(error).split())

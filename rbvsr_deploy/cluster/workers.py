@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from abc import abstractmethod
 
 from rbvsr_deploy.closing import Closing
@@ -17,6 +18,9 @@ class Workers(Closing):
     ends for any reason, ``Gone`` is received in its name.
     """
 
+    def __init__(self) -> None:
+        self._messages: queue.Queue[tuple[str, FromWorker]] = queue.Queue()
+
     @abstractmethod
     def start(self) -> None:
         """Start all workers, without waiting for them."""
@@ -30,9 +34,12 @@ class Workers(Closing):
     def send(self, name: str, message: Task | Piece | Cancel) -> None:
         """Send a message; nothing happens if the worker is gone."""
 
-    @abstractmethod
     def receive(self, *, timeout: float) -> tuple[str, FromWorker] | None:
         """Return the next message and the name of its worker; ``None`` if there is none in time."""
+        try:
+            return self._messages.get(timeout=timeout)
+        except queue.Empty:
+            return None
 
     @abstractmethod
     def restart(self, name: str) -> None:
