@@ -208,16 +208,10 @@ def _best(times: Mapping[str, float], cpu: str) -> str:
 
 def sizes_of(graph: str, arrays: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes that the arrays of a graph have, by the names of its contract."""
-    sizes: dict[str, int] = {}
-    for item in GRAPHS[graph].inputs:
-        for size, value in zip(item.shape, arrays[item.name].shape, strict=True):
-            if isinstance(size, str) and size != "C":
-                sizes[size] = int(value)
-    if "R" in sizes:
-        sizes |= {"RP": sizes["R"] * sizes["P"], "SQ": sizes["S"] * sizes["Q"]}
-    if "H" in sizes:
-        sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * sizes["W"]}
-    elif "4H" in sizes:
+    spec = GRAPHS[graph]
+    sizes = spec.sizes({item.name: arrays[item.name].shape for item in spec.inputs})
+    sizes.pop("C", None)
+    if "4H" in sizes:
         sizes |= {"H": sizes["4H"] // SCALE, "W": sizes["4W"] // SCALE}
     return sizes
 

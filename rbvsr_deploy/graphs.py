@@ -92,6 +92,15 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def sizes(self, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Return the sizes in the inputs' shapes, and those that follow from them, by name."""
+        sizes = {}
+        for item in self.inputs:
+            for name, size in zip(item.shape, input_shapes[item.name], strict=True):
+                if isinstance(name, str):
+                    sizes[name] = size
+        return _with_products(sizes)
+
     def output_shapes(
         self, input_shapes: Mapping[str, tuple[int, ...]], *, channels: int
     ) -> tuple[tuple[int, ...], ...]:
@@ -101,19 +110,20 @@ class GraphSpec:
             input_shapes: shapes of the inputs, by name.
             channels: C.
         """
-        sizes = {"C": channels}
-        for item in self.inputs:
-            for name, size in zip(item.shape, input_shapes[item.name], strict=True):
-                if isinstance(name, str):
-                    sizes[name] = size
-        if "H" in sizes:
-            sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * sizes["W"]}
-        if "R" in sizes:
-            sizes |= {"RP": sizes["R"] * sizes["P"], "SQ": sizes["S"] * sizes["Q"]}
+        sizes = {"C": channels, **self.sizes(input_shapes)}
         return tuple(
             tuple(size if isinstance(size, int) else sizes[size] for size in item.shape)
             for item in self.outputs
         )
+
+
+def _with_products(sizes: dict[str, int]) -> dict[str, int]:
+    """Add the sizes that are products of others."""
+    if "H" in sizes:
+        sizes |= {"4H": SCALE * sizes["H"], "4W": SCALE * sizes["W"]}
+    if "R" in sizes:
+        sizes |= {"RP": sizes["R"] * sizes["P"], "SQ": sizes["S"] * sizes["Q"]}
+    return sizes
 
 
 def _frame(name: str) -> TensorSpec:
@@ -206,10 +216,9 @@ def named_sizes(n: int, height: int, width: int, *, channels: int) -> dict[str, 
     an example, for checks and measurements.
     """
     sizes = {"N": n, "H": height, "W": width, "C": channels}
-    sizes |= {"4H": SCALE * height, "4W": SCALE * width}
     for names, size in (("RPK", height), ("SQL", width)):
         sizes |= dict(zip(names, blocks_of(2 * size, ratio=SCALE / 2), strict=True))
-    return sizes | {"RP": sizes["R"] * sizes["P"], "SQ": sizes["S"] * sizes["Q"]}
+    return _with_products(sizes)
 
 
 def blocks_of(count: int, *, ratio: float) -> tuple[int, int, int]:

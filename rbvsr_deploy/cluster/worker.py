@@ -40,11 +40,11 @@ from rbvsr_deploy.cluster.versions import versions
 from rbvsr_deploy.engines import Engine
 from rbvsr_deploy.engines import open_engine as usual_engine
 from rbvsr_deploy.errors import MediaError, RbvsrError, first_line
-from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.batch import was_finished
 from rbvsr_deploy.jobs.frames import Run
 from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.context import STAGE_SHARES
+from rbvsr_deploy.runtime.output_size import output_sides
 from rbvsr_deploy.runtime.scenes import CutDetector
 from rbvsr_deploy.runtime.stream import Stage, StreamState
 from rbvsr_deploy.video import Job, VideoSource, open_sink, open_source
@@ -194,13 +194,14 @@ class Worker(Closing):
         target = task.target
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(open_source(task.path, task.reading))
+            height, width = output_sides(target, height=source.height, width=source.width)
             job = stack.enter_context(_job_of(task))
             sink = stack.enter_context(
                 open_sink(
                     task.output,
                     source=source,
-                    width=SCALE * source.width if target is None else target.width,
-                    height=SCALE * source.height if target is None else target.height,
+                    width=width,
+                    height=height,
                     sample_aspect=None if target is None else target.sample_aspect,
                     job=job,
                     # Sound and subtitles are copied once, by the coordinator.

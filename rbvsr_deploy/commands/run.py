@@ -181,43 +181,31 @@ def run(
             )
         with engine:
             report(f"Engine: {engine.describe()}")
-            if preview is not None and sheet:
+            if preview is not None:
                 page = options["page"] or outputs[0].with_suffix(".html")
                 with ProgressDisplay() as progress:
-                    images = write_contact_sheet(
-                        inputs[0],
-                        page,
-                        count=preview,
-                        engine=engine,
-                        command=_command_with,
-                        settings=settings,
-                        size=size,
-                        scene_cuts=options["scene_cuts"],
-                        reading=reading,
-                        overwrite=options["overwrite"],
-                        progress=progress,
-                    )
-                if as_json:
+                    shown: dict[str, Any] = {
+                        "count": preview,
+                        "engine": engine,
+                        "settings": settings,
+                        "size": size,
+                        "scene_cuts": options["scene_cuts"],
+                        "reading": reading,
+                        "overwrite": options["overwrite"],
+                        "progress": progress,
+                    }
+                    if sheet:
+                        images = write_contact_sheet(
+                            inputs[0], page, command=_command_with, **shown
+                        )
+                    else:
+                        written = write_preview(inputs[0], page, report=report, **shown)
+                if not sheet:
+                    _show_preview(written, as_json=as_json)
+                elif as_json:
                     show_json({"page": str(page), "images": images})
                 else:
                     show(f"{page}: {images} images")
-                return
-            if preview is not None:
-                with ProgressDisplay() as progress:
-                    shown = write_preview(
-                        inputs[0],
-                        options["page"] or outputs[0].with_suffix(".html"),
-                        count=preview,
-                        engine=engine,
-                        settings=settings,
-                        size=size,
-                        scene_cuts=options["scene_cuts"],
-                        reading=reading,
-                        overwrite=options["overwrite"],
-                        progress=progress,
-                        report=report,
-                    )
-                _show_preview(shown, as_json=as_json)
                 return
             with output_folder(folder):
                 if several:

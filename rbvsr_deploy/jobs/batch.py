@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
-from rbvsr_deploy.graphs import SCALE
-from rbvsr_deploy.runtime.output_size import OutputSize
+from rbvsr_deploy.runtime.output_size import OutputSize, output_sides
 from rbvsr_deploy.video import ReadOptions, default_output, frame_size, is_pipe, open_source
 from rbvsr_deploy.video.encoding.encoder import CONTAINERS
 from rbvsr_deploy.video.images import IMAGE_SUFFIXES
@@ -240,7 +239,7 @@ def was_finished(
     with open_source(path, options) as source:
         height, width, aspect = source.height, source.width, source.sample_aspect
     target = (size or OutputSize()).target(height=height, width=width, sample_aspect=aspect)
-    wanted = (SCALE * height, SCALE * width) if target is None else (target.height, target.width)
+    wanted = output_sides(target, height=height, width=width)
     # The pixel format may have required an even size.
     near = 0 if target is None else 1
     try:

@@ -18,13 +18,12 @@ import numpy as np
 from rbvsr_deploy.engines.base import Engine
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.files import write_atomically
-from rbvsr_deploy.jobs.page import check_report_page, choose_frames, data_uri
-from rbvsr_deploy.jobs.samples import AROUND, around, label_of, upscale_middle
+from rbvsr_deploy.jobs.page import check_report_page, data_uri
+from rbvsr_deploy.jobs.samples import Samples
 from rbvsr_deploy.jobs.upscale_file import Progress
 from rbvsr_deploy.runtime.output_size import OutputSize
-from rbvsr_deploy.runtime.stream import Settings, Stage, Stream
-from rbvsr_deploy.video import ReadOptions, is_pipe, open_source
-from rbvsr_deploy.video.excerpts import EmptyExcerptError
+from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.video import ReadOptions, is_pipe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,48 +77,26 @@ def write_contact_sheet(
     if is_pipe(path):
         raise MediaError("a contact sheet seeks in its input, which pipes do not allow: use a file")
     check_report_page(page, overwrite=overwrite, others={"input": path})
-    settings, reading = settings or Settings(), reading or ReadOptions()
-    with open_source(path, reading) as source:
-        target = (size or OutputSize()).target(
-            height=source.height, width=source.width, sample_aspect=source.sample_aspect
-        )
-        frames = source.frame_count or sum(1 for _ in source)
-    numbers = choose_frames(frames, scene_starts=(), at_most=count)
-    excerpts = [around(n, frames=frames, rate=source.rate, reading=reading) for n in numbers]
-    total = len(VARIANTS) * sum(excerpt.frames or 0 for excerpt in excerpts)
-    done: dict[Stage, int] = {}
-
-    def count_frames(stage: Stage, more: int) -> None:
-        done[stage] = done.get(stage, 0) + more
-        progress(stage, done[stage], total)
-
+    samples = Samples(
+        path, count=count, size=size or OutputSize(), reading=reading or ReadOptions()
+    )
+    settings = settings or Settings()
+    count_frames = samples.counted(progress, times=len(VARIANTS))
     figures: dict[str, list[str]] = {}
     detail: NDArray[np.uint8] | None = None
     for strength, denoise in VARIANTS:
-        with Stream(
-            engine,
-            dataclasses.replace(settings, strength=strength, denoise=denoise),
-            size=(source.height, source.width),
-            deep=source.depth > 8,
-            target=target,
-            progress=count_frames,
-        ) as stream:
-            for number, excerpt in zip(numbers, excerpts, strict=True):
-                try:
-                    opened = open_source(path, excerpt)
-                except EmptyExcerptError:  # a few frames may cover a long time
-                    continue
-                with opened:
-                    middle = min(AROUND, number)
-                    sample = upscale_middle(stream, opened, middle=middle, scene_cuts=scene_cuts)
-                    label = label_of(sample.frame, opened)
+        varied = dataclasses.replace(settings, strength=strength, denoise=denoise)
+        with samples.stream(engine, varied, progress=count_frames) as stream:
+            for sample in samples.upscaled(
+                stream, scene_cuts=scene_cuts, skipped=lambda number, error: None
+            ):
                 detail = _detail(sample.upscaled)
-                figures.setdefault(label, []).append(
+                figures.setdefault(sample.label, []).append(
                     _figure(detail, strength, denoise, command(strength, denoise))
                 )
     if detail is None:
         raise MediaError(f"no frame of {path} could be read again: give another input")
-    pixel = (source.sample_aspect if target is None else target.sample_aspect) or Fraction(1)
+    pixel = samples.sample_aspect or Fraction(1)
     _write(
         page,
         path,

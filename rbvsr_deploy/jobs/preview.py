@@ -13,15 +13,14 @@ import numpy as np
 
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.graphs import SCALE
-from rbvsr_deploy.jobs.page import Page, check_report_page, choose_frames, file_size
-from rbvsr_deploy.jobs.samples import AROUND, around, label_of, upscale_middle
+from rbvsr_deploy.jobs.page import Page, check_report_page, file_size
+from rbvsr_deploy.jobs.samples import Samples
 from rbvsr_deploy.jobs.upscale_file import Progress
 from rbvsr_deploy.pixels import eight_bits
-from rbvsr_deploy.runtime.output_size import OutputSize
-from rbvsr_deploy.runtime.stream import Settings, Stage, Stream
+from rbvsr_deploy.runtime.output_size import OutputSize, output_sides
+from rbvsr_deploy.runtime.stream import Settings
 from rbvsr_deploy.units import show_bytes, show_duration
-from rbvsr_deploy.video import ReadOptions, is_pipe, open_source
+from rbvsr_deploy.video import ReadOptions, is_pipe
 from rbvsr_deploy.video.excerpts import EmptyExcerptError
 
 __all__ = ["Preview", "write_preview"]
@@ -85,67 +84,46 @@ def write_preview(
     if is_pipe(path):
         raise MediaError("a preview seeks in its input, which pipes do not allow: give a file")
     check_report_page(page, overwrite=overwrite, others={"input": path})
-    reading = reading or ReadOptions()
-    with open_source(path, reading) as source:
-        target = (size or OutputSize()).target(
-            height=source.height, width=source.width, sample_aspect=source.sample_aspect
-        )
-        frames = source.frame_count or sum(1 for _ in source)
-    numbers = choose_frames(frames, scene_starts=(), at_most=count)
-    excerpts = [
-        around(number, frames=frames, rate=source.rate, reading=reading) for number in numbers
-    ]
-    total = sum(excerpt.frames or 0 for excerpt in excerpts)
-    done: dict[Stage, int] = {}
-
-    def count_frames(stage: Stage, frames: int) -> None:
-        done[stage] = done.get(stage, 0) + frames
-        progress(stage, done[stage], total)
-
-    width, height, aspect = SCALE * source.width, SCALE * source.height, source.sample_aspect
-    if target is not None:
-        width, height, aspect = target.width, target.height, target.sample_aspect
-    shown = Page(width=width, height=height, sample_aspect=aspect or Fraction(1), target=target)
+    samples = Samples(
+        path, count=count, size=size or OutputSize(), reading=reading or ReadOptions()
+    )
+    height, width = output_sides(samples.target, height=samples.height, width=samples.width)
+    shown = Page(
+        width=width,
+        height=height,
+        sample_aspect=samples.sample_aspect or Fraction(1),
+        target=samples.target,
+    )
     labels: list[str] = []
     times: list[float] = []
-    with Stream(
-        engine,
-        settings or Settings(),
-        size=(source.height, source.width),
-        deep=source.depth > 8,
-        target=target,
-        progress=count_frames,
+
+    def skipped(number: int, error: EmptyExcerptError) -> None:
+        if number == samples.numbers[-1] and not labels:
+            raise error
+        report(f"One frame less: {error}")
+
+    with samples.stream(
+        engine, settings or Settings(), progress=samples.counted(progress)
     ) as stream:
         report(f"Memory: {show_bytes(stream.memory)} for {stream.plan}")
-        for number, excerpt in zip(numbers, excerpts, strict=True):
-            try:
-                opened = open_source(path, excerpt)
-            except EmptyExcerptError as error:
-                # If the frame rate varies a lot, a few frames can cover a long time.
-                if number == numbers[-1] and not labels:
-                    raise
-                report(f"One frame less: {error}")
-                continue
-            with opened:
-                middle = min(AROUND, number)
-                sample = upscale_middle(stream, opened, middle=middle, scene_cuts=scene_cuts)
-                labels.append(label_of(sample.frame, opened))
+        for sample in samples.upscaled(stream, scene_cuts=scene_cuts, skipped=skipped):
+            labels.append(sample.label)
             times.append(sample.seconds_per_frame)
-            shown.add(labels[-1], before=eight_bits(sample.frame.image), after=sample.upscaled)
+            shown.add(sample.label, before=eight_bits(sample.frame.image), after=sample.upscaled)
     # The first excerpt also warms up the engine.
     per_frame = float(np.mean(times[1:] or times))
     preview = Preview(
         input=str(path),
         page=str(page),
         pictures=labels,
-        frames=frames,
+        frames=samples.frames,
         width=width,
         height=height,
         engine=engine.describe(),
         seconds_per_frame=round(per_frame, 6),
-        estimated_seconds=round(frames * per_frame, 1),
+        estimated_seconds=round(samples.frames * per_frame, 1),
     )
-    _write(shown, page, path, preview=preview, size=(source.height, source.width))
+    _write(shown, page, path, preview=preview, size=(samples.height, samples.width))
     return preview
 
 

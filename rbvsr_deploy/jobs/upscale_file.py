@@ -16,14 +16,13 @@ from typing import Protocol
 
 from rbvsr_deploy.engines.base import Description, Engine
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.graphs import SCALE
 from rbvsr_deploy.jobs.before_after import check_apart, check_before_after, write_before_after
 from rbvsr_deploy.jobs.frames import Progress, Run
 from rbvsr_deploy.jobs.identity import has_same_images, job_identity
 from rbvsr_deploy.jobs.page import check_report_page, write_report_page
 from rbvsr_deploy.jobs.summary import Summary, WorkerRecord
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
-from rbvsr_deploy.runtime.output_size import OutputSize, Target
+from rbvsr_deploy.runtime.output_size import OutputSize, Target, output_sides
 from rbvsr_deploy.runtime.scenes import SceneCuts
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings
 from rbvsr_deploy.video import (
@@ -194,7 +193,7 @@ def run_job(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(path, reading))
         target = target_of(size, source, output=output, writing=writing, report=report)
-        height, width = _frame_size(source, target)
+        height, width = output_sides(target, height=source.height, width=source.width)
         job = None
         if not is_pipe(output):
             job = Job(
@@ -289,13 +288,6 @@ def target_of(
     if target is not None:
         report(f"Size: {target.width}x{target.height} ({size})")
     return target
-
-
-def _frame_size(source: Source, target: Target | None) -> tuple[int, int]:
-    """Return the height and width of the output."""
-    if target is None:
-        return SCALE * source.height, SCALE * source.width
-    return target.height, target.width
 
 
 def _check_beside(

@@ -15,7 +15,7 @@ from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.graphs import RATIOS, SCALE
 from rbvsr_deploy.resampling import Axis
 
-__all__ = ["SCALES", "Fit", "OutputSize", "Target"]
+__all__ = ["SCALES", "Fit", "OutputSize", "Target", "output_sides"]
 
 Fit = Literal["inside", "cover", "stretch"]
 
@@ -202,6 +202,15 @@ class OutputSize:
                 f"takes only {names}: give such a size, or the pixel format yuv444p",
                 parameters=(*given, "pix_fmt"),
             )
+
+
+def output_sides(target: Target | None, *, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of the output for an input of a height and width: four times
+    theirs without a target.
+    """
+    if target is None:
+        return SCALE * height, SCALE * width
+    return target.height, target.width
 
 
 def _rounded(value: Fraction, multiple: int) -> int:
