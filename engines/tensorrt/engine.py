@@ -269,8 +269,6 @@ class TensorRTEngine(Engine):
             with suppress(ValueError):
                 self._downloading.remove(array)
             values = self._host_array(loan, array.shape, array.dtype)
-            if not values.flags.c_contiguous:
-                return np.ascontiguousarray(values)
             return values.copy() if self._pinned.count(size) > _RESULTS else values
 
         return finish

@@ -46,11 +46,10 @@ NETWORKS = {
         has_cleaning=True,
         refine_threshold=255.0,
         precision="float16",
+        reconstruction_blocks=blocks,
     )
-    for name, channels, head in (("published", 64, 1024), ("compact", 32, 48))
+    for name, channels, head, blocks in (("published", 64, 1024, 0), ("compact", 32, 48, 4))
 }
-
-HALO = NETWORKS["compact"].halo
 
 SIZES = [(64, 64), (180, 320), (320, 180), (480, 854), (540, 960), (720, 1280), (1280, 720)]
 SIZES += [(1080, 1920), (1920, 1080), (2160, 3840), (3840, 2160), (480, 7680)]
@@ -117,9 +116,9 @@ def test_sizes_beyond_every_batch_are_one_sentence() -> None:
         )
 
 
-def runs(plan: MemoryPlan, height: int) -> dict[str, tuple[int, int]]:
+def runs(plan: MemoryPlan, height: int, *, halo: int) -> dict[str, tuple[int, int]]:
     """Return the frames and rows of the largest run of every graph."""
-    band = height if plan.band >= height else min(height, plan.band + 2 * HALO)
+    band = height if plan.band >= height else min(height, plan.band + 2 * halo)
     whole = dict.fromkeys(("ingest", "clean"), (plan.batch, height))
     whole |= dict.fromkeys(("backward", "forward"), (1, height))
     whole["flow"] = 2 * plan.batch, height
@@ -144,7 +143,7 @@ def test_plans(network: str, size: tuple[int, int], gib: int) -> None:
     except RbvsrError as error:
         assert "of memory at least" in str(error)  # noqa: PT017
         return
-    for graph, (frames, rows) in runs(plan, height).items():
+    for graph, (frames, rows) in runs(plan, height, halo=NETWORKS[network].halo).items():
         values = frames * rows * width * WIDEST[network][graph]
         assert values < LIMIT
         assert 2 * values < gib * 2**30 / 3
@@ -162,4 +161,4 @@ def test_plans_obey_the_engine() -> None:
         most=(2, 200),
     )
     assert plan.batch == 2
-    assert plan.band + 2 * HALO <= 200
+    assert plan.band + 2 * NETWORKS["compact"].halo <= 200
