@@ -27,6 +27,7 @@ __all__ = [
     "open_no_follow",
     "read_private",
     "sha256",
+    "total_size",
     "try_lock",
     "usual_mode",
     "write_atomically",
@@ -67,6 +68,15 @@ def check_writable(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a device, a pipe or a broken link", str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         pass
+
+
+def total_size(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder.
+
+    Raises:
+        OSError: it does not exist, or cannot be read.
+    """
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
 def is_special(path: Path) -> bool:

@@ -9,6 +9,7 @@ from rbvsr_deploy.cluster.finished import FinishedInputs
 from rbvsr_deploy.cluster.messages import Done, FileTask
 from rbvsr_deploy.cluster.scheduler import Scheduler
 from rbvsr_deploy.cluster.work import WorkItem
+from rbvsr_deploy.files import total_size
 from rbvsr_deploy.jobs.batch import Failure, Skipped
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.runtime.output_size import OutputSize
@@ -96,7 +97,6 @@ def share_files(
 def _size(path: Path) -> int:
     """Return a measure of the work on an input: its bytes."""
     try:
-        files = [*path.iterdir()] if path.is_dir() else [path]
-        return max(1, sum(file.stat().st_size for file in files))
+        return max(1, total_size(path))
     except OSError:
         return 1  # the worker says what is wrong

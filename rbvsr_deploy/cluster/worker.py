@@ -40,6 +40,7 @@ from rbvsr_deploy.cluster.versions import versions
 from rbvsr_deploy.engines import Engine
 from rbvsr_deploy.engines import open_engine as usual_engine
 from rbvsr_deploy.errors import MediaError, RbvsrError, first_line
+from rbvsr_deploy.files import total_size
 from rbvsr_deploy.jobs.batch import was_finished
 from rbvsr_deploy.jobs.frames import Run
 from rbvsr_deploy.jobs.upscale_file import upscale_file
@@ -260,10 +261,13 @@ class Worker(Closing):
             keep_job=task.keep_job,
             progress=reporter.progress,
         )
-        output = task.output
-        size = sum(f.stat().st_size for f in ([*output.iterdir()] if output.is_dir() else [output]))
-        made = summary.frames - summary.resumed_frames
-        return Done(task.number, made, seconds=summary.seconds, size=size, summary=summary)
+        return Done(
+            task.number,
+            frames=summary.frames - summary.resumed_frames,
+            seconds=summary.seconds,
+            size=total_size(task.output),
+            summary=summary,
+        )
 
     def _scan(self, task: ScanTask) -> Done:
         start = time.perf_counter()

@@ -9,9 +9,8 @@ from pathlib import Path
 import av
 import pytest
 
-from rbvsr_deploy.video import open_source
 from tests.support import media
-from tests.support.sinks import job_sink
+from tests.support.sinks import copy_video
 from tests.support.streams import Text, texts, write
 
 SEGMENT, CLUSTER = bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
@@ -19,14 +18,7 @@ SEGMENT, CLUSTER = bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
 
 def through(path: Path, out: Path) -> list[str]:
     """Copy a video, and return what was dropped."""
-    with (
-        open_source(path) as source,
-        job_sink(out, source=source, width=source.width, height=source.height) as sink,
-    ):
-        for frame in source:
-            sink.write(frame)
-        sink.finish()
-        return [f"{change.what}: {change.reason}" for change in source.changes.dropped]
+    return [f"{change.what}: {change.reason}" for change in copy_video(path, out).dropped]
 
 
 def element(name: str, content: bytes) -> bytes:

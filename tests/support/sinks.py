@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.video import Frame, Job, Sink, Source, WriteOptions, open_sink, open_source
+from rbvsr_deploy.video.changes import Changes
 
 
 @contextmanager
@@ -36,6 +37,18 @@ def job_sink(
         ) as sink,
     ):
         yield sink
+
+
+def copy_video(path: Path, out: Path) -> Changes:
+    """Write the frames of a video as they are; return what became of everything else."""
+    with (
+        open_source(path) as source,
+        job_sink(out, source=source, width=source.width, height=source.height) as sink,
+    ):
+        for frame in source:
+            sink.write(frame)
+        sink.finish()
+        return source.changes
 
 
 def write_segments(

@@ -12,10 +12,9 @@ from typing import Any
 import av
 import pytest
 
-from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.timing.file_clock import FileClock
 from tests.support import media
-from tests.support.sinks import job_sink
+from tests.support.sinks import copy_video
 
 MS = Fraction(1, 1000)
 FRAME = 40
@@ -174,17 +173,6 @@ def test_beginning_of_a_file(
     assert clock.origin == origin
 
 
-def copied(path: Path, out: Path) -> Path:
-    with (
-        open_source(path) as source,
-        job_sink(out, source=source, width=source.width, height=source.height) as sink,
-    ):
-        for frame in source:
-            sink.write(frame)
-        sink.finish()
-    return out
-
-
 @pytest.mark.parametrize("suffix", [".ts", ".vob", ".mpg"])
 @pytest.mark.parametrize("out", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv"])
 def test_outputs_begin_at_zero(tmp_path: Path, suffix: str, out: str) -> None:
@@ -202,7 +190,8 @@ def test_outputs_begin_at_zero(tmp_path: Path, suffix: str, out: str) -> None:
     )
     before = media.stamps_of(path)
     assert before[0] > 10_000
-    result = copied(path, tmp_path / f"out{out}")
+    result = tmp_path / f"out{out}"
+    copy_video(path, result)
     shown = media.stamps_of(result)
     assert len(shown) == 25
     assert 0 <= shown[0] < Fraction(1, 10)
@@ -231,7 +220,8 @@ def test_a_clock_that_wraps_in_the_middle(tmp_path: Path, out: str) -> None:
         audio_blocks=40,
         options={"mpegts_copyts": "1"},
     )
-    shown = media.stamps_of(copied(path, tmp_path / f"out{out}"))
+    copy_video(path, tmp_path / f"out{out}")
+    shown = media.stamps_of(tmp_path / f"out{out}")
     assert len(shown) == 24
     assert 0 <= shown[0] < Fraction(1, 10)
     assert shown[-1] - shown[0] == Fraction(23, 25)

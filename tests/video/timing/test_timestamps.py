@@ -17,7 +17,7 @@ import pytest
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.timing.timestamps import Clock
 from tests.support import media
-from tests.support.sinks import job_sink
+from tests.support.sinks import copy_video, job_sink
 
 TICK = Fraction(1, 1000)
 
@@ -183,13 +183,7 @@ def test_audio_stays_in_sync_across_a_clock_reset(
         halves.append(half)
     path, out = tmp_path / "in.ts", tmp_path / "out.mkv"
     path.write_bytes(b"".join(half.read_bytes() for half in halves))
-    with (
-        open_source(path) as source,
-        job_sink(out, source=source, width=source.width, height=source.height) as sink,
-    ):
-        for frame in source:
-            sink.write(frame)
-        sink.finish()
+    copy_video(path, out)
     assert "jumps 1 times" in caplog.text
     shown = media.stamps_of(out)
     assert len(shown) == 50
