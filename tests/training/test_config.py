@@ -21,7 +21,8 @@ CLIPS = [SourceConfig(kind="videos", path="clips")]
     ("content", "message"),
     [
         (b"a=" + b"[" * 5000, "is not valid TOML: maximum recursion depth exceeded"),
-        (b"iterations = " + b"9" * 5000, "is not valid TOML: Exceeds the limit"),
+        # Pythons without a limit for the digits of a number read it, and then it is too large.
+        (b"iterations = " + b"9" * 5000, "is not valid TOML: Exceeds the limit|expected int <="),
         (b"a = 'b", "is not valid TOML"),
         (b"\xff\xfe", "cannot be read"),
         (b"#" * 2**17, "is not a file of at most 64 KiB"),
