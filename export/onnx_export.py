@@ -128,7 +128,7 @@ def export_module(
     shapes: tuple[tuple[int | str, ...], tuple[int | str, ...]],
     opset: int,
 ) -> onnx.ModelProto:
-    """Export a module of one input and one output that is no graph of the contract.
+    """Export a module of one input and one output that is not a graph of the contract.
 
     Args:
         module: the module.

@@ -19,7 +19,7 @@ __all__ = ["resize_graph"]
 
 
 def resize_graph(precision: Precision, *, opset: int) -> onnx.ModelProto:
-    """Return the graph for pictures of a float type."""
+    """Return the graph for images of a float type."""
     nodes: list[onnx.NodeProto] = []
 
     def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:

@@ -1,5 +1,5 @@
-"""Compares the images of an engine with those of a float32 reference: a fast engine that computes
-something else is no result.
+"""Compares the images of an engine with those of a float32 reference: the speed of an engine with
+wrong images means nothing.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Target:
     source: tuple[int, int]
     """H and W of the input's frames."""
     rows: tuple[Fraction, Fraction]
-    """Where the part that is shown begins, and how long it is, in rows of the input."""
+    """First row and number of rows of the part that is shown, in rows of the input."""
     columns: tuple[Fraction, Fraction]
     """The same in columns."""
     sample_aspect: Fraction | None

@@ -102,7 +102,7 @@ def parse(words: list[str]) -> None:
         found = command.get_command(click.Context(command), name)
         assert found is not None, f"{words[0]} has no command {name}"
         command = found
-    # Files that do not exist here are no fault of the page, other values are.
+    # A page may name files that do not exist here, but every other value must be valid.
     for parameter in command.params:
         if isinstance(parameter.type, click.Path):
             parameter.type.exists = False

@@ -98,7 +98,7 @@ def test_streams_follow_the_jump_together() -> None:
 @pytest.mark.parametrize("pausing", [VIDEO, AUDIO])
 @pytest.mark.parametrize("early", [False, True], ids=["in order", "far ahead in the file"])
 def test_a_pause_of_one_stream_is_not_a_jump(pausing: Stream, early: bool) -> None:
-    """A slide show pauses for 15 s while its sound goes on: both keep their times."""
+    """A slide show pauses for 15 s while its audio continues: both keep their times."""
     other = AUDIO if pausing is VIDEO else VIDEO
     long = steps(0, 400)
     after = (pausing, steps(15_400, 10))
