@@ -47,6 +47,7 @@ def to_run(page: Path) -> list[Block]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("page", [page for page in DOCS if any(to_run(page))], ids=ids)
 def test_examples_run(page: Path, tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     """The shell commands and Python programs of a page succeed, in order, in one folder."""
