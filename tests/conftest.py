@@ -42,6 +42,14 @@ def _key_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _without_power_cuts() -> Iterator[None]:
+    """Nothing waits for the disk, as no test cuts the power; only the descriptor is checked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 TINY = RealBasicVSRConfig(
     mid_channels=8,
     propagation_blocks=1,
