@@ -14,6 +14,7 @@ import onnx.version_converter
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 
 from rbvsr_deploy.errors import ExportError, first_line
 from rbvsr_deploy.export.resize_graph import resize_graph
@@ -99,7 +100,7 @@ def _exported(
         for item in spec.inputs
     )
     try:
-        with _quiet():
+        with _quiet(), _sampled_shapes():
             program = torch.onnx.export(
                 module,
                 example,
@@ -161,6 +162,27 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter_log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _sampled_shapes() -> Iterator[None]:
+    """Infer the shapes of sampled tensors from their inputs' alone. The exporter would trace all the
+    arithmetic of sampling on symbolic sizes, three times, which is half of an export's time.
+    """
+    sampler = torch.ops.aten.grid_sampler_2d.default
+    traced = decomposition_table.get(sampler)
+    if traced is None:  # another version of torch knows the shape
+        yield
+        return
+
+    def shape_only(image: Tensor, grid: Tensor, *options: object) -> Tensor:
+        return image.new_empty((*image.shape[:2], *grid.shape[1:3]))
+
+    decomposition_table[sampler] = shape_only
+    try:
+        yield
+    finally:
+        decomposition_table[sampler] = traced
 
 
 def _name_dimensions(model: onnx.ModelProto, spec: GraphSpec, *, channels: int) -> None:

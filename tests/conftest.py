@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import cv2
 import numpy as np
+import onnx
 import portalocker
 import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch import nn
 
+from rbvsr_deploy.bundle import open_bundle
+from rbvsr_deploy.export import to_bundle
+from rbvsr_deploy.export.onnx_export import convert_opset
 from rbvsr_deploy.export.to_bundle import export_bundle
-from rbvsr_deploy.graphs import Precision
+from rbvsr_deploy.graphs import GraphSpec, Precision
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
 
 DATA = Path(__file__).parent / "data"
@@ -37,6 +42,14 @@ def _key_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _without_power_cuts() -> Iterator[None]:
+    """Nothing waits for the disk, as no test cuts the power; only the descriptor is checked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 TINY = RealBasicVSRConfig(
     mid_channels=8,
     propagation_blocks=1,
@@ -48,20 +61,22 @@ TINY = RealBasicVSRConfig(
 """The published architecture, including its two-step head, small enough to export in seconds."""
 
 
-def tiny_model() -> RealBasicVSR:
+def tiny_model(config: RealBasicVSRConfig = TINY) -> RealBasicVSR:
     """Return a model with random weights, flow of about a pixel, and cleaning that converges."""
     torch.manual_seed(7)
-    model = RealBasicVSR(TINY).eval().requires_grad_(False)
+    model = RealBasicVSR(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             weight.normal_(std=0.05)  # all-zero biases would be merged into one tensor
-    last = f"basic_module.{len(TINY.flow_channels)}.conv.bias"
+    last = f"basic_module.{len(config.flow_channels)}.conv.bias"
     for name, weight in model.named_parameters():
         if "spynet" in name and name.endswith(last):
             weight.normal_(std=0.4)
+    if not model.has_cleaning:
+        return model
     first, last_conv = model.image_cleaning[0].main[0], model.image_cleaning[1]
     last_conv.weight.mul_(0.1)
-    last_conv.bias.zero_()
+    last_conv.bias.fill_(1e-5)
     for channel in range(3):  # subtracts about 0.3 of every pixel, in addition to the random part
         first.weight[channel] = 0.0
         first.weight[channel, channel, 1, 1] = 1.0
@@ -155,6 +170,31 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
 def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
     """Return the path of the tiny network's float16 bundle."""
     return cast(Path, _export_once(tiny_checkpoint, "float16"))
+
+
+@pytest.fixture
+def quick_export(
+    tiny_bundle: Path, tiny_bundle_float16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let exports of the tiny network, with any weights, begin from the graphs of the bundles above
+    instead of torch. They are checked, verified against the model and written as usual.
+    """
+    bundles = {"float32": open_bundle(tiny_bundle), "float16": open_bundle(tiny_bundle_float16)}
+    export_with_torch = to_bundle.export_graph
+
+    def export_graph(module: nn.Module, spec: GraphSpec, **options: Any) -> onnx.ModelProto:
+        model = onnx.load_from_string(bundles[options["precision"]].graph(spec.name))
+        weights = module.state_dict()
+        if spec.name == "reconstruct" and "model.basicvsr.upsample.upsample_conv.weight" in weights:
+            return export_with_torch(module, spec, **options)  # another head
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(
+                    onnx.numpy_helper.from_array(weights[tensor.name].numpy(), tensor.name)
+                )
+        return convert_opset(model, options["opset"])
+
+    monkeypatch.setattr(to_bundle, "export_graph", export_graph)
 
 
 @pytest.fixture

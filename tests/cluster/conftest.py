@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rbvsr_deploy.cluster import local, scheduler
 from rbvsr_deploy.cluster.film import share_file
 from rbvsr_deploy.cluster.local import LocalWorkers
 from rbvsr_deploy.cluster.messages import Setup
@@ -41,6 +42,14 @@ def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def _marked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mark the workers of this process: other tests have workers at the same time."""
     monkeypatch.setenv(MARK, str(os.getpid()))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scheduler and its workers wait for a tenth of the usual time."""
+    monkeypatch.setattr(scheduler, "_WORTH", 0.5)
+    monkeypatch.setattr(scheduler, "_SECONDS_TO_CANCEL", 0.5)
+    monkeypatch.setattr(local, "_SECONDS_TO_END", 0.5)
 
 
 def scene(number: int, frames: int) -> list[NDArray[np.uint8]]:
@@ -117,12 +126,12 @@ def shared(
 ) -> Summary:
     """Upscale with several processes; the last has other variables in its environment."""
     with local_workers(workers, model, settings, odd) as started:
-        scheduler = Scheduler(started, report=report, mixed=mixed)
+        of_workers = Scheduler(started, report=report, mixed=mixed)
         return share_file(
             clip,
             output,
-            scheduler=scheduler,
-            engine=scheduler.open(),
+            scheduler=of_workers,
+            engine=of_workers.open(),
             settings=settings or Settings(),
             size=size or OutputSize(),
             reading=reading or ReadOptions(),

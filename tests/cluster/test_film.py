@@ -154,7 +154,7 @@ def test_a_killed_coordinator(
     """Its workers end by themselves, and another number of workers, or none, finishes the work."""
     alone(clip, tmp_path / "one.mp4")
     output, before = tmp_path / "two.mp4", worker_processes()
-    monkeypatch.setenv("DOUBLE_SECONDS", "0.05")
+    monkeypatch.setenv("DOUBLE_SECONDS", "0.02")
     process = coordinator(clip, output, model, 2)
     units = tmp_path / ".two.mp4.job" / "units"
     while not list(units.glob("*/part-000001.json")):  # a segment is finished
@@ -178,6 +178,7 @@ def test_a_killed_coordinator(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_that_hangs(
     clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,16 +215,16 @@ def test_workers_and_coordinators_are_killed_again_and_again(
     """
     kills = int(os.environ.get("KILLS", "3"))
     lengths_of = random.Random(5)
-    lengths = [lengths_of.randrange(8, 40) for _ in range(8 * kills)]
+    lengths = [lengths_of.randrange(8, 40) for _ in range(7 * kills)]
     clip, log = make_clip(tmp_path / "clip.mp4", lengths), tmp_path / "log"
     alone(clip, tmp_path / "one.mp4")
-    monkeypatch.setenv("DOUBLE_SECONDS", "0.1")
+    monkeypatch.setenv("DOUBLE_SECONDS", "0.04")
     monkeypatch.setenv("DOUBLE_LOG", str(log))
     output, before, chosen = tmp_path / "two.mp4", worker_processes(), random.Random(4)
     while not output.exists():
         process = coordinator(clip, output, model, chosen.choice((2, 3, 4)))
         while process.poll() is None:
-            time.sleep(chosen.uniform(2.0, 6.0) if kills else 0.2)
+            time.sleep(chosen.uniform(0.5, 1.5) if kills else 0.1)
             running = [p for p in worker_processes() - before if _is_at_work(p)]
             if kills and len(running) > 1:
                 kills -= 1

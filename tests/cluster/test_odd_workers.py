@@ -58,7 +58,7 @@ def test_the_others_finish(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One sentence says why the odd worker does nothing; the output is that of one process."""
-    monkeypatch.setenv("DOUBLE_SECONDS", "0.05")
+    monkeypatch.setenv("DOUBLE_SECONDS", "0.02")
     lines: list[str] = []
     summary = shared(
         clip, tmp_path / "two.mp4", model=model, workers=3, odd=odd, report=lines.append
@@ -77,6 +77,7 @@ def test_mixed_engines_are_allowed_on_request(clip: Path, model: Path, tmp_path:
     assert not any("left out" in line for line in lines)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_slow_worker_is_overtaken(
     clip: Path, model: Path, tmp_path: Path, expected: bytes
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from click.testing import CliRunner, Result
 from rbvsr_deploy.commands.run import run
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.images import write_image
-from tests.conftest import moving_clip, short_clip
+from tests.conftest import DATA, moving_clip, short_clip
 
 
 def invoke(*arguments: object) -> Result:
@@ -317,16 +318,16 @@ def test_interrupted_run_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def two_scenes(sample: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def two_scenes_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip with audio and two scenes: 60 frames, then 70 of something else."""
-    path = tmp_path / "scenes.mkv"
-    with av.open(str(sample)) as source, av.open(str(path), "w") as target:
+    path = tmp_path_factory.mktemp("scenes") / "scenes.mkv"
+    with av.open(str(DATA / "sample.mp4")) as source, av.open(str(path), "w") as target:
         audio_in = source.streams.audio[0]
         video = target.add_stream("libx264", rate=25, options={"crf": "10"})
-        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        video.width, video.height, video.pix_fmt = 24, 16, "yuv420p"
         audio = target.add_stream_from_template(audio_in)
-        clip = np.concatenate((moving_clip(60, 32, 48), 255 - moving_clip(70, 32, 48)))
+        clip = np.concatenate((moving_clip(60, 16, 24), 255 - moving_clip(70, 16, 24)))
         for number, image in enumerate(clip):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 25)
@@ -337,6 +338,12 @@ def two_scenes(sample: Path, tmp_path: Path) -> Path:
                 packet.stream = audio
                 target.mux(packet)
     return path
+
+
+@pytest.fixture
+def two_scenes(two_scenes_once: Path, tmp_path: Path) -> Path:
+    """Return a copy of the clip with two scenes, which a test may change."""
+    return shutil.copy(two_scenes_once, tmp_path / "scenes.mkv")
 
 
 def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:

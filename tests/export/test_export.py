@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.export.verify import SIZES, verify_graphs
 from rbvsr_deploy.graph_modules import graph_modules
 from rbvsr_deploy.graphs import GRAPHS, GraphSpec, Precision
-from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
+from rbvsr_deploy.model import RealBasicVSRConfig
+from tests.conftest import TINY, tiny_model
 
 
 def graph(bundle: Path, name: str) -> onnx.ModelProto:
@@ -85,12 +87,11 @@ def test_other_opsets(opset: int, tiny_bundle: Path, tiny_checkpoint: Path) -> N
     assert set(record["outputs"]["flow"]["flow"]) == {"x".join(map(str, s)) for s in SIZES}
 
 
+@pytest.mark.usefixtures("quick_export")
 def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
-    """A network without a cleaning module exports to six graphs."""
-    config = RealBasicVSRConfig(
-        4, 1, None, flow_channels=(4,), flow_kernel=3, flow_levels=2, single_shuffle=True
-    )
-    torch.save(RealBasicVSR(config).state_dict(), tmp_path / "basicvsr.pth")
+    """A network without a cleaning module lacks its two graphs; a head of one step is exported."""
+    config = replace(TINY, cleaning_blocks=None, single_shuffle=True)
+    torch.save(tiny_model(config).state_dict(), tmp_path / "basicvsr.pth")
     manifest = export_bundle(tmp_path / "basicvsr.pth", tmp_path / "model.plan")
     assert not manifest.has_cleaning
     assert set(manifest.graphs) == set(GRAPHS) - {"clean", "mix"}

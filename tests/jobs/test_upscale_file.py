@@ -122,21 +122,30 @@ def test_an_error_in_any_stage(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
 
 
+@pytest.fixture(scope="module", params=[20, 300, 1000])
+def long_scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], list[int]]:
+    """Return 350 images of one scene, options with a longest scene, and the levels they make."""
+    folder = tmp_path_factory.mktemp("long") / "in"
+    folder.mkdir()
+    for i in range(350):
+        write_image(folder / f"{i:03}.png", image=np.full((1, 1, 3), 7 * i * i % 97, np.uint8))
+    settings = Settings(max_scene=request.param, refine_threshold=0.0)
+    options: dict[str, Any] = {"settings": settings, "scene_cuts": False}
+    whole = folder.with_name("whole")
+    upscale_file(folder, whole, engine=FailsOnce(), **options)
+    return folder, options, levels(whole)
+
+
 @pytest.mark.parametrize(("after", "finished"), [(100, 0), (130, 120), (250, 240), (320, 240)])
-@pytest.mark.parametrize("max_scene", [20, 300, 1000])
 def test_a_long_scene_is_continued_from_its_state(
-    max_scene: int, after: int, finished: int, tmp_path: Path
+    long_scene: tuple[Path, dict[str, Any], list[int]], after: int, finished: int, tmp_path: Path
 ) -> None:
     """It resumes in the middle of a scene, even of one propagated as a whole: the forward state,
     the last frame and the cleaning decision come from the file.
     """
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(350):
-        write_image(folder / f"{i:03}.png", image=np.full((1, 1, 3), 7 * i * i % 97, np.uint8))
-    settings = Settings(max_scene=max_scene, refine_threshold=0.0)
-    common: dict[str, Any] = {"settings": settings, "scene_cuts": False}
-    upscale_file(folder, tmp_path / "whole", engine=FailsOnce(), **common)
+    folder, common, whole = long_scene
     output = tmp_path / "out"
     with pytest.raises(EngineError):
         upscale_file(folder, output, engine=FailsOnce(after), **common)
@@ -147,7 +156,7 @@ def test_a_long_scene_is_continued_from_its_state(
     assert engine.items["forward"] == 350 - finished
     (scene,) = summary.scenes
     assert (scene.frames, scene.cleanings) == (350, 3)
-    assert levels(output) == levels(tmp_path / "whole")
+    assert levels(output) == whole
 
 
 def test_progress_and_plan(folder: Path, tmp_path: Path) -> None:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import itertools
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 import pytest
 
-from tests.support.pages import PAGES, ROOT, Block, blocks, make_workspace, run_command, run_python
+from tests.support.pages import (
+    PAGES,
+    PROJECT,
+    ROOT,
+    SCRIPTS,
+    Block,
+    blocks,
+    call_command,
+    make_workspace,
+    run_python,
+)
 
-PROJECT: dict[str, Any] = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 BY_CI = ("make ", ".ci/run")
@@ -38,16 +47,18 @@ def to_run(page: Path) -> list[Block]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("page", [page for page in DOCS if any(to_run(page))], ids=ids)
 def test_examples_run(page: Path, tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     """The shell commands and Python programs of a page succeed, in order, in one folder."""
     folder = make_workspace(tmp_path, checkpoint=tiny_checkpoint, bundle=tiny_bundle)
-    for block in to_run(page):
-        if block.language == "python":
-            run_python(block.text, folder)
-        for command in block.commands:
+    for language, group in itertools.groupby(to_run(page), key=lambda block: block.language):
+        run = list(group)
+        if language == "python":
+            run_python(*(block.text for block in run), folder=folder)
+        for command in (command for block in run for command in block.commands):
             if not command.startswith((*BY_CI, BY_THE_DEMO)):
-                run_command(command, folder)
+                call_command(command, folder)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.not_run], ids=str)
@@ -56,7 +67,7 @@ def test_examples_that_cannot_run(block: Block) -> None:
     if block.language == "python":
         ast.parse(block.text)
     for command in block.commands:
-        if command.split()[0] in PROJECT["scripts"] or "benchmarks/" in command:
+        if command.split()[0] in SCRIPTS or "benchmarks/" in command:
             parse(shlex.split(command))
     pytest.skip(f"{block.not_run}")
 
@@ -94,7 +105,7 @@ def parse(words: list[str]) -> None:
             sys.path.remove(str(ROOT / "benchmarks"))
         words = words[1:]
     else:
-        module, function = PROJECT["scripts"][words[0]].split(":")
+        module, function = SCRIPTS[words[0]].split(":")
         command = getattr(importlib.import_module(module), function)
     arguments = words[1:]
     while isinstance(command, click.Group) and not arguments[0].startswith("-"):
@@ -123,7 +134,7 @@ def test_commands_in_running_text(page: Path) -> None:
     if "MODEL_CARD" in page.name or "CHANGELOG" in page.name:
         return  # what was true of an earlier version
     for words in inline_commands(page):
-        if words[0] in PROJECT["scripts"]:
+        if words[0] in SCRIPTS:
             with contextlib.suppress(click.MissingParameter):  # the text need not name an input
                 parse(words)
 
@@ -176,7 +187,7 @@ def test_the_container_takes_what_there_is() -> None:
     (extras,) = re.findall(r"/src\[([\w,]+)\]", recipe)
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
     (entry,) = re.findall(r'ENTRYPOINT \["([\w-]+)"\]', recipe)
-    assert entry in PROJECT["scripts"]
+    assert entry in SCRIPTS
 
 
 # ----------------------------------------------------------------------------------------- messages

@@ -57,7 +57,7 @@ def test_the_output_shown_is_what_one_sees(folder: Path) -> None:
 
 def test_python_example(folder: Path) -> None:
     (block,) = (block for block in BLOCKS if block.language == "python")
-    assert run_python(block.text, folder) == "10 frames\n"
+    assert run_python(block.text, folder=folder) == "10 frames\n"
     assert (folder / "from_python.mp4").stat().st_size > 0
 
 

@@ -395,24 +395,25 @@ class TestFaults:
     @pytest.mark.parametrize("name", ["scandir", "open", "stat", "lstat"])
     @pytest.mark.parametrize("output", ["out.mp4", "frames"])
     def test_one_sentence_and_the_same_result(
-        self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, output: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, output: str
     ) -> None:
         """Each call of an interrupted run and the next one fails in turn."""
+        clip = media.make_video(tmp_path / "three.mp4", stamps=[0, 1001, 2002], size=(16, 16))
         plain = tmp_path / "plain"
         plain.mkdir()
-        write_segments(clip, plain / output, lengths=LENGTHS)
+        write_segments(clip, plain / output, lengths=[1, 2])
         real = getattr(os, name)
         for number in itertools.count():
             place = tmp_path / f"{number}"
             place.mkdir()
             calls = _Failing(real, number=number, below=place)
             monkeypatch.setattr(os, name, calls)
-            for stop_after in (4, None):
+            for stop_after in (2, None):  # in the middle of the second segment
                 with contextlib.suppress(MediaError):
-                    write_segments(clip, place / output, lengths=LENGTHS, stop_after=stop_after)
+                    write_segments(clip, place / output, lengths=[1, 2], stop_after=stop_after)
             monkeypatch.setattr(os, name, real)
             if not (place / output).exists():
-                write_segments(clip, place / output, lengths=LENGTHS)
+                write_segments(clip, place / output, lengths=[1, 2])
             found = snapshot(place)
             assert {key: found.get(key) for key in snapshot(plain)} == snapshot(plain)
             if not calls.failed:

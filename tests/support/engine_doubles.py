@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,11 @@ _PRIME = 1_000_003
 
 def _step(factor: int, frame: int, state: int, flow: int) -> int:
     return (factor * state + 7 * frame + 3 * flow + 1) % _PRIME
+
+
+def _has_nan(array: NDArray[Any]) -> bool:
+    """Return whether a value is NaN, as the sum then is; faster than a look at each."""
+    return math.isnan(array.sum())
 
 
 def backward_state(values: Sequence[int]) -> int:
@@ -70,7 +76,7 @@ class ArithmeticEngine(Engine):
         self, graph: str, *, into: Sequence[Any] | None = None, **arrays: Any
     ) -> tuple[Any, ...]:
         for array in arrays.values():
-            assert not np.isnan(array).any(), f"{graph} reads values that were never written"
+            assert not _has_nan(array), f"{graph} reads values that were never written"
             for place in into or ():
                 assert not np.shares_memory(array, place), f"{graph} writes over its input"
         n = len(next(iter(arrays.values())))
@@ -126,7 +132,7 @@ class ArithmeticEngine(Engine):
 
     def copy(self, array: Any, *, into: Any, graph: str | None = None) -> None:
         assert self.asynchronous
-        assert not np.isnan(array).any(), "values that were never written are copied"
+        assert not _has_nan(array), "values that were never written are copied"
         into[...] = array
 
     def rows(self, array: Any, top: int, bottom: int) -> Any:

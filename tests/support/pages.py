@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
+import msgspec
 import numpy as np
+import pytest
+from click.testing import CliRunner
 
 from rbvsr_deploy.video.images import write_image
 from tests.conftest import DATA, moving_clip, short_clip
 
 ROOT = Path(__file__).parents[2]
+
+PROJECT: dict[str, Any] = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
+
+SCRIPTS: dict[str, str] = PROJECT["scripts"]
+"""The project's commands, and the functions that they call."""
 
 PAGES = sorted(
     [
@@ -126,12 +138,35 @@ def run_command(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def run_python(code: str, folder: Path) -> str:
-    """Run a Python program in a folder; return standard output.
+def call_command(command: str, folder: Path) -> None:
+    """Run a command of this project in this process, which has its libraries loaded; commands with
+    a pipe, and those that start processes, in a shell.
 
     Raises:
         AssertionError: it failed.
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    words = shlex.split(command)
+    if words[0] not in SCRIPTS or {"<", ">", "|", "--workers"} & {*words}:
+        run_command(command, folder)
+        return
+    module, function = SCRIPTS[words[0]].split(":")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.chdir(folder)
+        warnings.simplefilter("ignore")  # as in a process of its own
+        done = CliRunner().invoke(getattr(importlib.import_module(module), function), words[1:])
+    assert done.exit_code == 0, f"{command}: {done.output} {done.exception!r}"
+
+
+def run_python(*programs: str, folder: Path) -> str:
+    """Run Python programs in a folder, one after the other, and none with the names of another;
+    return standard output.
+
+    Raises:
+        AssertionError: one failed.
+    """
+    code = "import sys\nfor program in sys.argv[1:]: exec(program, {'__name__': '__main__'})"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *programs], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

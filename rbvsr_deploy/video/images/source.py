@@ -136,7 +136,8 @@ class ImageSource(Source):
         images = [file for file in files if image_format(file) is not None]
         if not images:
             raise MediaError(f"the folder {self.path} contains no images: {SUPPORTED}")
-        others = [file for file in files if file not in set(images)]
+        known = set(images)
+        others = [file for file in files if file not in known]
         for file in others:
             if file.suffix.lower() in IMAGE_SUFFIXES:
                 raise MediaError(
