@@ -72,7 +72,7 @@ def share_files(
             keep_job=keep_job,
         )
         places[task.number] = place
-        items.append(WorkItem(task, frames=_size(path), name=str(inputs[place])))
+        items.append(WorkItem(task, None, name=str(inputs[place]), size=_size(path)))
 
     def done(item: WorkItem, answer: Done) -> None:
         place = places[item.task.number]
@@ -95,7 +95,7 @@ def share_files(
 
 
 def _size(path: Path) -> int:
-    """Return a measure of the work on an input: its bytes."""
+    """Return the bytes of an input."""
     try:
         return max(1, total_size(path))
     except OSError:

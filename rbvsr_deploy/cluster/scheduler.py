@@ -22,7 +22,7 @@ from rbvsr_deploy.cluster.messages import (
     UnitTask,
 )
 from rbvsr_deploy.cluster.versions import difference
-from rbvsr_deploy.cluster.work import Status, Try, WorkerState, WorkItem
+from rbvsr_deploy.cluster.work import Status, Try, WorkerState, WorkItem, frames_in_all
 from rbvsr_deploy.cluster.workers import Workers
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.errors import EngineError, RbvsrError
@@ -132,7 +132,7 @@ class Scheduler:
             EngineError: no worker is left.
         """
         self._items = list(items)
-        self._queue = sorted(self._items, key=lambda item: -item.frames)
+        self._queue = sorted(self._items, key=lambda item: -item.length)
         self._by_number = {item.task.number: item for item in self._items}
         self._done, self._failed, self._what = done, failed, what
         while not all(item.finished for item in self._items):
@@ -190,6 +190,7 @@ class Scheduler:
         for item in self._items:
             if item.finished or len(item.running) != 1 or not isinstance(item.task, UnitTask):
                 continue
+            assert item.frames is not None
             (other,) = item.running.values()
             elapsed = now - other.began
             left = elapsed
@@ -214,6 +215,7 @@ class Scheduler:
             if attempt.first is None:
                 attempt.first = done
             attempt.done, attempt.kept = done, message.kept
+            item.frames = message.frames or item.frames
             return
         if isinstance(message, Done):  # short tasks end before they report any progress
             attempt.done = max(attempt.done, (attempt.first or 0.0) + message.frames)
@@ -230,6 +232,8 @@ class Scheduler:
         if item.finished:
             return
         item.finished = True
+        if message.summary is not None:
+            item.frames = message.summary.frames
         if item in self._queue:
             self._queue.remove(item)
         for other in item.running:
@@ -261,7 +265,7 @@ class Scheduler:
         self._report(f"{name}: {item.name}: {why}; trying again")
         if not item.running:
             self._queue.append(item)
-            self._queue.sort(key=lambda item: -item.frames)
+            self._queue.sort(key=lambda item: -item.length)
 
     def _count_failure(self, name: str, why: str) -> None:
         state = self._states[name]
@@ -341,7 +345,7 @@ class Scheduler:
         if now - self._last_status < _SECONDS_BETWEEN_STATUS:
             return
         self._last_status = now
-        total = sum(item.frames for item in self._items)
+        total, is_estimated = frames_in_all(self._items)
         done = sum(item.done_frames() for item in self._items)
         rate, doing = 0.0, {}
         for name, state in self._states.items():
@@ -352,13 +356,14 @@ class Scheduler:
                 attempt = item.running[name]
                 seconds += now - attempt.began
                 worked += attempt.made
-                what = f"{item.name}, {round(attempt.done)} of {item.frames}"
+                what = f"{item.name}, {round(attempt.done)} of {item.frames or 'unknown'}"
             if seconds > 0 and worked:
                 rate += worked / seconds
                 what += f", {worked / seconds:.2f} frames/s"
             doing[name] = what
-        left = (total - done) / rate if rate else None
-        self._watch(Status(self._what, done, total, left, doing))
+        left = max(0.0, total - done) / rate if rate and total is not None else None
+        whole = None if total is None else round(total)
+        self._watch(Status(self._what, done, whole, left, doing, is_estimated))
 
 
 def _kind(answer: Ready) -> tuple[object, ...]:
