@@ -90,6 +90,11 @@ def share_files(
 
     if items:
         scheduler.open()
+        if len(items) < (usable := sum(not r.left_out for r in scheduler.records)):
+            report(
+                f"{len(items)} of {usable} workers are used, as each of several inputs is done by "
+                "one: give a long one alone, and its parts are shared"
+            )
     scheduler.run(items, done=done, failed=failed)
     return [results[place] for place in range(len(inputs))]
 

@@ -332,13 +332,23 @@ class Scheduler:
         return name in self._states and self._states[name].record.left_out is not None
 
     def _end_the_rest(self) -> None:
-        """Wait for workers whose task another one has finished."""
+        """Wait for workers whose task another one has finished, and leave out those that hang or
+        cannot be reached.
+        """
         deadline = time.monotonic() + _SECONDS_TO_CANCEL
-        while busy := [n for n, s in self._states.items() if s.item is not None]:
-            if not self._receive(timeout=0.1) and time.monotonic() > deadline:
-                for name in busy:
-                    self._workers.stop(name)
-                deadline += _SECONDS_TO_CANCEL
+        while busy := {n: s for n, s in self._states.items() if s.item is not None}:
+            if self._receive(timeout=0.1) or time.monotonic() < deadline:
+                continue
+            for name, state in busy.items():
+                assert state.item is not None
+                task = state.item.name
+                self._free(state, state.item, name)
+                self._workers.stop(name)
+                self._leave_out(
+                    name,
+                    f"it did not answer within {_SECONDS_TO_CANCEL:.0f} s after another worker had "
+                    f"finished {task}",
+                )
 
     def _show(self) -> None:
         now = time.monotonic()
