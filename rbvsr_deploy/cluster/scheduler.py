@@ -12,6 +12,7 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     Done,
     Failed,
+    FileTask,
     FromWorker,
     Gone,
     Note,
@@ -176,7 +177,7 @@ class Scheduler:
         failed on all of them.
         """
         for place, item in enumerate(self._queue):
-            if name not in item.tried or usable <= item.tried:
+            if name not in item.tried or usable <= item.tried.keys():
                 return self._queue.pop(place)
         return None
 
@@ -223,7 +224,8 @@ class Scheduler:
         if isinstance(message, Failed):
             if not message.cancelled:
                 self._try_again(name, item, attempt, message.error)
-                self._count_failure(name, message.error)
+                if not isinstance(item.task, FileTask):
+                    self._count_failure(name, message.error)
             return
         state.failures = 0
         state.record.tasks += 1
@@ -238,6 +240,9 @@ class Scheduler:
             self._queue.remove(item)
         for other in item.running:
             self._workers.send(other, Cancel(item.task.number))
+        if isinstance(item.task, FileTask):  # until now, it may have been the input's fault
+            for other, why in item.tried.items():
+                self._count_failure(other, why)
         self._done(item, message)
 
     def _free(self, state: WorkerState, item: WorkItem, name: str) -> None:
@@ -255,7 +260,7 @@ class Scheduler:
             item.kept, item.tries = attempt.kept, 0
             item.tried.clear()
         item.tries += 1
-        item.tried.add(name)
+        item.tried[name] = why
         if item.tries >= TRIES:
             item.finished = True
             for other in item.running:
@@ -268,8 +273,11 @@ class Scheduler:
             self._queue.sort(key=lambda item: -item.length)
 
     def _count_failure(self, name: str, why: str) -> None:
+        """Count a failure as the worker's, and leave it out after several in a row."""
         state = self._states[name]
         state.failures += 1
+        if self._is_out(name):
+            return
         if state.failures >= TRIES and sum(s.ready for s in self._states.values()) > 1:
             self._workers.stop(name)
             self._leave_out(name, f"{TRIES} tasks in a row failed on it: {why}")

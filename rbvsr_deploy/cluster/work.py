@@ -30,8 +30,8 @@ class WorkItem:
     """Frames that another try does not repeat."""
     tries: int = 0
     """Failed tries since it last got further."""
-    tried: set[str] = field(default_factory=set)
-    """Workers that it failed on."""
+    tried: dict[str, str] = field(default_factory=dict)
+    """Workers that it failed on, and why."""
     running: dict[str, Try] = field(default_factory=dict)
     finished: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rbvsr_deploy.cluster import scheduler as module
 from rbvsr_deploy.cluster.messages import (
     Cancel,
     Done,
+    Failed,
     FileTask,
     FromWorker,
     Piece,
@@ -39,33 +41,46 @@ class Clock:
 
 
 class Script(Workers):
-    """Is one worker that answers what a test has written down."""
+    """Is some workers, each of which answers a task as a test has written down.
 
-    def __init__(self, clock: Clock, answers: list[FromWorker]) -> None:
+    Args:
+        clock: moves with every message.
+        count: number of workers.
+        answers: returns the answers to a task of a worker, by the worker's name.
+    """
+
+    def __init__(
+        self, clock: Clock, count: int, answers: Callable[[str, Task], list[FromWorker]]
+    ) -> None:
         super().__init__()
         self._clock = clock
-        self._answers = answers
+        self._count = count
+        self._answer = answers
         self.tasks: list[int] = []
 
     def start(self) -> None:
-        pass
+        for name in self.names:
+            self._messages.put((name, Ready(TimedEngine(0).describe(), {}, "host", 1)))
 
     @property
     def names(self) -> list[str]:
-        return ["worker 1"]
+        return [f"worker {number + 1}" for number in range(self._count)]
 
     def send(self, name: str, message: Task | Piece | Cancel) -> None:
+        assert isinstance(message, FileTask)
         self.tasks.append(message.number)
+        for answer in self._answer(name, message):
+            self._messages.put((name, answer))
 
     def receive(self, *, timeout: float) -> tuple[str, FromWorker] | None:
         self._clock.now += 10
-        return "worker 1", self._answers.pop(0)
+        return super().receive(timeout=0)
 
     def restart(self, name: str) -> None:
         raise AssertionError
 
     def stop(self, name: str) -> None:
-        raise AssertionError
+        pass
 
     def close(self) -> None:
         pass
@@ -95,19 +110,19 @@ def test_the_time_left_for_several_inputs(monkeypatch: pytest.MonkeyPatch) -> No
     """It follows from frames: those of an input that is not open are estimated by its bytes."""
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    ready = Ready(TimedEngine(0).describe(), {}, "host", 1)
-    workers = Script(
-        clock,
-        [
-            ready,
+    answers: dict[int, list[FromWorker]] = {
+        LARGE: [
             progress(LARGE, 0, 300),
             progress(LARGE, 150, 300),
             Done(LARGE, frames=300, seconds={}, size=1),
+        ],
+        SMALL: [
             progress(SMALL, 0, 500),
             progress(SMALL, 500, 500),
             Done(SMALL, frames=500, seconds={}, size=1),
         ],
-    )
+    }
+    workers = Script(clock, 1, lambda name, task: answers[task.number])
     seen: list[Status] = []
     scheduler = Scheduler(workers, watch=seen.append)
     scheduler.open()
@@ -130,6 +145,37 @@ def test_the_time_left_for_several_inputs(monkeypatch: pytest.MonkeyPatch) -> No
     assert lefts[1:3] == [pytest.approx(250 / (150 / 20)), pytest.approx(100 / 10)]
     assert lefts[3] == pytest.approx(500 / (300 / 40))
     assert "2, 500 of 500" in seen[4].workers["worker 1"]
+
+
+@pytest.mark.parametrize("broken", ["inputs", "worker"])
+def test_whose_fault_it_is(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that fail on every worker are their own fault; a worker is left out if others finish
+    what failed on it.
+    """
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+
+    def answer(name: str, task: Task) -> list[FromWorker]:
+        if task.number <= 6 if broken == "inputs" else name == "worker 2":
+            return [Failed(task.number, "it failed")]
+        return [Done(task.number, frames=5, seconds={}, size=1)]
+
+    done, failed, lines = list[int](), list[int](), list[str]()
+    scheduler = Scheduler(Script(clock, 3, answer), report=lines.append)
+    scheduler.open()
+    scheduler.run(
+        [item(number, 1000 - number) for number in range(1, 21)],
+        done=lambda item, done_: done.append(item.task.number),
+        failed=lambda item, why: failed.append(item.task.number),
+    )
+    if broken == "inputs":
+        assert sorted(failed) == [1, 2, 3, 4, 5, 6]
+        assert not any("left out" in line for line in lines)
+    else:
+        assert sorted(done) == list(range(1, 21))
+        assert [line for line in lines if "left out" in line] == [
+            "worker 2 on host is left out: 3 tasks in a row failed on it: it failed"
+        ]
 
 
 def test_frames_of_inputs_that_nobody_has_opened() -> None:
