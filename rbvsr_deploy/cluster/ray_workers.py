@@ -17,6 +17,7 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     Gone,
     Piece,
+    Refused,
     Setup,
     Task,
     from_json,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RayWorkers"]
 
+_SECONDS_TO_END = 3.0
 _SECONDS_BETWEEN_LOOKS = 10.0
 """Time between looks for new nodes."""
 
@@ -110,6 +112,9 @@ class RayWorkers(Workers):
 
     def restart(self, name: str) -> None:
         node, setup = self._places[name]
+        if node not in {n["NodeID"] for n in self._ray.nodes() if n["Alive"]}:
+            self._messages.put((name, Refused("its node has left the cluster")))
+            return
         gpus, cores = self._needs(setup)
         self._starts[name] += 1
         again = f", start {self._starts[name]}" if self._starts[name] > 1 else ""
@@ -140,6 +145,9 @@ class RayWorkers(Workers):
         if self._closed.is_set():
             return
         self._closed.set()
+        with self._lock, contextlib.suppress(Exception):  # some may be gone already
+            ends = [actor.end.remote() for actor in self._actors.values()]
+            self._ray.wait(ends, num_returns=len(ends), timeout=_SECONDS_TO_END)
         for name in self.names:
             self.stop(name)
         if self._thread.is_alive():
