@@ -105,7 +105,7 @@ def wait_for(condition: Callable[[], object], *, seconds: float) -> None:
 def test_the_same_file_as_one_process(
     stage: bool, cluster: Any, clip: Path, model: Path, tmp_path: Path
 ) -> None:
-    """Two nodes give the bytes of one process, each does a part of the work, and nothing is left."""
+    """Two nodes give the bytes of one process; each does a part, and nothing is left."""
     before = set(Path(tempfile.gettempdir()).glob("rbvsr-worker-*"))
     expected = alone(clip, tmp_path / "one.mp4")
     summary = shared_on_ray(cluster.address, clip, tmp_path / "two.mp4", model, stage=stage)
