@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,11 @@ class Costs:
     """Bytes per frame that are read and written."""
     storage: float = float("inf")
     """Bytes per second that the storage moves for all workers together."""
+    processor: float = 0.0
+    """Processor time of a worker per frame: decoding, encoding, copying, and the network if it
+    runs there."""
+    cores: float = float("inf")
+    """Processors that all workers share."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,14 @@ class Prediction:
 def predict(units: Sequence[int], costs: Costs, workers: int) -> Prediction:
     """Return the time for units of these lengths in frames.
 
-    All workers share the storage evenly: a frame takes at least as long as its bytes do then.
+    All workers share storage and processors evenly: a frame takes at least as long as its bytes and
+    its processor time do then.
     """
     frames = sum(units)
     busy = min(workers, len(units))
-    frame = max(costs.frame, costs.size * busy / costs.storage)
+    frame = max(
+        costs.frame, costs.size * busy / costs.storage, costs.processor * busy / costs.cores
+    )
     free = [0.0] * workers
     coordinator = last = 0.0
     for length in sorted(units, reverse=True):
@@ -84,6 +94,7 @@ def predict(units: Sequence[int], costs: Costs, workers: int) -> Prediction:
         "the longest unit": costs.unit + max(units) * costs.frame,
         "the coordinator": len(units) * costs.coordinator,
         "the storage": frames * costs.size / costs.storage,
+        "the processors": frames * costs.processor / costs.cores,
     }
     return Prediction(
         workers,
@@ -102,27 +113,31 @@ def lengths_of(path: Path, frames: int) -> list[int]:
 
 def measured_costs(run: dict[str, Any]) -> Costs:
     """Return the costs that a run with one worker has measured; see ``cluster.py``."""
-    frame = run["seconds_of_workers"]["network"] / run["frames"]
+    frames = run["frames"]
+    frame = run["seconds_of_workers"]["network"] / frames
+    shared = run["seconds"] - run["seconds_to_join"]
     return Costs(
         frame=frame,
-        unit=max(0.0, (run["seconds"] - run["frames"] * frame) / run["units"]),
+        unit=max(0.0, (shared - frames * frame) / run["units"]),
         coordinator=run["coordinator_share_of_a_core"] * run["seconds"] / run["units"],
         start=run["seconds_to_start"],
-        scenes=run["seconds_for_scenes"] / run["frames"],
+        scenes=run["seconds_for_scenes"] / frames,
+        join=run["seconds_to_join"] / frames,
+        processor=run["processor_seconds_of_workers"] / frames,
+        cores=os.cpu_count() or 1,
     )
 
 
 def check(path: Path) -> list[dict[str, Any]]:
     """Compare the model with measured runs, of which the first has one worker."""
     measured = json.loads(path.read_text(encoding="utf-8"))
-    edges = [0]
-    for length in measured["lengths"]:
-        edges.append(edges[-1] + length)
-    units = units_of(edges[-1], edges[1:-1], settings=Settings())
     costs = measured_costs(measured["runs"][0])
     found = []
     for run in measured["runs"]:
+        edges = [0, *accumulate(run["lengths"])]
+        units = units_of(edges[-1], edges[1:-1], settings=Settings())
         shared = predict([unit.frames for unit in units], costs, run["workers"]).shared
+        shared += run["frames"] * costs.join
         found.append(
             {
                 "workers": run["workers"],
@@ -145,6 +160,8 @@ def check(path: Path) -> list[dict[str, Any]]:
 @click.option("--join", default=0.0005, show_default=True, help="Seconds per frame to join.")
 @click.option("--size", default=60e3, show_default=True, help="Bytes read and written per frame.")
 @click.option("--storage", default=1e9, show_default=True, help="Bytes per second for all.")
+@click.option("--processor", default=0.0, show_default=True, help="Processor seconds per frame.")
+@click.option("--cores", default=float("inf"), show_default=True, help="Processors for all.")
 @click.option(
     "--check", "runs", type=click.Path(exists=True, path_type=Path), help="Measured runs."
 )

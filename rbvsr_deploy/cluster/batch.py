@@ -72,7 +72,7 @@ def share_files(
             keep_job=keep_job,
         )
         places[task.number] = place
-        items.append(WorkItem(task, frames=_size(path), name=str(inputs[place])))
+        items.append(WorkItem(task, None, name=str(inputs[place]), size=_size(path)))
 
     def done(item: WorkItem, answer: Done) -> None:
         place = places[item.task.number]
@@ -90,12 +90,17 @@ def share_files(
 
     if items:
         scheduler.open()
+        if len(items) < (usable := sum(not r.left_out for r in scheduler.records)):
+            report(
+                f"{len(items)} of {usable} workers are used, as each of several inputs is done by "
+                "one: give a long one alone, and its parts are shared"
+            )
     scheduler.run(items, done=done, failed=failed)
     return [results[place] for place in range(len(inputs))]
 
 
 def _size(path: Path) -> int:
-    """Return a measure of the work on an input: its bytes."""
+    """Return the bytes of an input."""
     try:
         return max(1, total_size(path))
     except OSError:

@@ -32,7 +32,14 @@ from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.output_size import OutputSize
 from rbvsr_deploy.runtime.scenes import scene_list_text
 from rbvsr_deploy.runtime.stream import SceneRecord, Settings, StreamState
-from rbvsr_deploy.video import ImageSource, ReadOptions, VideoSink, VideoSource, WriteOptions
+from rbvsr_deploy.video import (
+    ImageSink,
+    ImageSource,
+    ReadOptions,
+    VideoSink,
+    VideoSource,
+    WriteOptions,
+)
 from rbvsr_deploy.video.staging.job_folder import UNITS, job_folder
 from rbvsr_deploy.video.staging.parts import read_records
 
@@ -138,10 +145,10 @@ class _SharedRun:
         report: Callable[[str], None],
     ) -> None:
         source, sink = job.source, job.sink
-        if not isinstance(sink, VideoSink):
+        if not isinstance(sink, VideoSink) and not (isinstance(sink, ImageSink) and sink.is_folder):
             raise MediaError(
-                f"several workers share the work on a video, and the output {output} is not one: "
-                "use one worker",
+                f"several workers share the work on a video or an image folder, and {output} is "
+                "a single image: use one worker",
                 parameters=("workers", "cluster"),
             )
         if not isinstance(source, VideoSource | ImageSource) or source.files is None:
@@ -149,6 +156,13 @@ class _SharedRun:
                 f"several workers cannot read {path}: use one worker",
                 parameters=("workers", "cluster"),
             )
+        for name, end, kind in (("input", source, VideoSource), ("output", sink, VideoSink)):
+            if stage and not isinstance(end, kind):
+                raise MediaError(
+                    f"only videos are sent to workers and back, and the {name} {end.path} is not "
+                    "one: use storage that all workers share",
+                    parameters=("stage",),
+                )
         self._source, self._sink, self._cuts = source, sink, job.cuts
         self._target = job.target
         self._path, self._output = Path(path).absolute(), Path(output).absolute()
@@ -186,11 +200,6 @@ class _SharedRun:
         if self.resumed:
             self._report(f"Continuing: {self.resumed} frames are done already")
         storage = self._sink.job.storage
-        if self._stage and not isinstance(self._source, VideoSource):
-            raise MediaError(
-                f"only video files are sent to workers, and the input {self._path} is not one",
-                parameters=("stage",),
-            )
         if self._stage:
             self._staged = StagedInput(self._path, allow_playlists=self._reading.allow_playlists)
         self._folder = storage.make_folder(UNITS)
@@ -238,9 +247,9 @@ class _SharedRun:
             left = None
             if total:
                 left = (time.monotonic() - start) / frames * max(0, total - frames)
-            self._watch(Status("scenes", frames, total or 0, left, {}))
+            self._watch(Status("scenes", frames, total, left, {}))
 
-        return scan(self._source, self._cuts, progress=progress)
+        return scan(self._source, self._cuts, progress=progress, note=self._sink.note)
 
     def _item(self, unit: Unit, index: FrameIndex, state: StreamState | None) -> WorkItem:
         stamps, sums = index.part(unit.first, unit.stop)
@@ -287,7 +296,7 @@ class _SharedRun:
     def _done(self, item: WorkItem, done: Done) -> None:
         assert isinstance(item.task, UnitTask)
         self._finished[item.task.first] = done
-        self.resumed += item.frames - done.frames
+        self.resumed += item.task.stop - item.task.first - done.frames
         self.memory, self.plan = done.memory, done.plan or self.plan
         for stage, seconds in done.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

@@ -80,13 +80,20 @@ class FrameIndex(msgspec.Struct, frozen=True):
         return zlib.crc32(self.sums, zlib.crc32(self.stamps))
 
 
-def scan(source: Source, cuts: SceneCuts, *, progress: Callable[[int], None]) -> FrameIndex:
+def scan(
+    source: Source,
+    cuts: SceneCuts,
+    *,
+    progress: Callable[[int], None],
+    note: Callable[[Frame], object] = lambda frame: None,
+) -> FrameIndex:
     """Read a whole input.
 
     Args:
-        source: a newly opened source, after a sink was opened for it.
+        source: a newly opened source.
         cuts: finds the scenes.
         progress: called with the number of frames read.
+        note: called with every frame; see ``Sink.note``.
 
     Raises:
         MediaError: the input cannot be read.
@@ -97,6 +104,7 @@ def scan(source: Source, cuts: SceneCuts, *, progress: Callable[[int], None]) ->
             found.append(number)
         stamps.append(number if frame.pts is None else frame.pts)
         sums.append(checksum(frame))
+        note(frame)
         progress(number + 1)
     return FrameIndex(
         stamps=stamps.tobytes(),

@@ -176,6 +176,8 @@ class Progress(msgspec.Struct, tag=True, frozen=True):
     stages: dict[str, int]
     kept: int
     """Frames in finished segments, which another try does not repeat."""
+    frames: int | None = None
+    """Frames of the whole input, of a task that is one."""
 
 
 class Done(msgspec.Struct, tag=True, frozen=True):

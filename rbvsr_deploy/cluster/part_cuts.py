@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.cluster.index import checksum
 from rbvsr_deploy.cluster.messages import UnitTask
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video import Frame, Source, open_source
+from rbvsr_deploy.video import Frame, Source, numbered, open_source
 
 __all__ = ["PartCuts"]
 
@@ -46,7 +47,8 @@ class PartCuts(Closing):
                     f"frame {number} of {task.path} is not the one it was when its scenes were "
                     "found: it was changed during the run, or its decoder does not repeat itself"
                 )
-            yield frame, number in starts
+            # A sink for the unit alone would begin to count with it.
+            yield dataclasses.replace(frame, name=frame.name or numbered(number)), number in starts
 
     def close(self) -> None:
         if self._whole is not None:

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rbvsr_deploy.cluster.messages import (
     Cancel,
@@ -20,6 +20,9 @@ from rbvsr_deploy.cluster.messages import (
     to_json,
 )
 from rbvsr_deploy.cluster.process import keep_to_share
+
+if TYPE_CHECKING:
+    from rbvsr_deploy.cluster.worker import Worker
 
 __all__ = ["SECONDS_WITHOUT_CONTACT", "Actor"]
 
@@ -41,7 +44,7 @@ class Actor:
     def __init__(self, setup: bytes, open_engine: Callable[..., Any] | None) -> None:
         self._messages: queue.Queue[FromWorker] = queue.Queue(_MOST_WAITING)
         self._tasks: queue.Queue[Task | Piece] = queue.Queue(_MOST_WAITING)
-        self._cancel: Callable[[int], None] | None = None
+        self._worker: Worker | None = None
         self._contact = time.monotonic()
         message = from_json(setup, of_worker=False)
         assert isinstance(message, Setup)
@@ -54,8 +57,8 @@ class Actor:
         message = from_json(line, of_worker=False)
         if not isinstance(message, Cancel):
             self._tasks.put(message)
-        elif self._cancel is not None:
-            self._cancel(message.number)
+        elif self._worker is not None:
+            self._worker.cancel(message.number)
 
     def receive(self) -> list[bytes]:
         """Return the worker's messages since the last call: at once if there are any but reports
@@ -77,15 +80,21 @@ class Actor:
         self._contact = time.monotonic()
         return [to_json(message) for message in found]
 
+    def end(self) -> None:
+        """Remove temporary files; the actor is killed when this returns."""
+        if self._worker is not None:
+            self._worker.discard()
+
     def _work(self, setup: Setup, open_engine: Callable[..., Any] | None) -> None:
-        from rbvsr_deploy.cluster.worker import Worker, work
+        from rbvsr_deploy.cluster.worker import work
 
         def opened(worker: Worker) -> None:
-            self._cancel = worker.cancel
+            self._worker = worker
 
         work(setup, self._tasks, self._messages.put, opened=opened, open_engine=open_engine)
 
     def _end_without_contact(self) -> None:
         while time.monotonic() - self._contact < SECONDS_WITHOUT_CONTACT:
             time.sleep(1)
+        self.end()
         os._exit(1)

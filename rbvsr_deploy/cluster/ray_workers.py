@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +17,7 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     Gone,
     Piece,
+    Refused,
     Setup,
     Task,
     from_json,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RayWorkers"]
 
+_SECONDS_TO_END = 3.0
 _SECONDS_BETWEEN_LOOKS = 10.0
 """Time between looks for new nodes."""
 
@@ -82,6 +86,7 @@ class RayWorkers(Workers):
             except Exception as error:  # it raises whatever its transport does
                 raise EngineError(
                     f"the Ray cluster {address} cannot be reached: {first_line(error)}"
+                    f"{_about_token()}"
                 ) from None
         self._thread = threading.Thread(target=self._pump, name="ray", daemon=True)
 
@@ -103,10 +108,13 @@ class RayWorkers(Workers):
             sent = actor.send.remote(to_json(message))
             if isinstance(message, Piece):  # one at a time: they are large
                 with contextlib.suppress(Exception):  # the worker's next message says it
-                    self._ray.get(sent)
+                    self._ray.get(sent, timeout=SECONDS_WITHOUT_CONTACT)
 
     def restart(self, name: str) -> None:
         node, setup = self._places[name]
+        if node not in {n["NodeID"] for n in self._ray.nodes() if n["Alive"]}:
+            self._messages.put((name, Refused("its node has left the cluster")))
+            return
         gpus, cores = self._needs(setup)
         self._starts[name] += 1
         again = f", start {self._starts[name]}" if self._starts[name] > 1 else ""
@@ -123,6 +131,7 @@ class RayWorkers(Workers):
         )
         with self._lock:
             self._actors[name] = actor
+            self._contact.pop(name, None)
             self._wait_for(name)
 
     def stop(self, name: str) -> None:
@@ -136,6 +145,9 @@ class RayWorkers(Workers):
         if self._closed.is_set():
             return
         self._closed.set()
+        with self._lock, contextlib.suppress(Exception):  # some may be gone already
+            ends = [actor.end.remote() for actor in self._actors.values()]
+            self._ray.wait(ends, num_returns=len(ends), timeout=_SECONDS_TO_END)
         for name in self.names:
             self.stop(name)
         if self._thread.is_alive():
@@ -152,9 +164,11 @@ class RayWorkers(Workers):
             if not waiting:
                 self._closed.wait(0.1)
             else:
-                ready, _ = self._ray.wait(waiting, num_returns=1, timeout=0.2)
+                ready, silent = self._ray.wait(waiting, num_returns=1, timeout=0.2)
                 for reference in ready:
                     self._fetch(reference)
+                for reference in silent:
+                    self._give_up(reference)
             if self._count is None and time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
                 looked = time.monotonic()
                 with contextlib.suppress(Exception):  # the next look may succeed
@@ -169,9 +183,8 @@ class RayWorkers(Workers):
             if self._closed.is_set():
                 return
             unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-            since = time.monotonic() - self._contact[name]
             with self._lock:
-                if unreachable and since < SECONDS_WITHOUT_CONTACT and name in self._actors:
+                if unreachable and not self._is_silent(name) and name in self._actors:
                     self._wait_for(name)
                     return
             self.stop(name)
@@ -184,8 +197,24 @@ class RayWorkers(Workers):
         for line in lines:
             self._messages.put((name, from_json(line, of_worker=True)))
 
+    def _give_up(self, reference: Any) -> None:
+        """Give a worker up that should have answered long ago: it hangs, or only this machine
+        cannot reach it.
+        """
+        with self._lock:
+            name = self._waiting[reference]
+            if not self._is_silent(name):
+                return
+            del self._waiting[reference]
+        self.stop(name)
+        self._messages.put((name, Gone(f"did not answer for {SECONDS_WITHOUT_CONTACT:.0f} s")))
+
+    def _is_silent(self, name: str) -> bool:
+        """Return whether a worker that has answered before has not done so for long."""
+        contact = self._contact.get(name)  # starting takes as long as it takes
+        return contact is not None and time.monotonic() - contact > SECONDS_WITHOUT_CONTACT
+
     def _wait_for(self, name: str) -> None:
-        self._contact.setdefault(name, time.monotonic())
         self._waiting[self._actors[name].receive.remote()] = name
 
     def _look_for_nodes(self) -> None:
@@ -233,6 +262,15 @@ class RayWorkers(Workers):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _about_token() -> str:
+    """Return a hint for clusters that ask for a token, if this machine has one and Ray would not
+    use it.
+    """
+    if "RAY_AUTH_MODE" in os.environ or not (Path.home() / ".ray" / "auth_token").exists():
+        return ""
+    return "; if it was started with a token, set RAY_AUTH_MODE=token"
 
 
 def _how(error: Exception) -> str:

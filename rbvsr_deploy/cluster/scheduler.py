@@ -12,6 +12,7 @@ from rbvsr_deploy.cluster.messages import (
     Cancel,
     Done,
     Failed,
+    FileTask,
     FromWorker,
     Gone,
     Note,
@@ -22,7 +23,7 @@ from rbvsr_deploy.cluster.messages import (
     UnitTask,
 )
 from rbvsr_deploy.cluster.versions import difference
-from rbvsr_deploy.cluster.work import Status, Try, WorkerState, WorkItem
+from rbvsr_deploy.cluster.work import Status, Try, WorkerState, WorkItem, frames_in_all
 from rbvsr_deploy.cluster.workers import Workers
 from rbvsr_deploy.engines.base import Description
 from rbvsr_deploy.errors import EngineError, RbvsrError
@@ -132,7 +133,7 @@ class Scheduler:
             EngineError: no worker is left.
         """
         self._items = list(items)
-        self._queue = sorted(self._items, key=lambda item: -item.frames)
+        self._queue = sorted(self._items, key=lambda item: -item.length)
         self._by_number = {item.task.number: item for item in self._items}
         self._done, self._failed, self._what = done, failed, what
         while not all(item.finished for item in self._items):
@@ -176,7 +177,7 @@ class Scheduler:
         failed on all of them.
         """
         for place, item in enumerate(self._queue):
-            if name not in item.tried or usable <= item.tried:
+            if name not in item.tried or usable <= item.tried.keys():
                 return self._queue.pop(place)
         return None
 
@@ -190,6 +191,7 @@ class Scheduler:
         for item in self._items:
             if item.finished or len(item.running) != 1 or not isinstance(item.task, UnitTask):
                 continue
+            assert item.frames is not None
             (other,) = item.running.values()
             elapsed = now - other.began
             left = elapsed
@@ -214,6 +216,7 @@ class Scheduler:
             if attempt.first is None:
                 attempt.first = done
             attempt.done, attempt.kept = done, message.kept
+            item.frames = message.frames or item.frames
             return
         if isinstance(message, Done):  # short tasks end before they report any progress
             attempt.done = max(attempt.done, (attempt.first or 0.0) + message.frames)
@@ -221,7 +224,8 @@ class Scheduler:
         if isinstance(message, Failed):
             if not message.cancelled:
                 self._try_again(name, item, attempt, message.error)
-                self._count_failure(name, message.error)
+                if not isinstance(item.task, FileTask):
+                    self._count_failure(name, message.error)
             return
         state.failures = 0
         state.record.tasks += 1
@@ -230,10 +234,15 @@ class Scheduler:
         if item.finished:
             return
         item.finished = True
+        if message.summary is not None:
+            item.frames = message.summary.frames
         if item in self._queue:
             self._queue.remove(item)
         for other in item.running:
             self._workers.send(other, Cancel(item.task.number))
+        if isinstance(item.task, FileTask):  # until now, it may have been the input's fault
+            for other, why in item.tried.items():
+                self._count_failure(other, why)
         self._done(item, message)
 
     def _free(self, state: WorkerState, item: WorkItem, name: str) -> None:
@@ -251,7 +260,7 @@ class Scheduler:
             item.kept, item.tries = attempt.kept, 0
             item.tried.clear()
         item.tries += 1
-        item.tried.add(name)
+        item.tried[name] = why
         if item.tries >= TRIES:
             item.finished = True
             for other in item.running:
@@ -261,11 +270,14 @@ class Scheduler:
         self._report(f"{name}: {item.name}: {why}; trying again")
         if not item.running:
             self._queue.append(item)
-            self._queue.sort(key=lambda item: -item.frames)
+            self._queue.sort(key=lambda item: -item.length)
 
     def _count_failure(self, name: str, why: str) -> None:
+        """Count a failure as the worker's, and leave it out after several in a row."""
         state = self._states[name]
         state.failures += 1
+        if self._is_out(name):
+            return
         if state.failures >= TRIES and sum(s.ready for s in self._states.values()) > 1:
             self._workers.stop(name)
             self._leave_out(name, f"{TRIES} tasks in a row failed on it: {why}")
@@ -328,20 +340,30 @@ class Scheduler:
         return name in self._states and self._states[name].record.left_out is not None
 
     def _end_the_rest(self) -> None:
-        """Wait for workers whose task another one has finished."""
+        """Wait for workers whose task another one has finished, and leave out those that hang or
+        cannot be reached.
+        """
         deadline = time.monotonic() + _SECONDS_TO_CANCEL
-        while busy := [n for n, s in self._states.items() if s.item is not None]:
-            if not self._receive(timeout=0.1) and time.monotonic() > deadline:
-                for name in busy:
-                    self._workers.stop(name)
-                deadline += _SECONDS_TO_CANCEL
+        while busy := {n: s for n, s in self._states.items() if s.item is not None}:
+            if self._receive(timeout=0.1) or time.monotonic() < deadline:
+                continue
+            for name, state in busy.items():
+                assert state.item is not None
+                task = state.item.name
+                self._free(state, state.item, name)
+                self._workers.stop(name)
+                self._leave_out(
+                    name,
+                    f"it did not answer within {_SECONDS_TO_CANCEL:.0f} s after another worker had "
+                    f"finished {task}",
+                )
 
     def _show(self) -> None:
         now = time.monotonic()
         if now - self._last_status < _SECONDS_BETWEEN_STATUS:
             return
         self._last_status = now
-        total = sum(item.frames for item in self._items)
+        total, is_estimated = frames_in_all(self._items)
         done = sum(item.done_frames() for item in self._items)
         rate, doing = 0.0, {}
         for name, state in self._states.items():
@@ -352,13 +374,14 @@ class Scheduler:
                 attempt = item.running[name]
                 seconds += now - attempt.began
                 worked += attempt.made
-                what = f"{item.name}, {round(attempt.done)} of {item.frames}"
+                what = f"{item.name}, {round(attempt.done)} of {item.frames or 'unknown'}"
             if seconds > 0 and worked:
                 rate += worked / seconds
                 what += f", {worked / seconds:.2f} frames/s"
             doing[name] = what
-        left = (total - done) / rate if rate else None
-        self._watch(Status(self._what, done, total, left, doing))
+        left = max(0.0, total - done) / rate if rate and total is not None else None
+        whole = None if total is None else round(total)
+        self._watch(Status(self._what, done, whole, left, doing, is_estimated))
 
 
 def _kind(answer: Ready) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ is tried again with the whole input.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -122,6 +123,7 @@ class StagingFolder(Closing):
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+        self._closed = False
 
     def take(self, piece: Piece) -> None:
         """Write a piece of an input to its place.
@@ -151,14 +153,18 @@ class StagingFolder(Closing):
 
     def drop(self, number: int) -> None:
         """Remove everything of a task."""
-        shutil.rmtree(self._place(number), ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder / str(number), ignore_errors=True)
 
     def close(self) -> None:
+        self._closed = True
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def _place(self, number: int) -> Path:
+        if self._closed:  # what is still to be done is no longer needed
+            raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
         if self._folder is None:
             _remove_orphans()
             self._folder = Path(tempfile.mkdtemp(prefix=_NAME.format(os.getpid())))

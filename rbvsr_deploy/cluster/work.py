@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rbvsr_deploy.cluster.messages import Part, Piece, Task
 from rbvsr_deploy.jobs.summary import WorkerRecord
 
-__all__ = ["Status", "Try", "WorkItem", "WorkerState"]
+__all__ = ["Status", "Try", "WorkItem", "WorkerState", "frames_in_all"]
 
 
 @dataclass(eq=False)
@@ -16,10 +16,12 @@ class WorkItem:
     """A task and what became of it so far."""
 
     task: Task
-    frames: int
-    """Its length; for tasks of unknown length, any measure of it."""
+    frames: int | None
+    """Its length; ``None``: not known until a worker has opened the input."""
     name: str
     """How messages call it, such as "frames 0 to 119"."""
+    size: int = 0
+    """Bytes of an input whose length is not known: the largest is handed out first."""
     prepare: Callable[[Callable[[Piece], None]], None] | None = None
     """Sends what a worker needs before the task."""
     take_part: Callable[[Part], None] | None = None
@@ -28,16 +30,38 @@ class WorkItem:
     """Frames that another try does not repeat."""
     tries: int = 0
     """Failed tries since it last got further."""
-    tried: set[str] = field(default_factory=set)
-    """Workers that it failed on."""
+    tried: dict[str, str] = field(default_factory=dict)
+    """Workers that it failed on, and why."""
     running: dict[str, Try] = field(default_factory=dict)
     finished: bool = False
+
+    @property
+    def length(self) -> int:
+        """Measure by which the tasks of a run are compared."""
+        return self.size or self.frames or 0
 
     def done_frames(self) -> float:
         """Return how many frames' work is done, parts of frames included."""
         if self.finished:
-            return self.frames
+            return self.frames or 0
         return max((t.done for t in self.running.values()), default=float(self.kept))
+
+
+def frames_in_all(items: Iterable[WorkItem]) -> tuple[float | None, bool]:
+    """Return the frames of all tasks, and whether they are estimated: inputs that no worker has
+    opened count as if they had as many frames for their bytes as the others. The number is
+    ``None`` as long as none was opened.
+    """
+    known, size, unknown = 0, 0, 0
+    for item in items:
+        if item.frames is not None:
+            known += item.frames
+            size += item.size
+        elif not item.finished:
+            unknown += item.size
+    if not unknown:
+        return known, False
+    return (known + known / size * unknown if known and size else None), True
 
 
 @dataclass
@@ -85,7 +109,10 @@ class Status:
     """What is counted: "scenes", whose frames are read, or "frames", which are upscaled."""
     done: float
     """Frames that are done, parts included."""
-    total: int
+    total: int | None
+    """Frames in all, if known."""
     seconds_left: float | None
     workers: dict[str, str]
     """What each worker is doing, by its name."""
+    is_estimated: bool = False
+    """Whether ``total`` is estimated, because inputs were not opened yet."""

@@ -25,7 +25,6 @@ from rbvsr_deploy.cluster.messages import (
     FromWorker,
     Note,
     Piece,
-    Progress,
     Ready,
     Refused,
     Scanned,
@@ -35,6 +34,7 @@ from rbvsr_deploy.cluster.messages import (
     UnitTask,
 )
 from rbvsr_deploy.cluster.part_cuts import PartCuts
+from rbvsr_deploy.cluster.reporter import CancelledError, Reporter
 from rbvsr_deploy.cluster.staging import StagingFolder, read_parts
 from rbvsr_deploy.cluster.versions import versions
 from rbvsr_deploy.engines import Engine
@@ -47,13 +47,12 @@ from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.context import STAGE_SHARES
 from rbvsr_deploy.runtime.output_size import output_sides
 from rbvsr_deploy.runtime.scenes import CutDetector
-from rbvsr_deploy.runtime.stream import Stage, StreamState
+from rbvsr_deploy.runtime.stream import StreamState
 from rbvsr_deploy.video import Job, VideoSource, open_sink, open_source
 from rbvsr_deploy.video.staging.job_folder import BusyError
 
 __all__ = ["Worker", "work"]
 
-_SECONDS_BETWEEN_REPORTS = 0.5
 _PASSED_ON = ("rbvsr_deploy.runtime", "rbvsr_deploy.engines")
 """Loggers whose warnings the coordinator does not have itself."""
 _SAID_ONCE = ("rbvsr_deploy.video.interlacing", "rbvsr_deploy.video.timing")
@@ -89,10 +88,6 @@ def work(
             worker.take(message)
         else:
             worker.run(message)
-
-
-class CancelledError(Exception):
-    """Nobody needs the result of the task any more."""
 
 
 class Worker(Closing):
@@ -213,7 +208,9 @@ class Worker(Closing):
             if task.state is not None:
                 begin = StreamState.from_bytes(task.state)
             kept = None if task.staged else job  # another try has other storage
-            reporter = _Reporter(task.number, self._send, self._cancelled, begin.frames, kept)
+            reporter = Reporter(
+                task.number, self._send, self._cancelled, first=begin.frames, job=kept
+            )
             run = Run(
                 self._engine,
                 self._settings,
@@ -247,7 +244,7 @@ class Worker(Closing):
     def _file(self, task: FileTask) -> Done:
         if not task.overwrite and was_finished(task.path, task.output, task.reading, task.size):
             return Done(task.number, frames=0, seconds={}, size=0)
-        reporter = _Reporter(task.number, self._send, self._cancelled, 0, None)
+        reporter = Reporter(task.number, self._send, self._cancelled, whole=True)
         summary = upscale_file(
             task.path,
             task.output,
@@ -273,7 +270,7 @@ class Worker(Closing):
         start = time.perf_counter()
         stamps, sums, cuts = array("q"), array("I"), []
         detector = CutDetector() if task.detect else None
-        reporter = _Reporter(task.number, self._send, self._cancelled, 0, None)
+        reporter = Reporter(task.number, self._send, self._cancelled)
         with contextlib.ExitStack() as stack:
             if task.begin is None:  # what the others would say too
                 for name in _SAID_ONCE:
@@ -310,44 +307,6 @@ def _passed_on(logger: str, handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         logging.getLogger(logger).removeHandler(handler)
-
-
-class _Reporter:
-    """Reports the progress of a task, and ends it if it was cancelled."""
-
-    def __init__(
-        self,
-        number: int,
-        send: Callable[[FromWorker], None],
-        cancelled: set[int],
-        first: int,
-        job: Job | None,
-    ) -> None:
-        self._number = number
-        self._send = send
-        self._cancelled = cancelled
-        self._first = first
-        self._job = job
-        self._stages: dict[str, int] = {}
-        self._last = -_SECONDS_BETWEEN_REPORTS
-
-    def begin(self, resumed: int) -> None:
-        """Report the frames of an earlier try."""
-        self._stages = dict.fromkeys(map(str, STAGE_SHARES), resumed - self._first)
-        self._report()
-
-    def progress(self, stage: Stage, done: int, total: int | None) -> None:
-        """Take the progress of a run."""
-        if self._number in self._cancelled:
-            raise CancelledError
-        self._stages[stage] = done - self._first
-        if time.monotonic() - self._last >= _SECONDS_BETWEEN_REPORTS:
-            self._report()
-
-    def _report(self) -> None:
-        self._last = time.monotonic()
-        kept = sum(s.frames for s in self._job.segments) if self._job is not None else 0
-        self._send(Progress(self._number, dict(self._stages), kept))
 
 
 class _Notes(logging.Handler):

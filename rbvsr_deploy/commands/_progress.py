@@ -114,7 +114,8 @@ class WorkersDisplay(_Display):
         if status.what != self._what:
             self._what, self._task = status.what, None
         left = "" if status.seconds_left is None else _left(status.seconds_left)
-        text = f"{status.what}: {status.done:.0f} of {status.total or 'unknown'}"
+        about = "about " if status.is_estimated and status.total else ""
+        text = f"{status.what}: {status.done:.0f} of {about}{status.total or 'unknown'}"
         busy = [f"{name}: {doing}" for name, doing in status.workers.items()]
         total = float(status.total) if status.total else None
         if not self._bar(text, done=status.done, total=total, note="  ".join([left, *busy[:4]])):

@@ -18,7 +18,7 @@ PyAV is imported when the first file is opened, not when this package is importe
 from __future__ import annotations
 
 from rbvsr_deploy.video.base import Frame, Sink, Source
-from rbvsr_deploy.video.images.sink import ImageSink
+from rbvsr_deploy.video.images.sink import ImageSink, numbered
 from rbvsr_deploy.video.images.source import ImageSource
 from rbvsr_deploy.video.open import (
     default_output,
@@ -50,6 +50,7 @@ __all__ = [
     "default_output",
     "frame_size",
     "is_pipe",
+    "numbered",
     "open_sink",
     "open_source",
     "output_multiple",

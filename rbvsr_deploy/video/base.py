@@ -206,6 +206,9 @@ class Sink(Closing):
                 finished segments remain.
         """
 
+    def note(self, frame: Frame) -> None:
+        """Record what the output keeps of a frame besides its pixels; :meth:`write` does so too."""
+
     @abstractmethod
     def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         """End a segment; once this returns, the segment survives a power failure.

@@ -135,8 +135,7 @@ class VideoSink(Sink):
                     path=self.job.next_segment(".packets"),
                     conversions=self._conversions,
                 )
-            if frame.metadata is not None:
-                report_metadata(self._source.changes, frame.metadata, name=None)
+            self.note(frame)
             scale = self._source.time_base / self._settings.time_base
             self._part.encode(
                 frame.image,
@@ -146,6 +145,10 @@ class VideoSink(Sink):
                 captions=frame.captions,
             )
         self._frames += 1
+
+    def note(self, frame: Frame) -> None:
+        if frame.metadata is not None:
+            report_metadata(self._source.changes, frame.metadata, name=None)
 
     def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         if self._part is None and not self._closed:

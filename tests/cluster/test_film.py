@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from rbvsr_deploy.cluster.film import has_shared_work
-from rbvsr_deploy.errors import EngineError
+from rbvsr_deploy.errors import EngineError, MediaError
 from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.runtime.scenes import read_scene_list
-from rbvsr_deploy.video import ReadOptions
-from tests.cluster.conftest import COMMAND, MARK, alone, make_clip, shared
+from rbvsr_deploy.video import ImageSink, ReadOptions, WriteOptions
+from tests.cluster.conftest import COMMAND, MARK, alone, make_clip, scene, shared
 from tests.support.cluster_worker import SHORTEST, TimedEngine
 
 COORDINATOR = """
@@ -101,6 +102,77 @@ def test_other_inputs(
     summary = shared(clip, tmp_path / "four.mp4", model=model, workers=3, reading=options)
     assert (tmp_path / "four.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert sum(worker.frames for worker in summary.workers) == summary.frames
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["frames", "film.mp4"])
+def test_image_folders(output: str, model: Path, tmp_path: Path) -> None:
+    """The images of a folder are shared like the frames of a video, to images and to a video; they
+    keep their names and, where the output can, their metadata.
+    """
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images = [image for number in range(8) for image in scene(number, 7)]
+    for number, image in enumerate(images):
+        # Natural order, and names that differ in length.
+        Image.fromarray(image).save(folder / f"shot {number}.png", dpi=(300, 300))
+    options = WriteOptions(codec="mpeg4") if output == "film.mp4" else WriteOptions()
+    one, many = tmp_path / "one" / output, tmp_path / "many" / output
+    one.parent.mkdir()
+    many.parent.mkdir()
+    expected = alone(folder, one, writing=options)
+    summary = shared(folder, many, model=model, workers=3, writing=options)
+    if output == "frames":
+        assert contents(many) == contents(one)
+        assert len(contents(many)) == len(images)
+        assert {file.stat().st_mode for file in many.iterdir()} == {
+            file.stat().st_mode for file in one.iterdir()
+        }
+    else:
+        assert many.read_bytes() == one.read_bytes()
+    assert summary.scenes == expected.scenes
+    assert (summary.kept, summary.dropped) == (expected.kept, expected.dropped)
+    assert sum(worker.frames > 0 for worker in summary.workers) == 3
+    assert [path.name for path in many.parent.iterdir()] == [output]
+
+
+@pytest.mark.slow
+def test_a_video_to_images(clip: Path, model: Path, tmp_path: Path) -> None:
+    """They are numbered as by one process, also after the coordinator failed in between."""
+    alone(clip, tmp_path / "one")
+    with pytest.MonkeyPatch.context() as patch:
+        taken = ImageSink.take_segments
+
+        def fail(self: ImageSink, *arguments: Any, **options: Any) -> None:
+            taken(self, *arguments, **options)
+            raise OSError("as if it was killed")
+
+        patch.setattr(ImageSink, "take_segments", fail)
+        with pytest.raises(OSError, match="as if"):
+            shared(clip, tmp_path / "two", model=model)
+    summary = shared(clip, tmp_path / "two", model=model)
+    assert summary.resumed_frames > 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert min(contents(tmp_path / "two")) == "00000000.png"
+
+
+@pytest.mark.slow
+def test_two_images_with_one_name(model: Path, tmp_path: Path) -> None:
+    """One sentence says so, although different workers write them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(scene(0, 7) + scene(1, 7)):
+        # The last of the first scene, and the first of the second.
+        name = {6: "a06.gif", 7: "a06.gif.png"}.get(number, f"a{number:02d}.png")
+        Image.fromarray(image).save(folder / name)
+    with pytest.raises(MediaError, match=r"two images .* written as a06.gif.png: rename one"):
+        shared(folder, tmp_path / "two", model=model)
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.slow

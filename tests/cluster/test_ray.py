@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,8 @@ def wait_for(condition: Callable[[], object], *, seconds: float) -> None:
 def test_the_same_file_as_one_process(
     stage: bool, cluster: Any, clip: Path, model: Path, tmp_path: Path
 ) -> None:
-    """Two nodes give the bytes of one process, and each does a part of the work."""
+    """Two nodes give the bytes of one process; each does a part, and nothing is left."""
+    before = set(Path(tempfile.gettempdir()).glob("rbvsr-worker-*"))
     expected = alone(clip, tmp_path / "one.mp4")
     summary = shared_on_ray(cluster.address, clip, tmp_path / "two.mp4", model, stage=stage)
     assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
@@ -112,6 +114,7 @@ def test_the_same_file_as_one_process(
     assert len(summary.workers) == 2
     assert all(worker.frames for worker in summary.workers)
     wait_for(lambda: not actors(), seconds=20)
+    assert set(Path(tempfile.gettempdir()).glob("rbvsr-worker-*")) <= before
 
 
 def test_a_driver_that_is_killed(cluster: Any, clip: Path, model: Path, tmp_path: Path) -> None:
@@ -151,6 +154,9 @@ def test_a_node_that_is_lost(cluster: Any, clip: Path, model: Path, tmp_path: Pa
         thread.join()
     assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert len(summary.workers) == 3
+    left_out = [line for line in lines if "is left out" in line]
+    assert len(left_out) <= 1  # none if the others end before the cluster notices
+    assert all("left the cluster" in line or "did not answer" in line for line in left_out)
     assert sum(worker.frames > 0 for worker in summary.workers) >= 2
 
 

@@ -349,10 +349,12 @@ def test_cluster_benchmarks(tmp_path: Path) -> None:
     """
     measured = tmp_path / "measured.json"
     result = run_benchmark(
-        *("cluster.py", "--workers", "1,2", "--frames", 120, "--longest", 50, "--seconds", 0.01),
+        *("cluster.py", "--workers", "1,2", "--frames", 60, "--longest", 50, "--seconds", 0.01),
+        *("--memory", 120),
         result=measured,
     )
-    assert [run["frames"] for run in result["runs"]] == [120, 120]
+    assert [run["frames"] for run in result["runs"]] == [60, 120]
+    assert result["memory"]["memory_growth"].keys() == {"coordinator", "worker 1"}
     assert all(run["frames_per_second"] > 0 for run in result["runs"])
     (tmp_path / "cuts.txt").write_text("0\n100\n400\n500\n1500\n1560\n")
     model = run_benchmark(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rbvsr_deploy.cluster import staging
 from rbvsr_deploy.engines import Description, Engine
 from rbvsr_deploy.errors import BundleError, EngineError
 from rbvsr_deploy.jobs import segments
@@ -76,6 +77,7 @@ def open_double(model: Path, **options: Any) -> Engine:
 def open_in_actor(model: Path, **options: Any) -> Engine:
     """Open an engine double in a Ray actor, which has the usual segments otherwise."""
     short_segments()
+    staging.PIECE = int(os.environ.get("DOUBLE_PIECE", staging.PIECE))
     return open_double(model, **options)
 
 

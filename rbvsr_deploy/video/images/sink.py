@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rbvsr_deploy.video.staging.job import Job
 from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
 from rbvsr_deploy.video.staging.publish import sync
 
-__all__ = ["ImageSink"]
+__all__ = ["ImageSink", "numbered"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class ImageSink(Sink):
         MediaError: the output exists or cannot be written to.
     """
 
+    is_folder: bool
+    """Whether the output is a folder."""
+
     def __init__(
         self, path: Path, *, width: int, height: int, folder: bool, job: Job, changes: Changes
     ) -> None:
@@ -53,7 +57,7 @@ class ImageSink(Sink):
         self.job = job
         self._changes = changes
         self._shape = (height, width, 3)
-        self._folder = folder
+        self.is_folder = folder
         job.check(folder=folder)
         # Kept as earlier versions recorded it, so that their work can be resumed.
         kind = "a folder of pictures" if folder else "a picture"
@@ -70,8 +74,8 @@ class ImageSink(Sink):
         self._check(frame, shape=self._shape)
         with self._writing():
             name = self.path.name
-            if self._folder:
-                name = _writable_name(frame.name or f"{self._count:08d}")
+            if self.is_folder:
+                name = _writable_name(frame.name or numbered(self._count))
             elif self._count:
                 raise MediaError(
                     f"{self.path} can hold one image only: choose a folder or a video as output"
@@ -79,9 +83,7 @@ class ImageSink(Sink):
             path = self._images / name
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
-            if frame.metadata is not None:
-                name_of_format = FORMATS.get(path.suffix.lower())
-                report_metadata(self._changes, frame.metadata, name=name_of_format)
+            self.note(frame)
             data = encode_image(
                 frame.image, path.suffix, opacity=frame.opacity, metadata=frame.metadata
             )
@@ -89,11 +91,32 @@ class ImageSink(Sink):
                 with self.job.storage.create(f"{_IMAGES}/{name}", mode=0o666) as file:
                     file.write(data)
             except FileExistsError:
-                raise MediaError(
-                    f"two images of the input would both be written as {name}: rename one of them"
-                ) from None
+                raise _same_name(name) from None
             self._open.append(path)
         self._count += 1
+
+    def note(self, frame: Frame) -> None:
+        if frame.metadata is not None:
+            name = _writable_name(frame.name or "") if self.is_folder else self.path.name
+            format_name = FORMATS.get(Path(name).suffix.lower())
+            report_metadata(self._changes, frame.metadata, name=format_name)
+
+    def take_segments(
+        self, folder: Path, segments: Sequence[SegmentRecord], *, note: dict[str, Any], state: bytes
+    ) -> None:
+        """Take over the next segments from a sink that wrote them elsewhere, as one segment; see
+        :meth:`rbvsr_deploy.video.VideoSink.take_segments`.
+        """
+        with self._writing():
+            names = {file.name for segment in segments for file in segment.files}
+            if double := names & self._finished:
+                raise _same_name(Path(min(double)).name)
+            if not all(map(self._is_plausible, segments)):
+                raise MediaError(f"the segments in {folder} do not fit {self.path}")
+            self.job.take_segments(
+                folder, segments, note=note, media={}, attachment=state, keep_names=True
+            )
+            self._count += self.job.segments[-1].frames
 
     def end_segment(self, note: dict[str, Any], attachment: bytes | None = None) -> None:
         if not self._open and not self._closed:
@@ -121,8 +144,8 @@ class ImageSink(Sink):
             if not self.job.segments:
                 raise MediaError(f"{self.path} is not written: the input has no images")
             names = {Path(file.name).name for part in self.job.segments for file in part.files}
-            self.job.publish(self._images if self._folder else self._images / self.path.name)
-            if self._folder and self.job.overwrite:
+            self.job.publish(self._images if self.is_folder else self._images / self.path.name)
+            if self.is_folder and self.job.overwrite:
                 self._remove_older(names)
         self.close()
 
@@ -155,13 +178,24 @@ class ImageSink(Sink):
     def _is_plausible(self, segment: SegmentRecord) -> bool:
         """Return whether a segment has one image per frame, with unique names."""
         names = {file.name for file in segment.files}
-        if not self._folder and names != {f"{_IMAGES}/{self.path.name}"}:
+        if not self.is_folder and names != {f"{_IMAGES}/{self.path.name}"}:
             return False
         fits = segment.frames == len(segment.files) == len(names - self._finished) and all(
             name.startswith(f"{_IMAGES}/") for name in names
         )
         self._finished |= names
         return fits
+
+
+def numbered(number: int) -> str:
+    """Return the name of the image of a frame that has none of its own."""
+    return f"{number:08d}"
+
+
+def _same_name(name: str) -> MediaError:
+    return MediaError(
+        f"two images of the input would both be written as {name}: rename one of them"
+    )
 
 
 def _writable_name(name: str) -> str:

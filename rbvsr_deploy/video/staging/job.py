@@ -40,7 +40,7 @@ from rbvsr_deploy.video.staging.journal import (
     write_journal,
 )
 from rbvsr_deploy.video.staging.parts import SegmentRecord, StoredFile
-from rbvsr_deploy.video.staging.publish import check_place, check_target, copied, put_in_place
+from rbvsr_deploy.video.staging.publish import check_place, check_target, copied, put_in_place, sync
 
 __all__ = ["Job"]
 
@@ -249,6 +249,7 @@ class Job(Closing):
         note: dict[str, Any],
         media: dict[str, Any],
         attachment: bytes,
+        keep_names: bool = False,
     ) -> None:
         """Record consecutive segments that another job has finished, as one; see
         :meth:`add_segment`.
@@ -257,15 +258,19 @@ class Job(Closing):
             folder: folder of that job, which keeps its files.
             segments: its segments.
             note, media, attachment: those of the new segment.
+            keep_names: whether the names of the files are part of the output.
         """
         files = [file for segment in segments for file in segment.files]
         taken = []
         for number, file in enumerate(files, 1):
             suffix = f"-{number}" if len(files) > 1 else ""
-            name = self._next(f"{suffix}{Path(file.name).suffix}")
+            name = file.name if keep_names else self._next(f"{suffix}{Path(file.name).suffix}")
             with self._writing():
                 self.storage.take(folder / file.name, name)
             taken.append(dataclasses.replace(file, name=name))
+        with self._writing():
+            for parent in {Path(file.name).parent for file in taken}:
+                sync(self.folder / parent)
         self.add_segment(
             frames=sum(segment.frames for segment in segments),
             note=note,

@@ -166,7 +166,10 @@ class JobFolder:
                 return
             except (OSError, NotImplementedError):
                 pass
-        with open(open_no_follow(file, os.O_RDONLY), "rb") as source, self.create(name) as target:
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(open(open_no_follow(file, os.O_RDONLY), "rb"))
+            mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
+            target = stack.enter_context(self.create(name, mode=mode))
             shutil.copyfileobj(source, target, 2**20)
             target.flush()
             os.fsync(target.fileno())
