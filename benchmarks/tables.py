@@ -216,6 +216,17 @@ def precision() -> str:
     return table(["network", "", "float16", "int8", "blocks in int8"], rows)
 
 
+def resizing() -> str:
+    """What strengths and sizes add to the network's time, by size of the input."""
+    sizes = load("resizing")["sizes"]
+    rows = [["network", *(f"{found['network_ms']:.0f} ms" for found in sizes.values())]]
+    for label in next(iter(sizes.values()))["graphs"]:
+        costs = [found["graphs"][label] for found in sizes.values()]
+        cells = (f"{cost['ms']:.1f} ms, {100 * cost['added_share']:.1f} %" for cost in costs)
+        rows.append([label, *cells])
+    return table(["graph", *sizes], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "machines": machines,
     "graphs": graphs,
@@ -227,6 +238,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "clip-length": clip_length,
     "refinement": refinement,
     "precision": precision,
+    "resizing": resizing,
 }
 
 

@@ -24,7 +24,7 @@ from rbvsr_deploy.pixels import Image, enlarged
 from rbvsr_deploy.resampling import resampled
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.output_size import Target
-from rbvsr_deploy.runtime.stream import Settings, Stage, Stream, UpscaledFrame
+from rbvsr_deploy.runtime.stream import MAX_SCENE, Settings, Stage, Stream, UpscaledFrame
 from rbvsr_deploy.runtime.stream_state import SceneRecord, StreamState
 from rbvsr_deploy.units import show_bytes
 from rbvsr_deploy.video import Frame, SegmentRecord, Sink, Source
@@ -39,6 +39,8 @@ Progress = Callable[[Stage, int, int | None], None]
 """Called with a stage, the frames it has done and, if known, their total."""
 
 # Bytes of frames that wait for the network: while it propagates a long scene, the next is decoded.
+# A frame counts as if no more than such a scene fitted: otherwise thousands of small frames would
+# wait, and a long video take more memory than a short one.
 _READ_AHEAD = 256 * 2**20
 # Frames that wait for the encoder. They are lost if the run is interrupted, so they are few.
 _WRITE_BEHIND = 4
@@ -171,7 +173,7 @@ class Run:
             ReadAhead(
                 self._cuts.mark(self._source, skip=self.resumed),
                 depth=_READ_AHEAD,
-                size=lambda item: item[0].nbytes,
+                size=lambda item: max(item[0].nbytes, _READ_AHEAD // MAX_SCENE),
                 interrupt=self._source.interrupt,
             ) as reader,
             WriteBehind(self._write, depth=_WRITE_BEHIND, interrupt=self._sink.interrupt) as writer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from rbvsr_deploy.errors import EngineError, MediaError, RbvsrError
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import upscale_file
-from rbvsr_deploy.runtime.stream import Settings
+from rbvsr_deploy.runtime.stream import MAX_SCENE, Settings
 from rbvsr_deploy.video import Frame, ImageSink, ImageSource, ReadOptions, open_source
 from rbvsr_deploy.video.images import write_image
 from tests.conftest import DATA
@@ -157,6 +158,37 @@ def test_a_long_scene_is_continued_from_its_state(
     (scene,) = summary.scenes
     assert (scene.frames, scene.cleanings) == (350, 3)
     assert levels(output) == whole
+
+
+def test_small_frames_that_wait_are_few(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the network propagates a scene, no more frames are read than the longest scene has,
+    however small they are: a long video takes no more memory than a short one.
+    """
+    read = 0
+
+    def endless(source: ImageSource) -> Iterator[Frame]:
+        nonlocal read
+        first = next(_READ(source))
+        while True:
+            read += 1
+            yield first
+
+    class Waits(ArithmeticEngine):
+        def run(self, graph: str, **arguments: Any) -> tuple[Any, ...]:
+            if graph == "forward":
+                before = -1
+                while before != read < 2 * MAX_SCENE:
+                    before = read
+                    time.sleep(0.3)
+                raise EngineError("that is enough")
+            return super().run(graph, **arguments)
+
+    monkeypatch.setattr(ImageSource, "__iter__", endless)
+    with pytest.raises(EngineError, match="that is enough"):
+        run(folder, tmp_path / "out", Waits(), settings=Settings(max_scene=4))
+    assert MAX_SCENE <= read < MAX_SCENE + 60
 
 
 def test_progress_and_plan(folder: Path, tmp_path: Path) -> None:

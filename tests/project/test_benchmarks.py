@@ -128,6 +128,22 @@ def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> N
     assert run["total"] >= run["network"] > 0
 
 
+def test_resizing_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
+    """All graphs of strengths and sizes are timed; the share is of the network's graphs, and
+    ``emit``, which resizing replaces, is deducted.
+    """
+    result = run_benchmark(
+        *("resizing.py", "--engine", tiny_bundle, "--sizes", "32x24,24x32", "--rounds", 2),
+        result=tmp_path / "resizing.json",
+    )
+    assert list(result["sizes"]) == ["32x24", "24x32"]
+    for found in result["sizes"].values():
+        assert {"mix", "blend", "resize to scale 2"} < found["graphs"].keys()
+        for label, cost in found["graphs"].items():
+            replaced = found["emit_ms"] if label.startswith("resize") else 0
+            assert cost["added_share"] * found["network_ms"] == pytest.approx(cost["ms"] - replaced)
+
+
 @pytest.mark.slow
 def test_scaling_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
     """Every axis varies alone, in the order of the command; memory and time have a figure each."""

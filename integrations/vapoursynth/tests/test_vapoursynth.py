@@ -289,6 +289,33 @@ def limited_yuv(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([16 + 219 * luma, 128 + 224 * cb, 128 + 224 * cr], axis=1)
 
 
+@pytest.mark.slow
+def test_vs_mlrt_takes_the_file_of_a_window(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The frames of ``rbvsr-export --window`` in vs-mlrt are those of the network on each window
+    alone; frames of the clip are its inputs in the order of time.
+    """
+    if not hasattr(vs.core, "ort"):
+        pytest.skip("needs vs-mlrt: pip install vapoursynth-mlrt-ort")
+    import torch
+
+    from rbvsr_deploy.checkpoint import load_checkpoint
+    from rbvsr_deploy.export.window import export_window
+
+    path = tmp_path / "window.onnx"
+    export_window(tiny_checkpoint, path, frames=5)
+    images = moving_clip(7, 20, 24)
+    clip = clip_of(images)
+    clips = [clip[n : n + 3] for n in range(5)]  # of the frames that have two on either side
+    result = vs.core.ort.Model(clips, network_path=str(path))
+    network = load_checkpoint(tiny_checkpoint).model
+    for n in range(3):
+        window = torch.from_numpy(images[n : n + 5]).permute(0, 3, 1, 2)[None].float() / 255
+        with torch.no_grad():
+            want = network.propagate(network.refine(window, cleanings=1))[0, 2].clamp(0, 1)
+        got = image_of(result, n)
+        np.testing.assert_allclose(got, want.permute(1, 2, 0).numpy(), atol=1e-4)
+
+
 PEAK = """
 import sys
 sys.path[:0] = {paths!r}
