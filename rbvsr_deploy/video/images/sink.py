@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.base import Frame, Sink
-from rbvsr_deploy.video.changes import Changes
+from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
-from rbvsr_deploy.video.image_metadata import report_metadata
+from rbvsr_deploy.video.image_metadata import metadata_of_colour, report_metadata
 from rbvsr_deploy.video.images.files import (
     ALPHA_SUFFIXES,
     FORMATS,
@@ -40,18 +39,19 @@ class ImageSink(Sink):
         width, height: size of the images in pixels.
         folder: whether to write a folder.
         job: keeps the images until they are published.
-        changes: where to record which metadata of the images is kept.
+        source: the input, of which the images keep the metadata or colours.
 
     Raises:
         MediaError: the output exists or cannot be written to.
     """
 
     def __init__(
-        self, path: Path, *, width: int, height: int, folder: bool, job: Job, changes: Changes
+        self, path: Path, *, width: int, height: int, folder: bool, job: Job, source: Source
     ) -> None:
         self.path = path
         self.job = job
-        self._changes = changes
+        self._changes = source.changes
+        self._metadata = metadata_of_colour(source.colour)
         self._shape = (height, width, 3)
         self._folder = folder
         job.check(folder=folder)
@@ -79,12 +79,9 @@ class ImageSink(Sink):
             path = self._images / name
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
-            if frame.metadata is not None:
-                name_of_format = FORMATS.get(path.suffix.lower())
-                report_metadata(self._changes, frame.metadata, name=name_of_format)
-            data = encode_image(
-                frame.image, path.suffix, opacity=frame.opacity, metadata=frame.metadata
-            )
+            metadata = frame.metadata or self._metadata
+            report_metadata(self._changes, metadata, name=FORMATS.get(path.suffix.lower()))
+            data = encode_image(frame.image, path.suffix, opacity=frame.opacity, metadata=metadata)
             try:
                 with self.job.storage.create(f"{_IMAGES}/{name}", mode=0o666) as file:
                     file.write(data)
