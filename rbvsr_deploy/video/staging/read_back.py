@@ -185,7 +185,7 @@ class Ledger:
         texts = [r for r in self._meant["subtitle"].values() if r.stamps]
         if end is None or self._container not in _EXACT or not played:
             return
-        tolerance = 2 * _LOOSE + _longest_step(played)
+        tolerance = 2 * _LOOSE + _longest_step((*played, *texts))
         least = max(record.end for record in played)
         most = max(record.end for record in (*played, *texts))  # some formats count texts
         if not least - tolerance <= end <= most + tolerance:
