@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rbvsr_deploy.bundle import open_bundle
-from rbvsr_deploy.export import to_bundle
+from rbvsr_deploy.export import onnx_export, to_bundle
 from rbvsr_deploy.export.onnx_export import convert_opset
 from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.graphs import GraphSpec, Precision
@@ -180,7 +180,7 @@ def quick_export(
     instead of torch. They are checked, verified against the model and written as usual.
     """
     bundles = {"float32": open_bundle(tiny_bundle), "float16": open_bundle(tiny_bundle_float16)}
-    export_with_torch = to_bundle.export_graph
+    export_with_torch = onnx_export.export_graph
 
     def export_graph(module: nn.Module, spec: GraphSpec, **options: Any) -> onnx.ModelProto:
         model = onnx.load_from_string(bundles[options["precision"]].graph(spec.name))

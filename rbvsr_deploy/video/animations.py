@@ -16,9 +16,10 @@ import numpy as np
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import Image
 from rbvsr_deploy.video.base import Frame, Source
-from rbvsr_deploy.video.changes import Changes
 from rbvsr_deploy.video.colour.colour import RGB_COLOUR
+from rbvsr_deploy.video.colour.opacity import keeps_opacity
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.image_metadata import read_metadata
 from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import MAX_PIXELS
@@ -57,7 +58,11 @@ class WebPAnimation(Source):
         self.colour = RGB_COLOUR
         self.depth = 8
         animation = _open_webp(path)
-        self._frames = _frames_of(animation, path, self.changes)
+        self._metadata = read_metadata(animation)
+        for kind, why in self._metadata.lost.items():
+            self.changes.drop(kind, why)
+        self.keeps_opacity = options.alpha == "keep" and animation.mode == "RGBA"
+        self._frames = self._decoded(animation)
         self._first = next(self._frames)
         self.height, self.width = self._first[0].shape[:2]
         self.rate = 1 / (self._first[1] * self.time_base)
@@ -67,7 +72,13 @@ class WebPAnimation(Source):
         begin: int | None = None
         for image, stamp, duration in cut_out(self._timed(), self._options, path=self.path):
             begin = stamp if begin is None else begin
-            yield Frame(image=image, pts=stamp - begin, duration=duration)
+            yield Frame(
+                image=np.ascontiguousarray(image[..., :3]),
+                pts=stamp - begin,
+                duration=duration,
+                opacity=np.ascontiguousarray(image[..., 3:]) if self.keeps_opacity else None,
+                metadata=self._metadata,
+            )
 
     def _timed(self) -> Iterator[tuple[tuple[Image, int, int], Fraction, Fraction]]:
         """Yield frames with timestamp and duration in milliseconds, then both in seconds."""
@@ -75,6 +86,27 @@ class WebPAnimation(Source):
         for image, duration in itertools.chain((self._first,), self._frames):
             yield (image, stamp, duration), stamp * self.time_base, duration * self.time_base
             stamp += duration
+
+    def _decoded(self, animation: PillowImage) -> Iterator[tuple[Image, int]]:
+        """Yield every frame as RGB or RGBA with its duration in milliseconds; one is in memory.
+
+        Raises:
+            MediaError: it is damaged, or has an alpha channel, which is to be refused.
+        """
+        reported = self.keeps_opacity
+        for number in range(_count(animation)):
+            try:
+                animation.seek(number)
+                animation.load()
+            except (EOFError, OSError, ValueError) as error:
+                raise MediaError(
+                    f"cannot read {self.path} from frame {number + 1} onwards: it is damaged"
+                ) from error
+            image = np.asarray(animation.convert("RGBA" if animation.mode == "RGBA" else "RGB"))
+            if not reported and image[..., 3:].size and image[..., 3].min() < 255:
+                reported = True
+                keeps_opacity(self.path, self._options.alpha, changes=self.changes)
+            yield image, max(int(animation.info["duration"]), _SHORTEST)
 
 
 def _open_webp(path: Path) -> PillowImage:
@@ -94,22 +126,6 @@ def _open_webp(path: Path) -> PillowImage:
     if image.width * image.height > MAX_PIXELS:
         raise MediaError(f"cannot read {path}: its frames have more than {MAX_PIXELS:,} pixels")
     return image
-
-
-def _frames_of(image: PillowImage, path: Path, changes: Changes) -> Iterator[tuple[Image, int]]:
-    """Yield every frame as RGB with its duration in milliseconds; one frame is in memory."""
-    for number in range(_count(image)):
-        try:
-            image.seek(number)
-            image.load()
-        except (EOFError, OSError, ValueError) as error:
-            raise MediaError(
-                f"cannot read {path} from frame {number + 1} onwards: it is damaged"
-            ) from error
-        if image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255:
-            changes.drop("alpha channel", "that of animated WebP is not read")
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        yield np.array(rgb), max(int(image.info["duration"]), _SHORTEST)
 
 
 def _count(image: PillowImage) -> int:

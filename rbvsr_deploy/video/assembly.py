@@ -16,7 +16,7 @@ from rbvsr_deploy.closing import Closing
 from rbvsr_deploy.video.base import Source
 from rbvsr_deploy.video.colour.conversion import from_rgb
 from rbvsr_deploy.video.copying.copied_streams import CopiedStreams
-from rbvsr_deploy.video.copying.packet_copy import UNLISTED_AUDIO, portable_tags
+from rbvsr_deploy.video.copying.packet_copy import UNLISTED_AUDIO, stream_tags
 from rbvsr_deploy.video.copying.time_window import TimeWindow
 from rbvsr_deploy.video.encoding.packets import StoredPacket, decoding_times, read_packets
 from rbvsr_deploy.video.encoding.stream_settings import StreamSettings
@@ -95,7 +95,7 @@ class Assembly(Closing):
         try:
             self._stream = settings.add_to(self._output)
             if isinstance(source, VideoSource):
-                tags = portable_tags(source.tags)
+                tags = stream_tags(source.tags, container=settings.container)
                 if source.excerpt is not None and source.excerpt.offset:
                     # The timecode is that of the input's first frame.
                     tags = {name: tags[name] for name in tags if name.lower() != "timecode"}
@@ -112,6 +112,7 @@ class Assembly(Closing):
                         options=options,
                         ledger=self._ledger,
                     )
+            self._ledger.expect(self._output)
             self._output.start_encoding()
             self.extradata = bytes(self._stream.codec_context.extradata or b"")
         except BaseException:
@@ -155,6 +156,8 @@ class Assembly(Closing):
                 packet.duration = stored.duration
                 packet.is_keyframe = stored.is_keyframe
                 lead = stored.pts - dts if lead is None else lead
+                if is_last:  # if the last frame comes late, nothing need be decoded long before
+                    packet.dts = dts = max(dts, stored.pts - lead)
                 if is_last and self._end is not None and self._settings.container in _EDITED:
                     # They take the length of the video from the packet that is decoded last, which
                     # need not be that of the frame shown last.

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
     from rbvsr_deploy.video.changes import Changes
+    from rbvsr_deploy.video.colour.colour import Colour
 
 __all__ = [
     "EXIF_IFD",
     "GPS_IFD",
     "ICC",
     "ImageMetadata",
+    "coding_chunk",
     "exif_for",
     "held_by",
+    "metadata_of_colour",
     "metadata_of_png",
     "png_animation_length",
     "png_is_bounded",
@@ -55,15 +58,37 @@ _STRUCTURE = frozenset(
         *(*range(322, 326), 330, 338, 339, 347, *range(513, 533), 700, 34675),
     )
 )
-_PNG_COLOUR = {
+_SRGB = "sRGB tag"
+_PNG_COPIED = {
     b"cICP": "colour coding (cICP)",
     b"gAMA": "gamma (gAMA)",
     b"cHRM": "primaries (cHRM)",
-    b"sRGB": "sRGB tag",
+    b"sRGB": _SRGB,
+    b"mDCV": "mastering display (mDCV)",
+    b"cLLI": "content light level (cLLI)",
+    b"pHYs": "shape of pixels (pHYs)",  # where it is no resolution
+    b"sTER": "stereoscopic layout (sTER)",
 }
+# Chunks of a PNG that are not reported: they describe how it is stored, or when it was.
+_PNG_STORAGE = frozenset(
+    (b"sBIT", b"sPLT", b"hIST", b"tIME", b"iDOT", b"vpAg", b"acTL", b"fcTL", b"fdAT")
+)
+# Beginnings of JPEG segments that are read, or that describe how it is stored.
+_JPEG_KNOWN = (
+    *(b"JFIF", b"JFXX", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0"),
+    *(b"Adobe", b"Ducky"),
+)
+_JPEG_OTHERS = {
+    b"Photoshop 3.0": "Photoshop and IPTC data",
+    b"http://ns.adobe.com/xmp/extension/": "extended XMP data",
+    b"JP": "content credentials (JUMBF)",
+}
+_NOT_COPIED = "it is not copied to upscaled images"
+_PNG_GREY = (0, 4)  # types of colour, without and with alpha
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
+_USUAL_PRIMARIES, _USUAL_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # H.273 codes
 _INCHES = 0.0254  # in a metre
 
 
@@ -73,17 +98,19 @@ class ImageMetadata:
 
     icc: bytes | None = None
     """ICC profile of RGB samples."""
+    grey_icc: bytes | None = None
+    """ICC profile of grey samples, which has to be applied, as all outputs are RGB."""
     exif: bytes | None = None
     """EXIF data in TIFF format, without an orientation."""
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     """Pixels per inch, across and down."""
-    png_colour: Mapping[bytes, bytes] = field(default_factory=dict)
-    """Chunks of a PNG that describe its colours."""
+    png_copied: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Chunks of a PNG that are copied as they are, such as those that describe its colours."""
     png_texts: tuple[tuple[bytes, bytes], ...] = ()
     """Names and contents of the chunks of a PNG with text."""
-    damaged: tuple[str, ...] = ()
-    """Kinds that the file holds but that cannot be read."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Kinds that the file holds but that cannot be read or copied, and why."""
 
 
 def held_by(metadata: ImageMetadata, name: str) -> ImageMetadata:
@@ -112,7 +139,7 @@ def report_metadata(changes: Changes, metadata: ImageMetadata, *, name: str | No
     for kind in _kinds(metadata):
         if kind in held:
             changes.keep(kind, "copied from each image")
-        else:
+        elif name is not None or kind != _SRGB:  # which describes a video as it is
             changes.drop(kind, f"{name or 'a video'} cannot hold it")
 
 
@@ -123,30 +150,61 @@ def _kinds(metadata: ImageMetadata) -> list[str]:
         _XMP: metadata.xmp,
         "resolution": metadata.dpi,
         "text": metadata.png_texts,
-        **{_PNG_COLOUR[name]: data for name, data in metadata.png_colour.items()},
+        **{_PNG_COPIED[name]: data for name, data in metadata.png_copied.items()},
     }
     return [kind for kind, value in found.items() if value]
 
 
+def metadata_of_colour(colour: Colour) -> ImageMetadata:
+    """Return the metadata of an image with the colours of a video."""
+    return ImageMetadata(png_copied=coding_chunk(colour.primaries, colour.transfer))
+
+
+def coding_chunk(primaries: int, transfer: int) -> dict[bytes, bytes]:
+    """Return the chunk of a PNG that describes colours; none for those that are usual in images.
+
+    Args:
+        primaries, transfer: H.273 codes.
+    """
+    usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFERS
+    return {} if usual else {b"cICP": bytes((primaries, transfer, 0, 1))}
+
+
 def read_metadata(image: PillowImage) -> ImageMetadata:
     """Return the metadata of an image that is opened with Pillow; not for PNG."""
-    info, damaged = image.info, []
-    icc, xmp, exif = info.get("icc_profile"), info.get("xmp"), None
-    if icc and not _is_profile(icc):
-        icc = None
-        damaged.append(ICC)
+    info, exif, xmp = image.info, None, image.info.get("xmp")
+    lost = _lost_of_jpeg(image)
+    copied = {}
     try:
         exif = _described(image.getexif())
     except Exception:  # Pillow raises nearly anything on foreign bytes
-        damaged.append(_EXIF)
+        lost[_EXIF] = "it is damaged"
+    across, down = info.get("jfif_density", (1, 1))
+    if info.get("jfif_unit") == 0 and across != down:
+        copied[b"pHYs"] = struct.pack(">IIB", down, across, 0)
+    if info.get("comment") and image.format in ("JPEG", "MPO", "GIF"):
+        lost["comment"] = _NOT_COPIED
+    grey = image.mode in ("1", "L", "LA", "F", "I") or image.mode.startswith("I;16")
+    icc, grey_icc = _profile(info.get("icc_profile"), grey=grey, mode=image.mode, lost=lost)
     return ImageMetadata(
-        # Others are applied when the pixels are converted to RGB.
-        icc=icc if icc and icc[16:20] == b"RGB " else None,
+        icc=icc,
+        grey_icc=grey_icc,
         exif=exif,
         xmp=xmp.encode() if isinstance(xmp, str) else xmp,
         dpi=_resolution(info.get("dpi")),
-        damaged=tuple(damaged),
+        png_copied=copied,
+        lost=lost,
     )
+
+
+def _lost_of_jpeg(image: PillowImage) -> dict[str, str]:
+    """Return what segments of a JPEG hold that is not read."""
+    lost = {}
+    for marker, content in getattr(image, "applist", ()):
+        if not content.startswith(_JPEG_KNOWN) and marker != "COM":
+            named = (kind for start, kind in _JPEG_OTHERS.items() if content.startswith(start))
+            lost[next(named, f"application data ({marker})")] = _NOT_COPIED
+    return lost
 
 
 def metadata_of_png(data: bytes) -> ImageMetadata:
@@ -154,15 +212,16 @@ def metadata_of_png(data: bytes) -> ImageMetadata:
     from PIL import Image
 
     found: dict[str, Any] = {}
-    colour, texts, damaged = {}, [], []
+    copied, texts = {}, []
+    lost: dict[str, str] = {}
     for name, content in _png_chunks(data):
         try:
-            if name in _PNG_COLOUR:
-                colour[name] = content
-            elif name == b"iCCP":
-                found["icc"] = _inflated(content.partition(b"\0")[2][1:])
-                if not _is_profile(found["icc"]):
-                    raise ValueError("not a profile")
+            if name == b"iCCP":
+                icc = _inflated(content.partition(b"\0")[2][1:])
+                grey = data[25] in _PNG_GREY
+                found["icc"], found["grey_icc"] = _profile(
+                    icc, grey=grey, mode="L" if grey else "RGB", lost=lost
+                )
             elif name == b"eXIf":
                 exif = Image.Exif()
                 exif.load(content)
@@ -171,17 +230,21 @@ def metadata_of_png(data: bytes) -> ImageMetadata:
                 *density, unit = struct.unpack(">IIB", content)
                 if unit == 1:
                     found["dpi"] = _resolution(tuple(side * _INCHES for side in density))
+                elif density[0] != density[1]:
+                    copied[name] = content
+            elif name in _PNG_COPIED:
+                copied[name] = content
             elif name == b"iTXt" and content.startswith(_PNG_XMP):
                 found["xmp"] = content.removeprefix(_PNG_XMP)
             elif name in _PNG_TEXTS:
                 texts.append((name, content))
+            elif name not in _PNG_STORAGE:
+                lost[f"'{name.decode('latin-1')}' chunk"] = _NOT_COPIED
         except Exception:  # Pillow raises nearly anything on foreign bytes
             kind = {b"iCCP": ("icc", ICC), b"eXIf": ("exif", _EXIF)}.get(name, ("dpi", ""))
             found.pop(kind[0], None)
-            damaged += [kind[1]] * bool(kind[1])
-    if (icc := found.get("icc")) and icc[16:20] != b"RGB ":
-        del found["icc"]
-    return ImageMetadata(**found, png_colour=colour, png_texts=tuple(texts), damaged=tuple(damaged))
+            lost |= {kind[1]: "it is damaged"} if kind[1] else {}
+    return ImageMetadata(**found, png_copied=copied, png_texts=tuple(texts), lost=lost)
 
 
 def exif_for(metadata: ImageMetadata, *, width: int, height: int) -> Exif | None:
@@ -240,7 +303,7 @@ def png_pixels(data: bytes) -> bytes:
 
 def png_with(data: bytes, metadata: ImageMetadata, *, exif: Exif | None = None) -> bytes:
     """Return a PNG with all its pixels, and with metadata in place of its own."""
-    extra = [(name, content) for name, content in metadata.png_colour.items() if content]
+    extra = [(name, content) for name, content in metadata.png_copied.items() if content]
     if metadata.icc is not None:
         extra.append((b"iCCP", b"profile\0\0" + zlib.compress(metadata.icc)))
     if metadata.dpi is not None:
@@ -292,8 +355,35 @@ def _png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
-def _is_profile(icc: bytes) -> bool:
-    return 128 <= len(icc) <= _LARGEST and icc[36:40] == b"acsp"
+def _profile(
+    icc: bytes | None, *, grey: bool, mode: str, lost: dict[str, str]
+) -> tuple[bytes | None, bytes | None]:
+    """Return an ICC profile as that of RGB samples, or of grey ones, or as neither of them.
+
+    Args:
+        icc: what the file holds.
+        grey: whether its pixels are grey.
+        mode: Pillow's name for its pixels.
+        lost: gets the reason if it is useless.
+    """
+    if not icc:
+        return None, None
+    if not (128 <= len(icc) <= _LARGEST and icc[36:40] == b"acsp"):
+        lost[ICC] = "it is damaged"
+        return None, None
+    space = icc[16:20]
+    if space == b"RGB " and mode not in ("CMYK", "LAB"):
+        return icc, None
+    if space == b"GRAY" and grey:
+        return None, icc
+    if (space, mode) not in ((b"CMYK", "CMYK"), (b"Lab ", "LAB")):  # these are applied by Pillow
+        name = space.decode("latin-1").strip()
+        lost[ICC] = (
+            f"it is for pixels in {name}, and those of the image are not"
+            if name.isalnum()
+            else "it is damaged"
+        )
+    return None, None
 
 
 def _resolution(dpi: object) -> tuple[float, float] | None:

@@ -172,6 +172,7 @@ def open_sink(
         for name in ("codec", "crf"):
             if getattr(options, name) is not None:
                 raise MediaError(f"{name} is for files, and y4m is uncompressed: leave it out")
+        _drop_companions(source, "a y4m stream", options)
         return PipeSink(
             source=source,
             width=width,
@@ -222,14 +223,22 @@ def open_sink(
             f"the output {path} can hold only one image, and the input has more: "
             "give a folder or a video"
         )
+    _drop_companions(source, "an image" if kind == "image" else "an image folder", options)
     return ImageSink(
         path,
         width=width,
         height=height,
         folder=kind == "folder",
         job=job,
-        changes=source.changes,
+        source=source,
     )
+
+
+def _drop_companions(source: Source, output: str, options: WriteOptions) -> None:
+    if isinstance(source, VideoSource):
+        source.drop_companions(f"{output} cannot hold it", options)
+    if source.hdr is not None:
+        source.changes.drop("HDR display metadata", f"{output} cannot hold it")
 
 
 def _image_source(path: Path, options: ReadOptions) -> ImageSource:

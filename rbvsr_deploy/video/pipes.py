@@ -23,6 +23,7 @@ from rbvsr_deploy.video.colour.colour import FULL
 from rbvsr_deploy.video.colour.conversion import from_rgb
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
 from rbvsr_deploy.video.colour.planes import planes_of
+from rbvsr_deploy.video.image_metadata import report_metadata
 from rbvsr_deploy.video.options import ReadOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.timing.timestamps import NOTABLE_SHIFT
@@ -190,6 +191,8 @@ class PipeSink(Sink):
             if not self._frames:
                 self._send(self._header())
             self._check_time(frame)
+            if frame.metadata is not None:
+                report_metadata(self._source.changes, frame.metadata, name=None)
             converted = from_rgb(frame.image, pix_fmt=self._pix_fmt, colour=self._source.colour)
             self._send(b"FRAME\n")
             # Sizes suit the pixel format, so chroma planes have whole sizes.

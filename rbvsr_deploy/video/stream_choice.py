@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-__all__ = ["average_rate", "choose_video", "codec_name", "describe", "is_cover"]
+__all__ = ["average_rate", "choose_video", "codec_name", "describe", "is_chapter_list", "is_cover"]
 
+_DISCARD_ALL = 48  # AVDISCARD_ALL
 _FALLBACK_RATE = Fraction(25)
 # Frames per second. With a variable frame rate, some fields hold the rate of the stream's clock.
 _FASTEST_GUESS = 500
@@ -25,7 +26,8 @@ _FASTEST_GUESS = 500
 def choose_video(container: InputContainer, *, path: Path) -> VideoStream:
     """Return the video stream that players show: the default one, else the largest, else the first.
 
-    Cover images do not count, nor do streams that only complete another one.
+    Cover images do not count, nor do streams that only complete another one. A single image comes
+    after videos: in an animated AVIF, it is one of the frames.
 
     Raises:
         MediaError: the file has no video stream, or none with a known codec.
@@ -42,10 +44,10 @@ def choose_video(container: InputContainer, *, path: Path) -> VideoStream:
             f"the codec of {path} is not supported by this build of FFmpeg: re-encode it"
         )
 
-    def rank(video: VideoStream) -> tuple[bool, bool, int, int]:
+    def rank(video: VideoStream) -> tuple[bool, bool, bool, int, int]:
         is_default = bool(video.disposition & Disposition.default)
         size = video.codec_context.width * video.codec_context.height
-        return not video.disposition & minor, is_default, size, -video.index
+        return not video.disposition & minor, video.frames != 1, is_default, size, -video.index
 
     return max(known, key=rank)
 
@@ -71,6 +73,14 @@ def is_cover(stream: Stream) -> bool:
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)
+
+
+def is_chapter_list(stream: Stream) -> bool:
+    """Return whether a stream is the track in which MP4 and MOV keep their chapter titles.
+
+    FFmpeg reads it with the header and discards its packets; PyAV 17 does not expose this.
+    """
+    return getattr(stream, "discard", None) == _DISCARD_ALL
 
 
 def codec_name(stream: Stream) -> str | None:

@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.pixels import eight_bits, sixteen_bits
 from rbvsr_deploy.video.base import Excerpt, Frame, Source
@@ -21,9 +23,11 @@ from rbvsr_deploy.video.colour.orientation import orientation_of, upright
 from rbvsr_deploy.video.completeness import cut_off, refuse_cut_off
 from rbvsr_deploy.video.decoder import first_frame
 from rbvsr_deploy.video.excerpts import count, cut_out
+from rbvsr_deploy.video.image_metadata import ImageMetadata, metadata_of_png
+from rbvsr_deploy.video.images.files import SUPPORTED
 from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.interlacing import CombWatch, Deinterlacer
-from rbvsr_deploy.video.options import ReadOptions
+from rbvsr_deploy.video.options import ReadOptions, WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, open_input
 from rbvsr_deploy.video.side_data import (
     SideDataWatch,
@@ -36,6 +40,7 @@ from rbvsr_deploy.video.stream_choice import (
     choose_video,
     codec_name,
     describe,
+    is_chapter_list,
     is_cover,
 )
 from rbvsr_deploy.video.timing.seeking import has_index
@@ -53,6 +58,12 @@ logger = logging.getLogger(__name__)
 
 # FFmpeg renders any text file as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
+# FFmpeg's formats for images, of which it reads only one as a video, without metadata.
+_IMAGE_FORMATS, _IMAGE_SUFFIX = (
+    frozenset({"image2", "ico", "fits", "alias_pix", "brender_pix"}),
+    "_pipe",
+)
+_LONGEST_START = 2**24  # bytes of a PNG in which to look for metadata
 _CROPPING = "Frame Cropping"  # FFmpeg's name of this side data of a stream
 _DEFAULT_READING = ReadOptions()
 
@@ -90,6 +101,7 @@ class VideoSource(Source):
         self.path = path
         self._options = options
         self.files = InputFiles(path, [path], whole=False) if self.reopenable else None
+        self._opaque = False  # whether frames with alpha were all opaque so far
         self._late: int | None = None  # delay of AVI frames in ticks
         not_media = "not a complete video, image or image folder"
         if self.files is not None:
@@ -97,8 +109,14 @@ class VideoSource(Source):
         with media_errors(f"{path} is {not_media}"):
             self._container = self.open_container()
         try:
-            if self._container.format.name in _TEXT_FORMATS:
+            name = self._container.format.name
+            if name in _TEXT_FORMATS:
                 raise MediaError(f"{path} is text, {not_media}")
+            if name.endswith(_IMAGE_SUFFIX) or name in _IMAGE_FORMATS:
+                raise MediaError(
+                    f"{path} is an image of a kind that is not supported "
+                    f"({name.removesuffix(_IMAGE_SUFFIX)}): {SUPPORTED}"
+                )
             self._stream = choose_video(self._container, path=path)
             self.stream_index = self._stream.index
             self.rate = average_rate(self._stream)
@@ -175,6 +193,16 @@ class VideoSource(Source):
         self._decoder.close()
         self._container.close()
 
+    def drop_companions(self, reason: str, options: WriteOptions) -> None:
+        """Report everything but the video as dropped, as the output has no place for it."""
+        for stream in self._container.streams:
+            asked = {"audio": options.audio, "subtitle": options.subtitles}.get(stream.type, True)
+            other = stream.type != "video" or is_cover(stream)
+            if asked and other and not is_chapter_list(stream):
+                self.changes.drop(describe(stream), reason)
+        if self.has_chapters:
+            self.changes.drop("chapters", reason)
+
     def open_container(self) -> InputContainer:
         """Open the file for one more pass; only where it is :attr:`reopenable`."""
         return open_input(self.path, playlists=self._options.allow_playlists)
@@ -187,11 +215,17 @@ class VideoSource(Source):
         for other in self._container.streams.video:
             if other.index != self.stream_index and not is_cover(other):
                 self.changes.drop(describe(other), "only one video stream is upscaled")
-        # Matroska keeps it as a tag, which is copied.
-        stereo = "stereo_mode" in self._stream.metadata
-        self._side_data = SideDataWatch(
-            self.changes, ignored=frozenset({"stereoscopic layout"} if stereo else ())
-        )
+        ignored = set()
+        if "stereo_mode" in self._stream.metadata:  # a tag of Matroska, which is copied
+            ignored.add("stereoscopic layout")
+        self._metadata: ImageMetadata | None = None
+        if self._container.format.name == "apng":
+            with self.path.open("rb") as file:
+                self._metadata = metadata_of_png(file.read(_LONGEST_START))
+            for kind, why in self._metadata.lost.items():
+                self.changes.drop(kind, why)
+            ignored.add("ICC profile of the video")
+        self._side_data = SideDataWatch(self.changes, ignored=frozenset(ignored))
         self._side_data.stream(found)
 
     def _describe(self, first: VideoFrame) -> None:
@@ -223,10 +257,20 @@ class VideoSource(Source):
             )
         # The VP8 and VP9 decoders ignore the alpha channel, which Matroska stores separately.
         readable = has_alpha(first.format)
-        if readable or stream.metadata.get("alpha_mode") == "1":
+        if readable and self._options.alpha != "keep":
+            self._opaque = True
+            self._look_for_opacity(first)
+        elif readable or stream.metadata.get("alpha_mode") == "1":
             self.keeps_opacity = keeps_opacity(
                 self.path, self._options.alpha, changes=self.changes, readable=readable
             )
+
+    def _look_for_opacity(self, frame: VideoFrame) -> None:
+        """Refuse or report an alpha channel, once a frame is not opaque."""
+        opacity = opacity_of(frame) if self._opaque else None
+        if opacity is not None and opacity.min() < np.iinfo(opacity.dtype).max:
+            self._opaque = False
+            keeps_opacity(self.path, self._options.alpha, changes=self.changes)
 
     def _assumptions(self, first: VideoFrame) -> Iterator[str]:
         untagged = untagged_colour(first, read_as=self.colour)
@@ -356,6 +400,7 @@ class VideoSource(Source):
             captions = self._captions(decoded)
             decoded = self._resized(decoded, number=number)
             image = upright(self._cropped(to_rgb(decoded, colour=colour)), orientation)
+            self._look_for_opacity(decoded)
             opacity = opacity_of(decoded) if self.keeps_opacity else None
             if opacity is not None:
                 opacity = upright(self._cropped(opacity), orientation)
@@ -373,6 +418,7 @@ class VideoSource(Source):
             duration=duration,
             opacity=None if opacity is None else in_depth(opacity),
             captions=captions,
+            metadata=self._metadata,
         )
 
     def _captions(self, frame: VideoFrame) -> bytes | None:
@@ -390,6 +436,11 @@ class VideoSource(Source):
             self.changes.convert(
                 "colour matrix and range",
                 "they change within the video; all frames get those of the first",
+            )
+        if (hdr := hdr_metadata(frame)) is not None and hdr != self.hdr:
+            self.changes.drop(
+                "later HDR display metadata",
+                "it changes within the video; the output has that of the first frame",
             )
         if (colour.primaries, colour.transfer) != (self.colour.primaries, self.colour.transfer):
             self.changes.drop(

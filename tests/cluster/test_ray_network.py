@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,7 @@ class Network:
 
     def driver(self, clip: Path, output: Path, *, stage: bool = False) -> subprocess.Popen[str]:
         """Start a process that upscales on the cluster."""
-        command = [sys.executable, "-c", _DRIVER, self.address, clip, output, "1" * stage]
+        command = [sys.executable, "-c", _DRIVER, self.address, str(clip), str(output), "1" * stage]
         return subprocess.Popen(
             command,
             env=self.environment,
@@ -156,7 +156,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         head += [f"--port={address.partition(':')[2]}", f"--temp-dir={folder}/ray"]
         head.append("--include-dashboard=false")
         log = stack.enter_context((tmp_path_factory.mktemp("log") / "ray").open("wb"))
-        run = partial(subprocess.Popen, env=environment, stdout=log, stderr=log)
+        run: Callable[[list[str]], subprocess.Popen[bytes]] = partial(
+            subprocess.Popen, env=environment, stdout=log, stderr=log
+        )
         processes = [run(head)]
         stack.callback(end, processes)
         wait_for_port(address)

@@ -343,7 +343,7 @@ def two_scenes_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two_scenes(two_scenes_once: Path, tmp_path: Path) -> Path:
     """Return a copy of the clip with two scenes, which a test may change."""
-    return shutil.copy(two_scenes_once, tmp_path / "scenes.mkv")
+    return Path(shutil.copy(two_scenes_once, tmp_path / "scenes.mkv"))
 
 
 def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:

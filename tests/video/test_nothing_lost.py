@@ -180,6 +180,21 @@ class TestFrames:
         stamps = [Fraction(0), Fraction(1, 10), Fraction(3, 10), Fraction(35, 100)]
         assert media.stamps_of(tmp_path / f"out{out}") == stamps
 
+    @pytest.mark.parametrize("out", [".mp4", ".mov", ".mkv"])
+    def test_a_long_wait_for_the_last_frame(self, tmp_path: Path, out: str) -> None:
+        """Other frames are stored before they are shown: the length is right nevertheless."""
+        path = media.make_video(
+            tmp_path / "in.mp4",
+            stamps=[*range(9), 60],
+            time_base=1 / RATE,
+            rate=RATE,
+            b_frames=2,
+        )
+        summary = upscaled(path, tmp_path / f"out{out}")
+        assert summary.converted == []
+        with av.open(str(tmp_path / f"out{out}")) as container:
+            assert container.duration == pytest.approx(2_440_000, abs=2_000)
+
     @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4", ".y4m"])
     def test_a_thousand_frames_per_second(self, tmp_path: Path, suffix: str) -> None:
         path = media.make_video(
@@ -439,6 +454,58 @@ class TestStreams:
         found = heard(tmp_path / f"out{out}")
         assert found.clicks[-2:] == pytest.approx(expected, abs=0.002)
         assert found.begin >= -0.1
+
+    @pytest.mark.parametrize(("source", "begin"), [(".mkv", 2000), (".ts", 2000)])
+    def test_nothing_before_the_first_key_frame_is_lost(
+        self, tmp_path: Path, source: str, begin: int
+    ) -> None:
+        """Sound that starts first is copied from its first packet, wherever the clock starts."""
+        path = media.make_video(
+            tmp_path / f"in{source}",
+            stamps=[25 * begin + 12 + n for n in range(10)],
+            time_base=1 / RATE,
+            rate=RATE,
+            audio="mp2",
+            audio_start=Fraction(begin),
+            options={"mpegts_copyts": "1"} if source == ".ts" else {},
+        )
+        summary = upscaled(path, tmp_path / "out.mkv")
+        assert sound_of(tmp_path / "out.mkv") == sound_of(path)
+        assert (summary.converted, summary.dropped) == ([], [])
+        shown, found = media.stamps_of(tmp_path / "out.mkv")[0], heard(tmp_path / "out.mkv").begin
+        assert (shown, found) == pytest.approx((0.48, 0), abs=0.03)
+
+    def test_an_image_folder_has_no_place_for_streams(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "in.mkv", Sound("aac"), chapters=[(0, 800, "one")], cover=jpeg())
+        summary = upscaled(path, tmp_path / "out")
+        assert whats(summary.dropped) == [
+            "audio stream 1 (aac, fra)",
+            "video stream 2 (mjpeg)",
+            "chapters",
+        ]
+
+    def test_attachments_tags_and_chapters_without_a_place(self, tmp_path: Path) -> None:
+        """The file that was written is read back: what it does not have is named."""
+        path = plain(
+            tmp_path / "in.mkv", metadata={"title": "Title", "odd": "Value"}, chapters=True
+        )
+        with av.open(str(path)) as given, av.open(str(tmp_path / "font.mkv"), "w") as out:
+            out.metadata.update(given.metadata)
+            out.set_chapters(given.chapters())
+            stream = out.add_stream_from_template(given.streams.video[0])
+            out.add_attachment("a.ttf", "application/x-truetype-font", bytes(99))
+            for packet in given.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        path = tmp_path / "font.mkv"
+        font = "attachment stream 1 (a.ttf)"
+        summary = upscaled(path, tmp_path / "out.mkv")
+        assert (whats(summary.kept), summary.dropped) == ([font], [])
+        assert whats(upscaled(path, tmp_path / "out.mp4").dropped) == [font, "tags ODD"]
+        assert whats(upscaled(path, tmp_path / "out.webm").dropped) == [font]
+        dropped = whats(upscaled(path, tmp_path / "out.ts").dropped)
+        assert dropped == [font, "tags title, ODD", "2 of 2 chapters"]
 
 
 def captions_in(path: Path) -> list[bytes | None]:

@@ -24,7 +24,12 @@ from rbvsr_deploy.video.copying.trials import MakeWriter, StreamWriter, Trials
 from rbvsr_deploy.video.options import WriteOptions
 from rbvsr_deploy.video.pyav import media_errors, reason
 from rbvsr_deploy.video.staging.read_back import Ledger
-from rbvsr_deploy.video.stream_choice import codec_name, describe, is_cover
+from rbvsr_deploy.video.stream_choice import (
+    codec_name,
+    describe,
+    is_chapter_list,
+    is_cover,
+)
 from rbvsr_deploy.video.timing.file_clock import FileClock
 from rbvsr_deploy.video.timing.seeking import has_index
 
@@ -46,7 +51,6 @@ logger = logging.getLogger(__name__)
 # interleaved packets.
 _BEFORE, _AFTER = 10, 10
 _MOST_CHAPTERS = 10_000  # the time of copying them grows with the square
-_DISCARD_ALL = 48  # AVDISCARD_ALL
 # Formats whose muxer writes the time code from the video's tags.
 _TIMECODES = ("matroska", "mov", "mp4")
 
@@ -135,7 +139,7 @@ class CopiedStreams:
             return
         container = self._container_name
         if stream.type == "data" and (
-            _is_chapter_list(stream) or ("timecode" in stream.metadata and container in _TIMECODES)
+            is_chapter_list(stream) or ("timecode" in stream.metadata and container in _TIMECODES)
         ):
             return  # the muxer writes it from the chapters, or from the video's tag
         if stream.type == "video" and not is_cover(stream):
@@ -239,7 +243,8 @@ class CopiedStreams:
     def _skip_to_window(self) -> None:
         import av
 
-        if self._window.start <= _BEFORE:
+        # The first packets of other streams may come before the first key frame.
+        if self._window.start - Fraction(self._container.start_time or 0, av.time_base) <= _BEFORE:
             return
         if has_index(self._container):
             with contextlib.suppress(av.FFmpegError):  # if seeking fails, read from the start
@@ -293,14 +298,6 @@ def _within(chapters: list[Chapter], window: TimeWindow) -> list[Chapter]:
         if start < end:
             kept.append({**chapter, "start": round(start / base), "end": round(end / base)})
     return kept
-
-
-def _is_chapter_list(stream: Stream) -> bool:
-    """Return whether a stream is the track in which MP4 and MOV keep their chapter titles.
-
-    FFmpeg reads it with the header and discards its packets; PyAV 17 does not expose this.
-    """
-    return getattr(stream, "discard", None) == _DISCARD_ALL
 
 
 def _seconds(packet: Packet[Any]) -> Fraction:

@@ -24,6 +24,7 @@ __all__ = [
     "PacketCopy",
     "copy_tags",
     "portable_tags",
+    "stream_tags",
 ]
 
 # Written by the muxer itself, or only valid for the source file.
@@ -173,14 +174,19 @@ def portable_tags(tags: dict[str, str]) -> dict[str, str]:
     }
 
 
-def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
-    """Copy language, title, other tags and the disposition of a stream to its copy."""
-    tags = portable_tags(source.metadata)
+def stream_tags(tags: dict[str, str], *, container: str) -> dict[str, str]:
+    """Return the tags of a stream, such as language and title, as a container has them."""
+    tags = portable_tags(tags)
     if "name" in tags:  # FFmpeg reads this tag from MP4, but writes it as "title"
         tags.setdefault("title", tags.pop("name"))
     if container == "mov" and "language" in tags:
         tags["language"] = _OLDER_CODES.get(tags["language"], tags["language"])
-    output.metadata.update(tags)
+    return tags
+
+
+def copy_tags(source: Stream, output: Stream, *, container: str) -> None:
+    """Copy the tags and the disposition of a stream to its copy."""
+    output.metadata.update(stream_tags(source.metadata, container=container))
     output.disposition = cast("Disposition", source.disposition.value)  # PyAV 17 expects an int
 
 
@@ -188,6 +194,8 @@ def _check_supported(stream: Stream, *, container: str, begin: Fraction) -> None
     codec = codec_name(stream) or ""
     if not codec and stream.type not in ("data", "attachment"):
         raise ValueError(NO_DECODER)
+    if stream.type == "attachment" and container == "webm":
+        raise ValueError("attachments are not supported")
     if is_cover(stream) and container != "mp4":
         raise ValueError("cover images are not supported")
     if (

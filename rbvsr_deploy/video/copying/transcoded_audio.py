@@ -84,6 +84,7 @@ class TranscodedAudio:
         self._graph: Graph | None = None
         self._input: tuple[object, ...] = ()
         self._next = Fraction(0)  # start in seconds of the next frame if it has no timestamp
+        self._reached: int | None = None  # end of what was resampled, in samples of the encoder
         self._damaged = 0
         self._timeless = target.format.name == "avi"
 
@@ -167,6 +168,7 @@ class TranscodedAudio:
             except (av.BlockingIOError, av.EOFError):
                 return
             if frame.pts is not None:
+                self._reached = frame.pts + frame.samples
                 frame.pts -= shift
             yield frame
 
@@ -174,9 +176,11 @@ class TranscodedAudio:
         from av.filter import Graph
 
         encoder = self._stream.codec_context
-        # In a container without timestamps, playback begins with the first sample.
+        # In a container without timestamps, playback begins with the first sample. If the format
+        # changes, the audio goes on where it was.
         start = self._samples(self._window.start)
-        first = f":first_pts={start}" if self._timeless else ""
+        begin = start if self._timeless and self._reached is None else self._reached
+        first = "" if begin is None else f":first_pts={begin}"
         graph = Graph()
         chain = [
             graph.add(

@@ -18,12 +18,13 @@ import numpy as np
 
 from rbvsr_deploy.errors import MediaError, RbvsrError
 from rbvsr_deploy.pixels import Image
-from rbvsr_deploy.video.colour.colour import BT601, colour_of
+from rbvsr_deploy.video.colour.colour import BT601, colour_of, depth_of
 from rbvsr_deploy.video.colour.conversion import opacity_of, to_rgb
 from rbvsr_deploy.video.colour.orientation import Orientation, exif_orientation, upright
 from rbvsr_deploy.video.image_metadata import (
     ICC,
     ImageMetadata,
+    coding_chunk,
     metadata_of_png,
     png_animation_length,
     png_is_bounded,
@@ -31,7 +32,7 @@ from rbvsr_deploy.video.image_metadata import (
     png_size,
     read_metadata,
 )
-from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors
+from rbvsr_deploy.video.pyav import DECODER_LIMITS, MAX_PIXELS, media_errors, open_input
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -41,8 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["DecodedImage", "decode_image"]
 
 _BY_FFMPEG = {"JPEG": "mjpeg", "WEBP": "webp", "BMP": "bmp"}
+_DEEP_BY_FFMPEG = {"PPM": "ppm", "JPEG2000": "jpeg2000"}
+"""Decoders for more than 8 bits per sample."""
+_UNSEEN = ("AVIF", *_DEEP_BY_FFMPEG)
+"""Formats of which Pillow shows neither depth nor colour coding."""
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706  # tags of TIFF
 _GREY, _RGB = 1, 2  # photometric interpretations
+_NOT_APPLICABLE = "it is damaged, and cannot be applied"
 _MOST_SCANS = 500
 """Scans of a progressive JPEG; cameras write about ten. Each one takes a few bytes, and the time of
 decoding the whole image.
@@ -88,11 +94,14 @@ def decode_image(data: bytes, name: str, path: Path) -> DecodedImage:
                 "to PNG"
             )
         others = 0 if opened is None else _others(opened, path)
+        depth, colour = _coding(data) if name in _UNSEEN else (8, {})
         by_pillow = opened is not None and (opened.mode == "CMYK" or (name == "WEBP" and others))
-        if name in _BY_FFMPEG and not by_pillow:
+        if (name in _BY_FFMPEG or (name in _DEEP_BY_FFMPEG and depth > 8)) and not by_pillow:
             metadata = ImageMetadata() if opened is None else read_metadata(opened)
             decoded = _with_opacity(
-                _decoded_by_ffmpeg(data, _BY_FFMPEG[name], path), exif_orientation(data), metadata
+                _decoded_by_ffmpeg(data, (_BY_FFMPEG | _DEEP_BY_FFMPEG)[name], path),
+                exif_orientation(data),
+                metadata,
             )
         elif opened is None:
             raise MediaError(
@@ -103,7 +112,11 @@ def decode_image(data: bytes, name: str, path: Path) -> DecodedImage:
             decoded = _decoded_by_opencv(data, opened, path)
         else:
             decoded = _decoded_by_pillow(opened)
-        return replace(decoded, others=others)
+        if depth > 8 * decoded.image.itemsize:
+            change = {f"{depth} bits per sample": "rounded to 8, as Pillow reads no more"}
+            decoded = replace(decoded, conversions={**decoded.conversions, **change})
+        metadata = replace(decoded.metadata, png_copied={**colour, **decoded.metadata.png_copied})
+        return _without_grey_profile(replace(decoded, metadata=metadata, others=others))
 
 
 def _opened(data: bytes, name: str) -> PillowImage | None:
@@ -116,6 +129,21 @@ def _opened(data: bytes, name: str) -> PillowImage | None:
         raise
     except Exception:  # Pillow raises nearly anything on foreign bytes
         return None
+
+
+def _coding(data: bytes) -> tuple[int, dict[bytes, bytes]]:
+    """Return the bits per sample of an image, and its colours as chunks of a PNG if they are not
+    the usual ones.
+    """
+    import av
+
+    try:
+        with open_input(io.BytesIO(data)) as container:
+            context = container.streams.video[0].codec_context
+            depth = 8 if context.format is None else depth_of(context.format)
+            return depth, coding_chunk(context.color_primaries, context.color_trc)
+    except (av.FFmpegError, IndexError, AttributeError):  # the decoder describes damage better
+        return 8, {}
 
 
 def _others(image: PillowImage, path: Path) -> int:
@@ -154,7 +182,7 @@ def _decoded_png(data: bytes, path: Path) -> DecodedImage:
         exif_orientation(data),
         metadata_of_png(data),
     )
-    return replace(decoded, others=max(0, png_animation_length(data) - 1))
+    return _without_grey_profile(replace(decoded, others=max(0, png_animation_length(data) - 1)))
 
 
 def _decoded_by_ffmpeg(data: bytes, decoder: str, path: Path) -> VideoFrame:
@@ -239,14 +267,15 @@ def _decoded_by_pillow(image: PillowImage) -> DecodedImage:
     conversions = {}
     image.load()
     image = ImageOps.exif_transpose(image)
-    icc = None if ICC in metadata.damaged else image.info.get("icc_profile")
     has_alpha = image.has_transparency_data
-    if image.mode in ("CMYK", "LAB", "YCbCr") or (icc and icc[16:20] != b"RGB " and not has_alpha):
+    if image.mode in ("CMYK", "LAB", "YCbCr"):
+        icc = None if ICC in metadata.lost else image.info.get("icc_profile")
         rgb = _in_srgb(image, icc)
-        if icc:
-            space = icc[16:20].decode("latin-1").strip()
-            conversions[ICC] = f"applied, as it is for {space} and the output is RGB"
-        image = rgb
+        if icc and rgb is not None:
+            conversions[ICC] = _applied(icc)
+        elif icc:
+            metadata = replace(metadata, lost={**metadata.lost, ICC: _NOT_APPLICABLE})
+        image = rgb or image.convert("RGB")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         deep = np.asarray(image)
         if deep.min() < 0 or deep.max() > np.iinfo(np.uint16).max or image.mode == "F":
@@ -263,23 +292,49 @@ def _decoded_by_pillow(image: PillowImage) -> DecodedImage:
     )
 
 
-def _in_srgb(image: PillowImage, icc: bytes | None) -> PillowImage:
-    """Convert an image to sRGB with its own profile or, without one, by the usual formulas."""
+def _without_grey_profile(decoded: DecodedImage) -> DecodedImage:
+    """Apply the profile of a grey image, if it has one."""
+    from PIL import Image as Pillow
+
+    icc = decoded.metadata.grey_icc
+    if icc is None:
+        return decoded
+    levels = _in_srgb(Pillow.fromarray(np.arange(256, dtype=np.uint8)[None]), icc)
+    if levels is None:
+        lost = {**decoded.metadata.lost, ICC: _NOT_APPLICABLE}
+        return replace(decoded, metadata=replace(decoded.metadata, lost=lost))
+    curve, most = np.asarray(levels)[0, :, 1], np.iinfo(decoded.image.dtype).max
+    image = np.interp(decoded.image, np.linspace(0, most, 256), curve * (most / 255))
+    return replace(
+        decoded,
+        image=image.round().astype(decoded.image.dtype),
+        conversions={**decoded.conversions, ICC: _applied(icc)},
+    )
+
+
+def _applied(icc: bytes) -> str:
+    space = icc[16:20].decode("latin-1").strip()
+    return f"applied, as it is for {space} and the output is RGB"
+
+
+def _in_srgb(image: PillowImage, icc: bytes | None) -> PillowImage | None:
+    """Convert an image to sRGB with its own profile or, without one, by the usual formulas;
+    ``None`` if the profile cannot be applied.
+    """
     from PIL import ImageCms
 
-    target = ImageCms.createProfile("sRGB")
-    if image.mode == "LAB":
-        source: Any = ImageCms.createProfile("LAB")
-    elif icc:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-    else:
+    if image.mode != "LAB" and not icc:
         return image.convert("RGB")
     try:
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except ImageCms.PyCMSError as error:
-        raise ValueError(f"its colour profile cannot be applied ({error})") from error
-    assert converted is not None
-    return converted
+        source: Any = (
+            ImageCms.createProfile("LAB")
+            if image.mode == "LAB"
+            else ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
+        )
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
 
 
 @contextlib.contextmanager

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rbvsr_deploy.errors import MediaError
-from rbvsr_deploy.video.base import Frame, Sink
-from rbvsr_deploy.video.changes import Changes
+from rbvsr_deploy.video.base import Frame, Sink, Source
 from rbvsr_deploy.video.colour.opacity import no_room_for_opacity
-from rbvsr_deploy.video.image_metadata import report_metadata
+from rbvsr_deploy.video.image_metadata import metadata_of_colour, report_metadata
 from rbvsr_deploy.video.images.files import (
     ALPHA_SUFFIXES,
     FORMATS,
@@ -41,7 +40,7 @@ class ImageSink(Sink):
         width, height: size of the images in pixels.
         folder: whether to write a folder.
         job: keeps the images until they are published.
-        changes: where to record which metadata of the images is kept.
+        source: the input, of which the images keep the metadata or colours.
 
     Raises:
         MediaError: the output exists or cannot be written to.
@@ -51,11 +50,12 @@ class ImageSink(Sink):
     """Whether the output is a folder."""
 
     def __init__(
-        self, path: Path, *, width: int, height: int, folder: bool, job: Job, changes: Changes
+        self, path: Path, *, width: int, height: int, folder: bool, job: Job, source: Source
     ) -> None:
         self.path = path
         self.job = job
-        self._changes = changes
+        self._changes = source.changes
+        self._metadata = metadata_of_colour(source.colour)
         self._shape = (height, width, 3)
         self.is_folder = folder
         job.check(folder=folder)
@@ -84,9 +84,8 @@ class ImageSink(Sink):
             if frame.opacity is not None and path.suffix.lower() not in ALPHA_SUFFIXES:
                 raise no_room_for_opacity(path)
             self.note(frame)
-            data = encode_image(
-                frame.image, path.suffix, opacity=frame.opacity, metadata=frame.metadata
-            )
+            metadata = frame.metadata or self._metadata
+            data = encode_image(frame.image, path.suffix, opacity=frame.opacity, metadata=metadata)
             try:
                 with self.job.storage.create(f"{_IMAGES}/{name}", mode=0o666) as file:
                     file.write(data)
@@ -96,10 +95,9 @@ class ImageSink(Sink):
         self._count += 1
 
     def note(self, frame: Frame) -> None:
-        if frame.metadata is not None:
-            name = _writable_name(frame.name or "") if self.is_folder else self.path.name
-            format_name = FORMATS.get(Path(name).suffix.lower())
-            report_metadata(self._changes, frame.metadata, name=format_name)
+        name = _writable_name(frame.name or numbered(0)) if self.is_folder else self.path.name
+        format_name = FORMATS.get(Path(name).suffix.lower())
+        report_metadata(self._changes, frame.metadata or self._metadata, name=format_name)
 
     def take_segments(
         self, folder: Path, segments: Sequence[SegmentRecord], *, note: dict[str, Any], state: bytes

@@ -112,8 +112,8 @@ class ImageSource(Source):
             self._left_out[file.name] = read.others
         for kind, change in read.conversions.items():
             self.changes.convert(kind, change)
-        for kind in read.metadata.damaged:
-            self.changes.drop(kind, "it is damaged")
+        for kind, why in read.metadata.lost.items():
+            self.changes.drop(kind, why)
         opacity = read.opacity
         if opacity is None or opacity.min() == np.iinfo(opacity.dtype).max:
             return read.image, None, read.metadata

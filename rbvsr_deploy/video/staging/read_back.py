@@ -18,7 +18,7 @@ from rbvsr_deploy.video.stream_choice import is_cover
 
 if TYPE_CHECKING:
     from av import Packet
-    from av.stream import Stream
+    from av.container import InputContainer, OutputContainer
 
 __all__ = ["Ledger"]
 
@@ -31,6 +31,11 @@ _LOOSE = 150_000
 _FROM_ZERO = ("mp4", "mov", "matroska", "webm", "avi")
 _EXACT = ("mp4", "mov", "matroska", "webm")
 _COMPARED = ("video", "audio", "subtitle")
+# Tags that containers write in another form, or that say how they are written.
+_ADAPTED_TAGS = frozenset(
+    {"language", "handler_name", "encoder", "alpha_mode", "stereo_mode", "filename", "mimetype"}
+)
+_MOST_NAMES = 10  # in a message
 _EMPTY_TEXT = 2  # bytes: MP4 has a text of this size for every pause
 
 
@@ -60,11 +65,15 @@ class Ledger:
     def __init__(self, container: str) -> None:
         self._container = container
         self._meant: dict[str, dict[int, _Record]] = {kind: {} for kind in _COMPARED}
+        self._tags: dict[str, str] = {}
+        self._chapters = self._attachments = 0
 
-    def expect(self, stream: Stream) -> None:
-        """Record that a stream is to be in the file."""
-        if stream.type in _COMPARED and not is_cover(stream):
-            self._meant[stream.type].setdefault(stream.index, _Record())
+    def expect(self, output: OutputContainer) -> None:
+        """Record tags, chapters and attachments, right before the header is written."""
+        for tags in (output.metadata, *(stream.metadata for stream in output.streams)):
+            self._tags |= {k: v for k, v in tags.items() if v and k.lower() not in _ADAPTED_TAGS}
+        self._chapters = len(output.chapters())
+        self._attachments = _attachments(output)
 
     def note(self, packet: Packet[Any]) -> None:
         """Record a packet right before it is written."""
@@ -84,7 +93,7 @@ class Ledger:
             MediaError: the file cannot be read, or its video is not what was written.
         """
         with media_errors(f"cannot read {name} back"):
-            found, duration = self._read(path)
+            found, end = self._read(path, changes)
         offset = 0
         for kind, meant in self._meant.items():
             expected = [meant[index] for index in sorted(meant)]
@@ -102,10 +111,10 @@ class Ledger:
                         offset = min(read.stamps) - min(given.stamps)
                 elif problem is not None:
                     changes.convert(f"{kind} track {number} of the output", problem)
-        self._check_duration(duration, changes)
+        self._check_duration(end, changes)
 
-    def _read(self, path: Path) -> tuple[dict[str, list[_Record]], int | None]:
-        """Return the records of a file by kind, and its duration."""
+    def _read(self, path: Path, changes: Changes) -> tuple[dict[str, list[_Record]], int | None]:
+        """Return the records of a file by kind, and when it ends; compare its header."""
         use_dts = self._container == "avi"  # FFmpeg guesses presentation times there
         records: defaultdict[int, _Record] = defaultdict(_Record)
         with open_input(path) as file:
@@ -117,7 +126,27 @@ class Ledger:
             found: dict[str, list[_Record]] = {
                 kind: [records[s.index] for s in streams if s.type == kind] for kind in _COMPARED
             }
-            return found, file.duration
+            self._check_header(file, changes)
+            # Some formats count from 0, and others from the first packet.
+            end = None if file.duration is None else file.duration + max(file.start_time or 0, 0)
+            return found, end
+
+    def _check_header(self, file: InputContainer, changes: Changes) -> None:
+        why = f"{self._container} has no place for them"
+        held = {
+            value.strip()
+            for tags in (file.metadata, *(stream.metadata for stream in file.streams))
+            for value in tags.values()
+        }
+        lost = [name for name, value in self._tags.items() if value.strip() not in held]
+        if lost:
+            listed = ", ".join(lost[:_MOST_NAMES])
+            more = f" and {len(lost) - _MOST_NAMES} more" if len(lost) > _MOST_NAMES else ""
+            changes.drop(f"tags {listed}{more}", why)
+        if (count := len(file.chapters())) < self._chapters:
+            changes.drop(f"{self._chapters - count} of {self._chapters} chapters", why)
+        if _attachments(file) < self._attachments:
+            changes.drop("attachments", why)
 
     def _difference(self, kind: str, given: _Record, read: _Record, *, offset: int) -> str | None:
         """Return how a stream differs, as the end of a sentence; ``None`` if it does not."""
@@ -151,15 +180,18 @@ class Ledger:
         """Return whether a reader only groups the samples of audio in another way, as of PCM."""
         return kind == "audio" and abs(read.end - given.end) <= _LOOSE
 
-    def _check_duration(self, duration: int | None, changes: Changes) -> None:
-        records = [r for meant in self._meant.values() for r in meant.values() if r.stamps]
-        if duration is None or self._container not in _EXACT or not records:
+    def _check_duration(self, end: int | None, changes: Changes) -> None:
+        played = [r for k in ("video", "audio") for r in self._meant[k].values() if r.stamps]
+        texts = [r for r in self._meant["subtitle"].values() if r.stamps]
+        if end is None or self._container not in _EXACT or not played:
             return
-        end = max(record.end for record in records)
-        if abs(duration - end) > 2 * _LOOSE + _longest_step(records):
+        tolerance = 2 * _LOOSE + _longest_step((*played, *texts))
+        least = max(record.end for record in played)
+        most = max(record.end for record in (*played, *texts))  # some formats count texts
+        if not least - tolerance <= end <= most + tolerance:
             changes.convert(
                 "duration of the output",
-                f"the file says {duration / _MICRO:.3f} s instead of {end / _MICRO:.3f} s",
+                f"the file says {end / _MICRO:.3f} s instead of {least / _MICRO:.3f} s",
             )
 
 
@@ -169,6 +201,10 @@ def _longest_step(records: Iterable[_Record]) -> int:
         (max(r.stamps) - min(r.stamps)) // max(1, len(r.stamps) - 1) if r.stamps else 0
         for r in records
     )
+
+
+def _attachments(file: InputContainer | OutputContainer) -> int:
+    return sum(1 for stream in file.streams if stream.type == "attachment" or is_cover(stream))
 
 
 def _padded(records: list[_Record], length: int) -> list[_Record]:

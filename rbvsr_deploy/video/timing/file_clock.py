@@ -27,6 +27,8 @@ _NEVER_JUMPS = ("mp4", "avi")  # their times are sums of durations
 _LONGEST_GAP = 10
 _LONGEST_PAUSE = 86_400
 """Seconds without anything in other formats: 32-bit milliseconds wrap around after 25 days."""
+# Seconds of audio that a decoder discards at its start; HE-AAC at a low rate takes the longest.
+_LONGEST_WARM_UP = Fraction(15, 100)
 # Seconds by which packets of one time may be apart in a file.
 _INTERLEAVING = 1
 # Packets by which a time may go back without a jump.
@@ -74,7 +76,7 @@ class FileClock:
 
         That is the earliest time of audio and video where the format's clock starts anywhere, or
         has clearly not started with this file. Otherwise it is 0, before which there is only
-        audio that decoders need to warm up.
+        audio that decoders need to warm up, or what an edit list hides.
         """
         starts = [
             stream.start_time * stream.time_base
@@ -84,7 +86,9 @@ class FileClock:
         if self._first is not None:  # what starts at another time does so after a jump
             starts = [start for start in starts if abs(start - self._first) <= _LONGEST_GAP]
         begin = min(starts, default=self._first or Fraction(0))
-        return begin if self._discontinuous or begin > _LONGEST_GAP else Fraction(0)
+        early = begin < -_LONGEST_WARM_UP and "mp4" not in self.container.format.name
+        late = begin > _LONGEST_GAP
+        return begin if self._discontinuous or early or late else Fraction(0)
 
     def packets(self, wanted: Collection[Stream]) -> Iterator[Packet[Any]]:
         """Yield the packets of some streams, with their times on one clock.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
@@ -125,6 +127,55 @@ def test_formats_that_are_read_only(tmp_path: Path, suffix: str) -> None:
     assert_close(path, tolerance=3)
     with open_source(path) as source:
         assert source.frame_count == 1
+
+
+@pytest.mark.parametrize("suffix", [".dds", ".ico", ".pcx", ".qoi", ".sgi", ".xbm"])
+def test_formats_that_are_refused(tmp_path: Path, suffix: str) -> None:
+    """FFmpeg would read them as a video of one frame, or one of several sizes."""
+    picture = PICTURE.convert("1") if suffix == ".xbm" else PICTURE
+    picture.save(tmp_path / f"a{suffix}")
+    with pytest.raises(
+        MediaError, match=rf"a\{suffix} is an image of a kind that is not supported"
+    ):
+        open_source(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])
+def test_deep_samples_of_other_formats(tmp_path: Path, suffix: str) -> None:
+    """Pillow reads RGB of 8 bits from them."""
+    path = tmp_path / f"a{suffix}"
+    deep = DEEP[..., 0] if suffix == ".pgm" else DEEP
+    if suffix == ".jp2":
+        context: Any = av.CodecContext.create("jpeg2000", "w")
+        context.width, context.height, context.pix_fmt = 24, 16, "rgb48le"
+        context.time_base, context.options = Fraction(1), {"pred": "dwt53"}
+        frame = av.VideoFrame.from_ndarray(DEEP, format="rgb48le")
+        frame.pts = 0
+        path.write_bytes(b"".join(map(bytes, [*context.encode(frame), *context.encode(None)])))
+    else:
+        number = 5 if suffix == ".pgm" else 6
+        path.write_bytes(b"P%d\n24 16\n65535\n" % number + deep.astype(">u2").tobytes())
+    image = read_image(path)
+    assert image.dtype == np.uint16
+    expected = deep if deep.ndim == 3 else np.dstack([deep] * 3)
+    assert np.abs(image.astype(int) - expected).max() <= (400 if suffix == ".jp2" else 0)
+
+
+def test_colours_and_depth_of_avif(tmp_path: Path) -> None:
+    """HDR is said in a PNG, too; Pillow reads 8 bits."""
+    with av.open(str(tmp_path / "a.avif"), "w") as out:
+        video: Any = out.add_stream("libsvtav1", width=64, height=64, pix_fmt="yuv420p10le")
+        context: Any = video.codec_context
+        context.options = {"preset": "13", "svtav1-params": "avif=1"}
+        context.colorspace, context.color_range = 9, 1
+        context.color_primaries, context.color_trc = 9, 16
+        frame = av.VideoFrame.from_ndarray(media.gradient(0, width=64, height=64), format="rgb24")
+        frame = frame.reformat(format="yuv420p10le", dst_colorspace=9)
+        frame.pts = 0
+        out.mux([*video.encode(frame), *video.encode(None)])
+    summary = upscale_file(tmp_path / "a.avif", tmp_path / "a.png", engine=BicubicEngine())
+    assert b"cICP" + bytes([9, 16, 0, 1]) in (tmp_path / "a.png").read_bytes()
+    assert [c.what for c in summary.converted] == ["10 bits per sample"]
 
 
 def test_a_gif_alone_is_a_video(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import upscale_file
-from rbvsr_deploy.video import ReadOptions
+from rbvsr_deploy.video import ReadOptions, open_source
 from rbvsr_deploy.video.images import read_image, write_image
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
@@ -155,6 +155,8 @@ def with_chunk(data: bytes, name: bytes, content: bytes) -> bytes:
         (b"cHRM", struct.pack(">8I", *range(1, 9)), "primaries (cHRM)"),
         (b"sRGB", b"\1", "sRGB tag"),
         (b"tEXt", b"Comment\0hello", "text"),
+        (b"mDCV", bytes(24), "mastering display (mDCV)"),
+        (b"pHYs", struct.pack(">IIB", 2, 1, 0), "shape of pixels (pHYs)"),
     ],
 )
 @pytest.mark.parametrize("deep", [False, True])
@@ -170,6 +172,42 @@ def test_chunks_of_png(tmp_path: Path, name: bytes, content: bytes, kind: str, d
     assert name + content + struct.pack(">I", zlib.crc32(name + content)) in data
     assert read_image(tmp_path / "out.png").dtype == (np.uint16 if deep else np.uint8)
     assert [c.what for c in upscaled(path, tmp_path / "out.jpg").dropped] == [kind]
+
+
+def lost_of(path: Path) -> dict[str, str]:
+    """Return what opening an image reports as dropped, and why."""
+    with open_source(path) as source:
+        return {change.what: change.reason for change in source.changes.dropped}
+
+
+def test_other_data_of_a_file_is_named(tmp_path: Path) -> None:
+    """Whatever nobody thought of: chunks of a PNG, segments of a JPEG, comments."""
+    path = save(tmp_path / "a.png")
+    path.write_bytes(with_chunk(path.read_bytes(), b"prVt", b"private"))
+    assert list(lost_of(path)) == ["'prVt' chunk"]
+    path.write_bytes(with_chunk(save(path).read_bytes(), b"sBIT", b"\5\6\5"))
+    assert not lost_of(path)
+
+    jpeg = save(tmp_path / "a.jpg", comment=b"hello", exif=exif(), icc_profile=ICC).read_bytes()
+    segments = {
+        (0xED, b"Photoshop 3.0\0" + bytes(20)): "Photoshop and IPTC data",
+        (0xEB, b"JP\0\1" + bytes(40)): "content credentials (JUMBF)",
+        (0xE5, b"anything"): "application data (APP5)",
+    }
+    data = jpeg[:2]
+    for number, content in segments:
+        data += bytes([0xFF, number]) + struct.pack(">H", len(content) + 2) + content
+    (tmp_path / "a.jpg").write_bytes(data + jpeg[2:])
+    assert sorted(lost_of(tmp_path / "a.jpg")) == sorted([*segments.values(), "comment"])
+    assert not lost_of(full(tmp_path / "b.jpg"))
+
+
+def test_pixels_of_a_jpeg_that_are_not_square(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.jpg").read_bytes()
+    at = data.index(b"JFIF") + 7
+    (tmp_path / "a.jpg").write_bytes(data[:at] + struct.pack(">BHH", 0, 1, 2) + data[at + 5 :])
+    upscaled(tmp_path / "a.jpg", tmp_path / "a.png")
+    assert b"pHYs" + struct.pack(">IIB", 2, 1, 0) in (tmp_path / "a.png").read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -247,6 +285,45 @@ def test_a_profile_of_another_colour_space_is_applied(tmp_path: Path) -> None:
     PICTURE.convert("L").save(tmp_path / "grey.jpg", icc_profile=grey_profile)
     upscaled(tmp_path / "grey.jpg", tmp_path / "out.png")
     assert found(tmp_path / "out.png") == set()
+
+
+def linear_grey() -> bytes:
+    """Return an ICC profile of grey samples without gamma."""
+
+    def entry(kind: bytes, content: bytes) -> bytes:
+        return kind + bytes(4) + content + bytes(-len(content) % 4)
+
+    white = struct.pack(">3i", *(round(x * 65536) for x in (0.9642, 1, 0.8249)))
+    entries = {b"wtpt": entry(b"XYZ ", white), b"kTRC": entry(b"curv", struct.pack(">IH", 1, 256))}
+    at, table, body = 132 + 12 * len(entries), struct.pack(">I", len(entries)), b""
+    for name, content in entries.items():
+        table += name + struct.pack(">II", at + len(body), len(content))
+        body += content
+    header = struct.pack(">I4sI", 128 + len(table + body), b"lcms", 0x02100000) + b"mntrGRAYXYZ "
+    header += struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + white
+    return header + bytes(48) + table + body
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_profile_of_grey_is_applied(tmp_path: Path, suffix: str, alpha: bool) -> None:
+    if alpha and suffix == ".jpg":
+        pytest.skip("JPEG has no alpha")
+    grey = Image.new("LA" if alpha else "L", (24, 16), (128, 128) if alpha else 128)
+    grey.save(tmp_path / f"a{suffix}", icc_profile=linear_grey())
+    assert abs(int(read_image(tmp_path / f"a{suffix}").mean()) - 188) <= 1  # half of the light
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_profile_for_other_pixels_is_left_out(tmp_path: Path, suffix: str) -> None:
+    """As viewers do."""
+    path = save(tmp_path / f"a{suffix}", icc_profile=linear_grey())
+    difference = read_image(path).astype(int) - np.asarray(PICTURE)
+    assert np.abs(difference).mean() <= 2
+    assert "GRAY" in lost_of(path)["colour profile (ICC)"]
+    cmyk = tmp_path / "cmyk.jpg"
+    PICTURE.convert("CMYK").save(cmyk, icc_profile=ICC[:16] + b"CMYK" + ICC[20:])
+    assert lost_of(cmyk)["colour profile (ICC)"].startswith("it is damaged")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])

@@ -162,6 +162,7 @@ def test_subtitles_follow_the_nearest_clock() -> None:
         ((400, 377), 0, 0),  # a late start stays late
         ((40_000_400, 40_000_377), 0, Fraction(40_000_377, 1000)),
         ((0, -23), 0, 0),  # the priming of an audio encoder
+        ((0, -500), 0, Fraction(-1, 2)),  # sound that is heard before the first frame
     ],
 )
 def test_beginning_of_a_file(
@@ -171,6 +172,13 @@ def test_beginning_of_a_file(
     monkeypatch.setattr(AUDIO, "start_time", starts[1])
     _, clock = placed((VIDEO, steps(starts[0], 3)), (AUDIO, steps(starts[1], 3)), flags=flags)
     assert clock.origin == origin
+
+
+def test_what_an_edit_list_hides_is_before_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VIDEO, "start_time", 0)
+    monkeypatch.setattr(AUDIO, "start_time", -500)
+    _, clock = placed((VIDEO, steps(0, 3)), (AUDIO, steps(-500, 3)), name="mov,mp4", flags=0)
+    assert clock.origin == 0
 
 
 @pytest.mark.parametrize("suffix", [".ts", ".vob", ".mpg"])
