@@ -13,9 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +155,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         head += [f"--port={address.partition(':')[2]}", f"--temp-dir={folder}/ray"]
         head.append("--include-dashboard=false")
         log = stack.enter_context((tmp_path_factory.mktemp("log") / "ray").open("wb"))
-        run: Callable[[list[str]], subprocess.Popen[bytes]] = partial(
-            subprocess.Popen, env=environment, stdout=log, stderr=log
-        )
-        processes = [run(head)]
+        processes = [subprocess.Popen(head, env=environment, stdout=log, stderr=log)]
         stack.callback(end, processes)
         wait_for_port(address)
         for name, own in nodes.items():
@@ -167,7 +163,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
             hide = f'mount -t tmpfs tmpfs {folder}/ray; mount -t tmpfs tmpfs {hidden}; exec "$@"'
             command = ["ip", "netns", "exec", name, "sh", "-ec", hide, "sh", *start, "--num-cpus=1"]
             command += [f"--address={address}", f"--node-ip-address={own}"]
-            processes.append(run(command))
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         wait = [sys.executable, "-c", _WAIT, address]
         subprocess.run(wait, env=environment, timeout=240, check=True)
         yield Network(address, environment, hidden, links)
