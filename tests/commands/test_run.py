@@ -343,7 +343,7 @@ def two_scenes_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two_scenes(two_scenes_once: Path, tmp_path: Path) -> Path:
     """Return a copy of the clip with two scenes, which a test may change."""
-    return shutil.copy(two_scenes_once, tmp_path / "scenes.mkv")
+    return Path(shutil.copy(two_scenes_once, tmp_path / "scenes.mkv"))
 
 
 def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:
@@ -489,6 +489,7 @@ def test_only_the_last_step_is_left(clip: Path, tiny_bundle: Path) -> None:
     assert sorted(p.name for p in clip.parent.iterdir()) == ["clip.mp4", "out.mkv"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_finished_segments(
     two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
