@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rbvsr_deploy.bundle import open_bundle
-from rbvsr_deploy.export import onnx_export, to_bundle
-from rbvsr_deploy.export.onnx_export import convert_opset
+from rbvsr_deploy.export import to_bundle
+from rbvsr_deploy.export.onnx_export import convert_opset, export_graph
 from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.graphs import GraphSpec, Precision
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
@@ -180,13 +180,12 @@ def quick_export(
     instead of torch. They are checked, verified against the model and written as usual.
     """
     bundles = {"float32": open_bundle(tiny_bundle), "float16": open_bundle(tiny_bundle_float16)}
-    export_with_torch = onnx_export.export_graph
 
-    def export_graph(module: nn.Module, spec: GraphSpec, **options: Any) -> onnx.ModelProto:
+    def quickly(module: nn.Module, spec: GraphSpec, **options: Any) -> onnx.ModelProto:
         model = onnx.load_from_string(bundles[options["precision"]].graph(spec.name))
         weights = module.state_dict()
         if spec.name == "reconstruct" and "model.basicvsr.upsample.upsample_conv.weight" in weights:
-            return export_with_torch(module, spec, **options)  # another head
+            return export_graph(module, spec, **options)  # another head
         for tensor in model.graph.initializer:
             if tensor.name in weights:
                 tensor.CopyFrom(
@@ -194,7 +193,7 @@ def quick_export(
                 )
         return convert_opset(model, options["opset"])
 
-    monkeypatch.setattr(to_bundle, "export_graph", export_graph)
+    monkeypatch.setattr(to_bundle, "export_graph", quickly)
 
 
 @pytest.fixture

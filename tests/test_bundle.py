@@ -279,6 +279,7 @@ def test_an_existing_file_is_replaced_and_not_written_into(tmp_path: Path) -> No
 # -------------------------------------------------------------------------------- damaged bundles
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_detected(path: Path) -> None:
     """One changed byte anywhere (local headers, manifest, graphs, central directory, comment) is
     refused as damage.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from rbvsr_deploy.bench.plot import draw
 from rbvsr_deploy.bench.result import BenchResult, Ceilings
 
 
+@pytest.mark.slow
 def test_a_plot_is_drawn(tmp_path: Path, result: BenchResult) -> None:
     """As PNG or as SVG, the same bytes each time."""
     draw(result, tmp_path / "plot.png")

@@ -65,6 +65,7 @@ def wait_until_gone(before: set[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_the_same_file_as_one_process(clip: Path, model: Path, tmp_path: Path) -> None:
     """Every byte is the same, and so are scenes, scene list and what is kept."""
     cuts = tmp_path / "cuts.txt"

@@ -489,6 +489,7 @@ def test_only_the_last_step_is_left(clip: Path, tiny_bundle: Path) -> None:
     assert sorted(p.name for p in clip.parent.iterdir()) == ["clip.mp4", "out.mkv"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_finished_segments(
     two_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

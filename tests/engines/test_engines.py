@@ -191,6 +191,7 @@ def test_graph_that_is_no_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
         open_engine(tmp_path / "m.plan", device="cpu")
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_distinguished_from_other_failures(
     tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:

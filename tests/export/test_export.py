@@ -87,6 +87,7 @@ def test_other_opsets(opset: int, tiny_bundle: Path, tiny_checkpoint: Path) -> N
     assert set(record["outputs"]["flow"]["flow"]) == {"x".join(map(str, s)) for s in SIZES}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_export")
 def test_basicvsr_has_no_clean_graph(tmp_path: Path) -> None:
     """A network without a cleaning module lacks its two graphs; a head of one step is exported."""

@@ -98,6 +98,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "frames"), CHANGES.values(), ids=CHANGES)
 def test_segments_before_the_first_changed_image_are_kept(
     folder: Path, change: Callable[[Path], object], frames: int
@@ -108,6 +109,7 @@ def test_segments_before_the_first_changed_image_are_kept(
     assert resumed(folder, change) == frames
 
 
+@pytest.mark.slow
 def test_the_last_segment_depends_on_the_end(folder: Path) -> None:
     """If all frames are done, an appended image continues the last scene."""
     output = folder.with_name("out")

@@ -139,6 +139,7 @@ def long_scene(
     return folder, options, levels(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "finished"), [(100, 0), (130, 120), (250, 240), (320, 240)])
 def test_a_long_scene_is_continued_from_its_state(
     long_scene: tuple[Path, dict[str, Any], list[int]], after: int, finished: int, tmp_path: Path

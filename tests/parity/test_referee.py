@@ -60,6 +60,7 @@ def wrong(path: Path, bundle: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_polygraphy")
 def test_the_same_graphs_pass(bundle: Path, clip: Path) -> None:
     """Every graph is run on recorded inputs, twice each."""
@@ -71,6 +72,7 @@ def test_the_same_graphs_pass(bundle: Path, clip: Path) -> None:
     assert verdict.graphs["forward"]["new_state"]["max_difference"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_polygraphy")
 def test_a_wrong_graph_is_named(bundle: Path, clip: Path, tmp_path: Path) -> None:
     """The command shows all figures and fails with the graph and its output."""
@@ -85,6 +87,7 @@ def test_a_wrong_graph_is_named(bundle: Path, clip: Path, tmp_path: Path) -> Non
     assert "'backward'" not in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_polygraphy")
 def test_engines_that_do_not_load_are_reported(bundle: Path, clip: Path, tmp_path: Path) -> None:
     """Engines of others are not loaded unasked; a damaged engine gives one sentence."""

@@ -34,6 +34,7 @@ def part(hour: ModuleType, name: str, code: str, **options: Any) -> Any:
 COUNT = "import sys; open(sys.argv[1] + '/ran', 'a').write('{}')"
 
 
+@pytest.mark.slow
 def test_every_kind_of_outcome_is_on_the_page(hour: ModuleType, tmp_path: Path) -> None:
     """A part passes, fails, takes too long or is left out; the others run all the same."""
     parts = [

@@ -146,6 +146,7 @@ class _ChangesLess(ArithmeticEngine):
         return arrays["frame"] + 1, np.where(values % 1 == 0, values / 9, 0.0) / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"max_scene": 20}, {"lookahead": 2}, {"lookahead": 0}])
 def test_any_state_continues_where_it_was_taken(settings: dict[str, Any]) -> None:
     """A new stream given the bytes of a state upscales the remaining frames and reports the same
@@ -300,6 +301,7 @@ class _FullDevice(ArithmeticEngine):
             raise DeviceMemoryError("the GPU is full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [Settings(), Settings(memory=3000, max_scene=20)])
 def test_a_full_device_gets_less_at_once(settings: Settings) -> None:
     """The output is the same, each frame once, no matter where memory runs out, once or three times

@@ -389,6 +389,7 @@ def as_an_earlier_version_left_it(folder: Path) -> None:
             path.chmod(0o644)
 
 
+@pytest.mark.slow
 class TestFaults:
     """Tests failing system calls, as occur on network file systems."""
 

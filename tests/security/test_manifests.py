@@ -301,6 +301,7 @@ def put(manifest: Any, path: tuple[Any, ...], value: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_every_field_of_every_wrong_kind(bundle: Path) -> None:
     """If any value of a manifest is replaced by any other, the bundle either opens and can be shown
     or is refused in one sentence. No other exception is raised.
@@ -333,6 +334,7 @@ def test_every_field_of_every_wrong_kind(bundle: Path) -> None:
     assert opened > len(places) / 10
 
 
+@pytest.mark.slow
 def test_every_field_left_out_or_added(bundle: Path) -> None:
     """Neither causes a traceback; unknown fields are refused, except in measurements."""
     held = members_of(bundle)

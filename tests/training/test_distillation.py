@@ -79,6 +79,7 @@ class CutError(Exception):
     """Raised to simulate a power cut."""
 
 
+@pytest.mark.slow
 def test_phases_follow_each_other_with_their_losses(whole: Path) -> None:
     phases = [(line["phase"], line["iteration"]) for line in lines(whole)]
     names = ("images", "flow", "restoration")
@@ -93,6 +94,7 @@ def test_phases_follow_each_other_with_their_losses(whole: Path) -> None:
         assert line["loss"] == pytest.approx(sum(parts), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [("images", 2), ("images", 3), ("flow", 1), ("restoration", 2)])
 def test_a_run_resumes_exactly_from_every_phase(
     taught: TrainingConfig, whole: Path, tmp_path: Path, place: tuple[str, int]
@@ -112,6 +114,7 @@ def test_a_run_resumes_exactly_from_every_phase(
     assert lines(tmp_path) == lines(whole)
 
 
+@pytest.mark.slow
 def test_images_leave_the_flow_alone_and_hand_on_their_average(
     taught: TrainingConfig, tmp_path: Path
 ) -> None:

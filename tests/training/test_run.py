@@ -103,6 +103,7 @@ class PowerCutError(Exception):
     """Raised to simulate a power cut."""
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_in_its_first_phase_resumes_exactly(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_ignored_signals_do_not_end_a_training(config: TrainingConfig, tmp_path:
     assert state_of(tmp_path) == ("restoration", 2)
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(config: TrainingConfig, tmp_path: Path) -> None:
     """Some iterations first and the rest later give the same result as all at once, if the learning
     rate does not depend on their number.
@@ -228,6 +230,7 @@ def test_a_damaged_checkpoint_is_refused(config: TrainingConfig, tmp_path: Path)
         train(config, output=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_previous_checkpoint(
     config: TrainingConfig, whole: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +254,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_two_runs_cannot_share_a_folder(config: TrainingConfig, tmp_path: Path) -> None:
     def start_another() -> None:
         with pytest.raises(RbvsrError, match="another run is training in"):
@@ -297,6 +301,7 @@ class OneClip(TrainingSet):
         return self._sample
 
 
+@pytest.mark.slow
 def test_losses_fall(
     config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

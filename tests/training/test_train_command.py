@@ -35,6 +35,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(train, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_export")
 def test_both_stages_then_export_and_upscale(sources: tuple[Path, Path], tmp_path: Path) -> None:
     """The second tiny preset starts from the first. The bundle exported from its checkpoint gives

@@ -317,6 +317,7 @@ class TestEnvironment:
         assert "Traceback" not in done.stderr
         assert "Broken pipe" in done.stderr.strip().splitlines()[-1]
 
+    @pytest.mark.slow
     def test_full_disk_in_the_final_join(
         self, seeds: dict[str, Path], tiny_bundle: Path, tmp_path: Path
     ) -> None:

@@ -106,6 +106,7 @@ def frames_of(data: bytes) -> list[av.VideoFrame]:
         return list(container.decode(video=0))
 
 
+@pytest.mark.slow
 def test_both_ends(upscale: Upscale, clip: bytes, tmp_path: Path) -> None:
     """Frames are the same as from file to file, and standard output holds nothing else."""
     done = upscale("-", "-o", "-", data=clip)
@@ -140,6 +141,7 @@ def test_ten_bits_at_both_ends(upscale: Upscale) -> None:
     assert frames_of(done.stdout)[0].format.name == "yuv420p"
 
 
+@pytest.mark.slow
 def test_into_a_file(upscale: Upscale, clip: bytes, tmp_path: Path) -> None:
     """A pipe gives the same bytes as a file as input, and leaves no job folder."""
     (tmp_path / "in.y4m").write_bytes(clip)

@@ -103,6 +103,7 @@ def exported(tiny_bundle_float16: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return checkpoints
 
 
+@pytest.mark.slow
 def test_an_export_contains_the_requested_engines(exported: list[Path], tmp_path: Path) -> None:
     """``--fp16 --target tensorrt-rtx`` compiles all seven graphs without a GPU, in float16."""
     path = tmp_path / "model.plan"

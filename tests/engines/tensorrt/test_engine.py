@@ -636,6 +636,7 @@ def test_a_network_without_cleaning(tmp_path: Path, driver: DriverDouble) -> Non
     check_closed(engine, driver)
 
 
+@pytest.mark.slow
 def test_a_failed_launch_leaves_the_engine_usable(bundle: Bundle) -> None:
     """The error has the graph and the driver's message; later launches wait for work in flight."""
     for seed in range(6):
