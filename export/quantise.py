@@ -7,8 +7,10 @@ unquantised, so that an engine can fuse convolution, sum and the next block's qu
 sum rounds the features carried through all blocks, and from frame to frame, to 8 bits; an unfused
 sum keeps them in the graph's float type. As TensorRT requires, activations are symmetric
 (zero-point 0) with one scale, weights symmetric with one scale, and biases stay in the graph's
-float type. TensorRT-RTX fuses bias, ReLU and sum into such a convolution; with a scale per output
-channel it would write float32 for a second kernel to round.
+float type. So do the stored weights, which the graph rounds itself: without its roundings it is the
+float graph again, for engines that are slower in int8. TensorRT-RTX fuses bias, ReLU and sum into
+such a convolution; with a scale per output channel it would write float32 for a second kernel to
+round.
 """
 
 from __future__ import annotations
@@ -167,6 +169,7 @@ def quantise(
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
+            "AddQDQPairToWeight": True,
             "OpTypesToExcludeOutputQuantization": ["Conv"],
         },
     )

@@ -17,6 +17,7 @@ from rbvsr_deploy.engines.tensorrt.build import (
     describe_gpu,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, installed_flavours, load_flavour
+from rbvsr_deploy.engines.tensorrt.int8_timing import keep_faster
 from rbvsr_deploy.engines.tensorrt.signing import sign
 from rbvsr_deploy.engines.tensorrt.values import run_once
 from rbvsr_deploy.errors import BundleError, EngineError
@@ -146,7 +147,7 @@ def compile_into_bundle(
         remove: names of sets to remove.
         output: where to write the bundle; ``None`` overwrites ``path``.
         progress: called as the builder advances.
-        report: called with one line per set.
+        report: called with one line per set, and with the times of int8 and float16.
 
     Returns:
         The sets that the bundle now contains.
@@ -180,6 +181,16 @@ def compile_into_bundle(
             driver=target.driver,
             options=options,
             progress=progress,
+        )
+        engine_set, plans = keep_faster(
+            target.tensorrt,
+            target.driver if target.runs_here() else None,
+            bundle,
+            engine_set,
+            plans,
+            options=options,
+            progress=progress,
+            report=report,
         )
         if target.driver is not None and target.runs_here():
             engine_set = run_once(target.tensorrt, target.driver, bundle, engine_set, plans)

@@ -278,14 +278,16 @@ class TensorRTEngine(Engine):
             return self._driver.free_memory() + self._device.idle_bytes
 
     def describe(self) -> Description:
-        reason = self._reason
-        if self._launches.candidate is not None:
-            reason += f", engines {self._launches.candidate.reason}"
+        reason, precision = self._reason, self.network.types
+        if (candidate := self._launches.candidate) is not None:
+            reason += f", engines {candidate.reason}"
+            if faster := candidate.engine_set.in_float16:
+                precision += f" ({', '.join(faster)} in float16)"
         return Description(
             engine=self._runtime.flavour,
             version=self._runtime.version,
             device=f"cuda:{self._driver.index} {self._gpu.name}",
-            precision=self.network.types,
+            precision=precision,
             model=self._model,
             weights=self._weights,
             reason=reason,

@@ -37,6 +37,7 @@ from rbvsr_deploy.engines.tensorrt.cache import (
     write_cached,
 )
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
+from rbvsr_deploy.engines.tensorrt.int8_timing import keep_faster
 from rbvsr_deploy.engines.tensorrt.values import compare_values
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS
@@ -138,6 +139,16 @@ class MachinePlans:
             options=self._options,
             progress=self._progress,
         )
+        engine_set, plans = keep_faster(
+            self._tensorrt,
+            self._driver,
+            self._bundle,
+            engine_set,
+            plans,
+            options=self._options,
+            progress=self._progress,
+            report=self._report,
+        )
         path = self._folder / f"{profile}.engines"
         write_cached(path, _packed(engine_set, plans))
         check = self._check(path, engine_set, plans)
@@ -152,7 +163,7 @@ class MachinePlans:
 
         def check(engine: Engine) -> None:
             try:
-                figures = compare_values(engine, self._bundle, engine_set.profile)
+                figures = compare_values(engine, self._bundle, engine_set)
             except EngineError:
                 remove_cached(path)
                 raise

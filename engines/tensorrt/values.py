@@ -19,8 +19,10 @@ from rbvsr_deploy.bundle.engine_sets import EngineSet, ShapeProfile
 from rbvsr_deploy.engines.base import Engine, Network
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tensorrt.base import Candidate
+from rbvsr_deploy.engines.tensorrt.build import describe_gpu
 from rbvsr_deploy.engines.tensorrt.engine import TensorRTEngine
 from rbvsr_deploy.engines.tensorrt.runtime import TensorRTRuntime
+from rbvsr_deploy.engines.tensorrt.unquantised import as_compiled
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.pixels import psnr_of
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from rbvsr_deploy.engines.cuda.driver import CudaDriver
     from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
 
-__all__ = ["LEAST_PSNR", "compare_values", "run_once"]
+__all__ = ["LEAST_PSNR", "compare_values", "open_engine_set", "run_once"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,33 +63,47 @@ def run_once(
         EngineError: an engine does not load, or computes wrong values.
     """
 
+    with open_engine_set(tensorrt, driver, bundle, engine_set, plans) as engine:
+        return replace(engine_set, psnr=compare_values(engine, bundle, engine_set))
+
+
+def open_engine_set(
+    tensorrt: TensorRT,
+    driver: CudaDriver,
+    bundle: Bundle,
+    engine_set: EngineSet,
+    plans: Mapping[str, bytes],
+) -> TensorRTEngine:
+    """Load new engines, to try them.
+
+    Raises:
+        EngineError: an engine does not load.
+    """
+
     class OneSet:
         def candidates(self, height: int, width: int, *, batch: int) -> Iterator[Candidate]:
             yield Candidate(engine_set, plans, "compiled now")
 
-    with driver.current():
-        gpu = driver.gpu()
-    with TensorRTEngine(
+    return TensorRTEngine(
         Network.of(bundle.manifest),
         OneSet(),
-        TensorRTRuntime(tensorrt, gpu),
+        TensorRTRuntime(tensorrt, describe_gpu(driver)),
         driver,
         model=bundle.path.name,
         weights=bundle.sha256,
         reason="it is tested",
         size=engine_set.profile.opt_size,
         batch=engine_set.profile.batch,
-    ) as engine:
-        return replace(engine_set, psnr=compare_values(engine, bundle, engine_set.profile))
+    )
 
 
-def compare_values(engine: Engine, bundle: Bundle, profile: ShapeProfile) -> dict[str, float]:
-    """Run every graph once, at a profile's usual size and batch, and compare its outputs.
+def compare_values(engine: Engine, bundle: Bundle, engine_set: EngineSet) -> dict[str, float]:
+    """Run every graph once, at the usual size and batch of its engine, and compare its outputs.
 
     Args:
         engine: runs the engines.
         bundle: contains the graphs, which ONNX Runtime runs.
-        profile: of the engines.
+        engine_set: the engines, compiled from these graphs.
 
     Returns:
         The PSNR in dB by graph; empty if ONNX Runtime is not installed or memory is insufficient.
@@ -96,9 +112,11 @@ def compare_values(engine: Engine, bundle: Bundle, profile: ShapeProfile) -> dic
         EngineError: a graph computes wrong values; the message names it.
     """
     figures: dict[str, float] = {}
+    profile = engine_set.profile
     least = LEAST_PSNR[engine.network.types]
     try:
-        with OnnxRuntimeEngine(bundle, device="cpu") as reference:
+        compiled = as_compiled(bundle, engine_set)
+        with OnnxRuntimeEngine(compiled, device="cpu") as reference:
             for graph, inputs, expected in _calls(reference, *_size(profile)):
                 alone = graph in ("backward", "forward")
                 figures[graph] = _psnr(

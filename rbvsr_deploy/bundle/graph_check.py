@@ -32,10 +32,10 @@ OPERATORS = frozenset((
 # fmt: on
 """Operators allowed in a graph; none reads files, contains a subgraph or produces text."""
 
-_FROM_CONSTANTS = frozenset({"DequantizeLinear"})
-"""Operators that may have only constant inputs, such as int8 weights, once per constant. Runtimes
-fold such nodes when they open a graph, so with other operators, or with repeated use of one
-constant, a few bytes could expand to any size.
+_FROM_CONSTANTS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Operators that may have only constant inputs, once per constant: they round the weights of int8
+convolutions. Runtimes fold such nodes when they open a graph, so with other operators, or with
+repeated use of one constant, a few bytes could expand to any size.
 """
 
 
@@ -116,7 +116,10 @@ def _check_nodes(graph: Graph) -> None:
             if name not in known:
                 raise GraphFormatError(f"uses '{name}' before it is computed")
         if constants.issuperset(node.inputs):
-            if node.operator not in _FROM_CONSTANTS or node.inputs[0] in folded:
+            is_repeated = node.inputs[0] in folded or (
+                node.operator == "QuantizeLinear" and node.inputs[0] not in graph.initializers
+            )
+            if node.operator not in _FROM_CONSTANTS or is_repeated:
                 raise GraphFormatError(f"has a {node.operator} with only constant inputs")
             constants.update(node.outputs)
             folded.update(node.inputs[:1])

@@ -158,6 +158,11 @@ class _Profile(_Strict):
     band: _Size | None = None
 
 
+class _Milliseconds(_Strict):
+    int8: float
+    float16: float
+
+
 class _EngineSet(_Strict):
     flavour: Literal["tensorrt", "tensorrt-rtx"]
     version: Annotated[str, Meta(pattern=r"\A[0-9A-Za-z.+-]{1,40}\Z")]
@@ -168,6 +173,7 @@ class _EngineSet(_Strict):
     hardware_compatible: bool = False
     layers: dict[str, dict[str, _Count]] = {}
     psnr: dict[str, float] = {}
+    milliseconds: dict[str, _Milliseconds] = {}
     interface: _Count = 1
     signature: str = ""
 

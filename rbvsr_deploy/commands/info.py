@@ -144,6 +144,8 @@ def _show_engine_set(engine_set: EngineSet, sizes: dict[str, int], verbose: bool
     parts += ["also for later TensorRT versions"] * engine_set.version_compatible
     parts += ["also for other GPUs from 8.0 up"] * engine_set.hardware_compatible
     show(f"{'engines':>11}  {engine_set.name}: {', '.join(parts)}")
+    for line in engine_set.timings():
+        show(f"{'':>11}  {line}")
     if verbose:
         for graph, layers in engine_set.layers.items():
             kinds = ", ".join(f"{count} {kind.lower()}" for kind, count in layers.items())

@@ -26,6 +26,7 @@ from rbvsr_deploy.engines.base import Array, Engine
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
 from rbvsr_deploy.engines.tap import TappedEngine
 from rbvsr_deploy.engines.tensorrt.signing import compiled_by_this_user
+from rbvsr_deploy.engines.tensorrt.unquantised import as_compiled
 from rbvsr_deploy.errors import EngineError, MissingDependencyError, first_line
 from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.video import Source
@@ -90,23 +91,26 @@ def judge(
         precision = judged.manifest.precision
         request = {"precision": precision, "calls": calls}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        for graph in calls:
-            (folder / f"{graph}.onnx").write_bytes(wanted.graph(graph))
         return [
             Verdict(
                 other.name if engine_set is None else engine_set.name,
-                _run(folder, _models(judged, engine_set, calls), engine_set),
+                _run(folder, _models(wanted, judged, engine_set, calls), engine_set),
             )
             for engine_set in (sets or (None,))
         ]
 
 
-def _models(bundle: Bundle, engine_set: EngineSet | None, calls: Mapping[str, int]) -> Any:
+def _models(
+    wanted: Bundle, judged: Bundle, engine_set: EngineSet | None, calls: Mapping[str, int]
+) -> dict[str, bytes]:
     """Return the files to compare, by name."""
     if engine_set is None:
-        return {f"{graph}.other.onnx": bundle.graph(graph) for graph in calls}
-    plans = bundle.plans(engine_set)
-    return {f"{graph}.engine": plans[graph] for graph in calls}
+        kind, models, graphs = "other.onnx", judged.graphs(), wanted.graphs()
+    else:
+        kind, models = "engine", judged.plans(engine_set)
+        graphs = as_compiled(wanted, engine_set).graphs()
+    files = {f"{graph}.onnx": graphs[graph] for graph in calls}
+    return files | {f"{graph}.{kind}": models[graph] for graph in calls}
 
 
 def _record(bundle: Bundle, source: Source, folder: Path, *, frames: int) -> dict[str, int]:

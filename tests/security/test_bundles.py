@@ -190,6 +190,15 @@ def expanded(model: ModelProto) -> None:
     first(model, helper.make_node("Expand", ["picture", shape], ["x"]))
 
 
+def rounded_twice(model: ModelProto) -> None:
+    """Graphs round their weights, but folding a chain of roundings could take any time."""
+    scale, zero = constant(model, 0.1, "float32"), constant(model, 0, "int8")
+    names = [constant(model, np.ones(100), "float32"), "a", "b", "c"]
+    kinds = ("QuantizeLinear", "DequantizeLinear", "QuantizeLinear")
+    pairs = zip(kinds, itertools.pairwise(names), strict=True)
+    first(model, *(helper.make_node(kind, [x, scale, zero], [y]) for kind, (x, y) in pairs))
+
+
 def padded_convolution(model: ModelProto) -> None:
     weight = constant(model, np.ones((3, 3, 1, 1)), "float32")
     pads = [10**5] * 4
@@ -486,6 +495,7 @@ HOSTILE: dict[Edit, str] = {
     expanded_constant: "a Expand with only constant inputs",
     range_of_constants: "a Range with only constant inputs",
     outer_product: "a Mul with only constant inputs",
+    rounded_twice: "a QuantizeLinear with only constant inputs",
     enlarged: "a Resize that makes",
     resized: "a Resize that makes",
     expanded: "a Expand that makes",

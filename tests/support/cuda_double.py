@@ -106,6 +106,8 @@ class DriverDouble:
         self.calls: list[str] = []
         self.failed: str | None = None
         """Name of the call that failed due to ``fail_at``."""
+        self.seconds = 0.0
+        """Simulated time that engines have taken."""
         self.log: list[Operation] = []
         self.used = 0
         self._random = random.Random(seed)

@@ -55,6 +55,7 @@ class ExecutableDouble:
         self._driver = runtime.driver
         self._graph = graph
         self._session = session(model)
+        self._seconds = runtime.seconds_of(graph, model)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._launched: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -101,6 +102,7 @@ class ExecutableDouble:
             return content.reshape(shapes[name])
 
         def work() -> None:
+            self._driver.seconds += self._seconds
             self._driver.bytes_at(address, size)[:] = 0xAA
             inputs = {item.name: array(item.name).copy() for item in spec.inputs}
             values = self._session.run([item.name for item in spec.outputs], inputs)
@@ -128,14 +130,23 @@ class ExecutableDouble:
 class RuntimeDouble:
     """Implements :class:`~rbvsr_deploy.engines.tensorrt.base.Runtime` for tests.
 
-    Engine files that start with ``b"bad"`` fail to load.
+    Engine files that start with ``b"bad"`` fail to load. Running one takes ``seconds_of`` its graph
+    and file on the driver's clock.
     """
 
     flavour: Flavour = "tensorrt"
     version = "10.0.0"
 
-    def __init__(self, driver: DriverDouble, network: Network, *, capturable: bool = True) -> None:
+    def __init__(
+        self,
+        driver: DriverDouble,
+        network: Network,
+        *,
+        capturable: bool = True,
+        seconds_of: Callable[[str, bytes], float] = lambda graph, plan: 0.0,
+    ) -> None:
         self.driver = driver
+        self.seconds_of = seconds_of
         self.precision: Precision = network.precision
         self.channels = network.channels
         self.capturable = capturable

@@ -227,7 +227,7 @@ def test_engines_that_do_not_load_are_compiled_again(bundle: Bundle, compiler: C
 
 def test_the_cache_is_used_only_where_it_fits(bundle: Bundle, compiler: Compiler) -> None:
     """Another graph, driver, GPU or option needs another build, which is cached separately."""
-    graphs = {**bundle.members, "graphs/emit.onnx": b"another"}
+    graphs = {**bundle.members, "graphs/emit.onnx": bundle.graph("ingest")}
     tensorrt = TensorRT("tensorrt", bindings("10.3.0"))
     ways: list[Callable[[], MachinePlans]] = [
         lambda: machine(bundle),

@@ -24,9 +24,16 @@ from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS
 from tests.support.cuda_double import DriverDouble
 from tests.support.tensorrt_bindings import bindings
-from tests.support.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
+from tests.support.tensorrt_double import (
+    ENGINE_SET,
+    PlansDouble,
+    candidate,
+    open_double,
+    small_bundle,
+)
 
 PROFILE = ShapeProfile((1, 1), (24, 40), (64, 64), batch=3)
+COMPILED = replace(ENGINE_SET, profile=PROFILE)
 
 
 @pytest.fixture(params=["float32", "float16"])
@@ -64,7 +71,7 @@ def opened(bundle: Bundle, plans: dict[str, bytes]) -> Any:
 def test_right_engines_pass(bundle: Bundle) -> None:
     """There is a figure for every graph."""
     with opened(bundle, {}) as engine:
-        figures = compare_values(engine, bundle, PROFILE)
+        figures = compare_values(engine, bundle, COMPILED)
     assert set(figures) == set(GRAPHS)
     assert min(figures.values()) > 60
 
@@ -76,7 +83,7 @@ def test_a_wrong_engine_is_named(bundle: Bundle, graph: str) -> None:
         opened(bundle, {graph: altered(bundle.graph(graph), by=0.2)}) as engine,
         pytest.raises(EngineError, match=f"the engine of graph '{graph}' computes wrong values: "),
     ):
-        compare_values(engine, bundle, PROFILE)
+        compare_values(engine, bundle, COMPILED)
 
 
 @pytest.mark.parametrize("graph", ["flow", "backward", "forward"])
@@ -90,12 +97,12 @@ def test_sampling_the_nearest_pixel_is_found(graph: str, tiny_bundle_float16: Pa
             del node.attribute[:]
             node.attribute.extend([*kept, onnx.helper.make_attribute("mode", "nearest")])
     with opened(bundle, {}) as engine:
-        compare_values(engine, bundle, PROFILE)
+        compare_values(engine, bundle, COMPILED)
     with (
         opened(bundle, {graph: nearest.SerializeToString()}) as engine,
         pytest.raises(EngineError, match=f"'{graph}' computes wrong values"),
     ):
-        compare_values(engine, bundle, PROFILE)
+        compare_values(engine, bundle, COMPILED)
 
 
 class OneGpu:
