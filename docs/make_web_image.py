@@ -7,9 +7,11 @@ Needs the extras cpu and web, and Chromium.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import cv2
@@ -27,6 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "web", "--port=0", f"--folder={folder}/jobs"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},  # its children run in other folders
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -42,6 +45,7 @@ def main() -> None:
                 browser.wait_for(
                     "document.querySelector('.rb-card progress[value]')?.value > 30", seconds=900
                 )
+                time.sleep(1)  # the progress bar moves slowly
                 image = browser.screenshot()
         finally:
             server.terminate()

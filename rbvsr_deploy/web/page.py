@@ -117,7 +117,7 @@ def _settings(runner: Runner) -> list[Any]:
     models = list(runner.models)
     model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
     size = gr.Dropdown(list(_SIZES.items()), value="4", label="Size")
-    amounts: dict[str, Any] = {"value": 1, "step": 0.05, "min_width": 140}
+    amounts: dict[str, Any] = {"value": 1, "step": 0.05, "min_width": 140, "buttons": []}
     with gr.Row():
         strength = gr.Slider(0, 1, label="Strength", info="0 only enlarges", **amounts)
         denoise = gr.Slider(0, 1, label="Cleaning", info="0 keeps all noise", **amounts)

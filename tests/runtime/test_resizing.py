@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,19 @@ import pytest
 from numpy.typing import NDArray
 
 from rbvsr_deploy.bench.counting import CountingEngine
-from rbvsr_deploy.engines import Engine, open_engine
+from rbvsr_deploy.engines import open_engine
 from rbvsr_deploy.engines.tap import TappedEngine
 from rbvsr_deploy.errors import RbvsrError
 from rbvsr_deploy.graphs import OPTIONAL
 from rbvsr_deploy.runtime.memory_plan import MemoryPlan
 from rbvsr_deploy.runtime.output_size import OutputSize, Target
 from rbvsr_deploy.runtime.resizing import Resizer, halo_of
-from rbvsr_deploy.runtime.stream import Settings, Stream
 from rbvsr_deploy.upscaler import Upscaler
 from tests.conftest import moving_clip
-from tests.support.cuda_double import DriverDouble
 from tests.support.old_bundles import without_optional_graphs
 from tests.support.resizing import weights_of
-from tests.support.tensorrt_double import open_double, small_bundle
+from tests.support.small_engines import engine_of, upscaled
+from tests.support.tensorrt_double import small_bundle
 
 HEIGHT, WIDTH = 23, 37
 
@@ -44,41 +41,6 @@ def target_of(size: dict[str, Any]) -> Target:
     target = OutputSize(**size).target(height=HEIGHT, width=WIDTH)
     assert target is not None
     return target
-
-
-@contextmanager
-def engine_of(kind: str, tmp_path: Path) -> Iterator[Engine]:
-    """Open the small bundle on ONNX Runtime, or on TensorRT with its doubles."""
-    precision = "float16" if kind.endswith("16") else "float32"
-    bundle = small_bundle(tmp_path / "small.plan", precision=precision)  # type: ignore[arg-type]
-    with (
-        open_engine(bundle.path, device="cpu")
-        if kind.startswith("onnxruntime")
-        else open_double(bundle, DriverDouble())
-    ) as engine:
-        yield engine
-
-
-def upscaled(
-    engine: Engine,
-    clip: NDArray[Any],
-    target: Target | None,
-    *,
-    plan: MemoryPlan | None = None,
-    **settings: Any,
-) -> NDArray[Any]:
-    with Stream(
-        engine,
-        Settings(**settings),
-        size=clip.shape[1:3],
-        deep=clip.dtype == np.uint16,
-        target=target,
-    ) as stream:
-        if plan is not None:
-            stream._context.budget.plan = plan
-        frames = [frame for image in clip for frame in stream.push(image)]
-        frames += stream.flush()
-    return np.stack([frame.image for frame in frames])
 
 
 def resized(images: NDArray[Any], target: Target) -> NDArray[np.float64]:
@@ -102,7 +64,7 @@ def test_resizing_equals_the_reference(kind: str, size: dict[str, Any], tmp_path
     """
     target, clip = target_of(size), moving_clip(3, HEIGHT, WIDTH)
     with engine_of(kind, tmp_path) as engine:
-        whole, got = upscaled(engine, clip, None), upscaled(engine, clip, target)
+        whole, got = upscaled(engine, clip), upscaled(engine, clip, target=target)
     assert got.shape == (3, target.height, target.width, 3)
     assert got.dtype == np.uint8
     assert got.flags.c_contiguous
@@ -114,7 +76,7 @@ def test_resizing_a_real_network(model: str, request: pytest.FixtureRequest) -> 
     """The exported graph and the torch module of the same name."""
     target, clip = target_of({"scale": 2}), moving_clip(2, HEIGHT, WIDTH)
     with open_engine(request.getfixturevalue(model), device="cpu") as engine:
-        whole, got = upscaled(engine, clip, None), upscaled(engine, clip, target)
+        whole, got = upscaled(engine, clip), upscaled(engine, clip, target=target)
     assert np.abs(got - resized(whole, target)).max() <= 1
 
 
@@ -124,7 +86,7 @@ def test_sixteen_bits(size: dict[str, Any], tmp_path: Path) -> None:
     target = target_of(size)
     clip = moving_clip(2, HEIGHT, WIDTH).astype(np.uint16) * 257
     with engine_of("onnxruntime", tmp_path) as engine:
-        whole, got = upscaled(engine, clip, None), upscaled(engine, clip, target)
+        whole, got = upscaled(engine, clip), upscaled(engine, clip, target=target)
     assert got.dtype == np.uint16
     assert got.shape == (2, target.height, target.width, 3)
     assert np.abs(got - resized(whole, target)).max() <= 2
@@ -137,8 +99,8 @@ def test_bands_change_nothing(size: dict[str, Any], band: int, tmp_path: Path) -
     target, clip = target_of(size), moving_clip(3, HEIGHT, WIDTH)
     plan = MemoryPlan(window=2, batch=2, band=band, in_memory=1)
     with engine_of("onnxruntime", tmp_path) as engine:
-        whole = upscaled(engine, clip, target)
-        got = upscaled(engine, clip, target, plan=plan)
+        whole = upscaled(engine, clip, target=target)
+        got = upscaled(engine, clip, target=target, plan=plan)
         number = -(-HEIGHT // band)
         bands = Resizer(engine, target).bands(number)
     np.testing.assert_array_equal(got, whole)
@@ -178,10 +140,10 @@ def test_an_earlier_bundle_says_what_it_lacks(tmp_path: Path) -> None:
     path = without_optional_graphs(small_bundle(tmp_path / "small.plan"), tmp_path / "old.plan")
     clip = moving_clip(2, HEIGHT, WIDTH)
     with open_engine(path, device="cpu") as old, open_engine(tmp_path / "small.plan") as new:
-        np.testing.assert_array_equal(upscaled(old, clip, None), upscaled(new, clip, None))
+        np.testing.assert_array_equal(upscaled(old, clip), upscaled(new, clip))
         sentence = "'old.plan' cannot write another size .*, as an earlier version exported it"
         with pytest.raises(RbvsrError, match=sentence) as caught:
-            upscaled(old, clip, target_of({"scale": 2}))
+            upscaled(old, clip, target=target_of({"scale": 2}))
         assert caught.value.parameters == ("size",)
 
 
@@ -201,5 +163,5 @@ def test_running_out_of_memory_while_resizing(tmp_path: Path) -> None:
     with engine_of("onnxruntime", tmp_path) as engine:
         scarce = Scarce(engine, lambda graph, inputs, outputs: None)
         np.testing.assert_array_equal(
-            upscaled(scarce, clip, target), upscaled(engine, clip, target)
+            upscaled(scarce, clip, target=target), upscaled(engine, clip, target=target)
         )

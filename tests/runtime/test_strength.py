@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +26,11 @@ from rbvsr_deploy.runtime.stream import Stream, StreamState, UpscaledFrame
 from rbvsr_deploy.upscaler import Upscaler
 from rbvsr_deploy.video import ReadOptions
 from tests.conftest import moving_clip
-from tests.support.cuda_double import DriverDouble
 from tests.support.old_bundles import without_optional_graphs
-from tests.support.tensorrt_double import open_double, small_bundle
+from tests.support.small_engines import engine_of, upscaled
+from tests.support.tensorrt_double import small_bundle
 
 HEIGHT, WIDTH = 13, 17
-
-
-@contextmanager
-def engine_of(kind: str, tmp_path: Path, *, cleans: bool = True) -> Iterator[Engine]:
-    bundle = small_bundle(tmp_path / "small.plan", cleans=cleans)
-    with (
-        open_engine(bundle.path, device="cpu")
-        if kind == "onnxruntime"
-        else open_double(bundle, DriverDouble())
-    ) as engine:
-        yield engine
-
-
-def upscaled(
-    engine: Engine,
-    clip: NDArray[Any],
-    *,
-    plan: MemoryPlan | None = None,
-    cut_at: int | None = None,
-    **settings: Any,
-) -> NDArray[np.float64]:
-    size = clip.shape[1], clip.shape[2]
-    deep = clip.dtype == np.uint16
-    with Stream(engine, Settings(**settings), size=size, deep=deep) as stream:
-        if plan is not None:
-            stream._context.budget.plan = plan
-        frames: list[Any] = []
-        for i, image in enumerate(clip):
-            frames += stream.push(image, cut=i == cut_at)
-        frames += stream.flush()
-    return np.stack([frame.image for frame in frames]).astype(np.float64)
 
 
 def enlarged(clip: NDArray[Any]) -> NDArray[np.float64]:
@@ -81,7 +49,7 @@ def test_no_strength_is_plain_enlargement(
     clip = moving_clip(5, HEIGHT, WIDTH)
     with engine_of(kind, tmp_path) as engine:
         none, half, full = (
-            upscaled(engine, clip, strength=s, refine_threshold=3.0, **settings)
+            upscaled(engine, clip, strength=s, refine_threshold=3.0, **settings).astype(np.float64)
             for s in (0.0, 0.5, 1.0)
         )
     assert np.abs(none - enlarged(clip)).max() <= 0.501
