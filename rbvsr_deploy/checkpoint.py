@@ -126,7 +126,7 @@ def _refine_threshold(metadata: Mapping[str, str], path: Path) -> float:
             f"'{path}' has '{text[:40]}' for refine_threshold in its metadata: expected a number "
             f"from 0 to {_LARGEST_THRESHOLD}"
         )
-    return threshold
+    return threshold + 0.0  # -0.0 is 0
 
 
 # ------------------------------------------------------------------------------------------ naming

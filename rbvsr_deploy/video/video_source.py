@@ -59,10 +59,8 @@ logger = logging.getLogger(__name__)
 # FFmpeg renders any text file as a video.
 _TEXT_FORMATS = frozenset({"tty", "bin", "adf", "idf", "xbin"})
 # FFmpeg's formats for images, of which it reads only one as a video, without metadata.
-_IMAGE_FORMATS, _IMAGE_SUFFIX = (
-    frozenset({"image2", "ico", "fits", "alias_pix", "brender_pix"}),
-    "_pipe",
-)
+_IMAGE_FORMATS = frozenset({"image2", "ico", "fits", "alias_pix", "brender_pix"})
+_IMAGE_SUFFIX, _JPEGS = "_pipe", "jpeg_pipe"  # the latter is raw Motion JPEG
 _LONGEST_START = 2**24  # bytes of a PNG in which to look for metadata
 _CROPPING = "Frame Cropping"  # FFmpeg's name of this side data of a stream
 _DEFAULT_READING = ReadOptions()
@@ -112,7 +110,7 @@ class VideoSource(Source):
             name = self._container.format.name
             if name in _TEXT_FORMATS:
                 raise MediaError(f"{path} is text, {not_media}")
-            if name.endswith(_IMAGE_SUFFIX) or name in _IMAGE_FORMATS:
+            if (name.endswith(_IMAGE_SUFFIX) and name != _JPEGS) or name in _IMAGE_FORMATS:
                 raise MediaError(
                     f"{path} is an image of a kind that is not supported "
                     f"({name.removesuffix(_IMAGE_SUFFIX)}): {SUPPORTED}"

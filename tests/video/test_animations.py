@@ -8,10 +8,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageCms, features
 
+from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.video import ReadOptions, default_output, open_source
+from tests.support.engine_doubles import BicubicEngine
 from tests.support.media import gradient, stamps_of
 from tests.support.sinks import job_sink
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def animation(path: Path, *, codec: str, pix_fmt: str, container: str) -> Path:
@@ -55,6 +61,59 @@ def test_animated_image_is_a_video(
             sink.write(frame)
         sink.finish()
     assert stamps_of(out) == [Fraction(number, 25) for number in range(40)]
+
+
+def saved(path: Path, alphas: tuple[int, int]) -> Path:
+    """Write two frames with Pillow, each with one value of alpha, and a profile."""
+    frames = [Image.new("RGBA", (32, 24), (200, 100, 50, alpha)) for alpha in alphas]
+    frames[1].putpixel((0, 0), (0, 0, 0, alphas[1]))  # equal frames would be merged
+    options = {} if path.suffix == ".gif" else {"icc_profile": PROFILE, "lossless": True}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 3000], **options)
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "opaque"), [(".webp", False), (".webp", True), (".gif", True)])
+def test_alpha_of_animations(tmp_path: Path, suffix: str, opaque: bool) -> None:
+    """Only what is not opaque is kept, reported or refused; decoders of GIF always give alpha."""
+    path = saved(tmp_path / f"in{suffix}", (255, 255) if opaque else (255, 0))
+    with open_source(path) as source:
+        assert len(list(source)) == 2
+        assert [c.what for c in source.changes.dropped] == ["alpha channel"] * (not opaque)
+    if opaque:
+        with open_source(path, ReadOptions(alpha="refuse")) as source:
+            assert len(list(source)) == 2
+        return
+    with (
+        pytest.raises(MediaError, match="has an alpha channel, which is to be refused"),
+        open_source(path, ReadOptions(alpha="refuse")) as source,
+    ):
+        list(source)
+    with open_source(path, ReadOptions(alpha="keep")) as source:
+        first, second = source
+    assert first.opacity is not None
+    assert second.opacity is not None
+    assert (first.opacity.min(), second.opacity.max()) == (255, 0)
+
+
+def test_profiles_of_animations(tmp_path: Path) -> None:
+    """Images keep them, and a video cannot."""
+    path = saved(tmp_path / "in.webp", (255, 255))
+    summary = upscale_file(path, tmp_path / "out", engine=BicubicEngine())
+    assert [c.what for c in summary.kept] == ["colour profile (ICC)"]
+    for image in (tmp_path / "out").iterdir():
+        with Image.open(image) as written:
+            assert written.info["icc_profile"] == PROFILE
+    summary = upscale_file(path, tmp_path / "out.mkv", engine=BicubicEngine())
+    assert [c.what for c in summary.dropped] == ["colour profile (ICC)"]
+
+
+def test_an_animated_avif_is_more_than_its_first_image(tmp_path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this build of Pillow writes no AVIF")
+    frames = [Image.fromarray(gradient(number)) for number in range(3)]
+    frames[0].save(tmp_path / "in.avif", save_all=True, append_images=frames[1:], duration=100)
+    with open_source(tmp_path / "in.avif") as source:
+        assert len(list(source)) == 3
 
 
 def test_excerpt_of_an_animated_webp(tmp_path: Path) -> None:
