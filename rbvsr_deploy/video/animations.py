@@ -102,10 +102,13 @@ class WebPAnimation(Source):
                 raise MediaError(
                     f"cannot read {self.path} from frame {number + 1} onwards: it is damaged"
                 ) from error
-            image = np.asarray(animation.convert("RGBA" if animation.mode == "RGBA" else "RGB"))
-            if not reported and image[..., 3:].size and image[..., 3].min() < 255:
+            has_alpha = not reported and animation.mode == "RGBA"
+            if has_alpha and animation.getchannel("A").getextrema() != (255, 255):
                 reported = True
                 keeps_opacity(self.path, self._options.alpha, changes=self.changes)
+            # Large frames: no copy that is not needed.
+            mode = "RGBA" if self.keeps_opacity else "RGB"
+            image = np.asarray(animation if animation.mode == mode else animation.convert(mode))
             yield image, max(int(animation.info["duration"]), _SHORTEST)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -67,7 +68,9 @@ def saved(path: Path, alphas: tuple[int, int]) -> Path:
     """Write two frames with Pillow, each with one value of alpha, and a profile."""
     frames = [Image.new("RGBA", (32, 24), (200, 100, 50, alpha)) for alpha in alphas]
     frames[1].putpixel((0, 0), (0, 0, 0, alphas[1]))  # equal frames would be merged
-    options = {} if path.suffix == ".gif" else {"icc_profile": PROFILE, "lossless": True}
+    options: dict[str, Any] = (
+        {} if path.suffix == ".gif" else {"icc_profile": PROFILE, "lossless": True}
+    )
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 3000], **options)
     return path
 
