@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import msgspec
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.commands.degradations import degradations
