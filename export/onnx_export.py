@@ -166,8 +166,8 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sampled_shapes() -> Iterator[None]:
-    """Infer the shapes of sampled tensors from their inputs' alone. The exporter would trace all the
-    arithmetic of sampling on symbolic sizes, three times, which is half of an export's time.
+    """Infer the shapes of sampled tensors from their inputs' alone. The exporter would trace all of
+    the sampling's arithmetic on symbolic sizes, three times: half of the time of such a graph.
     """
     sampler = torch.ops.aten.grid_sampler_2d.default
     traced = decomposition_table.get(sampler)
