@@ -47,6 +47,7 @@ def upscaler() -> Upscaler:
     return Upscaler(device="cpu", scene_cuts=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
 def test_300_frames_keep_their_brightness(upscaler: Upscaler, name: str) -> None:
     """The mean of every output is within four levels of its input, and the offset of the last

@@ -97,6 +97,7 @@ def residues(published: RealBasicVSR) -> list[float]:
 # ---------------------------------------------------------------------- against the published flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_published_size_matches_published_data_flow(
     published: RealBasicVSR, residues: list[float], passes: int
@@ -138,6 +139,7 @@ def test_test_weights_make_every_part_matter(published: RealBasicVSR) -> None:
             assert (published.propagate(changed)[:, 1] - whole[:, 1]).abs().mean() > 0.005
 
 
+@pytest.mark.slow
 def test_published_size_at_full_pyramid_size(published: RealBasicVSR) -> None:
     """Sides that are multiples of 32, where nothing is resized, match too."""
     frames = make_frames(1, 2, 32, 32)
@@ -388,6 +390,7 @@ def operations_per_frame(config: RealBasicVSRConfig) -> float:
     return float(totals[1] - totals[0])
 
 
+@pytest.mark.slow
 def test_arithmetic_of_both_presets() -> None:
     """A 64x64 frame costs 26.7 G multiply-accumulates in the published network and 30 to 60 times
     less in the compact one.

@@ -47,6 +47,7 @@ def test_commands_and_what_they_write(folder: Path) -> None:
     assert {p.name for p in (folder / "upscaled").iterdir()} == {"frames_x4", "image_x4.png"}
 
 
+@pytest.mark.slow
 def test_the_output_shown_is_what_one_sees(folder: Path) -> None:
     """Apart from numbers, the command's result reads as on the page."""
     (block,) = (block for block in BLOCKS if block.language == "console")
@@ -55,6 +56,7 @@ def test_the_output_shown_is_what_one_sees(folder: Path) -> None:
     assert numbers_replaced(printed.strip()) == numbers_replaced(block.outputs[-1])
 
 
+@pytest.mark.slow
 def test_python_example(folder: Path) -> None:
     (block,) = (block for block in BLOCKS if block.language == "python")
     assert run_python(block.text, folder=folder) == "10 frames\n"

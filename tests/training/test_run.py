@@ -178,6 +178,7 @@ def test_a_finished_run_can_be_extended(config: TrainingConfig, tmp_path: Path) 
     assert all(torch.equal(expected[name], result[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_changes_when_a_run_resumes(
     config: TrainingConfig, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +344,7 @@ def test_a_run_writes_checkpoints_for_export(whole: Path) -> None:
     assert not [path for path in whole.iterdir() if path.name.endswith(".part")]
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_published_rule(config: TrainingConfig, tmp_path: Path) -> None:
     """After each iteration, average = 0.9 average + 0.1 generator; a frozen flow network is copied
     and does not change.

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import msgspec
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from rbvsr_deploy.commands.degradations import degradations
@@ -25,6 +26,7 @@ def show(*arguments: str | Path) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_the_sheet_has_a_row_per_step_and_can_be_replayed(tmp_path: Path) -> None:
     """The sheet shows the ground truth, the sharpened one and a row per step. Replaying the JSON
     gives the same sheet; another seed gives a different one.

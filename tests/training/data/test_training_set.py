@@ -103,6 +103,7 @@ def mixed(reds: Path, sources: tuple[Path, Path], tmp_path_factory: pytest.TempP
     return TrainingSet(config, PUBLISHED, seed=11)
 
 
+@pytest.mark.slow
 def test_clips_are_bit_identical_across_worker_counts(mixed: TrainingSet) -> None:
     """With 0, 1 and 2 worker processes, sources of every kind give the same twelve clips."""
 
