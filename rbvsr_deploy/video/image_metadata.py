@@ -22,6 +22,7 @@ __all__ = [
     "EXIF_IFD",
     "GPS_IFD",
     "ICC",
+    "PNG",
     "ImageMetadata",
     "coding_chunk",
     "exif_for",
@@ -33,6 +34,7 @@ __all__ = [
     "png_pixels",
     "png_size",
     "png_with",
+    "png_without_profile",
     "read_metadata",
     "report_metadata",
 ]
@@ -299,6 +301,14 @@ def png_pixels(data: bytes) -> bytes:
     return PNG + b"".join(
         data[at : at + 12 + length] for at, length, name in _png_layout(data) if name in _PNG_PIXELS
     )
+
+
+def png_without_profile(data: bytes) -> bytes:
+    """Return a PNG, animated or not, without its colour profile."""
+    profiles = [(at, length) for at, length, name in _png_layout(data) if name == b"iCCP"]
+    for at, length in reversed(profiles):
+        data = data[:at] + data[at + 12 + length :]
+    return data
 
 
 def png_with(data: bytes, metadata: ImageMetadata, *, exif: Exif | None = None) -> bytes:

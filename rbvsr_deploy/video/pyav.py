@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rbvsr_deploy.errors import MediaError
+from rbvsr_deploy.video.image_metadata import PNG, png_without_profile
 from rbvsr_deploy.video.playlists import SINGLE_IMAGE, demuxers, refuse_playlist
 
 if TYPE_CHECKING:
@@ -53,9 +55,10 @@ def open_input(
 
     if isinstance(media, Path):
         refuse_playlist(media, playlists=playlists)
+    source = _readable(media) if isinstance(media, Path) else media
     opened = _in_time(
         lambda: av.open(
-            _url(media) if isinstance(media, Path) else media,
+            source,
             "r",
             format=container,
             # The limits are for the decoders that probe the streams.
@@ -149,6 +152,18 @@ def _seconds_of(clock: int) -> float:
         with contextlib.suppress(OSError):
             return time.clock_gettime(clock)
     return 0
+
+
+def _readable(path: Path) -> str | io.BytesIO:
+    """Return what to open for a file.
+
+    FFmpeg's decoder of animated PNG (libavcodec 62) frees a colour profile twice, which ends the
+    process: it does not get to see it.
+    """
+    with path.open("rb") as file:
+        if file.read(len(PNG)) == PNG:
+            return io.BytesIO(png_without_profile(PNG + file.read()))
+    return _url(path)
 
 
 def _url(path: Path) -> str:
