@@ -213,7 +213,9 @@ def main(
 def _growth(run: dict[str, Any]) -> str:
     """Describe the memory of the coordinator and of the worker whose memory grew most."""
     growth = dict(run["memory_growth"])
-    own = growth.pop("coordinator")
+    own = growth.pop("coordinator", None)
+    if own is None or not growth:
+        return "unknown, as the run was too short"
     return f"of the coordinator {own:+.1%}, of the workers at most {max(growth.values()):+.1%}"
 
 

@@ -34,6 +34,15 @@ torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let two workers begin with different work: while one exports the tiny network for the first
+    tests, the other trains, instead of waiting for the bundle.
+    """
+    training = Path(__file__).parent / "training" / "test_run.py"
+    first = items[0].path if items else None
+    items.sort(key=lambda item: (item.path != first, item.path != training))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _key_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Engines are signed with a key of their own, not with that of whoever runs the tests."""
