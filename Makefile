@@ -27,7 +27,7 @@ demo: .venv-demo/installed
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Runs the tests that take about a second each, for use during development.
+# Runs the tests that take less than half a second each, for use during development.
 test-fast: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 

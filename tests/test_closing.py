@@ -28,6 +28,7 @@ def test_leaving_the_block_closes() -> None:
     assert resource.closed == 2
 
 
+@pytest.mark.slow
 def test_no_other_class_enters_and_exits_by_itself() -> None:
     """Threads do, as they start on entering and need to know about errors on leaving."""
     found = {

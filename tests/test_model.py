@@ -118,6 +118,7 @@ def test_published_size_matches_published_data_flow(
         assert_close(published.propagate(cleaned), expected)
 
 
+@pytest.mark.slow
 def test_test_weights_make_every_part_matter(published: RealBasicVSR) -> None:
     """The comparison above means something: flow is sub-pixel to pixels and varies, the head adds
     to the enlarged frame, and both branches carry over time.

@@ -108,6 +108,7 @@ def test_pushed_frames_may_be_used_again(upscaler: Upscaler, tiny_bundle: Path) 
     assert len(second) == 5
 
 
+@pytest.mark.slow
 def test_cuts_are_detected_by_default(tiny_bundle: Path) -> None:
     clip = np.concatenate((moving_clip(5, 32, 48), 255 - moving_clip(6, 32, 48)))
     apart = np.concatenate((whole(tiny_bundle, clip[:5]), whole(tiny_bundle, clip[5:])))
@@ -116,6 +117,7 @@ def test_cuts_are_detected_by_default(tiny_bundle: Path) -> None:
             np.testing.assert_array_equal(np.stack(list(upscaler.frames(clip))), want)
 
 
+@pytest.mark.slow
 def test_video(upscaler: Upscaler, sample: Path, tmp_path: Path) -> None:
     """It upscales a file, with the options of the command."""
     clip = short_clip(sample, tmp_path / "clip.mp4")

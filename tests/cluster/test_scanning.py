@@ -62,6 +62,7 @@ def single(path: Path, cuts: SceneCuts) -> FrameIndex:
         return scan(source, cuts, progress=lambda frames: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_the_index_of_a_single_pass(suffix: str, clip: Path, model: Path, tmp_path: Path) -> None:
     path = clip if suffix == clip.suffix else remux(clip, tmp_path / f"clip{suffix}")
@@ -71,6 +72,7 @@ def test_the_index_of_a_single_pass(suffix: str, clip: Path, model: Path, tmp_pa
     assert len(found.cuts) >= 5
 
 
+@pytest.mark.slow
 def test_given_cuts_are_kept(clip: Path, model: Path, tmp_path: Path) -> None:
     """Those after the end do not count, as in a single pass."""
     (tmp_path / "cuts.txt").write_text("0\n50\n299\n300\n4000\n")

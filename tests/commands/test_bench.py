@@ -20,6 +20,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(bench, list(map(str, arguments)))
 
 
+@pytest.mark.slow
 def test_files_and_tables(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

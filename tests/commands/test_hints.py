@@ -72,6 +72,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]")
 PIP = re.compile(r"pip install [^,;:]*")
 
 
+@pytest.mark.slow
 def test_library_messages_name_no_flags() -> None:
     """No text in the library holds an option of a command; pip's own may be part of an advice. The
     web page runs commands.

@@ -207,6 +207,7 @@ IGNORES_THE_EXIT_IN_A_CALLBACK = """class Callback:
         time.sleep(60)"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "body"),
     [
@@ -325,6 +326,7 @@ def test_a_graph_that_does_not_end(name: str, tmp_path: Path) -> None:
     assert errors == "Interrupted; run the same command again to continue.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_ignored_signals_stay_ignored(name: str) -> None:
     """As under nohup, or Ctrl-C in the background of a shell."""

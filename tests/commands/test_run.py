@@ -82,6 +82,7 @@ def test_json_summary(clip: Path) -> None:
     assert 1 <= summary["plan"]["window"] <= 300
 
 
+@pytest.mark.slow
 def test_result_is_the_models(clip: Path, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     """A bundle and the checkpoint it was made from give the same images, within one level."""
     folders = []
@@ -94,6 +95,7 @@ def test_result_is_the_models(clip: Path, tiny_bundle: Path, tiny_checkpoint: Pa
     assert max(int(np.abs(x - y).max()) for x, y in zip(a, b, strict=True)) <= 1
 
 
+@pytest.mark.slow
 def test_options_reach_the_encoder(clip: Path) -> None:
     """--codec, --crf and --pix-fmt; a higher crf makes a smaller file."""
     sizes = []
@@ -288,6 +290,7 @@ def test_usage_error_is_2(clip: Path) -> None:
     assert invoke().exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
@@ -381,6 +384,7 @@ def test_cuts_are_detected_listed_and_read_from_a_list(
     assert not np.array_equal(found, none)
 
 
+@pytest.mark.slow
 def test_no_scene_cuts(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """A single scene, and no list to write."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "--no-scene-cuts")

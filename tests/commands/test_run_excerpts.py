@@ -64,6 +64,7 @@ def test_the_summary_names_the_range(clip: Path, tiny_bundle: Path) -> None:
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_excerpt_resumes(tmp_path: Path) -> None:
     """From the last finished segment, with the frames of the same range."""
     folder, out = tmp_path / "in", tmp_path / "out"

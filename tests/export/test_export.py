@@ -73,6 +73,7 @@ def test_graphs_contain_no_paths_of_the_exporting_machine(tiny_bundle: Path) -> 
         assert b".py" not in bundle.graph(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [17, 19])
 def test_other_opsets(opset: int, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     """Graphs converted to opsets 17 and 19 satisfy the contract and compute the same."""
@@ -154,6 +155,7 @@ def test_failed_verification_leaves_no_file(
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.slow
 def test_a_graph_that_would_not_be_opened_is_not_written(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,7 @@ def rounded_weights(model: bytes) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_only_residual_convolutions_are_quantised(
     int8_bundle: Path, float16: tuple[Manifest, dict[str, bytes]]
 ) -> None:
@@ -557,6 +558,7 @@ def test_same_clip_same_bytes(
 # -------------------------------------------------------------------------------------- TensorRT
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_reads_and_builds_int8(int8_bundle: Path) -> None:
     """In the parsed networks, quantised convolutions take dequantised inputs and weights, and their
     sums a dequantised skip; all seven graphs are built without a GPU.

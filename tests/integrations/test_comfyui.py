@@ -152,6 +152,7 @@ def test_images_can_be_cancelled(nodes: dict[str, Any], comfy: Any, engine: Engi
     assert node.execute(model=engine, images=images, **defaults(node))[0].shape == (6, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_video(nodes: dict[str, Any], comfy: Any, engine: Engine, sample: Path) -> None:
     """A file gives the file that the Python API writes, in the temporary folder, with its sound."""
     path = short_clip(sample, comfy.folder / "clip.mp4")
@@ -173,6 +174,7 @@ def test_video(nodes: dict[str, Any], comfy: Any, engine: Engine, sample: Path) 
     assert [p.name for p in (comfy.folder / "temp").iterdir()] == [output.name]
 
 
+@pytest.mark.slow
 def test_other_settings_give_another_file(
     nodes: dict[str, Any], comfy: Any, engine: Engine, sample: Path
 ) -> None:
@@ -189,6 +191,7 @@ def test_other_settings_give_another_file(
     assert all(Path(output).is_file() for output in outputs)
 
 
+@pytest.mark.slow
 def test_a_cancelled_video_is_resumed(
     nodes: dict[str, Any], comfy: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +230,7 @@ def test_a_cancelled_video_is_resumed(
     np.testing.assert_array_equal(decoded(output), whole)
 
 
+@pytest.mark.slow
 def test_parts_of_a_video(nodes: dict[str, Any], comfy: Any, engine: Engine, sample: Path) -> None:
     """Trimmed, cropped and in-memory videos are upscaled as they would be shown."""
     path = short_clip(sample, comfy.folder / "clip.mp4", frames=6)

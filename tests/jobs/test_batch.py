@@ -148,6 +148,7 @@ def clips(tmp_path: Path) -> list[Path]:
     return [media.make_video(tmp_path / f"{n}.mp4", size=(16, 16), stamps=[0, 1001]) for n in "ab"]
 
 
+@pytest.mark.slow
 def test_a_batch_is_continued(go: Run, clips: list[Path]) -> None:
     """Finished inputs are skipped, and only the others are upscaled; exit code 0."""
     assert go(clips[0]).exit_code == 0
@@ -216,6 +217,7 @@ def test_own_outputs_are_left_out(go: Run, clips: list[Path], tmp_path: Path) ->
     assert not list(tmp_path.glob("*_x4_x4_x4*"))
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_meaning(go: Run, clips: list[Path], tmp_path: Path) -> None:
     """A path that ends in a separator, or an existing folder, is where outputs go, whether there
     is one input or several; missing parents are created.

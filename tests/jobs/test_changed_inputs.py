@@ -121,6 +121,7 @@ def test_the_last_segment_depends_on_the_end(folder: Path) -> None:
     assert run(folder, output, Stops()).resumed_frames == 120
 
 
+@pytest.mark.slow
 def test_output_within_the_input(folder: Path) -> None:
     """The job folder and the output do not count as changes of the input."""
     assert resumed(folder, lambda folder: None, output="out.mkv") == 120

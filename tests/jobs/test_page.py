@@ -166,6 +166,7 @@ def test_page_of_a_video(clip: Path, tiny_bundle: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_page_of_a_resumed_run(clip: Path, tiny_bundle: Path) -> None:
     """The page includes the frames of an earlier run, and says so."""
     output, path = clip.with_name("out.mkv"), clip.with_name("page.html")
@@ -201,6 +202,7 @@ def test_page_of_a_folder_and_of_an_image(tmp_path: Path, tiny_bundle: Path) -> 
     assert len(page.frames) == 1
 
 
+@pytest.mark.slow
 def test_bad_pages_are_refused_before_the_work(clip: Path) -> None:
     """Each gets one sentence; nothing is written or replaced."""
     existing = clip.with_name("existing.html")
@@ -347,6 +349,7 @@ class View:
         assert int(value) == round(100 * across)
 
 
+@pytest.mark.slow
 def test_the_divider_follows_the_mouse_and_the_keys(browser: Chromium, page: Path) -> None:
     """It can be dragged, clicked next to, and moved with keys; it stays inside the image."""
     browser.open(page, width=1000, height=800)

@@ -169,6 +169,7 @@ def test_pages_that_cannot_be(video: Path, tmp_path: Path) -> None:
         preview(Path("-"), tmp_path / "b.html", count=1)
 
 
+@pytest.mark.slow
 def test_command(sample: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """The page has the output's name unless --report gives another, and --json prints it."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
@@ -233,6 +234,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
         yield chromium
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "phone"), [(1000, False), (390, True)])
 def test_in_a_browser(
     width: int, phone: bool, browser: Chromium, video: Path, tmp_path: Path

@@ -216,6 +216,7 @@ def test_progress_and_plan(folder: Path, tmp_path: Path) -> None:
     assert lines == []  # there is nothing to report
 
 
+@pytest.mark.slow
 def test_a_before_after_image_that_cannot_be_written_leaves_only_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def changed(bundle: Path, path: Path, graph: str, change: Change, **manifest: ob
     return path
 
 
+@pytest.mark.slow
 def test_float32_bundle_agrees_with_its_checkpoint(
     tiny_checkpoint: Path, tiny_bundle: Path, clip: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_float16_is_within_50_db(
     assert result.graphs["flow"].outputs["flow"].max_difference > 0
 
 
+@pytest.mark.slow
 def test_reference_may_be_the_less_precise(
     tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path
 ) -> None:
@@ -251,6 +253,7 @@ def test_worst_image(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
     assert np.abs(a - b)[inside].max() > 3
 
 
+@pytest.mark.slow
 def test_different_decisions_are_reported(
     tiny_checkpoint: Path, clip: Path, tmp_path: Path
 ) -> None:
@@ -358,6 +361,7 @@ def test_engine_reports_int8(tiny_bundle: Path, tmp_path: Path) -> None:
             assert ("int8 and" in str(engine.describe())) is quantised
 
 
+@pytest.mark.slow
 def test_own_tolerance(tiny_bundle: Path, tiny_bundle_float16: Path, clip: Path) -> None:
     """--min-psnr and --max-difference replace the default, and each can fail."""
     models = (f"{tiny_bundle}@cpu", f"{tiny_bundle_float16}@cpu", "--clip", clip, "--frames", 2)
@@ -442,6 +446,7 @@ def exported(
     return run
 
 
+@pytest.mark.slow
 def test_export_verifies_on_a_clip(
     exported: Callable[..., Result], clip: Path, tmp_path: Path
 ) -> None:
@@ -465,6 +470,7 @@ def test_export_verifies_on_a_clip(
     assert record["sha256"] in shown
 
 
+@pytest.mark.slow
 def test_export_publishes_nothing_that_fails(
     exported: Callable[..., Result], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]
     return loaded
 
 
+@pytest.mark.slow
 def test_checks_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """The checks of all graphs are counted, and take a part of the run."""
     result = run_benchmark(
@@ -48,6 +49,7 @@ def test_checks_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> No
     assert 0 < result["share"] < 1
 
 
+@pytest.mark.slow
 def test_lookahead_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """The error falls with N, to zero if no future frame is cut off, and also with the warm-up; the
     last image of a chunk equals that with a lookahead of the chunk's warm-up.
@@ -87,6 +89,7 @@ def test_lookahead_benchmark_makes_the_images_users_get(
                 np.testing.assert_array_equal(output, stream[number])
 
 
+@pytest.mark.slow
 def test_seams_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """Windows change nothing; independent chunks do, most of all at their borders."""
     result = run_benchmark(
@@ -116,6 +119,7 @@ def test_soak_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None
     assert all(output["differing_streams"] == [] for output in result["outputs"])
 
 
+@pytest.mark.slow
 def test_overlap_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """Every stage has a time, and the total is at least the network's."""
     clip = short_clip(sample, tmp_path / "clip.mp4")
@@ -339,6 +343,7 @@ def test_default_model_benchmark(tiny_bundle: Path, tmp_path: Path) -> None:
     assert again["models"][name]["scores"]["clean"] != scores["clean"]
 
 
+@pytest.mark.slow
 def test_end_to_end_benchmark(tiny_bundle: Path, sample: Path, tmp_path: Path) -> None:
     """The command of this environment is compared with itself in this source tree."""
     options = ["--engine", str(tiny_bundle), "--device", "cpu", "--frames", "2"]

@@ -93,6 +93,7 @@ def posix_imports(source: str) -> list[str]:
     return [name for name in names if name in windows_double.MODULES]
 
 
+@pytest.mark.slow
 def test_no_module_of_posix_systems_is_imported_at_once() -> None:
     """Scripts are included. The check can fail, too."""
     assert posix_imports("import fcntl\ntry:\n    from pwd import x\nexcept ImportError: ...")
@@ -235,6 +236,7 @@ def test_a_job_of_another_process_is_locked(tmp_path: Path) -> None:
     assert b"BusyError: another run is working on" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_system_without_locks(tmp_path: Path) -> None:
     """Jobs work without a lock if portalocker cannot be imported."""
     path = media.make_video(tmp_path / "in.mp4")

@@ -208,6 +208,7 @@ def messages() -> Iterator[str]:
                         yield node.value.replace("%s", "\0").replace("%d", "\0")
 
 
+@pytest.mark.slow
 def test_messages_in_troubleshooting_are_the_programs_own() -> None:
     """Every message quoted on the page, where … stands for something, is in the sources."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from rbvsr_deploy.errors import EngineError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("required", [False, True])
 def test_a_skip_becomes_a_failure(required: bool) -> None:
     """``RBVSR_REQUIRE_GPU=1``, as set by ``make test-gpu``, makes the difference."""

@@ -57,6 +57,7 @@ def dist_info(wheel: zipfile.Path) -> zipfile.Path:
     return found
 
 
+@pytest.mark.slow
 def test_the_only_top_level_name_is_the_projects(wheel: zipfile.Path) -> None:
     """A wheel with a top-level ``training`` or ``export`` would overwrite other people's files."""
     top = {name.split("/")[0] for name in names(wheel)}

@@ -55,6 +55,7 @@ def upscale(engine: ArithmeticEngine, settings: Settings) -> int:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("graph", ["clean", "backward", "forward"])
 @pytest.mark.parametrize("settings", [Settings(), Settings(memory=3000), Settings(max_scene=20)])

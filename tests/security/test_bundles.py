@@ -522,6 +522,7 @@ HOSTILE: dict[Edit, str] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", HOSTILE, ids=lambda edit: edit.__name__)
 def test_a_hostile_graph_is_refused(edit: Edit, tiny_bundle: Path, tmp_path: Path) -> None:
     """Even ``rbvsr-info``, with which a user inspects an unknown file, refuses it."""
@@ -586,6 +587,7 @@ def test_flipped_bits_do_no_more_than_refuse(tiny_bundle: Path) -> None:
     assert refusals > len(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

@@ -326,6 +326,7 @@ class TestRun:
         self.run(folder, ArithmeticEngine())
         assert snapshot(folder.with_name("out")) == made
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("what", ["state", "bytes"])
     def test_states(self, folder: Path, what: str) -> None:
         """Wrong states are refused; with the right one, the work resumes."""

@@ -211,6 +211,7 @@ ZIPS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("make", ZIPS, ids=lambda make: make.__name__)
 def test_an_odd_zip_is_refused(make: Callable[[dict[str, bytes]], bytes], bundle: Path) -> None:

@@ -16,6 +16,7 @@ from tests.support.parsers import PARSERS, mutated, seeds_of
 COUNT = 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 def test_seeds_and_simple_mutations(name: str, tmp_path: Path) -> None:
     """No other exception, no failed check and no hang."""

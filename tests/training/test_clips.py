@@ -68,6 +68,7 @@ def first(
         return list(itertools.islice(loaded, count))
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_clips_and_end(dataset: ClipDataset) -> None:
     """Two workers give the same bytes in the same order as none, and both end afterwards."""
     before = set(multiprocessing.active_children())
@@ -80,6 +81,7 @@ def test_workers_do_not_change_clips_and_end(dataset: ClipDataset) -> None:
     assert set(multiprocessing.active_children()) == before
 
 
+@pytest.mark.slow
 def test_processes_share_every_batch(dataset: ClipDataset) -> None:
     """In each iteration, two processes together use the clips of one with a double batch."""
     alone = [b["index"].tolist() for b in first(dataset, 2, start=8, batch=4)]
@@ -103,6 +105,7 @@ class Broken(ClipDataset):
         return super().arrays(sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_is_passed_on_unchanged(dataset: ClipDataset, workers: int) -> None:
     """From a worker too, the message is one sentence, not a traceback."""
@@ -111,6 +114,7 @@ def test_an_error_is_passed_on_unchanged(dataset: ClipDataset, workers: int) -> 
     assert str(error.value) == "'clip.mp4' is damaged: replace it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_files_are_named_once_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
@@ -130,6 +134,7 @@ def test_damaged_files_are_named_once_and_counted(
     assert f"{count} clips were redrawn because of damaged files: " in caplog.text
 
 
+@pytest.mark.slow
 def test_the_cost_of_decoding_is_logged(
     dataset: ClipDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,6 +166,7 @@ class Finds(ClipDataset):
         return {"found": np.array(self.garbage() is not None)}
 
 
+@pytest.mark.slow
 def test_no_garbage_is_left_to_a_worker(dataset: ClipDataset) -> None:
     """A decoder that is collected in a worker hangs, waiting for threads that did not survive the
     fork.
@@ -174,6 +180,7 @@ def test_no_garbage_is_left_to_a_worker(dataset: ClipDataset) -> None:
     assert not batch["found"].any()
 
 
+@pytest.mark.slow
 def test_flow_clips_know_their_motion(config: TrainingConfig) -> None:
     """They have three different frames of a photograph, and flows in the order of the network: to
     the next frame twice, then to the previous frame, which is about the opposite.

@@ -140,6 +140,7 @@ def test_images_leave_the_flow_alone_and_hand_on_their_average(
     assert any(not torch.equal(after_images[n], after_flow[n]) for n in of_images)
 
 
+@pytest.mark.slow
 def test_targets_are_the_teacher_mixed_with_the_sharpened_truth(
     taught: TrainingConfig, files: Path, tmp_path: Path
 ) -> None:

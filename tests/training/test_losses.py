@@ -173,6 +173,7 @@ def published_discriminator() -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 def test_a_published_discriminator_loads_strictly() -> None:
     """Names, shapes and number of parameters are the published ones, u and v included."""
     tensors = published_discriminator()
@@ -184,6 +185,7 @@ def test_a_published_discriminator_loads_strictly() -> None:
     assert all(torch.equal(saved[name], value) for name, value in tensors.items())
 
 
+@pytest.mark.slow
 def test_discriminator_against_plain_convolutions() -> None:
     """The output equals the published forward pass: weight / (u' W v), skips by sum."""
     tensors = published_discriminator()
@@ -262,6 +264,7 @@ def save(tensors: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["features.", "perceptual_loss.vgg.vgg_layers.", ""])
 def test_perceptual_loss_of_torchvision_weights(
     torchvision_weights: dict[str, Tensor], tmp_path: Path, prefix: str

@@ -153,6 +153,7 @@ def test_signals_end_the_iteration_and_save_it(
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_ignored_signals_do_not_end_a_training(config: TrainingConfig, tmp_path: Path) -> None:
     """Under nohup, a closed terminal does not."""
     config = changed(config, "flow.iterations=0", "iterations=2")
@@ -517,6 +518,7 @@ def test_missing_weights_and_precision(config: TrainingConfig, tmp_path: Path) -
         train(changed(config, 'precision="float16"'), output=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(
     config: TrainingConfig,
     tmp_path: Path,
@@ -560,6 +562,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert printed == pytest.approx(losses[4:6], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_validation_measures_the_average_on_clips_held_out(
     config: TrainingConfig, sources: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def vgg19(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_iteration_by_hand(config: TrainingConfig, vgg19: Path, tmp_path: Path) -> None:
     """All gradients and logged losses equal those of the published second stage, written out. The
     output, the cleaned frames and the features are compared with the sharpened ground truth. The
@@ -134,6 +135,7 @@ def test_an_iteration_by_hand(config: TrainingConfig, vgg19: Path, tmp_path: Pat
 # ------------------------------------------------------------------------------- equal gradients
 
 
+@pytest.mark.slow
 def test_checkpointed_gradients_are_the_same(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:
@@ -151,6 +153,7 @@ def settled(judge: Discriminator) -> None:
             conv.weight_v.copy_(v[0])
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_large_batch(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -210,6 +213,7 @@ def test_two_processes_are_one_with_the_double_batch(
     assert "Warning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_keeps_float32_weights(
     config: TrainingConfig, double_batch: Path, tmp_path: Path
 ) -> None:

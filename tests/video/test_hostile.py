@@ -73,6 +73,7 @@ def make_cases(
             yield recipe.name, recipe.make(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "every"),
     [(corpus.places, 1), (corpus.contents, 1), (corpus.claims, 3), (corpus.remuxed, 7)],
@@ -94,6 +95,7 @@ def test_corpus(
     assert not failures
 
 
+@pytest.mark.slow
 def test_random_damage(seeds: dict[str, Path], engine: BicubicEngine, tmp_path: Path) -> None:
     """Randomly damaged files end in success or in one sentence."""
     failures = {}
@@ -158,6 +160,7 @@ class TestDamage:
         with pytest.raises(MediaError, match=r"^frame \d+ of .* or turn strict off"):
             read(path, strict=True)
 
+    @pytest.mark.slow
     def test_nothing_is_counted_in_undamaged_files(self, seeds: dict[str, Path]) -> None:
         """Strict reading accepts them, too."""
         for name, path in seeds.items():
@@ -286,6 +289,7 @@ def run(
 
 
 class TestEnvironment:
+    @pytest.mark.slow
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only on Linux")
     @pytest.mark.parametrize("option", ["--json", "--verbose"])
     def test_result_cannot_be_printed(
@@ -305,6 +309,7 @@ class TestEnvironment:
         assert "No space left on device" in last
         assert len(media.stamps_of(tmp_path / "out.mp4")) == corpus.FRAMES
 
+    @pytest.mark.slow
     def test_standard_output_is_closed(self, seeds: dict[str, Path], tiny_bundle: Path) -> None:
         """A reader like ``| head`` causes no traceback and no hanging thread."""
         reading, writing = os.pipe()

@@ -361,6 +361,7 @@ class TestStreams:
         with pytest.raises(MediaError, match="only one audio stream and one cover image: give"):
             open_source(path)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("out", [".mp4", ".mov"])
     def test_lines_of_text_that_overlap(self, tmp_path: Path, out: str) -> None:
         """MP4 shows one text at a time: each has all lines that are visible then."""
@@ -475,6 +476,7 @@ class TestStreams:
         shown, found = media.stamps_of(tmp_path / "out.mkv")[0], heard(tmp_path / "out.mkv").begin
         assert (shown, found) == pytest.approx((0.48, 0), abs=0.03)
 
+    @pytest.mark.slow
     def test_an_image_folder_has_no_place_for_streams(self, tmp_path: Path) -> None:
         path = write(tmp_path / "in.mkv", Sound("aac"), chapters=[(0, 800, "one")], cover=jpeg())
         summary = upscaled(path, tmp_path / "out")
@@ -484,6 +486,7 @@ class TestStreams:
             "chapters",
         ]
 
+    @pytest.mark.slow
     def test_attachments_tags_and_chapters_without_a_place(self, tmp_path: Path) -> None:
         """The file that was written is read back: what it does not have is named."""
         path = plain(

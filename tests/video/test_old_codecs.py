@@ -117,6 +117,7 @@ def test_any_error_of_a_decoder_is_damage_to_one_frame(
     assert (len(stamps), lost) == (FRAMES - 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["wmv2", "svq1", "mpeg1video", "prores_ks", "dvvideo"])
 def test_damage_never_ends_the_run(videos: dict[str, Path], tmp_path: Path, codec: str) -> None:
     """Other codecs that plain PyAV can decode are read."""

@@ -124,6 +124,7 @@ def test_both_ends(upscale: Upscale, clip: bytes, tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.to_ndarray(), expected.to_ndarray())
 
 
+@pytest.mark.slow
 def test_ten_bits_at_both_ends(upscale: Upscale) -> None:
     """Ten bits are read unchanged and written on request."""
     planes = [np.full((16, 24), 601), np.full((8, 12), 500), np.full((8, 12), 523)]
@@ -153,6 +154,7 @@ def test_into_a_file(upscale: Upscale, clip: bytes, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in.y4m", "a.mp4", "b.mp4"}
 
 
+@pytest.mark.slow
 def test_from_a_file(upscale: Upscale, sample: Path, tmp_path: Path) -> None:
     """A video with audio is written to standard output without it."""
     path = short_clip(sample, tmp_path / "clip.mp4", frames=3)
@@ -202,6 +204,7 @@ def test_variable_rate_is_reported(tmp_path: Path, stamps: list[int]) -> None:
     assert len(frames_of(done.stdout)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cut", "words"),
     [
@@ -224,6 +227,7 @@ def test_input_that_ends_too_early(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_other_formats_are_refused(upscale: Upscale, sample: Path, tmp_path: Path) -> None:
     """The error for an MP4 on standard input says how to make y4m."""
     done = upscale("-", "-o", tmp_path / "out.mp4", data=sample.read_bytes())
@@ -241,6 +245,7 @@ def start(tiny_bundle: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_output_that_is_closed_early(tiny_bundle: Path, clip: bytes) -> None:
     """A reader like ``head`` ends the run with one sentence and no traceback."""
     process = start(tiny_bundle)
@@ -255,6 +260,7 @@ def test_output_that_is_closed_early(tiny_bundle: Path, clip: bytes) -> None:
     assert b"Exception" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_interrupted_while_waiting(
@@ -295,6 +301,7 @@ def test_arguments_that_pipes_do_not_support(arguments: list[str], words: str) -
     assert words in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -217,6 +217,7 @@ def test_aspect_ratio_is_kept(tmp_path: Path) -> None:
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 15)
 
 
+@pytest.mark.slow
 def test_streams_are_interleaved(tmp_path: Path) -> None:
     """Audio and video are close together in the file, or players stall and memory fills up."""
     path = media.make_video(

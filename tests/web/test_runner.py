@@ -108,6 +108,7 @@ def test_cancel_at_any_moment(store: Store, delay: float) -> None:
         wait_until(lambda: run_state(job) == "cancelled")
 
 
+@pytest.mark.slow
 def test_a_child_that_does_not_end_is_killed(store: Store) -> None:
     job = uploaded(store, text="deaf")
     with new_runner(store, grace=0.1) as runner:

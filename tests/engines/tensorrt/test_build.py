@@ -50,6 +50,7 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_bundle_float1
     return open_bundle(tiny_bundle if request.param == "float32" else tiny_bundle_float16)
 
 
+@pytest.mark.slow
 def test_all_graphs_compile(bundle: Bundle) -> None:
     """TensorRT-RTX compiles all seven graphs and reports its progress.
 

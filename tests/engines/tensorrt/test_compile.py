@@ -57,6 +57,7 @@ def capabilities(path: Path) -> list[str]:
     return [s.compute_capability for s in open_bundle(path).manifest.engine_sets]
 
 
+@pytest.mark.slow
 def test_sets_are_added_listed_replaced_and_removed(path: Path, tmp_path: Path) -> None:
     """There is one set per compute capability, and compiling it again replaces only that set.
 
@@ -222,6 +223,7 @@ def test_one_set_per_compute_capability() -> None:
     assert {t.tensorrt for t in targets} == {load_flavour("tensorrt-rtx")}
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_bundle_unchanged(tiny_bundle_float16: Path, tmp_path: Path) -> None:
     """Interrupted while compiling, the exit code is 130 and no other file is left."""
     path = tmp_path / "model.plan"

@@ -92,6 +92,7 @@ def check_closed(engine: TensorRTEngine, driver: DriverDouble) -> None:
     assert engine._runtime.closed == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "settings", "plan"),
     [
@@ -354,6 +355,7 @@ def test_steps_are_captured(engine: TensorRTEngine, driver: DriverDouble) -> Non
     assert engine._launches.counts == {"captured": 6, "launched": 9, "replayed": 11}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", ["begin_capture", "end_capture", "is_capturable"])
 def test_without_capturing_steps_are_launched(
     refused: str, bundle: Bundle, caplog: pytest.LogCaptureFixture

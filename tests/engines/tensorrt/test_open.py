@@ -188,6 +188,7 @@ def video(sample: Path, tmp_path: Path) -> Path:
     return short_clip(sample, tmp_path / "video.mp4", frames=3)
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_a_gpu(
     tiny_bundle: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,6 +297,7 @@ def test_8_6_compiles_for_what_fits_into_memory(bundle: Bundle, compiler: Compil
     assert shapes["frame"][1:] == ((1, 3, profile.band, 854),) * 2
 
 
+@pytest.mark.slow
 def test_compiling_is_announced_and_real(bundle: Bundle, cache: Path) -> None:
     """The real TensorRT-RTX is announced, reports progress, and fills the cache."""
     lines: list[str] = []

@@ -132,6 +132,7 @@ def test_a_clip_is_a_function_of_seed_stream_and_index(mixed: TrainingSet) -> No
         assert not equal(first, other)
 
 
+@pytest.mark.slow
 def test_sources_are_mixed_by_their_weights(reds: Path, sources: tuple[Path, Path]) -> None:
     config = DataConfig(
         sources=(

@@ -104,6 +104,7 @@ def test_the_bounds_detect_a_wrong_distribution() -> None:
         assert_shares((rng.random(DRAWS) < 0.4).tolist(), {True: 0.5, False: 0.5}, total=DRAWS)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_steps(published: list[Any]) -> None:
     """Blur, resize, noise, JPEG and video come first, then the same without video. The last two
     groups follow in either order, equally often.

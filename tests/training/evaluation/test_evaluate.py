@@ -213,6 +213,7 @@ def test_settings_reach_the_engine(footage: Path, tiny_checkpoint: Path) -> None
     assert {name: found["settings"][name] for name in settings} == settings
 
 
+@pytest.mark.slow
 def test_inputs_can_be_synthesised_from_the_truth(footage: Path, tiny_checkpoint: Path) -> None:
     """A seed gives the same scores whatever else is scored; another seed gives different ones."""
     engine = ["--engine", tiny_checkpoint, "--device", "cpu", "--degrade", "moderate"]

@@ -176,6 +176,7 @@ class TestJoints:
 
 
 class TestInterruptions:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("out", "codec"),
         [
@@ -340,6 +341,7 @@ write_segments(Path({str(clip)!r}), Path({str(out)!r}), lengths={LENGTHS})
 class TestRepeatability:
     """Encoders are deterministic, so that a resumed run gives the bytes of an uninterrupted one."""
 
+    @pytest.mark.slow
     def test_x264_at_a_size_where_it_is_not_by_default(self, tmp_path: Path) -> None:
         """Without the remedy, this fails on processors with AVX-512."""
         rng = np.random.default_rng()
@@ -357,6 +359,7 @@ class TestRepeatability:
             found.append(packets_of(out))
         assert found[0] == found[1] == found[2]
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
     @pytest.mark.parametrize(
         ("out", "codec"),
