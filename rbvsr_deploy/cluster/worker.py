@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import logging
 import os
@@ -161,6 +162,9 @@ class Worker(Closing):
             self._send(Failed(task.number, _sentence(error)))
         else:
             self._send(done)
+        # A source, its decoder and their frames refer to each other; Python would find them after
+        # many tasks only, and they are megabytes each.
+        gc.collect()
 
     def discard(self) -> None:
         """Remove temporary files, whatever is being done; the process ends right after it."""

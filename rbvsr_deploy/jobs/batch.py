@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -221,6 +222,9 @@ def upscale_each(
                 text = "out of memory: use a smaller memory limit"
             report(f"Failed: {text}")
             results.append(Failure(str(path), str(output), text))
+        # A source, its decoder and their frames refer to each other; Python would find them after
+        # many inputs only, and they are megabytes each.
+        gc.collect()
     return results
 
 
