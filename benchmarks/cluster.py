@@ -93,13 +93,15 @@ class Watch:
         self._thread.join()
 
     def _sample(self) -> None:
-        while not self._stop.wait(1.0):
+        stopped = False
+        while not stopped:  # once at least
             for name, process in {"coordinator": os.getpid(), **self._workers.processes}.items():
                 try:
                     fields = Path(f"/proc/{process}/statm").read_text("ascii").split()
                 except OSError:
                     continue
                 self.memory.setdefault(name, []).append(int(fields[1]) * PAGE)
+            stopped = self._stop.wait(1.0)
 
     def cpu(self) -> float:
         """Return the processor time that the workers have used, in seconds."""
@@ -110,7 +112,7 @@ class Watch:
         return total
 
     def growth(self) -> dict[str, float]:
-        """Return by how much memory grew from the first third of the time to the last, as a
+        """Return by how much memory grew from the second third of the time to the last, as a
         fraction.
         """
         found = {}
@@ -213,9 +215,7 @@ def main(
 def _growth(run: dict[str, Any]) -> str:
     """Describe the memory of the coordinator and of the worker whose memory grew most."""
     growth = dict(run["memory_growth"])
-    own = growth.pop("coordinator", None)
-    if own is None or not growth:
-        return "unknown, as the run was too short"
+    own = growth.pop("coordinator")
     return f"of the coordinator {own:+.1%}, of the workers at most {max(growth.values()):+.1%}"
 
 
