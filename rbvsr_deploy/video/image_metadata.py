@@ -305,10 +305,12 @@ def png_pixels(data: bytes) -> bytes:
 
 def png_without_profile(data: bytes) -> bytes:
     """Return a PNG, animated or not, without its colour profile."""
-    profiles = [(at, length) for at, length, name in _png_layout(data) if name == b"iCCP"]
-    for at, length in reversed(profiles):
-        data = data[:at] + data[at + 12 + length :]
-    return data
+    parts, begin = [], 0
+    for at, length, name in _png_layout(data):
+        if name == b"iCCP":
+            parts.append(data[begin:at])
+            begin = at + 12 + length
+    return b"".join([*parts, data[begin:]])
 
 
 def png_with(data: bytes, metadata: ImageMetadata, *, exif: Exif | None = None) -> bytes:

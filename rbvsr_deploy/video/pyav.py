@@ -161,9 +161,11 @@ def _readable(path: Path) -> str | io.BytesIO:
     process: it does not get to see it.
     """
     with path.open("rb") as file:
-        if file.read(len(PNG)) == PNG:
-            return io.BytesIO(png_without_profile(PNG + file.read()))
-    return _url(path)
+        if file.read(len(PNG)) != PNG:
+            return _url(path)
+    data = path.read_bytes()
+    plain = png_without_profile(data)
+    return _url(path) if len(plain) == len(data) else io.BytesIO(plain)
 
 
 def _url(path: Path) -> str:

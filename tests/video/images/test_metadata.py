@@ -16,6 +16,7 @@ from rbvsr_deploy.errors import MediaError
 from rbvsr_deploy.jobs.summary import Summary
 from rbvsr_deploy.jobs.upscale_file import upscale_file
 from rbvsr_deploy.video import ReadOptions, open_source
+from rbvsr_deploy.video.image_metadata import png_without_profile
 from rbvsr_deploy.video.images import read_image, write_image
 from tests.support import media
 from tests.support.engine_doubles import BicubicEngine
@@ -208,6 +209,13 @@ def test_pixels_of_a_jpeg_that_are_not_square(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(data[:at] + struct.pack(">BHH", 0, 1, 2) + data[at + 5 :])
     upscaled(tmp_path / "a.jpg", tmp_path / "a.png")
     assert b"pHYs" + struct.pack(">IIB", 2, 1, 0) in (tmp_path / "a.png").read_bytes()
+
+
+def test_any_number_of_profiles_is_left_out(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.png").read_bytes()
+    profile = with_chunk(data, b"iCCP", b"x" * 80)[33 : -len(data[33:])]
+    assert png_without_profile(data[:33] + 50_000 * profile + data[33:] + profile) == data
+    assert png_without_profile(data) == data
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

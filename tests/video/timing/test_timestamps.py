@@ -17,7 +17,7 @@ import pytest
 from rbvsr_deploy.video import open_source
 from rbvsr_deploy.video.timing.timestamps import Clock
 from tests.support import media
-from tests.support.sinks import copy_video, job_sink
+from tests.support.sinks import copy_video
 
 TICK = Fraction(1, 1000)
 
@@ -249,13 +249,7 @@ def test_video_and_audio_keep_their_times(
         packets = [p.pts for p in container.demux(video=0) if p.size and p.pts is not None]
     assert (packets != sorted(packets)) is bool(b_frames)
     for out, tolerance in ((tmp_path / "out.mp4", 0), (tmp_path / "out.mkv", Fraction(1, 2000))):
-        with (
-            open_source(path) as source,
-            job_sink(out, source=source, width=source.width, height=source.height) as sink,
-        ):
-            for frame in source:
-                sink.write(frame)
-            sink.finish()
+        copy_video(path, out)
         found = media.stamps_of(out)
         assert len(found) == len(shown)
         assert max(abs(a - b) for a, b in zip(found, shown, strict=True)) <= tolerance
@@ -283,12 +277,6 @@ def test_frames_of_an_avi_have_the_times_of_its_packets(
         audio="libmp3lame",
     )
     out = tmp_path / "out.mp4"
-    with (
-        open_source(path) as source,
-        job_sink(out, source=source, width=source.width, height=source.height) as sink,
-    ):
-        for frame in source:
-            sink.write(frame)
-        sink.finish()
+    copy_video(path, out)
     assert media.stamps_of(out) == [Fraction(number, 25) for number in range(24)]
     assert times(out, "audio")[0][1] == 0
