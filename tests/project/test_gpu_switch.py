@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("required", [False, True])
-def test_a_skip_becomes_a_failure(required: bool) -> None:
+def test_a_skip_becomes_a_failure(tmp_path: Path, required: bool) -> None:
     """``RBVSR_REQUIRE_GPU=1``, as set by ``make test-gpu``, makes the difference."""
     try:
         open_driver()
@@ -26,8 +26,10 @@ def test_a_skip_becomes_a_failure(required: bool) -> None:
     else:
         pytest.skip("this machine has a GPU")
     environment = {**os.environ, "RBVSR_REQUIRE_GPU": "1" if required else ""}
+    # In a folder of its own: pytest would delete those of previous runs, which takes long.
+    options = ["-q", "-rs", "-m", "gpu", "-k", "float32", f"--basetemp={tmp_path / 'inner'}"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-k", "float32", "tests/gpu"],
+        [sys.executable, "-m", "pytest", *options, "tests/gpu"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
