@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
+import os
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import numpy as np
@@ -24,15 +29,27 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_benchmark(name: str, *arguments: object, result: Path) -> dict[str, Any]:
-    """Run a program, or one of its commands ("program.py command"), and return its JSON."""
+    """Run a program, or one of its commands ("program.py command"), and return its JSON.
+
+    It runs as ``__main__`` in this process, which has the libraries loaded.
+    """
     program, *command = name.split()
-    options = ["--json", str(result), *map(str, arguments)]
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / program, *command, *options],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    path = ROOT / "benchmarks" / program
+    words = [str(path), *command, "--json", str(result), *map(str, arguments)]
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(os.environ),  # programs set variables for their children
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        patch.syspath_prepend(str(path.parent))
+        patch.setattr(sys, "argv", words)
+        warnings.simplefilter("ignore")  # as in a process of its own
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0, printed.getvalue()
     loaded: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return loaded
 
