@@ -11,6 +11,7 @@ makes it, or of another size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -236,7 +237,8 @@ def blocks_of(count: int, *, ratio: float) -> tuple[int, int, int]:
     return blocks, -(-count // blocks), taps
 
 
-def most_blocks(size: int) -> dict[str, tuple[int, int]]:
+@functools.cache
+def most_blocks(size: int) -> Mapping[str, tuple[int, int]]:
     """Return the fewest and most blocks, rows of a block and rows that it is made from, for
     ``size`` rows of the input: by the names ``R``, ``P`` and ``K``.
     """

@@ -22,6 +22,7 @@ from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from rbvsr_deploy.bundle import open_bundle
+from rbvsr_deploy.engines import sessions
 from rbvsr_deploy.export import to_bundle
 from rbvsr_deploy.export.onnx_export import convert_opset, export_graph
 from rbvsr_deploy.export.to_bundle import export_bundle
@@ -64,6 +65,14 @@ def _without_power_cuts() -> Iterator[None]:
     """Nothing waits for the disk, as no test cuts the power; only the descriptor is checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_of_onnx_runtime() -> Iterator[None]:
+    """As above, for the tiny networks: waking a second thread takes longer than its work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sessions, "usable_cores", lambda: 1)
         yield
 
 
