@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     training = Path(__file__).parent / "training" / "test_run.py"
     first = items[0].path if items else None
     items.sort(key=lambda item: (item.path != first, item.path != training))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave out all that was imported, a million objects that stay: it
+    would look through them whenever a test, a worker or a batch collects.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
