@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -321,16 +320,14 @@ def test_interrupted_run_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def two_scenes_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip with audio and two scenes: 60 frames, then 70 of something else."""
-    path = tmp_path_factory.mktemp("scenes") / "scenes.mkv"
+def make_scenes(path: Path, first: int, second: int) -> Path:
+    """Write a clip with audio and two scenes: so many frames, then so many of something else."""
     with av.open(str(DATA / "sample.mp4")) as source, av.open(str(path), "w") as target:
         audio_in = source.streams.audio[0]
         video = target.add_stream("libx264", rate=25, options={"crf": "10"})
         video.width, video.height, video.pix_fmt = 24, 16, "yuv420p"
         audio = target.add_stream_from_template(audio_in)
-        clip = np.concatenate((moving_clip(60, 16, 24), 255 - moving_clip(70, 16, 24)))
+        clip = np.concatenate((moving_clip(first, 16, 24), 255 - moving_clip(second, 16, 24)))
         for number, image in enumerate(clip):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 25)
@@ -344,9 +341,15 @@ def two_scenes_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def two_scenes(two_scenes_once: Path, tmp_path: Path) -> Path:
-    """Return a copy of the clip with two scenes, which a test may change."""
-    return Path(shutil.copy(two_scenes_once, tmp_path / "scenes.mkv"))
+def two_scenes(tmp_path: Path) -> Path:
+    """Return a clip of 60 and 70 frames: more than a segment each."""
+    return make_scenes(tmp_path / "scenes.mkv", 60, 70)
+
+
+@pytest.fixture
+def short_scenes(tmp_path: Path) -> Path:
+    """Return a clip of 20 and 25 frames."""
+    return make_scenes(tmp_path / "scenes.mkv", 20, 25)
 
 
 def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:
@@ -357,12 +360,12 @@ def video_packets(path: Path) -> list[tuple[int | None, int | None, bytes]]:
 
 @pytest.mark.slow
 def test_cuts_are_detected_listed_and_read_from_a_list(
-    two_scenes: Path, tiny_bundle: Path, tmp_path: Path
+    short_scenes: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """--scene-list writes the detected cuts; an existing list is used instead, edited or not."""
     cuts, outputs = tmp_path / "cuts.txt", []
-    common = (two_scenes, "--engine", tiny_bundle, "--device", "cpu", "--scene-list", cuts)
-    for number, text in enumerate((None, None, "40\n60", "# none")):
+    common = (short_scenes, "--engine", tiny_bundle, "--device", "cpu", "--scene-list", cuts)
+    for number, text in enumerate((None, None, "12\n20", "# none")):
         if text is not None:
             cuts.write_text(text)
         output = tmp_path / f"{number}"
@@ -371,43 +374,45 @@ def test_cuts_are_detected_listed_and_read_from_a_list(
         scenes = [(s["first_frame"], s["frames"]) for s in json.loads(result.stdout)["scenes"]]
         outputs.append([frame.image for frame in open_source(output)])
         if text is None:
-            assert scenes == [(0, 60), (60, 70)]
-            assert [line for line in cuts.read_text().splitlines() if line[0] != "#"] == ["0", "60"]
+            assert scenes == [(0, 20), (20, 25)]
+            assert [line for line in cuts.read_text().splitlines() if line[0] != "#"] == ["0", "20"]
         elif text.startswith("#"):
-            assert scenes == [(0, 130)]
+            assert scenes == [(0, 45)]
         else:
-            assert scenes == [(0, 40), (40, 20), (60, 70)]
+            assert scenes == [(0, 12), (12, 8), (20, 25)]
     found, given, more, none = (np.stack(images) for images in outputs)
     np.testing.assert_array_equal(found, given)
-    np.testing.assert_array_equal(found[60:], more[60:])
-    assert not np.array_equal(found[:60], more[:60])
+    np.testing.assert_array_equal(found[20:], more[20:])
+    assert not np.array_equal(found[:20], more[:20])
     assert not np.array_equal(found, none)
 
 
 @pytest.mark.slow
-def test_no_scene_cuts(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_no_scene_cuts(short_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """A single scene, and no list to write."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "--no-scene-cuts")
-    result = invoke(two_scenes, "-o", tmp_path / "a", *options, "--json")
-    assert [s["frames"] for s in json.loads(result.stdout)["scenes"]] == [130]
-    result = invoke(two_scenes, "-o", tmp_path / "b", *options, "--scene-list", tmp_path / "c.txt")
+    result = invoke(short_scenes, "-o", tmp_path / "a", *options, "--json")
+    assert [s["frames"] for s in json.loads(result.stdout)["scenes"]] == [45]
+    result = invoke(
+        short_scenes, "-o", tmp_path / "b", *options, "--scene-list", tmp_path / "c.txt"
+    )
     assert result.exit_code == 1
     assert "nothing to write" in result.stderr
 
 
 @pytest.mark.slow
-def test_verbose_reports_scenes(two_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_verbose_reports_scenes(short_scenes: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """-v shows the decision of refinement for each scene, and the memory plan."""
     options = ("--engine", tiny_bundle, "--device", "cpu", "-v", "--memory", "300MiB")
     done = subprocess.run(  # logging goes to the real standard error
         [sys.executable, "-c", "from rbvsr_deploy.commands.run import run; run()"]
-        + [str(o) for o in (two_scenes, "-o", tmp_path / "a.mkv", *options)],
+        + [str(o) for o in (short_scenes, "-o", tmp_path / "a.mkv", *options)],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "scene of 60 frames from frame 0: cleaned" in done.stderr
-    assert "scene of 70 frames from frame 60: cleaned" in done.stderr
+    assert "scene of 20 frames from frame 0: cleaned" in done.stderr
+    assert "scene of 25 frames from frame 20: cleaned" in done.stderr
     assert "Memory: 300 MiB for windows of" in done.stderr
 
 
@@ -448,17 +453,17 @@ def test_a_killed_run_resumes(
 
 @pytest.mark.slow
 def test_a_changed_input_option_or_model_starts_over(
-    two_scenes: Path, tiny_bundle: Path, tiny_bundle_float16: Path, tmp_path: Path
+    short_scenes: Path, tiny_bundle: Path, tiny_bundle_float16: Path, tmp_path: Path
 ) -> None:
     """The reason is reported."""
     output = tmp_path / "out.mkv"
-    (tmp_path / "list.txt").write_text("60")
+    (tmp_path / "list.txt").write_text("20")
     options: dict[str, object] = {"--engine": tiny_bundle, "--device": "cpu"}
 
     def finished() -> Result:
         """Complete a run, keep its segments and delete its output."""
         words = [word for pair in options.items() for word in pair]
-        result = invoke(two_scenes, "-o", output, *words, "--keep-job")
+        result = invoke(short_scenes, "-o", output, *words, "--keep-job")
         assert result.exit_code == 0, result.output
         output.unlink()
         return result
@@ -466,16 +471,16 @@ def test_a_changed_input_option_or_model_starts_over(
     finished()
     for option, value, words in (
         ("--cleanings", 2, "the number of cleanings was by refinement and is 2"),
-        ("--scene-list", tmp_path / "list.txt", "the scene cuts was detected and is at 60"),
+        ("--scene-list", tmp_path / "list.txt", "the scene cuts was detected and is at 20"),
         ("--engine", tiny_bundle_float16, "the model was tiny-float32.plan"),
         ("--crf", 30, "the encoder setting was crf=18 and is crf=30"),
     ):
         options[option] = value
         assert f"Starting over: {words}" in finished().stderr
     again = finished()
-    assert "Continuing: 130 frames are done already" in again.stderr
+    assert "Continuing: 45 frames are done already" in again.stderr
     assert "Starting over" not in again.stderr
-    os.utime(two_scenes, (1, 1))
+    os.utime(short_scenes, (1, 1))
     assert "Starting over: the input was scenes.mkv" in finished().stderr
 
 
