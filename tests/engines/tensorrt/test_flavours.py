@@ -6,7 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from rbvsr_deploy.bundle import open_bundle
 from rbvsr_deploy.engines.tensorrt import flavours
@@ -184,6 +187,37 @@ def test_every_layer_of_8_6_is_constrained_to_its_own_type(tiny_bundle_float16: 
         for layer in network.layers:
             for i, dtype in layer.output_types.items():
                 assert dtype.name == layer.real.get_output(i).dtype.name, layer.name
+
+
+def test_layers_that_read_rounded_values_are_free_in_8_6() -> None:
+    """Held to float16, a convolution between roundings could not be fused into int8."""
+    weights: dict[str, Any] = {
+        "s": np.array(0.1, np.float16),
+        "z": np.array(0, np.int8),
+        "k": np.ones((2, 2, 3, 3), np.int8),
+        "w": np.ones((2, 2, 3, 3), np.float16),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["frame", "s", "z"], ["q"], name="round"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="frame_again"),
+        helper.make_node("DequantizeLinear", ["k", "s", "z"], ["dk"], name="kernel_again"),
+        helper.make_node("Conv", ["d", "dk"], ["features"], name="int8", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["features", "w"], ["out"], name="half", pads=[1, 1, 1, 1]),
+    ]
+    read, made = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 2, 8, 8])]
+        for name in ("frame", "out")
+    )
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "made_up", read, made, initializers)
+    opsets = [helper.make_opsetid("", 19)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(model)
+    network, config = constrained("8.6.1", model.SerializeToString(), quantised=True)
+    found = constraints(network)
+    assert {layer for layer, types in found.items() if types} == {"half"}
+    assert found["half"] == {"HALF"}
+    assert "INT8" in config.flags
 
 
 def test_scratch_memory_is_provided_by_the_caller() -> None:

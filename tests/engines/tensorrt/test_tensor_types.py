@@ -103,7 +103,7 @@ def test_what_the_parser_adds_has_the_type_of_its_inputs() -> None:
     ]
     inputs = {"frame": TensorProto.FLOAT16, "flow": TensorProto.FLOAT}
     outputs = {"features": TensorProto.FLOAT16, "moved": TensorProto.FLOAT}
-    sides = (
+    read, made = (
         [helper.make_tensor_value_info(name, kind, [1, 2, 8, 8]) for name, kind in side.items()]
         for side in (inputs, outputs)
     )
@@ -111,7 +111,7 @@ def test_what_the_parser_adds_has_the_type_of_its_inputs() -> None:
         numpy_helper.from_array(np.array(0.5, np.float16), "half"),
         numpy_helper.from_array(np.array(1, np.float32), "one"),
     ]
-    graph = helper.make_graph(nodes, "made_up", *sides, constants)
+    graph = helper.make_graph(nodes, "made_up", read, made, constants)
     opsets = [helper.make_opsetid("", 17)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     onnx.checker.check_model(model)
