@@ -6,7 +6,6 @@ Decoders stop at the end of the image, so that nothing else would notice the res
 from __future__ import annotations
 
 import re
-import struct
 
 __all__ = ["trailing_data"]
 
@@ -44,9 +43,9 @@ def _end_of(data: bytes, name: str) -> int:
     if name == "PNG":
         at = 8
         while at + 8 <= len(data):
-            length, kind = struct.unpack_from(">I4s", data, at)
-            at += 12 + length
-            if kind == b"IEND":
+            is_last = data[at + 4 : at + 8] == b"IEND"
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+            if is_last:
                 return at
     return len(data)
 
