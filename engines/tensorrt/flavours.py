@@ -214,8 +214,9 @@ class TensorRT:
             config.set_flag(flags.FP16)
         if quantised:
             config.set_flag(flags.INT8)
-        # With FP16 allowed, coordinates and flow would become float16 as well.
-        config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+        # With FP16 allowed, coordinates and flow would become float16 as well. A preference, as
+        # float32 kernels exist for every layer, and float16 ones may not; values are compared.
+        config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
         rounded: set[str] = set()
         for layer in layers_of(network):
             outputs = list(outputs_of(layer))

@@ -238,7 +238,7 @@ def bindings(version: str) -> Any:
     """Return the module ``tensorrt`` of 8.6, 10.3 or 11.4; its ``builds`` lists all builds."""
     major = int(version.split(".")[0])
     common = ["TF32", "VERSION_COMPATIBLE"]
-    before_11 = ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]
+    before_11 = ["FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"]
     kinds = {8: ["EXPLICIT_BATCH"], 10: ["EXPLICIT_BATCH", "STRONGLY_TYPED"]}
     builds: list[SimpleNamespace] = []
 

@@ -112,7 +112,7 @@ def constraints(network: Any) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("version", "network_flags", "config_flags"),
     [
-        ("8.6.1", 1, {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}),
+        ("8.6.1", 1, {"FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"}),
         ("10.3.0", 2, set()),
         ("11.4.0.106", 0, set()),
     ],
@@ -135,7 +135,7 @@ def test_a_float32_bundle_does_not_allow_float16_in_8_6(tiny_bundle: Path) -> No
     """The builder may choose only from the types of the bundle."""
     model = open_bundle(tiny_bundle).graph("backward")
     network, config = constrained("8.6.1", model, precision="float32")
-    assert config.flags == {"OBEY_PRECISION_CONSTRAINTS"}
+    assert config.flags == {"PREFER_PRECISION_CONSTRAINTS"}
     assert set().union(*constraints(network).values()) == {"FLOAT"}
 
 
