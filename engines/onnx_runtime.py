@@ -77,6 +77,9 @@ class OnnxRuntimeEngine(Engine):
         self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
         # By graph: the most frames it has been given at once.
         self._most: dict[str, int] = {}
+        # The block of GPU memory that was downloaded last, and its values: frames are downloaded
+        # one by one, and ONNX Runtime downloads whole blocks only.
+        self._downloaded: tuple[Any, NDArray[Any]] | None = None
         provider, why = self._choose_provider(device, missing)
         self._reason = "; ".join(part for part in (beside, why) if part)
         graphs = bundle.manifest.graphs
@@ -211,6 +214,7 @@ class OnnxRuntimeEngine(Engine):
 
     def _run(self, graph: str, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> None:
         """Run a graph on frames that fit its session, and write its outputs."""
+        self._downloaded = None  # its values may change
         session = self._session_for(graph, arrays)
         binding = session.io_binding()
         try:
@@ -285,7 +289,9 @@ class OnnxRuntimeEngine(Engine):
 
     def download(self, array: Array) -> NDArray[Any]:
         if isinstance(array, _CudaArray):
-            array = array.value.numpy()[array.start : array.start + array.shape[0]]
+            if self._downloaded is None or self._downloaded[0] is not array.value:
+                self._downloaded = array.value, array.value.numpy()
+            array = self._downloaded[1][array.start : array.start + array.shape[0]]
         values: NDArray[Any] = array
         return values
 
@@ -320,6 +326,7 @@ class OnnxRuntimeEngine(Engine):
         ) + (f"; {usable_cores()} threads" if graphs else "")
 
     def close(self) -> None:
+        self._downloaded = None
         self._sessions = {}
         self._placed = {}
 

@@ -83,6 +83,27 @@ def test_without_memory_the_sessions_are_closed(
     assert [(graph, sizes["N"]) for graph, sizes in opened] == [("clean", 2)]
 
 
+def test_a_block_is_downloaded_once(tiny_bundle: Path) -> None:
+    """Its frames are taken from it one by one, until a graph may have changed it."""
+
+    class Value:
+        count = 0
+
+        def numpy(self) -> Any:
+            self.count += 1
+            return FRAMES + self.count
+
+    value = Value()
+    block = onnx_runtime._CudaArray(value, start=0, shape=FRAMES.shape, dtype=FRAMES.dtype)
+    with OnnxRuntimeEngine(open_bundle(tiny_bundle), device="cpu") as engine:
+        for n in range(4):
+            frame = engine.begin_download(engine.slice(block, n, n + 1))()
+            np.testing.assert_array_equal(frame, FRAMES[n : n + 1] + 1)
+        engine.run("clean", frame=FRAMES[:1])
+        np.testing.assert_array_equal(engine.download(block), FRAMES + 2)
+    assert value.count == 2
+
+
 def test_options_of_cuda(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions are exact float32, and are not searched for at every change of size."""
     asked: list[Any] = []
