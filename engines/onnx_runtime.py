@@ -73,8 +73,13 @@ class OnnxRuntimeEngine(Engine):
         self._options.log_severity_level = 4  # exceptions report everything
         self._bundle = bundle
         self.network = Network.of(bundle.manifest)
-        # By graph and sizes: a provider that needs no constant shapes has one session per graph.
+        # By graph and sizes, the least recently used first.
         self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+        # By graph: the most frames it has been given at once.
+        self._most: dict[str, int] = {}
+        # The block of GPU memory that was downloaded last, and its values: frames are downloaded
+        # one by one, and ONNX Runtime downloads whole blocks only.
+        self._downloaded: tuple[Any, NDArray[Any]] | None = None
         provider, why = self._choose_provider(device, missing)
         self._reason = "; ".join(part for part in (beside, why) if part)
         graphs = bundle.manifest.graphs
@@ -152,13 +157,13 @@ class OnnxRuntimeEngine(Engine):
     def _session(self, graph: str, provider: Provider, *, sizes: Mapping[str, int]) -> Any:
         """Return the session of a graph for some sizes, opened when they first occur."""
         key = graph, tuple(sorted(sizes.items()))
-        session = self._sessions.get(key)
+        session = self._sessions.pop(key, None)
         if session is None:
             session = open_session(self._bundle, graph, provider, sizes=sizes)
             others = [other for other in self._sessions if other[0] == graph]
             if len(others) >= _MOST_SIZES:
                 del self._sessions[others[0]]
-            self._sessions[key] = session
+        self._sessions[key] = session
         return session
 
     def _session_for(self, graph: str, arrays: Mapping[str, Array]) -> Any:
@@ -166,13 +171,26 @@ class OnnxRuntimeEngine(Engine):
         their size loses it to the CPU, with a warning.
         """
         provider = self._placed[graph]
-        if provider.whole:
+        if provider.fixed:
             try:
                 return self._session(graph, provider, sizes=sizes_of(graph, arrays))
             except EngineError as error:
+                if not provider.whole:
+                    raise
                 logger.warning("%s is not used for '%s': %s", provider.name, graph, error)
                 self._placed[graph] = self._providers["cpu"]
         return self._session(graph, self._placed[graph], sizes={})
+
+    def _at_once(self, graph: str, count: int) -> int:
+        """Return how many of some frames to run at once: all, or one.
+
+        A provider with a session per size gets two per graph and frame size: for a full batch,
+        and for one frame. The last frames of a scene, fewer than a batch, are run one by one.
+        """
+        if not self._placed[graph].fixed:
+            return count
+        self._most[graph] = most = max(count, self._most.get(graph, 1))
+        return count if count == most else 1
 
     def run(
         self, graph: str, *, into: Sequence[Array] | None = None, **arrays: Array
@@ -181,8 +199,23 @@ class OnnxRuntimeEngine(Engine):
             raise EngineError(
                 f"there is no graph '{graph}'; available: {', '.join(self._placed) or 'none'}"
             )
-        session = self._session_for(graph, arrays)
+        spec = GRAPHS[graph]
         outputs = tuple(into) if into is not None else self._outputs(graph, arrays)
+        batched = [item.name for item in spec.inputs if item.shape[0] == "N"]
+        count = arrays[batched[0]].shape[0] if batched else 1
+        at_once = self._at_once(graph, count)
+        if at_once == count:
+            self._run(graph, arrays, outputs)
+            return outputs
+        for n in range(count):
+            some = {name: self.slice(arrays[name], n, n + 1) for name in batched}
+            self._run(graph, {**arrays, **some}, [self.slice(a, n, n + 1) for a in outputs])
+        return outputs
+
+    def _run(self, graph: str, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        """Run a graph on frames that fit its session, and write its outputs."""
+        self._downloaded = None  # its values may change
+        session = self._session_for(graph, arrays)
         binding = session.io_binding()
         try:
             for name, array in arrays.items():
@@ -193,11 +226,15 @@ class OnnxRuntimeEngine(Engine):
             with on_signal(self._end_run):
                 session.run_with_iobinding(binding, self._options)
         except Exception as error:
-            raise failure(str(error))(
+            refused = failure(str(error))
+            if refused is DeviceMemoryError and self._placed[graph].fixed:
+                # Each session keeps the memory of its largest run.
+                self._sessions.clear()
+                self._most.clear()
+            raise refused(
                 f"graph '{graph}' failed on {self._placed[graph].execution_provider}: "
                 f"{first_line(error)}"
             ) from error
-        return outputs
 
     def _end_run(self) -> None:
         self._options.terminate = True  # ONNX Runtime looks at it between two nodes
@@ -252,7 +289,9 @@ class OnnxRuntimeEngine(Engine):
 
     def download(self, array: Array) -> NDArray[Any]:
         if isinstance(array, _CudaArray):
-            array = array.value.numpy()[array.start : array.start + array.shape[0]]
+            if self._downloaded is None or self._downloaded[0] is not array.value:
+                self._downloaded = array.value, array.value.numpy()
+            array = self._downloaded[1][array.start : array.start + array.shape[0]]
         values: NDArray[Any] = array
         return values
 
@@ -287,6 +326,7 @@ class OnnxRuntimeEngine(Engine):
         ) + (f"; {usable_cores()} threads" if graphs else "")
 
     def close(self) -> None:
+        self._downloaded = None
         self._sessions = {}
         self._placed = {}
 

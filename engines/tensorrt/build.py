@@ -10,7 +10,7 @@ import contextlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from rbvsr_deploy.engines.tensorrt.base import states_are_channels_last
 from rbvsr_deploy.engines.tensorrt.cache import cache_folder, cache_key
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, checked
 from rbvsr_deploy.engines.tensorrt.network import check_network
+from rbvsr_deploy.engines.tensorrt.tensor_types import inputs_of, outputs_of
 from rbvsr_deploy.engines.tensorrt.timing_cache import TimingCache
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import GRAPHS, STATES
@@ -218,12 +219,13 @@ class _Build:
             parser = checked(module.OnnxParser(network, tensorrt.logger))
         with tensorrt.attempt(f"{where} was rejected by the parser of {named}"):
             checked(parser.parse(model))
+        types = tensorrt.tensor_types(network, model)
         layers = check_network(
-            tensorrt, network, model, graph=self.graph, precision=self.manifest.precision
+            tensorrt, network, model, types, graph=self.graph, precision=self.manifest.precision
         )
         with tensorrt.attempt(f"{where} could not be compiled by {named}"):
             config = checked(builder.create_builder_config())
-            self._configure(builder, network, config)
+            self._configure(builder, network, config, types)
             tensorrt.watch(
                 config,
                 lambda phase, step, steps: progress(self.graph, phase, step, steps),
@@ -244,11 +246,12 @@ class _Build:
             return None
         return max(2**28, self.driver.free_memory() // 4)
 
-    def _configure(self, builder: Any, network: Any, config: Any) -> None:
+    def _configure(self, builder: Any, network: Any, config: Any, types: Mapping[str, str]) -> None:
         tensorrt, options = self.tensorrt, self.options
         tensorrt.set_precision(
             config,
             network,
+            types=types,
             precision=self.manifest.precision,
             quantised=self.manifest.quantisation is not None,
         )
@@ -273,13 +276,8 @@ class _Build:
         for name, shapes in limits.items():
             profile.set_shape(name, *shapes)
         if states_are_channels_last(self.manifest.precision, self.manifest.channels):
-            for tensor in _inputs_and_outputs(network):
+            for tensor in (*inputs_of(network), *outputs_of(network)):
                 if tensor.name in STATES:
                     tensor.allowed_formats = 1 << int(tensorrt.module.TensorFormat.HWC8)
         if config.add_optimization_profile(profile) < 0:
             raise RuntimeError(f"TensorRT rejected the sizes {self.profile}")
-
-
-def _inputs_and_outputs(network: Any) -> Iterator[Any]:
-    yield from (network.get_input(i) for i in range(network.num_inputs))
-    yield from (network.get_output(i) for i in range(network.num_outputs))

@@ -13,12 +13,19 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rbvsr_deploy.bundle.engine_sets import Flavour
 from rbvsr_deploy.engines.memory import failure
+from rbvsr_deploy.engines.tensorrt.tensor_types import (
+    inputs_of,
+    layers_of,
+    outputs_of,
+    reported_types,
+    types_from_graph,
+)
 from rbvsr_deploy.errors import (
     EngineError,
     MissingDependencyError,
@@ -168,10 +175,36 @@ class TensorRT:
             return checked(builder.create_network(1 << int(kinds.STRONGLY_TYPED)))
         return checked(builder.create_network(0))
 
+    def tensor_types(self, network: Any, model: bytes) -> dict[str, str]:
+        """Return NumPy's name of the type that each tensor of a parsed network will have.
+
+        Args:
+            network: its ``INetworkDefinition``.
+            model: the serialised graph that was parsed.
+
+        Raises:
+            MissingDependencyError: this is TensorRT before 10, which needs ``onnx`` for this.
+        """
+        return types_from_graph(network, model) if self._weakly_typed else reported_types(network)
+
     def set_precision(
-        self, config: Any, network: Any, *, precision: Precision, quantised: bool
+        self,
+        config: Any,
+        network: Any,
+        *,
+        types: Mapping[str, str],
+        precision: Precision,
+        quantised: bool,
     ) -> None:
-        """Make layers run in the types that the graph specifies."""
+        """Make layers run in the types that the graph specifies.
+
+        Args:
+            config: of the builder.
+            network: the parsed network.
+            types: returned by :meth:`tensor_types`.
+            precision: of the bundle.
+            quantised: whether it has convolutions in int8.
+        """
         flags = self.module.BuilderFlag
         # float32 must be exact: float16 is there for speed.
         config.clear_flag(flags.TF32)
@@ -181,16 +214,23 @@ class TensorRT:
             config.set_flag(flags.FP16)
         if quantised:
             config.set_flag(flags.INT8)
-        config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-        # With FP16 allowed, coordinates and flow would become float16 as well.
-        float32 = self.module.float32
-        for number in range(network.num_layers):
-            layer = network.get_layer(number)
-            outputs = range(layer.num_outputs)
-            if all(layer.get_output(i).dtype == float32 for i in outputs):
-                layer.precision = float32
-                for i in outputs:
-                    layer.set_output_type(i, float32)
+        # With FP16 allowed, coordinates and flow would become float16 as well. A preference, as
+        # float32 kernels exist for every layer, and float16 ones may not; values are compared.
+        config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
+        rounded: set[str] = set()
+        for layer in layers_of(network):
+            outputs = list(outputs_of(layer))
+            if layer.type.name == "DEQUANTIZE":
+                rounded |= {tensor.name for tensor in outputs}
+            # These have types of their own, and what reads rounded values is fused into int8.
+            is_free = layer.type.name in ("CAST", "CONSTANT", "QUANTIZE", "DEQUANTIZE")
+            if is_free or any(tensor.name in rounded for tensor in inputs_of(layer)):
+                continue
+            for i, tensor in enumerate(outputs):
+                dtype = types[tensor.name]
+                if dtype in ("float16", "float32"):
+                    layer.precision = getattr(self.module, dtype)
+                    layer.set_output_type(i, getattr(self.module, dtype))
 
     def set_compute_capability(self, config: Any, *, compute_capability: str) -> None:
         """Build for a compute capability; plain TensorRT builds for the GPU it runs on."""

@@ -14,28 +14,38 @@ from typing import Any
 
 from rbvsr_deploy.bundle.onnx_reader import read_graph
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
+from rbvsr_deploy.engines.tensorrt.tensor_types import inputs_of, layers_of, outputs_of
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import Precision
 
 __all__ = ["check_network"]
 
+_CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
+
 
 def check_network(
-    tensorrt: TensorRT, network: Any, model: bytes, *, graph: str, precision: Precision
+    tensorrt: TensorRT,
+    network: Any,
+    model: bytes,
+    types: Mapping[str, str],
+    *,
+    graph: str,
+    precision: Precision,
 ) -> dict[str, int]:
     """Check a parsed network.
 
     Every sampling layer is bilinear, pads and aligns the corners as a node of the graph does, and
     has a float32 input and coordinates.
-    Every convolution runs in the bundle's float type, or in int8 if its input comes from a
-    dequantise layer. In a float16 network no layer is float32 without a reason: connected float32
-    layers form a region, and each region must contain a sampling layer or an input or output that
-    is float32 or uint8 (flow, residue, images).
+    There is a layer for every convolution of the graph. It runs in the bundle's float type, or in
+    int8 if its input comes from a dequantise layer. In a float16 network no layer is float32
+    without a reason: connected float32 layers form a region, and each region must contain a
+    sampling layer or an input or output that is float32 or uint8 (flow, residue, images).
 
     Args:
         tensorrt: the flavour that parsed it.
         network: its ``INetworkDefinition``.
         model: the serialised graph that was parsed.
+        types: returned by :meth:`TensorRT.tensor_types`.
         graph: its name.
         precision: of the bundle.
 
@@ -45,19 +55,19 @@ def check_network(
     Raises:
         EngineError: a layer violates this; the message names the first one.
     """
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    layers = layers_of(network)
     dequantised = {
         output.name
         for layer in layers
         if layer.type.name == "DEQUANTIZE"
-        for output in _outputs(layer)
+        for output in outputs_of(layer)
     }
     table: Counter[str] = Counter()
     for layer in layers:
-        kind, dtype = layer.type.name, _dtype(layer.get_output(0))
+        kind, dtype = layer.type.name, types[layer.get_output(0).name]
         if kind == "GRID_SAMPLE":
-            _check_sampling(tensorrt, layer, _sampling_of(model), graph=graph)
-        if kind in ("CONVOLUTION", "DECONVOLUTION"):
+            _check_sampling(tensorrt, layer, _sampling_of(model), types, graph=graph)
+        if kind in _CONVOLUTIONS:
             if dtype != precision:
                 raise EngineError(
                     f"graph '{graph}': TensorRT reads the convolution '{layer.name}' as {dtype} in "
@@ -66,9 +76,20 @@ def check_network(
             if layer.get_input(0).name in dequantised:
                 dtype = "int8"
         table[f"{kind} {dtype}"] += 1
+    read, written = sum(layer.type.name in _CONVOLUTIONS for layer in layers), _convolutions(model)
+    if read != written:
+        raise EngineError(
+            f"graph '{graph}': TensorRT {tensorrt.version} reads {read} of its {written} "
+            "convolutions as such: use another version of TensorRT"
+        )
     if precision == "float16":
-        _check_float32(network, layers, graph=graph)
+        _check_float32(network, layers, types, graph=graph)
     return dict(sorted(table.items()))
+
+
+def _convolutions(model: bytes) -> int:
+    """Count the convolutions of a serialised graph."""
+    return sum(node.operator in ("Conv", "ConvTranspose") for node in read_graph(model).nodes)
 
 
 @functools.lru_cache(maxsize=2)
@@ -84,10 +105,17 @@ def _described(attributes: Mapping[str, Any]) -> str:
     return f"{attributes.get('padding_mode', 'zeros')} outside and corners {aligned}"
 
 
-def _check_sampling(tensorrt: TensorRT, layer: Any, written: frozenset[str], *, graph: str) -> None:
+def _check_sampling(
+    tensorrt: TensorRT,
+    layer: Any,
+    written: frozenset[str],
+    types: Mapping[str, str],
+    *,
+    graph: str,
+) -> None:
     module = tensorrt.module
     name = layer.name
-    dtypes = [_dtype(tensor) for tensor in _inputs(layer)]
+    dtypes = [types[tensor.name] for tensor in inputs_of(layer)]
     layer.__class__ = module.IGridSampleLayer  # the bindings return only the base class
     mode, padding = layer.interpolation_mode, layer.sample_mode.name.lower()
     read = _described(
@@ -109,24 +137,26 @@ def _check_sampling(tensorrt: TensorRT, layer: Any, written: frozenset[str], *, 
         )
 
 
-def _check_float32(network: Any, layers: list[Any], *, graph: str) -> None:
+def _check_float32(
+    network: Any, layers: list[Any], types: Mapping[str, str], *, graph: str
+) -> None:
     """Check that float32 layers have a reason: mark regions starting from the allowed tensors."""
-    data = {network.get_input(i).name for i in range(network.num_inputs)}
+    data = {tensor.name for tensor in inputs_of(network)}
     for layer in layers:
         # Values derived only from sizes and constants are arithmetic on shapes, not on pixels.
-        if layer.type.name != "SHAPE" and any(tensor.name in data for tensor in _inputs(layer)):
-            data |= {tensor.name for tensor in _outputs(layer)}
+        if layer.type.name != "SHAPE" and any(tensor.name in data for tensor in inputs_of(layer)):
+            data |= {tensor.name for tensor in outputs_of(layer)}
 
     def wide(tensors: Iterator[Any]) -> set[str]:
-        return {t.name for t in tensors if t.name in data and _dtype(t) in ("float32", "uint8")}
+        names = {tensor.name for tensor in tensors} & data
+        return {name for name in names if types[name] in ("float32", "uint8")}
 
     touched = {
-        layer.name: wide(_inputs(layer)) | wide(_outputs(layer))
+        layer.name: wide(inputs_of(layer)) | wide(outputs_of(layer))
         for layer in layers
-        if wide(_outputs(layer))
+        if wide(outputs_of(layer))
     }
-    reached = wide(network.get_input(i) for i in range(network.num_inputs))
-    reached |= wide(network.get_output(i) for i in range(network.num_outputs))
+    reached = wide(inputs_of(network)) | wide(outputs_of(network))
     reached |= {
         name for layer in layers if layer.type.name == "GRID_SAMPLE" for name in touched[layer.name]
     }
@@ -141,19 +171,3 @@ def _check_float32(network: Any, layers: list[Any], *, graph: str) -> None:
                 f"graph '{graph}': the layer '{name}' is float32 in a float16 bundle, but is "
                 "not connected to sampling, flow, residue or images: export the checkpoint again"
             )
-
-
-def _inputs(layer: Any) -> Iterator[Any]:
-    # A missing optional input is None.
-    tensors = (layer.get_input(i) for i in range(layer.num_inputs))
-    return (tensor for tensor in tensors if tensor is not None)
-
-
-def _outputs(layer: Any) -> Iterator[Any]:
-    return (layer.get_output(i) for i in range(layer.num_outputs))
-
-
-def _dtype(tensor: Any) -> str:
-    """Return NumPy's name of a tensor's type."""
-    name: str = tensor.dtype.name
-    return {"FLOAT": "float32", "HALF": "float16"}.get(name, name.lower())

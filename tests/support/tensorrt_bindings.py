@@ -1,5 +1,7 @@
 """Simulates TensorRT's Python bindings, with exactly the names of each version.
 
+Networks are parsed by TensorRT-RTX, so that they have the layers of a real one.
+
 The names were taken from the bindings of 8.6.1, 10.3.0 and 11.4.0 themselves, which cannot be
 imported without TensorRT's libraries. As there, a name that a version lacks raises
 ``AttributeError``.
@@ -7,67 +9,164 @@ imported without TensorRT's libraries. As there, a name that a version lacks rai
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum, IntEnum
 from types import SimpleNamespace
 from typing import Any
+
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
 
 
 class DataType(Enum):
     FLOAT = 0
     HALF = 1
-    INT64 = 8
+    INT8 = 2
+    INT32 = 3
+    BOOL = 4
     UINT8 = 5
+    INT64 = 8
 
 
-class LayerType(Enum):
-    CONVOLUTION = 0
-    ELEMENTWISE = 1
+class InterpolationMode(Enum):
+    NEAREST = 0
+    LINEAR = 1
+    CUBIC = 2
+
+
+class Tensor:
+    """A tensor of a parsed network, which in 8.6 hides its type until the network is built.
+
+    There every tensor between layers is float32, except integers and the results of casts, as a
+    listing of networks parsed by 8.6.0 showed. 8.6 has no 64-bit integers.
+    """
+
+    def __init__(self, real: Any, instead: Mapping[str, str]) -> None:
+        self.real, self.name = real, real.name
+        kind = real.dtype.name
+        self.dtype = DataType[instead.get(kind, kind)]
+        self.allowed_formats = 0
 
 
 class Layer:
-    """A layer with one output."""
+    """A layer of a parsed network, which records constraints."""
 
-    def __init__(self, name: str, kind: LayerType, output: Any, inputs: list[Any]) -> None:
-        self.name, self.type = name, kind
-        self.num_inputs, self.num_outputs = len(inputs), 1
-        self._inputs, self._output = inputs, output
+    def __init__(self, real: Any, inputs: list[Any], outputs: list[Tensor], *, typed: bool) -> None:
+        self.real, self.name, self.type = real, real.name, real.type
+        self.num_inputs, self.num_outputs = len(inputs), len(outputs)
+        self._inputs, self._outputs, self._typed = inputs, outputs, typed
         self.output_types: dict[int, DataType] = {}
-        self.precision: DataType | None = None
+        self._precision: DataType | None = None
 
     def get_input(self, i: int) -> Any:
         return self._inputs[i]
 
-    def get_output(self, i: int) -> Any:
-        return self._output
+    def get_output(self, i: int) -> Tensor:
+        return self._outputs[i]
+
+    @property
+    def precision(self) -> DataType | None:
+        return self._precision
+
+    @precision.setter
+    def precision(self, dtype: DataType) -> None:
+        assert not self._typed, "precision cannot be set in a strongly typed network"
+        self._precision = dtype
 
     def set_output_type(self, i: int, dtype: DataType) -> None:
+        assert not self._typed, "output types cannot be set in a strongly typed network"
+        floats = (DataType.FLOAT, DataType.HALF)
+        assert self._outputs[i].dtype in floats, f"{self.name} has an output of integers"
         self.output_types[i] = dtype
 
 
-class Network:
-    """A parsed network: a float32 sum with a float32 output, and a float16 convolution."""
+class GridSampleLayer(Layer):
+    """A sampling layer, once its class is set: the bindings return only the base class."""
 
-    def __init__(self, flags: int) -> None:
+    def _parsed(self) -> Any:
+        self.real.__class__ = _rtx().module.IGridSampleLayer
+        return self.real
+
+    @property
+    def interpolation_mode(self) -> InterpolationMode:
+        return InterpolationMode[self._parsed().interpolation_mode.name]
+
+    @property
+    def sample_mode(self) -> Any:
+        return self._parsed().sample_mode
+
+    @property
+    def align_corners(self) -> bool:
+        return bool(self._parsed().align_corners)
+
+
+class Network:
+    """A network that TensorRT-RTX has parsed, as another version reports it."""
+
+    def __init__(self, flags: int, *, hides: bool) -> None:
         self.flags = flags
-        frame = SimpleNamespace(name="frame", dtype=DataType.HALF)
-        flow = SimpleNamespace(name="flow", dtype=DataType.FLOAT)
-        moved = SimpleNamespace(name="moved", dtype=DataType.FLOAT)
-        features = SimpleNamespace(name="features", dtype=DataType.HALF)
-        self.inputs, self.outputs = [frame, flow], [moved, features]
-        self.layers = [
-            Layer("sum", LayerType.ELEMENTWISE, moved, [flow]),
-            Layer("convolution", LayerType.CONVOLUTION, features, [frame]),
-        ]
-        self.num_layers, self.num_inputs, self.num_outputs = 2, 2, 2
+        self.layers: list[Layer] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self._hides = hides
+        rtx = _rtx()
+        self._builder = rtx.module.Builder(rtx.logger)
+        self._real = rtx.create_network(self._builder)
+
+    def parse(self, model: bytes) -> str | None:
+        """Parse a model and return the first error, if there is one."""
+        rtx = _rtx()
+        rtx.logger.errors.clear()
+        parser = rtx.module.OnnxParser(self._real, rtx.logger)
+        if not parser.parse(model):
+            return f"[parser.cpp::parse::7] {rtx.logger.errors[0]}"
+        real = self._real
+        narrow = {"INT64": "INT32"} if self._hides else {}
+        hidden = {"HALF": "FLOAT"} if self._hides else {}
+        self.inputs = [Tensor(real.get_input(i), narrow) for i in range(real.num_inputs)]
+        self.outputs = [Tensor(real.get_output(i), narrow) for i in range(real.num_outputs)]
+        tensors = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
+        layers = [real.get_layer(i) for i in range(real.num_layers)]
+        for layer in layers:
+            instead = narrow if layer.type.name == "CAST" else narrow | hidden
+            for i in range(layer.num_outputs):
+                output = layer.get_output(i)
+                tensors.setdefault(output.name, Tensor(output, instead))
+        for layer in layers:
+            inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+            self.layers.append(
+                Layer(
+                    layer,
+                    [tensor and tensors[tensor.name] for tensor in inputs],
+                    [tensors[layer.get_output(i).name] for i in range(layer.num_outputs)],
+                    typed=not self._hides,
+                )
+            )
+        return None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
 
     def get_layer(self, i: int) -> Layer:
         return self.layers[i]
 
-    def get_input(self, i: int) -> Any:
+    def get_input(self, i: int) -> Tensor:
         return self.inputs[i]
 
-    def get_output(self, i: int) -> Any:
+    def get_output(self, i: int) -> Tensor:
         return self.outputs[i]
+
+
+def _rtx() -> TensorRT:
+    return load_flavour("tensorrt-rtx")
 
 
 class Profile:
@@ -139,7 +238,7 @@ def bindings(version: str) -> Any:
     """Return the module ``tensorrt`` of 8.6, 10.3 or 11.4; its ``builds`` lists all builds."""
     major = int(version.split(".")[0])
     common = ["TF32", "VERSION_COMPATIBLE"]
-    before_11 = ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]
+    before_11 = ["FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"]
     kinds = {8: ["EXPLICIT_BATCH"], 10: ["EXPLICIT_BATCH", "STRONGLY_TYPED"]}
     builds: list[SimpleNamespace] = []
 
@@ -154,7 +253,7 @@ def bindings(version: str) -> Any:
             self.logger = logger
 
         def create_network(self, flags: int) -> Network:
-            return Network(flags)
+            return Network(flags, hides=major < 10)
 
         def create_builder_config(self) -> _Config:
             return _Config() if major < 10 else _ConfigFrom10()
@@ -175,18 +274,21 @@ def bindings(version: str) -> Any:
 
     class OnnxParser:
         def __init__(self, network: Network, logger: Any) -> None:
-            self.logger = logger
+            self.network, self.logger = network, logger
 
         def parse(self, model: bytes) -> bool:
-            if model == b"junk":
-                self.logger.log(ILogger.ERROR, "[parser.cpp::parse::7] no such operator")
-                return False
-            return True
+            error = self.network.parse(model)
+            if error is not None:
+                self.logger.log(ILogger.ERROR, error)
+            return error is None
 
     module = SimpleNamespace(
         __version__=version,
         builds=builds,
+        float16=DataType.HALF,
         float32=DataType.FLOAT,
+        IGridSampleLayer=GridSampleLayer,
+        InterpolationMode=InterpolationMode,
         ILogger=ILogger,
         Builder=Builder,
         OnnxParser=OnnxParser,
@@ -194,6 +296,7 @@ def bindings(version: str) -> Any:
         NetworkDefinitionCreationFlag=IntEnum(
             "NetworkDefinitionCreationFlag", kinds.get(major, ["STRONGLY_TYPED"]), start=0
         ),
+        TensorFormat=IntEnum("TensorFormat", ["LINEAR", "CHW2", "HWC8"], start=0),
         MemoryPoolType=IntEnum("MemoryPoolType", ["WORKSPACE"]),
         HardwareCompatibilityLevel=IntEnum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"]),
     )

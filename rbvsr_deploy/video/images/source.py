@@ -18,6 +18,7 @@ from rbvsr_deploy.video.excerpts import cut_out
 from rbvsr_deploy.video.image_metadata import ImageMetadata
 from rbvsr_deploy.video.images.decoding import decode_image
 from rbvsr_deploy.video.images.files import IMAGE_SUFFIXES, SUPPORTED, format_of, image_format
+from rbvsr_deploy.video.images.trailing import trailing_data
 from rbvsr_deploy.video.input_files import InputFiles
 from rbvsr_deploy.video.options import ReadOptions
 
@@ -110,6 +111,8 @@ class ImageSource(Source):
         read = decode_image(data, name, file)
         if read.others:
             self._left_out[file.name] = read.others
+        if rest := trailing_data(data, name, others=read.others):
+            self.changes.drop(rest, "only the image is upscaled")
         for kind, change in read.conversions.items():
             self.changes.convert(kind, change)
         for kind, why in read.metadata.lost.items():

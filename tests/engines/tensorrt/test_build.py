@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from rbvsr_deploy.engines.cuda.driver import Gpu
 from rbvsr_deploy.engines.tensorrt.build import BuildOptions, build_engine_set, check_target
 from rbvsr_deploy.engines.tensorrt.cache import read_cached
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
+from rbvsr_deploy.engines.tensorrt.network import check_network
 from rbvsr_deploy.errors import EngineError
 from tests.support.tensorrt_bindings import bindings
 from tests.support.tensorrt_double import small_bundle
@@ -139,19 +140,21 @@ def test_plain_tensorrt_builds_on_its_gpu(version: str, bundle: Bundle) -> None:
     The thread that builds has the right GPU as its current one.
     """
     tensorrt, driver = TensorRT("tensorrt", bindings(version)), OneGpu()
-    manifest = replace(bundle.manifest, precision="float16")
+    precision = bundle.manifest.precision
     phases: list[str] = []
     engine_set, plans = build_engine_set(
         tensorrt,
-        manifest,
-        {"forward": b"one", "backward": b"two"},
+        bundle.manifest,
+        {name: bundle.graph(name) for name in ("forward", "backward")},
         profile=ShapeProfile((8, 8), (16, 16), (32, 64), batch=3),
         compute_capability="8.9",
         driver=driver,  # type: ignore[arg-type]
         options=BuildOptions(2**30, 4, version_compatible=True, hardware_compatible=True),
         progress=lambda graph, phase, step, steps: phases.append(phase),
     )
-    assert engine_set.layers["forward"] == {"CONVOLUTION float16": 1, "ELEMENTWISE float32": 1}
+    layers = engine_set.layers["forward"]
+    assert (layers[f"CONVOLUTION {precision}"], layers["GRID_SAMPLE float32"]) == (3, 1)
+    assert floats(layers) == floats(rtx_layers(bundle, "forward"))
     assert engine_set.version_compatible
     assert engine_set.hardware_compatible
     config = tensorrt.module.builds[-1].config
@@ -166,6 +169,20 @@ def test_plain_tensorrt_builds_on_its_gpu(version: str, bundle: Bundle) -> None:
     (path,) = (Path(str(p)) for p in cache_files())
     assert read_cached(path) == b"timedtimed"
     assert driver.threads - {threading.get_ident()}
+
+
+def floats(layers: Mapping[str, int]) -> dict[str, int]:
+    return {kind: count for kind, count in layers.items() if "float" in kind}
+
+
+def rtx_layers(bundle: Bundle, graph: str) -> dict[str, int]:
+    """Return the table of a strongly typed network, whose types are not hidden."""
+    rtx, model = load_flavour("tensorrt-rtx"), bundle.graph(graph)
+    network = rtx.create_network(rtx.module.Builder(rtx.logger))
+    assert rtx.module.OnnxParser(network, rtx.logger).parse(model)
+    types = rtx.tensor_types(network, model)
+    precision = bundle.manifest.precision
+    return check_network(rtx, network, model, types, graph=graph, precision=precision)
 
 
 def cache_files() -> list[Path]:

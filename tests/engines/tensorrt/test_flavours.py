@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from rbvsr_deploy.bundle import open_bundle
 from rbvsr_deploy.engines.tensorrt import flavours
 from rbvsr_deploy.engines.tensorrt.flavours import (
     KernelCache,
@@ -16,7 +21,8 @@ from rbvsr_deploy.engines.tensorrt.flavours import (
     load_flavour,
 )
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError, MissingDependencyError
-from tests.support.tensorrt_bindings import DataType, bindings
+from rbvsr_deploy.graphs import Precision
+from tests.support.tensorrt_bindings import bindings
 
 
 class Context:
@@ -79,41 +85,139 @@ def test_old_versions_are_rejected() -> None:
         TensorRT("tensorrt", bindings("8.5.2"))
 
 
+def constrained(
+    version: str, model: bytes, *, precision: Precision = "float16", quantised: bool = False
+) -> tuple[Any, Any]:
+    """Return the network and the configuration that the builder of a version gets."""
+    tensorrt = TensorRT("tensorrt", bindings(version))
+    builder = tensorrt.module.Builder(tensorrt.logger)
+    network, config = tensorrt.create_network(builder), builder.create_builder_config()
+    assert tensorrt.module.OnnxParser(network, tensorrt.logger).parse(model), tensorrt.logger.errors
+    types = tensorrt.tensor_types(network, model)
+    tensorrt.set_precision(config, network, types=types, precision=precision, quantised=quantised)
+    return network, config
+
+
+def constraints(network: Any) -> dict[str, set[str]]:
+    """Return the types that layers are constrained to, by the names of the layers."""
+    found = {}
+    for layer in network.layers:
+        types = {layer.precision, *layer.output_types.values()} - {None}
+        found[layer.name] = {dtype.name for dtype in types}
+        assert len(layer.output_types) in (0, layer.num_outputs)
+        assert (layer.precision is None) == (not layer.output_types)
+    return found
+
+
 @pytest.mark.parametrize(
     ("version", "network_flags", "config_flags"),
     [
-        ("8.6.1", 1, {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}),
+        ("8.6.1", 1, {"FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"}),
         ("10.3.0", 2, set()),
         ("11.4.0.106", 0, set()),
     ],
 )
 def test_precision_is_requested_by_each_versions_own_api(
-    version: str, network_flags: int, config_flags: set[str]
+    version: str, network_flags: int, config_flags: set[str], tiny_bundle_float16: Path
 ) -> None:
-    """Before 10 flags are set and float32 layers fixed; 10 uses a strongly typed network.
+    """Before 10 flags are set and layers constrained; 10 uses a strongly typed network.
 
     Later versions need no request. TF32 is always off.
     """
-    tensorrt = TensorRT("tensorrt", bindings(version))
-    builder = tensorrt.module.Builder(tensorrt.logger)
-    network, config = tensorrt.create_network(builder), builder.create_builder_config()
-    tensorrt.set_precision(config, network, precision="float16", quantised=True)
+    model = open_bundle(tiny_bundle_float16).graph("clean")
+    network, config = constrained(version, model, quantised=True)
     assert network.flags == network_flags
     assert config.flags == config_flags
-    held = [layer.name for layer in network.layers if layer.precision == DataType.FLOAT]
-    assert held == (["sum"] if version.startswith("8") else [])
-    assert [layer.output_types for layer in network.layers] == [
-        {0: DataType.FLOAT} if layer.name in held else {} for layer in network.layers
-    ]
+    assert any(constraints(network).values()) == version.startswith("8")
 
 
-def test_a_float32_bundle_does_not_allow_float16_in_8_6() -> None:
+def test_a_float32_bundle_does_not_allow_float16_in_8_6(tiny_bundle: Path) -> None:
     """The builder may choose only from the types of the bundle."""
-    tensorrt = TensorRT("tensorrt", bindings("8.6.1"))
-    builder = tensorrt.module.Builder(tensorrt.logger)
-    network, config = tensorrt.create_network(builder), builder.create_builder_config()
-    tensorrt.set_precision(config, network, precision="float32", quantised=False)
-    assert config.flags == {"OBEY_PRECISION_CONSTRAINTS"}
+    model = open_bundle(tiny_bundle).graph("backward")
+    network, config = constrained("8.6.1", model, precision="float32")
+    assert config.flags == {"PREFER_PRECISION_CONSTRAINTS"}
+    assert set().union(*constraints(network).values()) == {"FLOAT"}
+
+
+def test_8_6_samples_in_float32_and_convolves_in_float16(tiny_bundle_float16: Path) -> None:
+    """Its networks hide their types, so that each layer is constrained to the graph's own.
+
+    Coordinates and samplers are float32, everything else is float16. Casts, constants and integers
+    have types of their own, and 8.6 rejects a constraint on integers.
+    """
+    network, _ = constrained("8.6.1", open_bundle(tiny_bundle_float16).graph("backward"))
+    hidden = [layer for layer in network.layers if layer.type.name == "CONVOLUTION"]
+    assert [layer.get_output(0).dtype.name for layer in hidden] == ["FLOAT"] * len(hidden)
+
+    found = constraints(network)
+    by_kind: dict[str, set[str]] = {}
+    for layer in network.layers:
+        by_kind.setdefault(layer.type.name, set()).update(found[layer.name])
+    assert {kind: types for kind, types in by_kind.items() if len(types) == 1} == {
+        "CONVOLUTION": {"HALF"},
+        "ACTIVATION": {"HALF"},
+        "GRID_SAMPLE": {"FLOAT"},
+        "FILL": {"FLOAT"},
+        "CONCATENATION": {"FLOAT"},
+        "GATHER": {"FLOAT"},
+        "SHUFFLE": {"FLOAT"},
+        "UNSQUEEZE": {"FLOAT"},
+    }
+    assert by_kind["ELEMENTWISE"] == {"FLOAT", "HALF"}
+    free = {kind for kind, types in by_kind.items() if not types}
+    assert free == {"CAST", "CONSTANT", "SHAPE", "SQUEEZE"}
+
+    # The last sum is of features, all others compute coordinates.
+    (last,) = (layer for layer in network.layers if layer.get_output(0) is network.outputs[0])
+    sums = [layer for layer in network.layers if layer.type.name == "ELEMENTWISE"]
+    assert [layer for layer in sums if found[layer.name] == {"HALF"}] == [last]
+    (sampler,) = (layer for layer in network.layers if layer.type.name == "GRID_SAMPLE")
+    assert found["node_grid_sampler"] == found["node_stack"] == {"FLOAT"}
+    assert sampler.get_input(1).name == "stack"
+    integers = [layer for layer in sums if layer.get_output(0).dtype.name == "INT32"]
+    assert integers
+    assert not any(found[layer.name] for layer in integers)
+
+
+def test_every_layer_of_8_6_is_constrained_to_its_own_type(tiny_bundle_float16: Path) -> None:
+    """The types are those that a strongly typed network of the same graph has, in every graph."""
+    bundle = open_bundle(tiny_bundle_float16)
+    for model in bundle.graphs().values():
+        network, _ = constrained("8.6.1", model)
+        for layer in network.layers:
+            for i, dtype in layer.output_types.items():
+                assert dtype.name == layer.real.get_output(i).dtype.name, layer.name
+
+
+def test_layers_that_read_rounded_values_are_free_in_8_6() -> None:
+    """Held to float16, a convolution between roundings could not be fused into int8."""
+    weights: dict[str, Any] = {
+        "s": np.array(0.1, np.float16),
+        "z": np.array(0, np.int8),
+        "k": np.ones((2, 2, 3, 3), np.int8),
+        "w": np.ones((2, 2, 3, 3), np.float16),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["frame", "s", "z"], ["q"], name="round"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="frame_again"),
+        helper.make_node("DequantizeLinear", ["k", "s", "z"], ["dk"], name="kernel_again"),
+        helper.make_node("Conv", ["d", "dk"], ["features"], name="int8", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["features", "w"], ["out"], name="half", pads=[1, 1, 1, 1]),
+    ]
+    read, made = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 2, 8, 8])]
+        for name in ("frame", "out")
+    )
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "made_up", read, made, initializers)
+    opsets = [helper.make_opsetid("", 19)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(model)
+    network, config = constrained("8.6.1", model.SerializeToString(), quantised=True)
+    found = constraints(network)
+    assert {layer for layer, types in found.items() if types} == {"half"}
+    assert found["half"] == {"HALF"}
+    assert "INT8" in config.flags
 
 
 def test_scratch_memory_is_provided_by_the_caller() -> None:

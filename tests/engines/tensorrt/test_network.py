@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,44 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rbvsr_deploy.bundle import Bundle, open_bundle
-from rbvsr_deploy.engines.tensorrt.flavours import load_flavour
+from rbvsr_deploy.engines.tensorrt.flavours import TensorRT, load_flavour
 from rbvsr_deploy.engines.tensorrt.network import check_network
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import Precision
+from tests.support.tensorrt_bindings import bindings
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
-def table(
-    model: bytes,
-    *,
-    graph: str = "made up",
-    precision: Precision,
-    misread: bytes | None = None,
-) -> dict[str, int]:
-    """Parse with TensorRT-RTX, which needs no GPU for that, and check; ``misread`` is the graph
-    that a faulty parser would make of it.
+Table = Callable[..., dict[str, int]]
+
+
+@pytest.fixture(params=["tensorrt-rtx", "8.6.1"])
+def table(request: pytest.FixtureRequest) -> Table:
+    """Return a function that parses a model and checks the network.
+
+    Networks are strongly typed, or those of 8.6, which hide their types. ``misread`` is the graph
+    that a faulty parser would make of the model.
     """
-    rtx = load_flavour("tensorrt-rtx")
-    builder = rtx.module.Builder(rtx.logger)
-    network = rtx.create_network(builder)
-    parser = rtx.module.OnnxParser(network, rtx.logger)
-    assert parser.parse(misread or model), rtx.logger.errors
-    return check_network(rtx, network, model, graph=graph, precision=precision)
+    rtx = load_flavour("tensorrt-rtx")  # needs no GPU to parse
+    version = request.param
+    tensorrt = rtx if version == "tensorrt-rtx" else TensorRT("tensorrt", bindings(version))
+
+    def run(
+        model: bytes,
+        *,
+        graph: str = "made up",
+        precision: Precision,
+        misread: bytes | None = None,
+    ) -> dict[str, int]:
+        builder = tensorrt.module.Builder(tensorrt.logger)
+        network = tensorrt.create_network(builder)
+        parser = tensorrt.module.OnnxParser(network, tensorrt.logger)
+        assert parser.parse(misread or model), tensorrt.logger.errors
+        types = tensorrt.tensor_types(network, model)
+        return check_network(tensorrt, network, model, types, graph=graph, precision=precision)
+
+    return run
 
 
 def model(
@@ -95,7 +110,9 @@ def bundles(tiny_bundle: Path, tiny_bundle_float16: Path) -> dict[Precision, Bun
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_the_exported_graphs_pass(bundles: dict[Precision, Bundle], precision: Precision) -> None:
+def test_the_exported_graphs_pass(
+    bundles: dict[Precision, Bundle], precision: Precision, table: Table
+) -> None:
     """Every graph is read correctly, as the table of layers shows.
 
     All convolutions have the bundle's type, all sampling is float32, and float16 bundles have no
@@ -120,13 +137,13 @@ def test_the_exported_graphs_pass(bundles: dict[Precision, Bundle], precision: P
         assert "ACTIVATION float32" not in tables["backward"]
 
 
-def test_bilinear_sampling_passes() -> None:
+def test_bilinear_sampling_passes(table: Table) -> None:
     """Bilinear sampling passes, also under its name in opset 20."""
     assert table(sampling(mode="bilinear"), precision="float32") == {"GRID_SAMPLE float32": 1}
     assert table(sampling(mode="linear", opset=20), precision="float32")
 
 
-def test_sampling_of_earlier_bundles_passes() -> None:
+def test_sampling_of_earlier_bundles_passes(table: Table) -> None:
     """Bundles of versions before 0.3 align the corners, and flow pads with the border."""
     earlier = sampling(mode="bilinear", aligned=1, padding="border")
     assert table(earlier, precision="float32") == {"GRID_SAMPLE float32": 1}
@@ -141,7 +158,7 @@ def test_sampling_of_earlier_bundles_passes() -> None:
     ],
     ids=["corners", "border", "reflection"],
 )
-def test_sampling_that_is_misread_is_rejected(read: bytes, words: str) -> None:
+def test_sampling_that_is_misread_is_rejected(read: bytes, words: str, table: Table) -> None:
     """A parser that reads other corners or padding than the graph has is detected."""
     with pytest.raises(EngineError, match="zeros outside and corners not aligned: exp") as caught:
         table(sampling(mode="bilinear"), misread=read, precision="float32")
@@ -161,14 +178,14 @@ def test_sampling_that_is_misread_is_rejected(read: bytes, words: str) -> None:
     ],
     ids=["nearest", "nearest of opset 20", "cubic", "float16 coordinates"],
 )
-def test_other_sampling_is_rejected(graph: bytes, words: str) -> None:
+def test_other_sampling_is_rejected(graph: bytes, words: str, table: Table) -> None:
     """A parser that misreads the mode is detected; the message names graph and layer."""
     with pytest.raises(EngineError, match="graph 'made up'") as caught:
         table(graph, precision="float16")
     assert words in str(caught.value)
 
 
-def test_a_float32_convolution_in_a_float16_bundle_is_rejected() -> None:
+def test_a_float32_convolution_in_a_float16_bundle_is_rejected(table: Table) -> None:
     """The message names the convolution that has lost its type."""
     nodes = [
         convolution("first", "frame", "features"),
@@ -179,6 +196,17 @@ def test_a_float32_convolution_in_a_float16_bundle_is_rejected() -> None:
     wide = model(nodes, {"frame": HALF}, {"out": FLOAT}, weights)
     with pytest.raises(EngineError, match="the convolution 'second' as float32 in a float16"):
         table(wide, precision="float16")
+
+
+def test_a_convolution_that_is_not_read_as_one_is_reported(table: Table) -> None:
+    """The types of 8.6 are those of the graph, so the network must have its convolutions."""
+    weights = {"first.w": KERNEL.astype(np.float16)}
+    graph = model([convolution("first", "frame", "out")], {"frame": HALF}, {"out": HALF}, weights)
+    other = helper.make_node("Relu", ["frame"], ["out"], name="first")
+    misread = model([other], {"frame": HALF}, {"out": HALF}, {})
+    assert table(graph, precision="float16") == {"CONVOLUTION float16": 1}
+    with pytest.raises(EngineError, match="reads 0 of its 1 convolutions as such"):
+        table(graph, misread=misread, precision="float16")
 
 
 def relu_between(wide: int) -> bytes:
@@ -195,7 +223,7 @@ def relu_between(wide: int) -> bytes:
     return model(nodes, {"frame": HALF, "flow": FLOAT}, {"out": HALF, "turned": FLOAT}, weights)
 
 
-def test_features_in_float32_are_rejected() -> None:
+def test_features_in_float32_are_rejected(table: Table) -> None:
     """The message names float32 layers that are not connected to flow, sampling or images.
 
     Flow itself may be float32.
@@ -205,7 +233,7 @@ def test_features_in_float32_are_rejected() -> None:
         table(relu_between(FLOAT), precision="float16")
 
 
-def test_convolutions_of_dequantised_values_count_as_int8() -> None:
+def test_convolutions_of_dequantised_values_count_as_int8(table: Table) -> None:
     """A convolution whose input comes from a dequantise layer runs in int8, which is allowed."""
     scale = np.float16(0.1)
     nodes = [

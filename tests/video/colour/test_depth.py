@@ -298,6 +298,26 @@ class TestHdr:
         assert list(light) == [1000, 400]
         assert sum("is HDR (PQ)" in line for line in messages) == 1
 
+    def test_metadata_that_changes_is_reported(self, tmp_path: Path) -> None:
+        """The output has that of the first frame; two bitstreams in a row are one video."""
+        halves = [
+            coded(
+                tmp_path / f"{light}.hevc",
+                ramps(2),
+                codec="libx265",
+                tags=PQ,
+                options=quiet("repeat-headers=1", f"max-cll={light},400"),
+            )
+            for light in (1000, 600)
+        ]
+        for files, said in ((halves, True), (halves[:1] * 2, False)):
+            path = tmp_path / "both.hevc"
+            path.write_bytes(b"".join(file.read_bytes() for file in files))
+            with open_source(path) as source:
+                assert len(list(source)) == 4
+                dropped = {change.what for change in source.changes.dropped}
+            assert ("later HDR display metadata" in dropped) == said
+
     def test_hdr_metadata_that_an_encoder_cannot_write_is_reported(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -181,6 +181,32 @@ def lost_of(path: Path) -> dict[str, str]:
         return {change.what: change.reason for change in source.changes.dropped}
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_data_after_the_image_is_named(tmp_path: Path, suffix: str) -> None:
+    """Phones append a video to a photograph; others append whatever they like."""
+    options = {".jpg": {"progressive": True, "exif": exif()}, ".webp": {"lossless": True}}
+    path = save(tmp_path / f"a{suffix}", **options.get(suffix, {}))
+    whole = path.read_bytes()
+    assert not lost_of(path)
+    for rest, said in {
+        b"\0\0\r\n": [],
+        b"\0\0\0\x18ftypmp42" + bytes(99): ["video after the image (motion photo)"],
+        b"data" + bytes(20) + b"end": ["27 bytes after the image"],
+        whole + b"x": [f"{len(whole) + 1} bytes after the image"],
+    }.items():
+        path.write_bytes(whole + rest)
+        assert list(lost_of(path)) == said, rest[:20]
+
+
+def test_images_of_one_file_are_not_data_after_it(tmp_path: Path) -> None:
+    """The further images of a multi-picture JPEG are counted elsewhere; a video is named."""
+    path = tmp_path / "a.jpg"
+    PICTURE.save(path, "MPO", save_all=True, append_images=[PICTURE])
+    assert not lost_of(path)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\x18ftypmp42" + bytes(99))
+    assert list(lost_of(path)) == ["video after the image (motion photo)"]
+
+
 def test_other_data_of_a_file_is_named(tmp_path: Path) -> None:
     """Whatever nobody thought of: chunks of a PNG, segments of a JPEG, comments."""
     path = save(tmp_path / "a.png")
