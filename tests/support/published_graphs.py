@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 import onnx
 import torch
@@ -14,6 +15,7 @@ from rbvsr_deploy.export.onnx_export import export_graph
 from rbvsr_deploy.graph_modules import graph_modules
 from rbvsr_deploy.graphs import GRAPHS
 from rbvsr_deploy.model import PUBLISHED, RealBasicVSR
+from tests.support.kept_exports import kept_export
 
 __all__ = ["published_graph", "published_manifest"]
 
@@ -28,11 +30,15 @@ def _modules() -> Mapping[str, torch.nn.Module]:
 def published_graph(name: str, *, opset: int = 18) -> onnx.ModelProto:
     """Return a float16 graph that has passed the export's check."""
     spec, channels = GRAPHS[name], PUBLISHED.mid_channels
-    model = export_graph(
-        _modules()[name], spec, channels=channels, precision="float16", opset=opset
-    )
-    check_graph(model, spec, precision="float16", opset=opset)
-    return model
+
+    def make(path: Path) -> None:
+        model = export_graph(
+            _modules()[name], spec, channels=channels, precision="float16", opset=opset
+        )
+        check_graph(model, spec, precision="float16", opset=opset)
+        onnx.save(model, path)
+
+    return onnx.load(kept_export(f"published-{name}-{opset}.onnx", make))
 
 
 def published_manifest() -> Manifest:
