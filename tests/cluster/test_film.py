@@ -291,13 +291,13 @@ def test_workers_and_coordinators_are_killed_again_and_again(
     lengths = [lengths_of.randrange(8, 40) for _ in range(7 * kills)]
     clip, log = make_clip(tmp_path / "clip.mp4", lengths), tmp_path / "log"
     alone(clip, tmp_path / "one.mp4")
-    monkeypatch.setenv("DOUBLE_SECONDS", "0.03")
+    monkeypatch.setenv("DOUBLE_SECONDS", "0.02")
     monkeypatch.setenv("DOUBLE_LOG", str(log))
     output, before, chosen = tmp_path / "two.mp4", worker_processes(), random.Random(4)
     while not output.exists():
         process = coordinator(clip, output, model, chosen.choice((2, 3, 4)))
         while process.poll() is None:
-            time.sleep(chosen.uniform(0.3, 1.0) if kills else 0.1)
+            time.sleep(chosen.uniform(0.3, 0.8) if kills else 0.1)
             running = [p for p in worker_processes() - before if _is_at_work(p)]
             if kills and len(running) > 1:
                 kills -= 1
