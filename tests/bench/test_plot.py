@@ -23,6 +23,7 @@ def test_a_plot_is_drawn(tmp_path: Path, result: BenchResult) -> None:
     assert "measured ceilings" in text
 
 
+@pytest.mark.slow
 def test_plots_of_a_result_without_ceilings(tmp_path: Path, result: BenchResult) -> None:
     """Nothing is drawn that was not measured."""
     none = Ceilings(matrix_flops=None, copy_bytes=None, method="none")

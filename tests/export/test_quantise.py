@@ -198,6 +198,7 @@ def test_only_residual_convolutions_are_quantised(
         assert rounded_weights(bundle.graph(name)) == quantised
 
 
+@pytest.mark.slow
 def test_scales_are_positive_and_zero_points_zero(int8_bundle: Path) -> None:
     """Scales and zero-points satisfy TensorRT's ONNX parser and the export's own check."""
     bundle = open_bundle(int8_bundle)

@@ -43,6 +43,7 @@ def go(tiny_bundle: Path) -> Run:
     return go
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(
     go: Run, inputs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_one_that_fails_does_not_stop_the_others(
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_all_into_one_new_folder_as_json(go: Run, inputs: list[Path], tmp_path: Path) -> None:
     """-o creates the folder; --json prints a list with a summary or an error for every input."""
     out = tmp_path / "out"
@@ -89,6 +91,7 @@ def test_all_into_one_new_folder_as_json(go: Run, inputs: list[Path], tmp_path: 
     assert len(json.loads(clean.stdout)) == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_left_if_all_fail(go: Run, inputs: list[Path], tmp_path: Path) -> None:
     """The folder created for the outputs is removed again."""
     result = go(inputs[1], tmp_path / "missing.mp4", "-o", tmp_path / "out")
@@ -106,6 +109,7 @@ def test_options_about_one_input(go: Run, inputs: list[Path], tmp_path: Path, op
     assert not (tmp_path / "clip_x4.mp4").exists()
 
 
+@pytest.mark.slow
 def test_an_output_that_is_not_a_folder(go: Run, inputs: list[Path], tmp_path: Path) -> None:
     """Several inputs cannot be written to a file, existing or new."""
     (tmp_path / "file").write_text("mine")
@@ -167,6 +171,7 @@ def test_a_batch_is_continued(go: Run, clips: list[Path]) -> None:
     assert made.stat().st_mtime_ns != before.st_mtime_ns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["text", "another size"])
 def test_another_file_in_the_place_of_an_output(go: Run, clips: list[Path], content: str) -> None:
     """It does not count as finished, and is not replaced."""
@@ -199,6 +204,7 @@ def test_finished_image_folders(tmp_path: Path) -> None:
     assert not was_finished(folder, tmp_path / "empty", ReadOptions())
 
 
+@pytest.mark.slow
 def test_own_outputs_are_left_out(go: Run, clips: list[Path], tmp_path: Path) -> None:
     """A second run on all files of a folder upscales no output again, and says so."""
     assert go(*clips).exit_code == 0

@@ -85,6 +85,7 @@ def _frames(source: ImageSource) -> Iterator[Frame]:
 _READ = ImageSource.__iter__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["read", "network", "write", "part"])
 def test_an_error_in_any_stage(
     stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,7 @@ def test_the_only_top_level_name_is_the_projects(wheel: zipfile.Path) -> None:
     assert (dist_info(wheel) / "top_level.txt").read_text().split() == ["rbvsr_deploy"]
 
 
+@pytest.mark.slow
 def test_every_module_is_in_its_place_and_nothing_else(wheel: zipfile.Path) -> None:
     """It has exactly the Python files of the four folders: no tests, no benchmarks."""
     expected = {

@@ -489,6 +489,7 @@ class TestCommand:
         names = {path.name for path in real_clip.parent.iterdir()}
         assert names == {"clip.mp4", "clip_x4.mp4"}
 
+    @pytest.mark.slow
     def test_image_and_several(self, real_clip: Path, victim: Path, tmp_path: Path) -> None:
         """A refused input does not stop the others."""
         image = real_clip.with_name("one.png")
