@@ -184,7 +184,10 @@ def lost_of(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 def test_data_after_the_image_is_named(tmp_path: Path, suffix: str) -> None:
     """Phones append a video to a photograph; others append whatever they like."""
-    options = {".jpg": {"progressive": True, "exif": exif()}, ".webp": {"lossless": True}}
+    options: dict[str, dict[str, Any]] = {
+        ".jpg": {"progressive": True, "exif": exif()},
+        ".webp": {"lossless": True},
+    }
     path = save(tmp_path / f"a{suffix}", **options.get(suffix, {}))
     whole = path.read_bytes()
     assert not lost_of(path)
