@@ -64,7 +64,8 @@ def kernels(
     lines: list[str] = []
     logger, handler = logging.getLogger(flavours.__name__), Collector()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logger, "level", logging.DEBUG)
+        before = logger.level
+        logger.setLevel(logging.DEBUG)  # forgets which levels were off
         patch.setattr(logger, "propagate", False)
         logger.addHandler(handler)
         try:
@@ -76,6 +77,7 @@ def kernels(
                 compute_capability=compute_capability,
             )
         finally:
+            logger.setLevel(before)
             logger.removeHandler(handler)
     (listing,) = (line for line in lines if line.startswith("Layers:"))
     found = (_parsed(line) for line in listing.splitlines() if line.startswith("Name: "))
