@@ -45,12 +45,15 @@ class Provider:
     whole: bool = False
     """True if it takes a graph whole, with constant sizes, or not at all, and is checked against
     the CPU: every provider but ``cpu`` and ``cuda``."""
-    fixed: bool = False
-    """True if it has a session of its own for each size: ``cuda`` plans all convolutions again when
-    sizes change, and plug-ins leave the arithmetic on sizes to the CPU."""
     devices: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     """The ``OrtEpDevice`` of a plug-in; empty for a provider that is built in."""
     options: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def fixed(self) -> bool:
+        """True if it has a session of its own for each size: ``cuda`` plans all convolutions again
+        when sizes change, and plug-ins leave the arithmetic on sizes to the CPU."""
+        return self.execution_provider != CPU
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -140,7 +143,6 @@ def _register(ort: Any, name: str, plug_in: _PlugIn) -> Iterator[Provider]:
             hardware=described.get("FULL_DEVICE_NAME") or first.device.vendor,
             on_cpu=kind == "cpu",
             whole=True,
-            fixed=True,
             devices=(first,),
             options=_openvino_options(kind) if name == "openvino" else {},
         )
@@ -165,5 +167,4 @@ def _built_in(ort: Any, name: str) -> Provider:
         hardware=hardware,
         on_cpu=name == CPU,
         whole=name not in _BUILT_IN,
-        fixed=name != CPU,
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rbvsr_deploy.bundle.engine_sets import Flavour
 from rbvsr_deploy.engines.memory import failure
 from rbvsr_deploy.engines.tensorrt.tensor_types import (
+    dequantised,
     inputs_of,
     layers_of,
     outputs_of,
@@ -217,16 +218,13 @@ class TensorRT:
         # With FP16 allowed, coordinates and flow would become float16 as well. A preference, as
         # float32 kernels exist for every layer, and float16 ones may not; values are compared.
         config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
-        rounded: set[str] = set()
+        rounded = dequantised(network)
         for layer in layers_of(network):
-            outputs = list(outputs_of(layer))
-            if layer.type.name == "DEQUANTIZE":
-                rounded |= {tensor.name for tensor in outputs}
             # These have types of their own, and what reads rounded values is fused into int8.
             is_free = layer.type.name in ("CAST", "CONSTANT", "QUANTIZE", "DEQUANTIZE")
             if is_free or any(tensor.name in rounded for tensor in inputs_of(layer)):
                 continue
-            for i, tensor in enumerate(outputs):
+            for i, tensor in enumerate(outputs_of(layer)):
                 dtype = types[tensor.name]
                 if dtype in ("float16", "float32"):
                     layer.precision = getattr(self.module, dtype)

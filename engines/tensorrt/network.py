@@ -14,7 +14,12 @@ from typing import Any
 
 from rbvsr_deploy.bundle.onnx_reader import read_graph
 from rbvsr_deploy.engines.tensorrt.flavours import TensorRT
-from rbvsr_deploy.engines.tensorrt.tensor_types import inputs_of, layers_of, outputs_of
+from rbvsr_deploy.engines.tensorrt.tensor_types import (
+    dequantised,
+    inputs_of,
+    layers_of,
+    outputs_of,
+)
 from rbvsr_deploy.errors import EngineError
 from rbvsr_deploy.graphs import Precision
 
@@ -56,12 +61,7 @@ def check_network(
         EngineError: a layer violates this; the message names the first one.
     """
     layers = layers_of(network)
-    dequantised = {
-        output.name
-        for layer in layers
-        if layer.type.name == "DEQUANTIZE"
-        for output in outputs_of(layer)
-    }
+    rounded = dequantised(network)
     table: Counter[str] = Counter()
     for layer in layers:
         kind, dtype = layer.type.name, types[layer.get_output(0).name]
@@ -73,7 +73,7 @@ def check_network(
                     f"graph '{graph}': TensorRT reads the convolution '{layer.name}' as {dtype} in "
                     f"a {precision} bundle: export the checkpoint again"
                 )
-            if layer.get_input(0).name in dequantised:
+            if layer.get_input(0).name in rounded:
                 dtype = "int8"
         table[f"{kind} {dtype}"] += 1
     read, written = sum(layer.type.name in _CONVOLUTIONS for layer in layers), _convolutions(model)

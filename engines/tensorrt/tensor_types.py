@@ -13,7 +13,14 @@ from typing import Any
 from rbvsr_deploy.bundle.onnx_reader import ELEMENT_TYPES
 from rbvsr_deploy.errors import MissingDependencyError
 
-__all__ = ["inputs_of", "layers_of", "outputs_of", "reported_types", "types_from_graph"]
+__all__ = [
+    "dequantised",
+    "inputs_of",
+    "layers_of",
+    "outputs_of",
+    "reported_types",
+    "types_from_graph",
+]
 
 
 def layers_of(network: Any) -> list[Any]:
@@ -31,6 +38,12 @@ def inputs_of(owner: Any) -> Iterator[Any]:
 def outputs_of(owner: Any) -> Iterator[Any]:
     """Yield the outputs of a network or layer."""
     return (owner.get_output(i) for i in range(owner.num_outputs))
+
+
+def dequantised(network: Any) -> set[str]:
+    """Return the names of the tensors that were rounded to int8."""
+    layers = (layer for layer in layers_of(network) if layer.type.name == "DEQUANTIZE")
+    return {tensor.name for layer in layers for tensor in outputs_of(layer)}
 
 
 def reported_types(network: Any) -> dict[str, str]:

@@ -162,8 +162,8 @@ class Worker(Closing):
             self._send(Failed(task.number, _sentence(error)))
         else:
             self._send(done)
-        # A source, its decoder and their frames refer to each other; Python would find them after
-        # many tasks only, and they are megabytes each.
+        # PyAV's frames and their side data refer to each other: Python would find them after many
+        # tasks only, and they are megabytes each.
         gc.collect()
 
     def discard(self) -> None:

@@ -222,8 +222,8 @@ def upscale_each(
                 text = "out of memory: use a smaller memory limit"
             report(f"Failed: {text}")
             results.append(Failure(str(path), str(output), text))
-        # A source, its decoder and their frames refer to each other; Python would find them after
-        # many inputs only, and they are megabytes each.
+        # PyAV's frames and their side data refer to each other: Python would find them after many
+        # inputs only, and they are megabytes each.
         gc.collect()
     return results
 

@@ -281,7 +281,7 @@ def png_is_bounded(data: bytes) -> bool:
     that they can be inflated within seconds in any case.
     """
     parts = [
-        data[at + 8 : at + 8 + length] for at, length, name in _png_layout(data) if name == b"IDAT"
+        data[at + 8 : at + 8 + length] for at, length, name in png_layout(data) if name == b"IDAT"
     ]
     if sum(map(len, parts)) < _SMALL:
         return True
@@ -299,14 +299,14 @@ def png_is_bounded(data: bytes) -> bool:
 def png_pixels(data: bytes) -> bytes:
     """Return a PNG with nothing but its pixels, and with any damage to them."""
     return PNG + b"".join(
-        data[at : at + 12 + length] for at, length, name in _png_layout(data) if name in _PNG_PIXELS
+        data[at : at + 12 + length] for at, length, name in png_layout(data) if name in _PNG_PIXELS
     )
 
 
 def png_without_profile(data: bytes) -> bytes:
     """Return a PNG, animated or not, without its colour profile."""
     parts, begin = [], 0
-    for at, length, name in _png_layout(data):
+    for at, length, name in png_layout(data):
         if name == b"iCCP":
             parts.append(data[begin:at])
             begin = at + 12 + length
@@ -344,7 +344,7 @@ def _described(exif: Exif) -> bytes | None:
     return kept.tobytes().removeprefix(b"Exif\0\0") if len(kept) else None
 
 
-def _png_layout(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def png_layout(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Yield position, length of the content, and name of every chunk."""
     at = len(PNG)
     while at + 8 <= len(data):
@@ -355,7 +355,7 @@ def _png_layout(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield name and content of every undamaged chunk that is not for the pixels."""
-    for at, length, name in _png_layout(data):
+    for at, length, name in png_layout(data):
         if name not in _PNG_PIXELS:
             chunk = data[at : at + 12 + length]
             if chunk == _png_chunk(name, chunk[8:-4]):

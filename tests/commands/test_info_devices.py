@@ -14,7 +14,7 @@ from rbvsr_deploy.engines.providers import Provider
 
 CPU = Provider("cpu", "CPUExecutionProvider", "1.32.0", "x86_64", on_cpu=True)
 WEBGPU = Provider(
-    "webgpu", "WebGpuExecutionProvider", "0.4", "AMD", whole=True, fixed=True, devices=(object(),)
+    "webgpu", "WebGpuExecutionProvider", "0.4", "AMD", whole=True, devices=(object(),)
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from rbvsr_deploy.bundle import open_bundle
 from rbvsr_deploy.engines import onnx_runtime
 from rbvsr_deploy.engines.onnx_runtime import OnnxRuntimeEngine
-from rbvsr_deploy.engines.providers import CUDA, find_providers
+from rbvsr_deploy.engines.providers import CUDA, Provider, find_providers
 from rbvsr_deploy.engines.sessions import open_session
 from rbvsr_deploy.errors import DeviceMemoryError, EngineError
 
@@ -23,9 +23,7 @@ FRAMES = np.random.default_rng(0).random((4, 3, 24, 32), np.float32)
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, int]]]:
     """Make the CPU a provider with a session for each size; the sessions that are opened."""
-    providers, missing = find_providers()
-    cpu = replace(providers["cpu"], fixed=True)
-    monkeypatch.setattr(onnx_runtime, "find_providers", lambda: ({"cpu": cpu}, missing))
+    monkeypatch.setattr(Provider, "fixed", True)
     sizes: list[tuple[str, dict[str, int]]] = []
 
     def recording(bundle: Any, graph: str, provider: Any, **options: Any) -> Any:

@@ -26,14 +26,7 @@ from rbvsr_deploy.runtime.stream import Settings, Stream
 from tests.conftest import moving_clip
 
 DOUBLE = Provider(
-    "openvino",
-    "DoubleProvider",
-    "1.0",
-    "a double",
-    on_cpu=True,
-    whole=True,
-    fixed=True,
-    devices=(object(),),
+    "openvino", "DoubleProvider", "1.0", "a double", on_cpu=True, whole=True, devices=(object(),)
 )
 
 

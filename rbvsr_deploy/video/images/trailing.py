@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from rbvsr_deploy.video.image_metadata import png_layout
+
 __all__ = ["trailing_data"]
 
 # A marker of a JPEG, other than those within the data of a scan.
@@ -41,12 +43,8 @@ def _end_of(data: bytes, name: str) -> int:
     if name == "WEBP":
         return 8 + int.from_bytes(data[4:8], "little")  # the length of its RIFF chunk
     if name == "PNG":
-        at = 8
-        while at + 8 <= len(data):
-            is_last = data[at + 4 : at + 8] == b"IEND"
-            at += 12 + int.from_bytes(data[at : at + 4], "big")
-            if is_last:
-                return at
+        ends = (at + 12 + length for at, length, kind in png_layout(data) if kind == b"IEND")
+        return next(ends, len(data))
     return len(data)
 
 
