@@ -7,15 +7,14 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import onnx
-import portalocker
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ from rbvsr_deploy.export.onnx_export import convert_opset, export_graph
 from rbvsr_deploy.export.to_bundle import export_bundle
 from rbvsr_deploy.graphs import GraphSpec, Precision
 from rbvsr_deploy.model import RealBasicVSR, RealBasicVSRConfig
-from tests.support.kept_exports import kept_export
+from tests.support.kept_exports import kept_export, kept_export_unless_made
 
 DATA = Path(__file__).parent / "data"
 
@@ -174,57 +173,39 @@ def short_clip(sample: Path, path: Path, *, frames: int = 6) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a RealBasicVSR checkpoint of a few kilobytes, shared by all workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    path = folder / "tiny" / "tiny.safetensors"
-    path.parent.mkdir(exist_ok=True)
+    """Return the path of a RealBasicVSR checkpoint of a few kilobytes."""
     metadata = {"license": "CC0-1.0", "provenance": "random weights", "refine_threshold": "5"}
 
-    def make(kept: Path) -> None:
-        save_file(tiny_model().state_dict(), kept, metadata=metadata)
+    def make(path: Path) -> None:
+        save_file(tiny_model().state_dict(), path, metadata=metadata)
 
-    with portalocker.Lock(path.with_name("checkpoint.lock"), timeout=600):
-        if not path.exists():
-            # With its bundles, which name its checksum: that changes with the metadata's order.
-            shutil.copy(kept_export(path.name, make), path)
-    return path
+    # Kept with its bundles, which name its checksum: that changes with the metadata's order.
+    kept = kept_export("tiny.safetensors", make)
+    return Path(shutil.copy(kept, tmp_path_factory.mktemp("tiny")))
 
 
-def _export_once(checkpoint: Path, precision: Precision, *, wait: bool = True) -> Path | None:
-    """Export a bundle of the tiny network, unless a worker or an earlier run has; ``None`` if a
-    worker is at it.
-    """
-    path = checkpoint.with_name(f"tiny-{precision}.plan")
-    how = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
-    try:
-        lock = path.with_name(f"{precision}.lock")
-        with portalocker.Lock(
-            lock, timeout=600 if wait else 0, fail_when_locked=not wait, flags=how
-        ):
-            if not path.exists():
-                make = functools.partial(export_bundle, checkpoint, precision=precision)
-                shutil.copy(kept_export(path.name, make), path)
-    except portalocker.LockException:
-        if wait:
-            raise
-        return None
-    return path
+def _export(checkpoint: Path, precision: Precision) -> tuple[str, Callable[[Path], object]]:
+    """Return the name of a bundle of the tiny network, and what exports it."""
+    return f"tiny-{precision}.plan", functools.partial(
+        export_bundle, checkpoint, precision=precision
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """Return the path of the tiny network's float32 bundle."""
-    path = _export_once(tiny_checkpoint, "float32", wait=False)
-    if path is None:  # exports the other one meanwhile
-        _export_once(tiny_checkpoint, "float16", wait=False)
-    return path or cast(Path, _export_once(tiny_checkpoint, "float32"))
+    kept = kept_export_unless_made(*_export(tiny_checkpoint, "float32"))
+    if kept is None:  # exports the other one meanwhile
+        kept_export_unless_made(*_export(tiny_checkpoint, "float16"))
+        kept = kept_export(*_export(tiny_checkpoint, "float32"))
+    return Path(shutil.copy(kept, tiny_checkpoint.parent))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle_float16(tiny_checkpoint: Path) -> Path:
     """Return the path of the tiny network's float16 bundle."""
-    return cast(Path, _export_once(tiny_checkpoint, "float16"))
+    kept = kept_export(*_export(tiny_checkpoint, "float16"))
+    return Path(shutil.copy(kept, tiny_checkpoint.parent))
 
 
 @pytest.fixture

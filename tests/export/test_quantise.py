@@ -564,17 +564,18 @@ def test_tensorrt_rtx_reads_and_builds_int8(int8_bundle: Path) -> None:
     """In the parsed networks, quantised convolutions take dequantised inputs and weights, and their
     sums a dequantised skip; all seven graphs are built without a GPU.
     """
-    trt = pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx")
     from rbvsr_deploy.engines.tensorrt.build import build_engine_set
     from rbvsr_deploy.engines.tensorrt.flavours import load_flavour
+    from rbvsr_deploy.engines.tensorrt.tensor_types import layers_of
 
     bundle = open_bundle(int8_bundle)
-    logger = trt.Logger(trt.Logger.ERROR)
+    rtx = load_flavour("tensorrt-rtx")  # TensorRT keeps the first logger of a process
     for name in QUANTISED:
-        network = trt.Builder(logger).create_network(0)
-        parser = trt.OnnxParser(network, logger)
+        network = rtx.create_network(rtx.module.Builder(rtx.logger))
+        parser = rtx.module.OnnxParser(network, rtx.logger)
         assert parser.parse(bundle.graph(name))
-        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        layers = layers_of(network)
         producers = {layer.get_output(0).name: layer.type.name for layer in layers}
         kinds = [
             (layer.type.name, [producers.get(layer.get_input(i).name) for i in range(2)])
@@ -585,7 +586,7 @@ def test_tensorrt_rtx_reads_and_builds_int8(int8_bundle: Path) -> None:
         assert kinds.count(("ELEMENTWISE", ["DEQUANTIZE", "CONVOLUTION"])) == 1
 
     engine_set, plans = build_engine_set(
-        load_flavour("tensorrt-rtx"),
+        rtx,
         bundle.manifest,
         bundle.graphs(),
         profile=ShapeProfile(),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import portalocker
 
-__all__ = ["kept_export"]
+__all__ = ["kept_export", "kept_export_unless_made"]
 
 _ROOT = Path(__file__).parents[2]
 _SOURCES = (
@@ -41,13 +41,28 @@ def kept_export(name: str, make: Callable[[Path], object]) -> Path:
         name: of its file.
         make: writes it to a path, unless one of the same sources and libraries is there.
     """
-    folder = _folder()
-    path = folder / name
-    with portalocker.Lock(folder / f"{name}.lock", timeout=600):
-        if not path.exists():
-            unfinished = folder / f"unfinished-{name}"
-            make(unfinished)
-            os.replace(unfinished, path)
+    with portalocker.Lock(_folder() / f"{name}.lock", timeout=600):
+        return _made(name, make)
+
+
+def kept_export_unless_made(name: str, make: Callable[[Path], object]) -> Path | None:
+    """Like :func:`kept_export`, but return ``None`` at once if another process is making it."""
+    how = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+    try:
+        with portalocker.Lock(
+            _folder() / f"{name}.lock", timeout=0, fail_when_locked=True, flags=how
+        ):
+            return _made(name, make)
+    except portalocker.LockException:
+        return None
+
+
+def _made(name: str, make: Callable[[Path], object]) -> Path:
+    path = _folder() / name
+    if not path.exists():
+        unfinished = path.with_name(f"unfinished-{name}")
+        make(unfinished)
+        os.replace(unfinished, path)
     return path
 
 
