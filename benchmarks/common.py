@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,20 @@ def upscale(
     engine: Engine, images: NDArray[np.uint8], settings: Settings, *, cuts: Iterable[int] = ()
 ) -> Frames:
     """Upscale a clip; a new scene begins at every frame whose number is among the cuts."""
-    outputs: Frames = []
+    return list(upscaled_frames(engine, images, settings, cuts=cuts))
+
+
+def upscaled_frames(
+    engine: Engine, images: NDArray[np.uint8], settings: Settings, *, cuts: Iterable[int] = ()
+) -> Iterator[Image]:
+    """Yield the frames of :func:`upscale` as they are made."""
     starts = set(cuts)
     with Stream(engine, settings, size=images.shape[1:3]) as stream:
         for number, image in enumerate(images):
-            outputs += [output.image for output in stream.push(image, cut=number in starts)]
-        outputs += [output.image for output in stream.flush()]
-    return outputs
+            for output in stream.push(image, cut=number in starts):
+                yield output.image
+        for output in stream.flush():
+            yield output.image
 
 
 def difference(one: Image, other: Image) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import environment, parse_size, read_clip, upscale
+from common import environment, parse_size, read_clip, upscale, upscaled_frames
 
 from rbvsr_deploy.bench.graph_timing import RUNS_PER_FRAME, graph_inputs
 from rbvsr_deploy.engines import Engine, open_engine
@@ -256,7 +256,8 @@ def one(name: str, place: Path) -> None:
         with open_engine(place / "model.plan", device="cpu") as engine:
             upscale(engine, images[:1], Settings())
             start = time.perf_counter()
-            for number, image in enumerate(upscale(engine, images, Settings(cleanings=1))):
+            made = upscaled_frames(engine, images, Settings(cleanings=1))
+            for number, image in enumerate(made):
                 outputs[number] = image
             took = time.perf_counter() - start
     print(took / len(images))

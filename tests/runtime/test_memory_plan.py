@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -51,6 +53,18 @@ def test_the_plan_fits(gib: int, on_cpu: bool) -> None:
     held += 2 * chosen.batch * chosen.band * 1280 * 1024 * 2
     assert held < gib * GIB
     assert chosen.window >= 1
+
+
+@pytest.mark.parametrize(("height", "band"), [(40, 40), (180, 90), (720, 45), (1080, 68)])
+def test_a_cpu_does_a_wide_head_in_bands(height: int, band: int) -> None:
+    """However much memory there is; a GPU, and a narrow head with a large halo, take it at once."""
+    size = height, 16 * height // 9
+    network = dataclasses.replace(PUBLISHED, precision="float32")
+    compact = dataclasses.replace(network, head_channels=48, reconstruction_blocks=4)
+    of = functools.partial(choose_plan, height=size[0], width=size[1], memory=80 * GIB, longest=9)
+    assert of(network, on_cpu=True).band == band
+    assert of(network, on_cpu=False).band == height
+    assert of(compact, on_cpu=True).band == (270 if height == 1080 else height)
 
 
 def test_waiting_frames_get_the_memory_that_is_left() -> None:
