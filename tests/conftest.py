@@ -61,6 +61,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_what_stays() -> Iterator[None]:
+    """As above, for what the tests of a module imported."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _key_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Engines are signed with a key of their own, not with that of whoever runs the tests."""

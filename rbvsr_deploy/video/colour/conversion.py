@@ -7,6 +7,7 @@ those, swscale only resamples chroma and the H.273 matrix is applied here.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from rbvsr_deploy.video.colour.planes import planes_of
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.video.format import VideoFormat
+    from av.video.reformatter import VideoReformatter
     from numpy.typing import NDArray
 
 __all__ = ["from_rgb", "opacity_of", "resized", "to_rgb"]
@@ -125,10 +127,9 @@ def from_rgb(
         frame = _planar(image, opacity, target=target, colour=colour)
     # The converted frame inherits the tag; it has no meaning for RGB.
     frame.colorspace = colour.matrix
-    conversion = {"dst_color_range": colour.range, "interpolation": _ACCURATE}
-    frame = frame.reformat(format=pix_fmt, **conversion)
+    frame = _reformatted(frame, pix_fmt, dst_color_range=colour.range)
     if lies_left(target):
-        frame = to_left(frame).reformat(format=pix_fmt, **conversion)
+        frame = _reformatted(to_left(frame), pix_fmt, dst_color_range=colour.range)
     if not target.is_rgb:
         frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
@@ -145,8 +146,28 @@ def _renamed(frame: VideoFrame) -> VideoFrame:
     return renamed
 
 
-def _reformatted(frame: VideoFrame, pix_fmt: str) -> VideoFrame:
-    return frame.reformat(format=pix_fmt, interpolation=_ACCURATE)
+class _Reformatters(threading.local):
+    """Keeps the thread's contexts of swscale by source and target format: a new one for every
+    frame, which starts threads, takes 0.3 to 0.7 ms (320x180 to RGB in 0.6 instead of 1.0 ms).
+    """
+
+    def __init__(self) -> None:
+        self.of_formats: dict[tuple[str, str], VideoReformatter] = {}
+
+
+_reformatters = _Reformatters()
+
+
+def _reformatted(
+    frame: VideoFrame, pix_fmt: str, *, dst_color_range: int | None = None
+) -> VideoFrame:
+    from av.video.reformatter import VideoReformatter
+
+    formats = frame.format.name, pix_fmt
+    reformatter = _reformatters.of_formats.setdefault(formats, VideoReformatter())
+    return reformatter.reformat(
+        frame, format=pix_fmt, interpolation=_ACCURATE, dst_color_range=dst_color_range
+    )
 
 
 def _packed(image: Image, opacity: Image | None) -> VideoFrame:
