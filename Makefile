@@ -22,14 +22,14 @@ demo: .venv-demo/installed
 	.venv-demo/bin/python -m pip install --quiet --upgrade '.[cpu]'
 	touch $@
 
-# Runs all tests in a developer's environment: an editable install with all extras. Most tests use one core, so two run
+# Runs all tests in a developer's environment: an editable install with all extras. Most tests use one core, so three run
 # in parallel.
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Runs the tests that take less than half a second each, for use during development.
 test-fast: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 # Writes the baseline of counted work again (tests/bench/test_gate.py), after a change that moves it.
 counts: .venv/installed

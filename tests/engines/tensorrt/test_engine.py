@@ -36,7 +36,7 @@ from tests.conftest import moving_clip
 from tests.support.cuda_double import DriverDouble, Operation
 from tests.support.tensorrt_double import PlansDouble, candidate, open_double, small_bundle
 
-SCHEDULES = 1000
+SCHEDULES = 600
 
 WAITS = ("synchronise", "synchronise_stream", "is_done")
 
