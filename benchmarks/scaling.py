@@ -196,7 +196,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             part.tick_params(axis="x", rotation=30 if axis == "size" else 0)
     grid[0, 0].set_ylabel("ms per frame")
     grid[1, 0].set_ylabel("peak memory, MiB")
-    grid[0, 0].legend(loc="center right")
+    grid[0, 0].legend(loc="lower right")
     calm = "" if result["calm"]["calm"] else "; the machine was not calm"
     figure.suptitle(f"{result['engine'].split(' (')[0]}, {result['processors']} cores{calm}")
     figure.savefig(path, dpi=100)

@@ -104,6 +104,49 @@ def scaling() -> str:
     return table(headings, rows)
 
 
+def command() -> str:
+    """The command from several source trees; ratios are to the first."""
+    labels = {
+        "before": "0.1.0 (a49ab58), its model",
+        "after": "this version, the same weights",
+        "shipped": "this version, its own model",
+    }
+    runs = load("command")["runs"]
+
+    def least(name: str, key: str) -> float:
+        return float(min(run[key] for run in runs[name]))
+
+    rows = []
+    for name, label in labels.items():
+        seconds, cpu = least(name, "seconds"), least(name, "cpu_seconds")
+        network = min(run["stages"]["network"] for run in runs[name])
+        rows.append(
+            [
+                label,
+                f"{runs[name][0]['frames'] / seconds:.2f}",
+                f"{least('before', 'seconds') / seconds:.2f}",
+                f"{cpu:.1f}",
+                f"{least('before', 'cpu_seconds') / cpu:.2f}",
+                f"{max(run['peak_mib'] for run in runs[name])}",
+                f"{100 * network / seconds:.0f} %",
+            ]
+        )
+    headings = ["", "frames/s", "times", "CPU seconds", "times less", "peak memory, MiB"]
+    return table([*headings, "network's share of the time"], rows)
+
+
+def published() -> str:
+    """The published size under ONNX Runtime and eager PyTorch."""
+    labels = {"eager": "PyTorch, eager", "onnxruntime": "ONNX Runtime"}
+    rows = []
+    for name, label in labels.items():
+        runs = load("published")["runs"][name]
+        figures = (min(run[key] for run in runs) for key in ("per_frame", "cpu_seconds"))
+        peak = min(run["peak_mib"] for run in runs)
+        rows.append([label, *(f"{figure:.2f}" for figure in figures), str(peak)])
+    return table(["", "seconds per frame", "CPU seconds in all", "peak memory, MiB"], rows)
+
+
 def lookahead() -> str:
     """Root mean square error by lookahead and clip."""
     first, larger = load("lookahead"), load("lookahead-320x180")
@@ -231,6 +274,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "machines": machines,
     "graphs": graphs,
     "scaling": scaling,
+    "command": command,
+    "published": published,
     "lookahead": lookahead,
     "seams": seams,
     "data-loading": data_loading,

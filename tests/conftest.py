@@ -46,8 +46,8 @@ sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let two workers begin with different work: while one exports the tiny network for the first
-    tests, the other trains, instead of waiting for the bundle.
+    """Let the workers begin with different work: while one exports the tiny network for the first
+    tests, another trains, instead of waiting for the bundle.
     """
     training = Path(__file__).parent / "training" / "test_run.py"
     first = items[0].path if items else None
