@@ -6,6 +6,7 @@ cannot be measured is ``null``, and ``missing`` says why.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import msgspec
@@ -271,7 +272,8 @@ class BenchResult(_Record, frozen=True):
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a result."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **msgspec.json.schema(BenchResult),
-    }
+    schema = msgspec.json.schema(BenchResult)
+    for definition in schema["$defs"].values():
+        # Docstrings, which only Python 3.13 and later unindent by themselves.
+        definition["description"] = inspect.cleandoc(definition["description"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

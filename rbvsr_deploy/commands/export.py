@@ -62,7 +62,8 @@ __all__ = ["export"]
     "--int8",
     "precision",
     flag_value="int8",
-    help="Like --fp16, with int8 for the residual blocks (for GPUs); needs --calibrate.",
+    help="Like --fp16, with int8 for the residual blocks (for GPUs and OpenVINO); needs "
+    "--calibrate.",
 )
 @click.option(
     "--calibrate",

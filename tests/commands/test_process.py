@@ -241,7 +241,9 @@ CLEANS_UP = """from rbvsr_deploy import signals
             print('ready', flush=True); time.sleep(60)
         finally:
             time.sleep(1.5); print('cleaned', flush=True)"""
-HAS_A_CHILD = """from rbvsr_deploy import signals
+HAS_A_CHILD = """import warnings
+        from rbvsr_deploy import signals
+        warnings.simplefilter('ignore')  # Python 3.12 and later warn of forks beside threads
         signals._PATIENCE = 0.1
         if (child := os.fork()) == 0:
             time.sleep(60)

@@ -39,6 +39,7 @@ FOLDER_CALLS = (
 
 def install() -> None:
     """Change this process; there is no way back."""
+    import asyncio  # noqa: F401  this Python's own reads os.sysconf, from 3.12 on
     import fcntl
 
     _import_for_windows("portalocker", msvcrt=_msvcrt(fcntl))
