@@ -54,11 +54,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path != first, item.path != training))
 
 
+# Nothing is collected before the tests begin: imports leave no garbage.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector leave out all that was imported, a million objects that stay: it
     would look through them whenever a test, a worker or a batch collects.
     """
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
