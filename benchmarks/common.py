@@ -89,6 +89,11 @@ def upscaled_frames(
             yield output.image
 
 
+def shortest(runs: list[dict[str, Any]], name: str) -> float:
+    """Return the least of a figure that every run has."""
+    return float(min(run[name] for run in runs))
+
+
 def difference(one: Image, other: Image) -> NDArray[np.float32]:
     """Return the absolute difference of two images, in levels of 255."""
     return np.abs(one.astype(np.float32) - other.astype(np.float32))

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import environment, parse_size, read_clip, upscale, upscaled_frames
+from common import environment, parse_size, read_clip, shortest, upscale, upscaled_frames
 
 from rbvsr_deploy.bench.graph_timing import RUNS_PER_FRAME, graph_inputs
 from rbvsr_deploy.engines import Engine, open_engine
@@ -67,10 +67,6 @@ def child(
             "peak_mib": round(usage.ru_maxrss / 1024),
             "output": output.read().decode(),
         }
-
-
-def shortest(runs: list[dict[str, Any]], name: str) -> float:
-    return float(min(run[name] for run in runs))
 
 
 def finish(result: dict[str, Any], json_path: Path | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import msgspec
+from common import shortest
 
 from rbvsr_deploy.bench import result as bench_result
 from rbvsr_deploy.bench.result import BenchResult, json_schema
@@ -112,22 +113,19 @@ def command() -> str:
         "shipped": "this version, its own model",
     }
     runs = load("command")["runs"]
-
-    def least(name: str, key: str) -> float:
-        return float(min(run[key] for run in runs[name]))
-
-    rows = []
+    first, rows = runs["before"], []
     for name, label in labels.items():
-        seconds, cpu = least(name, "seconds"), least(name, "cpu_seconds")
-        network = min(run["stages"]["network"] for run in runs[name])
+        made = runs[name]
+        seconds, cpu = shortest(made, "seconds"), shortest(made, "cpu_seconds")
+        network = min(run["stages"]["network"] for run in made)
         rows.append(
             [
                 label,
-                f"{runs[name][0]['frames'] / seconds:.2f}",
-                f"{least('before', 'seconds') / seconds:.2f}",
+                f"{made[0]['frames'] / seconds:.2f}",
+                f"{shortest(first, 'seconds') / seconds:.2f}",
                 f"{cpu:.1f}",
-                f"{least('before', 'cpu_seconds') / cpu:.2f}",
-                f"{max(run['peak_mib'] for run in runs[name])}",
+                f"{shortest(first, 'cpu_seconds') / cpu:.2f}",
+                f"{max(run['peak_mib'] for run in made)}",
                 f"{100 * network / seconds:.0f} %",
             ]
         )
@@ -141,9 +139,9 @@ def published() -> str:
     rows = []
     for name, label in labels.items():
         runs = load("published")["runs"][name]
-        figures = (min(run[key] for run in runs) for key in ("per_frame", "cpu_seconds"))
-        peak = min(run["peak_mib"] for run in runs)
-        rows.append([label, *(f"{figure:.2f}" for figure in figures), str(peak)])
+        figures = (shortest(runs, key) for key in ("per_frame", "cpu_seconds"))
+        peak = f"{shortest(runs, 'peak_mib'):.0f}"
+        rows.append([label, *(f"{figure:.2f}" for figure in figures), peak])
     return table(["", "seconds per frame", "CPU seconds in all", "peak memory, MiB"], rows)
 
 

@@ -57,7 +57,9 @@ def test_the_plan_fits(gib: int, on_cpu: bool) -> None:
 
 @pytest.mark.parametrize(("height", "band"), [(40, 40), (180, 90), (720, 45), (1080, 68)])
 def test_a_cpu_does_a_wide_head_in_bands(height: int, band: int) -> None:
-    """However much memory there is; a GPU, and a narrow head with a large halo, take it at once."""
+    """However much memory there is. A GPU takes it at once, and a narrow head with a large halo is
+    done in bands only where the frame is large.
+    """
     size = height, 16 * height // 9
     network = dataclasses.replace(PUBLISHED, precision="float32")
     compact = dataclasses.replace(network, head_channels=48, reconstruction_blocks=4)
